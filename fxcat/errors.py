@@ -1,0 +1,50 @@
+"""Every error that a user can cause: what happened, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class FxcatError(Exception):
+    """Base of all fxcat errors."""
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        lines = [what]
+        if where:
+            lines.append(f"  where: {where}")
+        if remedy:
+            lines.append(f"  what to do: {remedy}")
+        super().__init__("\n".join(lines))
+
+
+class InputError(FxcatError):
+    """An argument of the wrong type, shape or value."""
+
+
+class CaptureError(FxcatError):
+    """The model cannot be captured as a graph."""
+
+
+class NothingToPruneError(FxcatError):
+    """The model has neither a unit nor a section that could be removed."""
+
+
+class TargetError(FxcatError):
+    """A target or pressure that is out of range or cannot be reached."""
+
+
+class PlanError(FxcatError):
+    """A gate setting that cannot be turned into a network."""
+
+
+class ExportError(FxcatError):
+    """The ONNX export failed or does not compute what the module computes."""
+
+
+class TrainingError(FxcatError):
+    """Training cannot go on."""
+
+
+class StorageError(FxcatError):
+    """A file cannot be read or written."""

@@ -1,0 +1,165 @@
+"""`GatedModule`: a network with gates, which can be trained, looked at, shrunk and finalized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import networkx as nx
+import torch
+from torch import nn
+
+from fxcat.costs import CostModel
+from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
+from fxcat.records import Cost, Group, Pinned, SectionInfo
+
+
+@dataclass(frozen=True, slots=True)
+class GatePart:
+    """A named part of the gate vector."""
+
+    name: str
+    kind: Literal["units", "section"]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What was found. `coverage`: share of the MACs in ops with at least one prunable axis or inside a section."""
+
+    groups: tuple[Group, ...]
+    sections: tuple[SectionInfo, ...]
+    pinned: tuple[Pinned, ...]
+    cost: Cost[int]
+    smallest: Cost[int]
+    coverage: float
+    costs: nx.DiGraph[str]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
+        return self
+
+
+class Program(Protocol):
+    """What the compiler does for a `GatedModule` (implemented in `fxcat.passes`)."""
+
+    def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
+        """A copy of the network without gates and without what is 0. The network is not changed."""
+        ...
+
+    def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
+        """Remove what is 0 from the network, in place. On an error nothing is changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """A network after a shrink: `keep` per parameter axis, and for new units and sections their old numbers."""
+
+    program: Program
+    parts: tuple[GatePart, ...]
+    cost_model: CostModel
+    structure: Structure
+    keep: Mapping[str, Mapping[int, torch.Tensor]]
+    unit_origin: torch.Tensor
+    section_origin: torch.Tensor
+
+
+class GatedModule(nn.Module):
+    """A captured network with gates. Made by `fxcat.prepare`; call it like the model it was made from.
+
+    In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
+    """
+
+    gate_vector: GateVector
+    cost_model: CostModel
+
+    def __init__(
+        self,
+        network: nn.Module,
+        program: Program,
+        parts: tuple[GatePart, ...],
+        cost_model: CostModel,
+        structure: Structure,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.structure = structure
+        self.start_cost = structure.cost
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        self.gate_vector = _vector(parts, dtype).to(device)
+        self.cost_model = cost_model.to(device)
+        self.program = program
+        self.parts = parts
+        self.train(network.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        samples = self.network.get_submodule(SAMPLES)
+        assert isinstance(samples, GateSamples)
+        samples.fill(_attribute_names(self.parts), self.gate_vector())
+        try:
+            return self.network(*args, **kwargs)
+        finally:
+            samples.clear()
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """The gates by name, in the order of the gate vector."""
+        result: dict[str, Gate] = {}
+        start = 0
+        for part in self.parts:
+            result[part.name] = Gate(part.name, part.kind, self.gate_vector, start, part.count)
+            start += part.count
+        return result
+
+    def weight_parameters(self) -> Iterator[nn.Parameter]:
+        """The network's own parameters: what the user's optimizer trains."""
+        return self.network.parameters()
+
+    def gate_parameters(self) -> Iterator[nn.Parameter]:
+        """The gates' probabilities θ: what the `GateController` trains."""
+        return self.gate_vector.parameters()
+
+    def expected_cost(self) -> Cost[torch.Tensor]:
+        """Expected MACs and parameters for one example, differentiable in θ; double scalars, absolute numbers."""
+        return self.cost_model.cost(self.gate_vector.units, self.gate_vector.sections)
+
+    def hard_cost(self) -> Cost[int]:
+        """MACs and parameters of what `finalize` would return now."""
+        hard = self.gate_vector.hard()
+        count = self.gate_vector.unit_count
+        cost = self.cost_model.cost(hard[:count], hard[count:])
+        return Cost(round(cost.macs.item()), round(cost.params.item()))
+
+    def finalized(self) -> nn.Module:
+        """The network without gates and without what is closed; `fxcat.finalize` is the public way."""
+        hard = self.gate_vector.hard()
+        count = self.gate_vector.unit_count
+        return self.program.finalized(self.network, hard[:count], hard[count:])
+
+    def shrink(self) -> Shrunk:
+        """Remove units and sections with θ ≤ ½ from the network, in place; the rest of θ is kept.
+
+        Parameter objects stay the same, with smaller data and gradients. Raises `PlanError`; then nothing changed.
+        """
+        hard, theta = self.gate_vector.hard(), self.gate_vector.theta.detach()
+        count = self.gate_vector.unit_count
+        shrunk = self.program.shrunk(self.network, hard[:count], hard[count:])
+        origin = torch.cat([shrunk.unit_origin, shrunk.section_origin + count]).to(theta.device)
+        self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
+        self.cost_model = shrunk.cost_model.to(theta.device)
+        self.gate_vector.restrict(origin, len(shrunk.unit_origin), tuple(p.count for p in self.parts))
+        self.train(self.training)
+        return shrunk
+
+
+def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:
+    units = sum(p.count for p in parts if p.kind == "units")
+    return GateVector(units, tuple(p.count for p in parts), dtype)
+
+
+def _attribute_names(parts: tuple[GatePart, ...]) -> tuple[str, ...]:
+    kinds = [p.kind for p in parts]
+    groups = kinds.count("units")
+    return (*(f"group{i}" for i in range(groups)), *(f"section{i}" for i in range(len(parts) - groups)))

@@ -1,0 +1,118 @@
+"""Gates: one flat vector of probabilities θ, samples of it, and named views for people.
+
+A gate is a 0/1 random variable ξ ~ Bernoulli(θ) that multiplies a unit or a section's output (arXiv 2205.04650,
+2406.04549, 2411.09127). All gates are sampled together, once per forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fxcat.errors import InputError
+
+SAMPLES = "fxcat_gates"
+"""Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
+
+
+class GateSamples(nn.Module):
+    """Gate values of one forward pass: tensors `group0`, `group1`, …, `section0`, … and index tensors."""
+
+    def __init__(self, indices: tuple[torch.Tensor, ...]) -> None:
+        super().__init__()
+        for i, index in enumerate(indices):
+            self.register_buffer(f"index{i}", index, persistent=False)
+        self.register_buffer("one", torch.ones(1), persistent=False)
+        self._names: tuple[str, ...] = ()
+
+    def fill(self, names: tuple[str, ...], values: tuple[torch.Tensor, ...]) -> None:
+        """Publish the values for one forward pass."""
+        self._names = names
+        self.__dict__.update(zip(names, values, strict=True))
+
+    def clear(self) -> None:
+        """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
+        for name in self._names:
+            self.__dict__.pop(name, None)
+        self._names = ()
+
+
+class GateVector(nn.Module):
+    """θ of all units, then of all sections, in one parameter of shape (U + S,); its gradient is straight-through."""
+
+    theta: nn.Parameter
+
+    def __init__(self, units: int, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(sum(sizes), dtype=dtype))
+        self.unit_count = units
+        self.sizes = sizes
+        self.sampling = True
+        self._generator = torch.Generator().manual_seed(0)
+
+    @property
+    def units(self) -> torch.Tensor:
+        return self.theta[: self.unit_count]
+
+    @property
+    def sections(self) -> torch.Tensor:
+        return self.theta[self.unit_count :]
+
+    def hard(self) -> torch.Tensor:
+        """0/1 gates as inference uses them: open where θ > ½."""
+        return (self.theta.detach() > 0.5).to(self.theta.dtype)
+
+    def forward(self) -> tuple[torch.Tensor, ...]:
+        """One sample per group and section, differentiable in θ by the straight-through estimator (§5.3)."""
+        if not self.training:
+            return self.hard().split(self.sizes)
+        theta = self.theta
+        if self.sampling:
+            draw = torch.rand(theta.shape, generator=self._generator).to(theta.device)
+            sample = (draw < theta.detach()).to(theta.dtype)
+        else:
+            sample = self.hard()
+        if theta.requires_grad and torch.is_grad_enabled():
+            sample = sample + (theta - theta.detach())
+        return sample.split(self.sizes)
+
+    def restrict(self, origin: torch.Tensor, units: int, sizes: tuple[int, ...]) -> None:
+        """Keep the entries `origin` only, as `units` units and then sections; the parameter object stays the same."""
+        gradient, self.theta.grad = self.theta.grad, None
+        self.theta.data = self.theta.detach()[origin]
+        self.theta.grad = None if gradient is None else gradient[origin]
+        self.unit_count, self.sizes = units, sizes
+
+    def seed(self, seed: int) -> None:
+        """Gates draw from a generator of their own, so that dropout and data order stay those of the plain run."""
+        self._generator.manual_seed(seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A named part of the gate vector: the units of a group, or one section."""
+
+    name: str
+    kind: Literal["units", "section"]
+    vector: GateVector
+    start: int
+    count: int
+
+    @property
+    def theta(self) -> torch.Tensor:
+        """Probabilities in [0, 1], shape (units,) or (1,) for a section. Shares memory: write into it to set gates."""
+        return self.vector.theta.detach()[self.start : self.start + self.count]
+
+    def set(self, values: torch.Tensor | float) -> None:
+        """Set all probabilities. Raises `InputError` for values outside [0, 1] or of another shape."""
+        new = torch.as_tensor(values, dtype=self.theta.dtype, device=self.theta.device)
+        if new.shape not in (torch.Size(()), self.theta.shape) or not bool(((new >= 0) & (new <= 1)).all()):
+            raise InputError(
+                f"gate {self.name!r} cannot take values of shape {tuple(new.shape)}",
+                where=self.name,
+                remedy=f"give one number, or {self.count} of them, in [0, 1]",
+            )
+        self.theta.copy_(new)

@@ -1,0 +1,92 @@
+"""All analyses of a captured graph, in order: labels → units → sections → costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from fxcat.costs import CostTerm
+from fxcat.passes import guards
+from fxcat.passes.chains import keep_rectangular
+from fxcat.passes.costing import cost_terms, full_macs
+from fxcat.passes.labels import Flow, flow_labels
+from fxcat.passes.sections import Section, find_sections
+from fxcat.passes.tracer import Guard
+from fxcat.passes.units import Units, resolve_units
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `prepare` was asked for: kinds of gates, and module paths to leave alone."""
+
+    units: bool = True
+    sections: bool = True
+    ignore: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Everything known about a graph. `graph` and `twin` hold example values; the weights are elsewhere."""
+
+    graph: fx.Graph
+    twin: nn.Module
+    guards: tuple[Guard, ...]
+    options: Options
+    flow: Flow
+    units: Units
+    sections: tuple[Section, ...]
+    terms: tuple[CostTerm, ...]
+    macs: dict[fx.Node, int]
+    inference: frozenset[fx.Node]
+
+
+def analyse(
+    graph: fx.Graph,
+    twin: nn.Module,
+    conditions: Sequence[Guard],
+    options: Options,
+    frozen: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
+) -> Analysis:
+    """Analyse a graph whose nodes hold example values. `frozen`: per parameter axis a mask of what must stay."""
+    flow = flow_labels(graph, twin, options.ignore)
+    guards.freeze_guarded(flow, graph, conditions)
+    for name, axes in (frozen or {}).items():
+        for axis, mask in axes.items():
+            if axis in flow.parameters.get(name, {}):
+                flow.freeze(flow.parameters[name][axis][mask], name, "frozen before the network shrank")
+    chains = keep_rectangular(flow, graph)
+    if not options.units:
+        for block in flow.blocks:
+            flow.freeze_block(block, "gates='layers': units are not gated")
+    units = resolve_units(flow, chains)
+    inference = reached(graph, 0)
+    macs = full_macs(flow, graph)
+    found = find_sections(graph, macs) if options.sections else ()
+    sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
+    terms = cost_terms(flow, units, sections, inference)
+    return Analysis(graph, twin, tuple(conditions), options, flow, units, sections, terms, macs, inference)
+
+
+def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:
+    """The nodes that the output of a phase needs (0: inference, 1: training)."""
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    wanted = output.args[0]
+    if output.meta.get("phases"):
+        wanted = wanted[phase]  # pyright: ignore
+    stack: list[fx.Node] = []
+    fx.map_arg(wanted, stack.append)
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack += node.all_input_nodes
+    return frozenset(seen)
+
+
+def _holds_ignored(section: Section, ignored: Sequence[str]) -> bool:
+    paths = [str(n.target) for n in section.nodes if n.op == "call_module"]
+    return any(p == i or p.startswith(i + ".") for p in paths for i in ignored)

@@ -1,0 +1,69 @@
+"""Label arrays: small helpers that know nothing about rules or graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+Labels: TypeAlias = "torch.Tensor | tuple[Labels, ...] | None"
+"""Labels of a value: an int64 tensor broadcastable to a tensor's shape, a tuple for tuples, None for the rest."""
+
+FROZEN = 0
+"""The label of everything that is always live."""
+
+
+def compress(labels: torch.Tensor) -> torch.Tensor:
+    """Size 1 along every axis over which the labels do not change."""
+    for axis in reversed(range(labels.dim())):
+        if labels.shape[axis] > 1:
+            first = labels.narrow(axis, 0, 1)
+            if bool((labels == first).all()):
+                labels = first
+    return labels
+
+
+def along(labels: torch.Tensor, axis: int, dims: int) -> torch.Tensor:
+    """1-D labels as an array of `dims` dimensions that varies along `axis`."""
+    return labels.reshape([-1 if a == axis % dims else 1 for a in range(dims)])
+
+
+def unlabelled(value: Any) -> Labels:
+    """Label 0 for every tensor in a value."""
+    if isinstance(value, torch.Tensor):
+        return torch.zeros((1,) * value.dim(), dtype=torch.int64)
+    if isinstance(value, tuple | list):
+        items: Iterable[Any] = value
+        return tuple(unlabelled(v) for v in items)
+    return None
+
+
+def leaves(labels: Labels) -> Iterable[torch.Tensor]:
+    """The label arrays inside a value's labels."""
+    if isinstance(labels, torch.Tensor):
+        yield labels
+    elif labels is not None:
+        for item in labels:
+            yield from leaves(item)
+
+
+def is_wide(labels: Labels) -> bool:
+    """Whether some array varies along more than one axis."""
+    return any(sum(size > 1 for size in array.shape) > 1 for array in leaves(labels))
+
+
+def varying_axis(labels: torch.Tensor) -> int | None:
+    """The only axis along which an array varies."""
+    return next((a for a, size in enumerate(labels.shape) if size > 1), None)
+
+
+def place(node: fx.Node) -> str:
+    """Where a node comes from, for people: its module path and op."""
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op in ("placeholder", "output", "get_attr"):
+        return str(node.target)
+    path = node.meta.get("path") or "(root)"
+    return f"{path}: {getattr(node.target, '__name__', str(node.target))}"

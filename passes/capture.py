@@ -1,0 +1,211 @@
+"""Capture: a model as one graph over its own modules.
+
+In: a model and example inputs. Out: `Captured`: a copy of the model, its meta twin (same structure, no data), one
+graph whose nodes hold example values, and the guards. If the model behaves differently in training, the graph holds
+both behaviours, with the nodes they share only once, and its output is `(inference, training)`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.errors import CaptureError, InputError
+from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.tracer import ExampleTracer, Guard
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A captured model. `twin` is for analysis, `root` (None while analysing only) has the weights."""
+
+    twin: nn.Module
+    graph: fx.Graph
+    guards: tuple[Guard, ...]
+    constants: Mapping[str, torch.Tensor]
+
+
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters, buffers and tensor attributes are on the meta device: no data is copied."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        members = [*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()]
+        for tensor in members:
+            if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
+                # the memo is keyed by id: what it maps must be of the same kind
+                empty = torch.empty_like(tensor.detach(), device="meta")
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(model, memo)
+
+
+def bind_inputs(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """Example inputs by parameter name of `forward`, tensors on the meta device.
+
+    Raises `InputError` when they do not fit its signature.
+    """
+    values = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    try:
+        bound = inspect.signature(model.forward).bind(*values)
+    except TypeError as error:
+        raise InputError(
+            f"example_inputs do not fit {type(model).__name__}.forward: {error}",
+            remedy="give a tensor, or a tuple with one entry per argument of forward",
+        ) from error
+    names: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if inspect.signature(model.forward).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            names |= {f"{name}_{i}": v for i, v in enumerate(value)}
+        else:
+            names[name] = value
+    for name, value in names.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"example input {name!r} is a {type(value).__name__}, not a tensor",
+                remedy="give tensors as example_inputs",
+            )
+    return {n: torch.empty_like(v, device="meta") for n, v in names.items()}
+
+
+def capture(model: nn.Module, example_inputs: Any) -> Captured:
+    """Trace a model in inference mode, and in training mode too if any of its Python looks at `training`.
+
+    Raises `CaptureError` (module path, source line, reason); the model is not touched.
+    """
+    inputs = bind_inputs(model, example_inputs)
+    twin = meta_twin(model)
+    reads = _watch_training(twin)
+    inference, guards, constants = _trace(twin, inputs, training=False)
+    if reads:
+        training, more, others = _trace(twin, inputs, training=True)
+        inference, renamed = _merge(inference, training)
+        guards += tuple(Guard(renamed[g.node], g.value) for g in more)
+        constants |= others
+    _functionalise(inference)
+    return Captured(twin, inference, guards, constants)
+
+
+def _trace(
+    twin: nn.Module, inputs: Mapping[str, Any], *, training: bool
+) -> tuple[fx.Graph, tuple[Guard, ...], dict[str, torch.Tensor]]:
+    known = set(vars(twin))
+    # A copy that nobody traced before: models that cache tensors break when traced twice.
+    twin.train(training)
+    for module in twin.modules():
+        # a leaf's example run must not check batch sizes or update statistics
+        if is_leaf(module):
+            module.training = False
+    tracer = ExampleTracer()
+    graph = tracer.trace_module(twin, inputs)
+    constants = {n: v for n, v in vars(twin).items() if n not in known and isinstance(v, torch.Tensor)}
+    return graph, tuple(tracer.guards), constants
+
+
+def _watch_training(twin: nn.Module) -> list[str]:
+    """Give every container a `training` property that notes who read it; leaves handle the mode themselves."""
+    reads: list[str] = []
+    classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+    def read(module: nn.Module) -> bool:
+        reads.append(type(module).__name__)
+        return module.__dict__["training"]
+
+    def write(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+    for module in twin.modules():
+        if is_leaf(module):
+            continue
+        cls = type(module)
+        if cls not in classes:
+            members = {"training": property(read, write), "__module__": cls.__module__}
+            classes[cls] = type(cls.__name__, (cls,), members)
+        module.__class__ = classes[cls]
+    return reads
+
+
+def _merge(inference: fx.Graph, training: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """One graph with both outputs; a node that both have (same op, target and arguments) appears once."""
+    merged = fx.Graph()
+    known: dict[Any, fx.Node] = {}
+    outputs: list[Any] = []
+    copies: dict[fx.Node, fx.Node] = {}
+    for graph in (inference, training):
+        occurrences: dict[Any, int] = {}
+        for node in graph.nodes:
+            if node.op == "output":
+                outputs.append(fx.map_arg(node.args[0], lambda n: copies[n]))
+                continue
+            key: Any = (node.op, node.target, _key(node.args, copies), _key(node.kwargs, copies))
+            # equal calls within one graph stay apart: they may be random or in place
+            occurrences[key] = occurrences.get(key, 0) + 1
+            key = (key, occurrences[key])
+            if key not in known:
+                known[key] = merged.node_copy(node, lambda n: copies[n])
+                known[key].meta = dict(node.meta)
+            copies[node] = known[key]
+    same = _key(outputs[0], {}) == _key(outputs[1], {})
+    result = merged.output(outputs[0] if same else tuple(outputs))
+    if not same:
+        result.meta["phases"] = True
+    _placeholders_first(merged)
+    return merged, copies
+
+
+def _key(argument: Any, copies: Mapping[fx.Node, fx.Node]) -> str:
+    return repr(fx.map_arg(argument, lambda n: copies.get(n, n)))
+
+
+def _placeholders_first(graph: fx.Graph) -> None:
+    nodes = list(graph.nodes)
+    first = nodes[0]
+    for node in nodes:
+        if node.op == "placeholder" and node is not first:
+            first.append(node)
+            first = node
+
+
+def _functionalise(graph: fx.Graph) -> None:
+    """What reads a value after an in-place op changed it reads the op's result instead.
+
+    Raises `CaptureError` for item assignment, which has no result to read.
+    """
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.target is operator.setitem:
+            raise CaptureError(
+                "assignment into a tensor", where=str(node.meta.get("path")), remedy="use torch.where or torch.cat"
+            )
+        if is_inplace(node) and isinstance(node.args[0], fx.Node):
+            changed = node.args[0]
+            later: Sequence[fx.Node] = [u for u in changed.users if order[u] > order[node]]
+            for user in later:
+                user.replace_input_with(changed, node)
+
+
+INPLACE_OPERATORS = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Whether a function or method node changes its first argument."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op != "call_function" or not isinstance(node.meta.get("value"), torch.Tensor):
+        return False
+    name = getattr(node.target, "__name__", "")
+    return node.target in INPLACE_OPERATORS or bool(node.kwargs.get("inplace")) or (
+        name.endswith("_") and not name.endswith("__")
+    )

@@ -1,0 +1,163 @@
+"""Values whose labels vary along several axes: keep them rectangular, or free a channel shuffle.
+
+A tensor can only lose whole slices. Where labels vary along two axes (heads × width, groups × channels), units are
+united along all axes but one. A chain of pure movements that starts and ends with one labelled axis (a channel
+shuffle) stays free: the rewrite may replace it by one `index_select`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.passes.arrays import Labels, compress, is_wide, leaves, place, varying_axis
+from fxcat.passes.execute import thaw
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Movements from `source` to `sink` that permute one axis: sink[i] = source[order[i]]."""
+
+    source: fx.Node
+    sink: fx.Node
+    inner: tuple[fx.Node, ...]
+    axis: int
+    order: torch.Tensor
+
+
+def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
+    """Unite labels until every value is rectangular or inside a free chain; the free chains are returned."""
+    wide = [n for n in graph.nodes if is_wide(flow.values.get(n))]
+    if not wide:
+        return ()
+    for node in [n for n in wide if n.op == "get_attr"]:
+        _settle_attribute(flow, node)
+    while True:
+        roots = torch.from_numpy(flow.roots())
+        still = [n for n in wide if n.op != "get_attr" and is_wide(_resolve(flow.values[n], roots))]
+        chains: list[Chain] = []
+        changed = False
+        for component in _components(still):
+            found = _free_chains(flow, component)
+            if found:
+                chains += found
+                continue
+            changed = True
+            for node in component:
+                _unite_but_one(flow, node, roots)
+        if not changed:
+            return tuple(chains)
+
+
+def _resolve(labels: Labels, roots: torch.Tensor) -> Labels:
+    if isinstance(labels, tuple):
+        return tuple(_resolve(item, roots) for item in labels)
+    return compress(roots[labels]) if isinstance(labels, torch.Tensor) else None
+
+
+def _settle_attribute(flow: Flow, node: fx.Node) -> None:
+    """A parameter that still varies along several axes after all its uses cannot be sliced: freeze it."""
+    labels = flow.values[node]
+    if is_wide(_resolve(labels, torch.from_numpy(flow.roots()))):
+        flow.freeze(labels, place(node), "parameter whose axes do not match the units it meets")
+
+
+def _components(nodes: list[fx.Node]) -> list[list[fx.Node]]:
+    """Connected sets of nodes, each in graph order."""
+    members = set(nodes)
+    seen: set[fx.Node] = set()
+    result: list[list[fx.Node]] = []
+    for node in nodes:
+        stack, found = [node], set[fx.Node]()
+        while stack:
+            current = stack.pop()
+            if current in members and current not in seen:
+                seen.add(current)
+                found.add(current)
+                stack += [*current.all_input_nodes, *current.users]
+        if found:
+            result.append([n for n in nodes if n in found])
+    return result
+
+
+def _free_chains(flow: Flow, component: list[fx.Node]) -> list[Chain]:
+    """The chains through a component of wide values, or nothing if it has to be united."""
+    inside = set(component)
+
+    def is_move(node: fx.Node) -> bool:
+        found = flow.rules.get(node)
+        return found is not None and found.movement
+
+    tensors = {
+        i
+        for n in component
+        for i in n.all_input_nodes
+        if i not in inside and isinstance(flow.values.get(i), torch.Tensor)
+    }
+    sinks = [u for n in component for u in n.users if u not in inside and isinstance(flow.values.get(u), torch.Tensor)]
+    if len(tensors) != 1 or not all(is_move(n) for n in [*component, *sinks]):
+        return []
+    source = tensors.pop()
+    shape = source.meta["value"].shape
+    labels = flow.of(source)
+    axis = varying_axis(labels)
+    if axis is None:
+        return []
+    order = torch.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    moved: dict[fx.Node, Labels] = {source: order}
+    for node in component:
+        moved[node] = move(node, moved, flow.root)
+    chains: list[Chain] = []
+    for sink in dict.fromkeys(sinks):
+        result = move(sink, moved, flow.root)
+        if not isinstance(result, torch.Tensor) or sink.meta["value"].shape != shape:
+            return []
+        if [s > 1 for s in result.shape] != [a == axis for a in range(len(shape))]:
+            return []
+        chains.append(Chain(source, sink, tuple(component), axis, result.reshape(-1)))
+    return chains
+
+
+def move(node: fx.Node, labels: dict[fx.Node, Labels], root: nn.Module) -> Labels:
+    """Run a movement on label arrays: the very op, on the labels expanded to the value's shape."""
+    def fill(argument: fx.Node) -> object:
+        value = argument.meta["value"]
+        if argument in labels and isinstance(value, torch.Tensor):
+            array = labels[argument]
+            assert isinstance(array, torch.Tensor)
+            return array.expand(value.shape).contiguous()
+        return thaw(argument)
+
+    args, kwargs = fx.map_arg(node.args, fill), fx.map_arg(node.kwargs, fill)
+    args = tuple(list(a) if isinstance(a, list) else a for a in args)
+    if node.op == "call_method":
+        result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    else:
+        function = node.target if callable(node.target) else root.get_submodule(str(node.target)).forward
+        result = function(*args, **kwargs)
+    return _compress_all(result)
+
+
+def _compress_all(value: Any) -> Labels:
+    if isinstance(value, torch.Tensor):
+        return compress(value)
+    if isinstance(value, tuple | list):
+        return tuple(_compress_all(item) for item in value)
+    return None
+
+
+def _unite_but_one(flow: Flow, node: fx.Node, roots: torch.Tensor) -> None:
+    for labels in leaves(flow.values[node]):
+        resolved = _resolve(labels, roots)
+        if not isinstance(resolved, torch.Tensor) or not is_wide(resolved):
+            continue
+        keep = next(a for a, size in enumerate(resolved.shape) if size > 1)
+        for axis, size in enumerate(resolved.shape):
+            if axis != keep and size > 1:
+                flow.unite(resolved, resolved.narrow(axis, 0, 1))

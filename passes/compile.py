@@ -1,0 +1,135 @@
+"""From a model to a network with gates, from there to a smaller network with gates, or to one without."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.costs import CostModel
+from fxcat.errors import NothingToPruneError
+from fxcat.gated import GatedModule, GatePart, Program, Shrunk
+from fxcat.gates import SAMPLES, GateSamples
+from fxcat.passes import rewrite
+from fxcat.passes.analysis import Analysis, Options, analyse
+from fxcat.passes.capture import Captured, capture
+from fxcat.passes.codegen import install
+from fxcat.passes.gating import GatedGraph, find_sites, insert_gates
+from fxcat.passes.plan import Plan, make_plan
+from fxcat.passes.structure import describe
+from fxcat.passes.units import NO_UNIT
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled(Program):
+    """The compiler's side of a `GatedModule`: the analysis of its graph. Never changed, so copies share it."""
+
+    analysis: Analysis
+    gated: GatedGraph
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        return self
+
+    def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
+        plan = make_plan(self.analysis, units, sections)
+        small = copy.deepcopy(network)
+        _remove_gates(small, self.gated)
+        rewrite.apply(small, self.analysis.graph, plan.graph, plan.keep, plan.buffers)
+        return small
+
+    def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
+        plan = make_plan(self.analysis, units, sections)
+        analysis = analyse(plan.graph, plan.twin, (), self.analysis.options, _frozen(self.analysis, plan))
+        compiled = _compile(analysis)
+        _remove_gates(network, self.gated)
+        rewrite.apply(network, self.analysis.graph, plan.graph, plan.keep, plan.buffers)
+        _add_gates(network, compiled.gated)
+        origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
+        parts = gate_parts(analysis)
+        return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
+
+
+def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModule:
+    """Capture, analyse and gate a copy of `model`.
+
+    Raises `CaptureError`, `InputError`, and `NothingToPruneError` when there is neither a unit nor a section.
+    """
+    captured = capture(model, example_inputs)
+    analysis = analyse(captured.graph, captured.twin, captured.guards, options)
+    if not analysis.units.groups and not analysis.sections:
+        reasons = "; ".join(f"{p.where}: {p.reason}" for p in analysis.units.pinned[:5])
+        raise NothingToPruneError(
+            f"{type(model).__name__} has nothing to prune" + (f" ({reasons})" if reasons else ""),
+            remedy="check gates= and ignore=; the first and last layers' outer widths can never be pruned",
+        )
+    compiled = _compile(analysis)
+    network = _copy_with_weights(model, captured)
+    _add_gates(network, compiled.gated)
+    return GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
+
+
+def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
+    """Names and sizes of the gate vector's parts."""
+    groups = [GatePart(g.name, "units", g.count) for g in analysis.units.groups]
+    return (*groups, *(GatePart(s.name, "section", 1) for s in analysis.sections))
+
+
+def _compile(analysis: Analysis) -> Compiled:
+    sites = find_sites(analysis.flow, analysis.units, analysis.sections)
+    return Compiled(analysis, insert_gates(analysis.graph, analysis.flow, analysis.units, sites))
+
+
+def _copy_with_weights(model: nn.Module, captured: Captured) -> nn.Module:
+    network = copy.deepcopy(model)
+    for name, constant in captured.constants.items():
+        network.register_buffer(name, constant, persistent=False)
+    return network
+
+
+def _add_gates(network: nn.Module, gated: GatedGraph) -> None:
+    device = next((p.device for p in network.parameters()), None)
+    network.add_module(SAMPLES, GateSamples(gated.indices).to(device))
+    for path, subclass in gated.folded.items():
+        network.get_submodule(path).__class__ = subclass
+    install(network, gated.graph)
+
+
+def _remove_gates(network: nn.Module, gated: GatedGraph) -> None:
+    del network._modules[SAMPLES]
+    for path, subclass in gated.folded.items():
+        network.get_submodule(path).__class__ = subclass.__bases__[0]
+
+
+def _frozen(analysis: Analysis, plan: Plan) -> dict[str, dict[int, torch.Tensor]]:
+    """For every remaining parameter axis which of its entries were not units: they must not become some."""
+    frozen: dict[str, dict[int, torch.Tensor]] = {}
+    for name, axes in analysis.units.parameters.items():
+        for axis, labels in axes.items():
+            if axis >= 0:
+                mask = analysis.units.of_label[labels] == NO_UNIT
+                index = plan.keep.get(name, {}).get(axis)
+                frozen.setdefault(name, {})[axis] = mask if index is None else mask[index]
+    return frozen
+
+
+def _unit_origins(old: Analysis, new: Analysis, plan: Plan) -> torch.Tensor:
+    """For every unit of the new network its number in the old one: both label the same parameter entries."""
+    origin = torch.full((new.units.count,), NO_UNIT)
+    for name, axes in new.units.parameters.items():
+        for axis, labels in axes.items():
+            if axis < 0 or axis not in old.units.parameters.get(name, {}):
+                continue
+            before = old.units.of_label[old.units.parameters[name][axis]]
+            index = plan.keep.get(name, {}).get(axis)
+            before = before if index is None else before[index]
+            after = new.units.of_label[labels]
+            origin[after[after != NO_UNIT]] = before[after != NO_UNIT]
+    return origin
+
+
+def _section_origins(old: Analysis, new: Analysis, plan: Plan) -> torch.Tensor:
+    number = {s.join: i for i, s in enumerate(old.sections)}
+    return torch.tensor([number[plan.origin[s.join]] for s in new.sections], dtype=torch.int64)

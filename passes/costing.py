@@ -1,0 +1,118 @@
+"""Cost terms of a labelled graph: MACs of every op in inference, parameters of everything.
+
+In: labels, units, sections. Out: `CostTerm`s over unit and section numbers, and the edges of the cost graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx
+
+from fxcat.costs import Axis, CostTerm
+from fxcat.passes.labels import Flow
+from fxcat.passes.sections import Section
+from fxcat.passes.units import NO_UNIT, Units
+
+
+def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
+    """MACs of every node for one example, with everything alive."""
+    result: dict[fx.Node, int] = {}
+    for node, rule in flow.rules.items():
+        total = 0
+        for term in rule.macs(flow, node) if rule is not None else ():
+            width = 1
+            for factor in term.factors:
+                width *= factor.numel()
+            total += term.coefficient * width
+        result[node] = total
+    return result
+
+
+def cost_terms(
+    flow: Flow, units: Units, sections: Sequence[Section], inference: frozenset[fx.Node]
+) -> tuple[CostTerm, ...]:
+    """MAC terms of the nodes in `inference` (costs are those of the deployed network) and all parameter terms."""
+    contexts = section_contexts(sections)
+    axes = _Axes(units)
+    terms: list[CostTerm] = []
+    uses: dict[str, list[tuple[int, ...]]] = {}
+    for node, rule in flow.rules.items():
+        context = contexts.get(node, ())
+        if rule is not None and node in inference:
+            for term in rule.macs(flow, node):
+                factors = tuple(axes.of(f) for f in term.factors)
+                terms.append(CostTerm(node.name, term.coefficient, 0, factors, context))
+        if node.op == "call_module":
+            module = flow.root.get_submodule(str(node.target))
+            for name, parameter in module.named_parameters():
+                uses.setdefault(flow.name_of(parameter, f"{node.target}.{name}"), []).append(context)
+    for node in flow.values:
+        if node.op == "get_attr" and isinstance(node.meta["value"], torch.nn.Parameter):
+            uses.setdefault(flow.attribute_name(node), []).append(contexts.get(node, ()))
+    for name, parameter in flow.root.named_parameters():
+        terms += _parameter_terms(name, parameter, units, axes, uses.get(name, [()]))
+    return tuple(terms)
+
+
+def section_contexts(sections: Sequence[Section]) -> dict[fx.Node, tuple[int, ...]]:
+    """For every node the sections that hold it."""
+    contexts: dict[fx.Node, tuple[int, ...]] = {}
+    for i, section in enumerate(sections):
+        for node in section.nodes:
+            contexts[node] = (*contexts.get(node, ()), i)
+    return contexts
+
+
+def _parameter_terms(
+    name: str, parameter: torch.Tensor, units: Units, axes: _Axes, uses: list[tuple[int, ...]]
+) -> list[CostTerm]:
+    """A parameter lives as long as one of its uses does: inclusion–exclusion over the sections of its uses."""
+    sizes = list(parameter.shape)
+    factors: list[Axis] = []
+    for axis, labels in parameter_axes(name, parameter, units).items():
+        sizes[axis] = 1
+        factors.append(axes.of(labels))
+    count = torch.Size(sizes).numel()
+    contexts = set(uses)
+    if () in contexts:
+        contexts = {()}
+    terms: list[CostTerm] = []
+    for size in range(1, len(contexts) + 1):
+        for chosen in itertools.combinations(sorted(contexts), size):
+            together = tuple(sorted(set().union(*chosen)))
+            terms.append(CostTerm(name, 0, count if size % 2 else -count, tuple(factors), together))
+    return terms
+
+
+def parameter_axes(name: str, tensor: torch.Tensor, units: Units) -> Mapping[int, torch.Tensor]:
+    """The axes of a parameter or buffer that carry units, with the labels along each."""
+    axes = dict(units.parameters.get(name, {}))
+    elements = axes.pop(-1, None)
+    if elements is not None and not axes:
+        numbers = units.of(elements)
+        for axis, size in enumerate(numbers.shape):
+            if size > 1:
+                index = [slice(None) if a == axis else slice(0, 1) for a in range(tensor.dim())]
+                axes[axis] = elements[tuple(index)].reshape(-1)
+    return {a: labels for a, labels in axes.items() if bool((units.of_label[labels] != NO_UNIT).any())}
+
+
+class _Axes:
+    """Axes from 1-D labels, each computed once."""
+
+    def __init__(self, units: Units) -> None:
+        self._units = units
+        self._known: dict[bytes, Axis] = {}
+
+    def of(self, labels: torch.Tensor) -> Axis:
+        numbers = self._units.of_label[labels]
+        key = numbers.numpy().tobytes()
+        if key not in self._known:
+            live = numbers[numbers != NO_UNIT]
+            unit, weight = live.unique(return_counts=True)
+            constant = numbers.numel() - live.numel()
+            self._known[key] = Axis(constant, tuple(unit.tolist()), tuple(weight.tolist()))
+        return self._known[key]

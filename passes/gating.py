@@ -1,0 +1,250 @@
+"""Where gates go, and the graph with gates.
+
+A dead unit must be exactly zero wherever a contraction consumes it. Walking back from the consumers, a gate is put
+at the op that makes the unit non-zero, so that everything behind it keeps the zero. There it is folded into the
+op's affine parameters if it has any, else the value is multiplied.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from fxcat.gates import SAMPLES
+from fxcat.passes.labels import Flow
+from fxcat.passes.rules.table import Zero
+from fxcat.passes.sections import Section
+from fxcat.passes.units import NO_UNIT, Units
+
+
+@dataclass(slots=True)
+class Site:
+    """A value that is gated: unit numbers (compressed array) or None, and the sections it closes."""
+
+    units: torch.Tensor | None = None
+    sections: list[int] = field(default_factory=list[int])
+
+
+@dataclass(frozen=True, slots=True)
+class GatedGraph:
+    """The graph with gate nodes, the index tensors it reads, and the modules whose class folds a gate in."""
+
+    graph: fx.Graph
+    indices: tuple[torch.Tensor, ...]
+    folded: dict[str, type[nn.Module]]
+
+
+class _Demand:
+    """Finds the sites that make values exactly zero for dead units (or, for a section, altogether)."""
+
+    def __init__(self, flow: Flow, units: Units) -> None:
+        self.flow = flow
+        self.units = units
+        self.sites: dict[fx.Node, Site] = {}
+        self._done: set[fx.Node] = set()
+
+    def for_consumers(self) -> None:
+        for node, rule in self.flow.rules.items():
+            for used in rule.needs_zero(node) if rule is not None else ():
+                for site in self.clean(used, None):
+                    self._done.add(site)
+                    self.sites.setdefault(site, Site()).units = self._numbers(site)
+
+    def for_section(self, number: int, section: Section) -> None:
+        for site in self.clean(section.exit, section.nodes) or {section.exit}:
+            self.sites.setdefault(site, Site()).sections.append(number)
+
+    def clean(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> set[fx.Node]:
+        """The values that have to be gated so that `node` is zero; within `inside`, all of it, else its dead units."""
+        memo: dict[fx.Node, frozenset[fx.Node] | None] = {}
+        found = self._clean(node, inside, memo)
+        return {node} if found is None else set(found)
+
+    def _clean(
+        self, start: fx.Node, inside: frozenset[fx.Node] | None, memo: dict[fx.Node, frozenset[fx.Node] | None]
+    ) -> frozenset[fx.Node] | None:
+        """Iterative post-order walk: `None` stands for "cannot be made zero here"."""
+        stack: list[tuple[fx.Node, bool]] = [(start, False)]
+        while stack:
+            node, ready = stack.pop()
+            if node in memo:
+                continue
+            if inside is None and (node in self._done or not self._has_units(node)):
+                memo[node] = frozenset()
+                continue
+            sources = self._sources(node, inside)
+            if sources is None:
+                memo[node] = None if inside is not None and node not in inside else frozenset({node})
+                continue
+            if not ready:
+                stack.append((node, True))
+                stack += [(s, False) for s in sources if s not in memo]
+                continue
+            memo[node] = self._combine(node, [memo[s] for s in sources])
+        return memo[start]
+
+    def _sources(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> list[fx.Node] | None:
+        """The inputs that have to be zero, or None if the value has to be gated itself."""
+        if inside is not None and node not in inside:
+            return None
+        rule = self.flow.rules.get(node)
+        if rule is None or rule.zero_at(node) is Zero.BREAKS:
+            return None
+        values = [n for n in node.all_input_nodes if self.flow.values.get(n) is not None]
+        if inside is not None:
+            return values
+        carriers = [n for n in values if self._covers(n, node)]
+        if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(values):
+            return None
+        return carriers or None
+
+    def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node] | None:
+        rule = self.flow.rules[node]
+        assert rule is not None
+        if rule.zero_at(node) is Zero.ANY:
+            possible = [f for f in found if f is not None]
+            new = [(len(f - self.sites.keys()), len(f), i) for i, f in enumerate(possible)]
+            return possible[min(new)[2]] if new else frozenset({node})
+        if any(f is None for f in found):
+            return frozenset({node})
+        return frozenset().union(*[f for f in found if f is not None])
+
+    def _numbers(self, node: fx.Node) -> torch.Tensor | None:
+        labels = self.flow.values.get(node)
+        return self.units.of(labels) if isinstance(labels, torch.Tensor) else None
+
+    def _has_units(self, node: fx.Node) -> bool:
+        labels = self.flow.values.get(node)
+        items = labels if isinstance(labels, tuple) else (labels,)
+        return any(isinstance(x, torch.Tensor) and bool((self.units.of_label[x] != NO_UNIT).any()) for x in items)
+
+    def _covers(self, source: fx.Node, node: fx.Node) -> bool:
+        """Whether the source has units wherever the result has; movements (cat) only pass on what they were given."""
+        rule = self.flow.rules[node]
+        if rule is not None and rule.movement:
+            return self._has_units(source)
+        a, b = self._numbers(source), self._numbers(node)
+        if a is None or b is None:
+            return self._has_units(source)
+        a = a.reshape((1,) * (b.dim() - a.dim()) + tuple(a.shape)) if a.dim() <= b.dim() else a
+        return a.dim() != b.dim() or bool(((a != NO_UNIT) | (b == NO_UNIT)).all())
+
+
+def find_sites(flow: Flow, units: Units, sections: Sequence[Section]) -> dict[fx.Node, Site]:
+    """All gate sites: for units at their consumers' demand, for sections at what makes their exit zero."""
+    demand = _Demand(flow, units)
+    demand.for_consumers()
+    for number, section in enumerate(sections):
+        demand.for_section(number, section)
+    return demand.sites
+
+
+def insert_gates(graph: fx.Graph, flow: Flow, units: Units, sites: dict[fx.Node, Site]) -> GatedGraph:
+    """A copy of the graph in which every site is gated; gate samples are attributes of the module `SAMPLES`."""
+    gated = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = gated.node_copy(node, lambda n: copies[n])
+    writer = _Writer(gated, units)
+    folded: dict[str, type[nn.Module]] = {}
+    for node in graph.nodes:
+        site = sites.get(node)
+        if site is None:
+            continue
+        target = copies[node]
+        shape = node.meta["value"].shape
+        with gated.inserting_before(target):
+            gate = writer.gate(site)
+        subclass = _folding(flow, node, site)
+        if subclass is not None:
+            folded[str(node.target)] = subclass
+            target.args = (*target.args, gate)
+            continue
+        with gated.inserting_after(target):
+            if site.units is not None and site.units.numel() > 1 and site.units.dim() == len(shape):
+                with gated.inserting_before(target):
+                    gate = gated.call_method("reshape", (gate, tuple(site.units.shape)))
+            product = gated.call_function(operator.mul, (target, gate))
+        target.replace_all_uses_with(product, delete_user_cb=lambda user, p=product: user is not p)
+    gated.lint()
+    return GatedGraph(gated, tuple(writer.indices), folded)
+
+
+def _folding(flow: Flow, node: fx.Node, site: Site) -> type[nn.Module] | None:
+    rule = flow.rules.get(node)
+    if node.op != "call_module" or rule is None or len(node.args) != 1 or node.kwargs:
+        return None
+    if site.units is not None and site.units.numel() not in (1, site.units.shape[1]):
+        return None
+    return rule.gated_class(flow.root.get_submodule(str(node.target)), node.meta["value"].shape)
+
+
+class _Writer:
+    """Writes the nodes that fetch a site's gate values: whole groups where possible, else an index into some."""
+
+    def __init__(self, graph: fx.Graph, units: Units) -> None:
+        self.graph = graph
+        self.units = units
+        self.indices: list[torch.Tensor] = []
+        self._fetched: dict[str, fx.Node] = {}
+        self._built: dict[bytes, fx.Node] = {}
+
+    def gate(self, site: Site) -> fx.Node:
+        gate = None if site.units is None else self._unit_gate(site.units.reshape(-1))
+        for section in site.sections:
+            scalar = self._fetch(f"section{section}")
+            gate = scalar if gate is None else self.graph.call_function(operator.mul, (gate, scalar))
+        assert gate is not None
+        return gate
+
+    def _unit_gate(self, numbers: torch.Tensor) -> fx.Node:
+        key = numbers.numpy().tobytes()
+        if key not in self._built:
+            # Built at the top of the graph, so that every later site can share it.
+            with self.graph.inserting_before(self._top()):
+                self._built[key] = self._assemble(numbers)
+        return self._built[key]
+
+    def _assemble(self, numbers: torch.Tensor) -> fx.Node:
+        ranges = {i: g for i, g in enumerate(self.units.groups) if bool(((numbers >= g.start) & (numbers < g.start + g.count)).any())}
+        pieces: list[int] = []
+        position = 0
+        flat = numbers.tolist()
+        starts = {g.start: i for i, g in ranges.items()}
+        while position < len(flat):
+            i = starts.get(flat[position])
+            if i is None or flat[position : position + ranges[i].count] != list(
+                range(ranges[i].start, ranges[i].start + ranges[i].count)
+            ):
+                return self._by_index(numbers, ranges)
+            pieces.append(i)
+            position += ranges[i].count
+        nodes = [self._fetch(f"group{i}") for i in pieces]
+        return nodes[0] if len(nodes) == 1 else self.graph.call_function(torch.cat, (nodes,))
+
+    def _by_index(self, numbers: torch.Tensor, ranges: dict[int, object]) -> fx.Node:
+        base: dict[int, int] = {}
+        offset = 1  # entry 0 of the concatenation is the constant one, for what is always live
+        parts = [self._fetch("one")]
+        for i in ranges:
+            group = self.units.groups[i]
+            base |= {group.start + k: offset + k for k in range(group.count)}
+            offset += group.count
+            parts.append(self._fetch(f"group{i}"))
+        self.indices.append(torch.tensor([base.get(n, 0) for n in numbers.tolist()]))
+        index = self._fetch(f"index{len(self.indices) - 1}")
+        joined = self.graph.call_function(torch.cat, (parts,))
+        return self.graph.call_function(torch.index_select, (joined, 0, index))
+
+    def _fetch(self, name: str) -> fx.Node:
+        if name not in self._fetched:
+            with self.graph.inserting_before(self._top()):
+                self._fetched[name] = self.graph.create_node("get_attr", f"{SAMPLES}.{name}")
+        return self._fetched[name]
+
+    def _top(self) -> fx.Node:
+        return next(n for n in self.graph.nodes if n.op != "placeholder" and not str(n.target).startswith(SAMPLES))

@@ -1,0 +1,212 @@
+"""Labels: which unit every index along every tensor axis belongs to.
+
+In: a captured graph. Out: `Facts`: labels of every value and of every parameter axis, resolved into units (sets of
+indices that can only be removed together) and groups (units of one coupled axis), and the reason for everything
+that is frozen. Label 0 means "not a unit: always live".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
+from fxcat.passes.rules.table import Labels, Rule, find_rule
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of labels that one producer owns: `count` labels from `start`."""
+
+    start: int
+    count: int
+    owner: str
+    producer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Why some labels are frozen."""
+
+    labels: torch.Tensor
+    where: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Flow:
+    """State of the label analysis; what a rule's `flow` may call."""
+
+    root: nn.Module
+    values: dict[fx.Node, Labels] = field(default_factory=dict[fx.Node, Labels])
+    parameters: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict[str, dict[int, torch.Tensor]])
+    blocks: list[Block] = field(default_factory=list[Block])
+    freezes: list[Freeze] = field(default_factory=list[Freeze])
+    rules: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
+    count: int = 1
+    _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    _names: dict[int, str] = field(default_factory=dict[int, str])
+
+    def __post_init__(self) -> None:
+        # Tied weights are one tensor under several names: the first name stands for all.
+        for named in (self.root.named_parameters(), self.root.named_buffers()):
+            for name, tensor in named:
+                self._names.setdefault(id(tensor), name)
+
+    def fresh(self, count: int, owner: str, *, producer: bool = True) -> torch.Tensor:
+        """`count` new labels, 1-D. Labels that no producer (a contraction) owns or joins are not units."""
+        self.blocks.append(Block(self.count, count, owner, producer))
+        self.count += count
+        return torch.arange(self.count - count, self.count)
+
+    def of(self, node: fx.Node) -> torch.Tensor:
+        """Labels of a node whose value is one tensor."""
+        labels = self.values[node]
+        assert isinstance(labels, torch.Tensor), f"{node} is not a tensor"
+        return labels
+
+    def axis(self, node: fx.Node, axis: int) -> torch.Tensor | None:
+        """Labels along one axis, 1-D and full length; None if the value's labels vary along another axis too."""
+        labels, shape = self.of(node), node.meta["value"].shape
+        axis = axis % len(shape)
+        if labels.numel() != labels.shape[axis]:
+            return None
+        return labels.reshape(-1).expand(shape[axis])
+
+    def unite(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """What `a` and `b` (broadcastable to each other) label at the same place goes together."""
+        if a is b:
+            return
+        a, b = torch.broadcast_tensors(a, b)
+        self._left.append(a.reshape(-1))
+        self._right.append(b.reshape(-1))
+
+    def freeze(self, labels: Labels, where: str | fx.Node, reason: str) -> None:
+        """These labels are never removed."""
+        for tensor in leaves(labels):
+            live = tensor.reshape(-1)
+            live = live[live != FROZEN]
+            if live.numel():
+                self.freezes.append(Freeze(live, where if isinstance(where, str) else place(where), reason))
+                self.unite(live, torch.zeros_like(live))
+
+    def freeze_block(self, block: Block, reason: str) -> None:
+        """Freeze all labels of a producer."""
+        self.freeze(torch.arange(block.start, block.start + block.count), block.owner, reason)
+
+    def parameter_name(self, node: fx.Node, name: str) -> str:
+        """Full, canonical name of a parameter or buffer of a node's module."""
+        module = self.root.get_submodule(str(node.target))
+        return self.name_of(getattr(module, name), f"{node.target}.{name}")
+
+    def name_of(self, tensor: torch.Tensor, default: str) -> str:
+        """The first name of a parameter or buffer: tied weights have several."""
+        return self._names.get(id(tensor), default)
+
+    def attribute_name(self, node: fx.Node) -> str:
+        """Canonical name of the parameter or buffer that a get_attr node reads."""
+        return self.name_of(node.meta["value"], str(node.target))
+
+    def bind(self, node: fx.Node, name: str, axis: int, labels: torch.Tensor) -> None:
+        """Axis `axis` of the module's parameter `name` carries `labels` (1-D); absent parameters are skipped."""
+        module = self.root.get_submodule(str(node.target))
+        if getattr(module, name) is None:
+            return
+        axes = self.parameters.setdefault(self.parameter_name(node, name), {})
+        if axis in axes:
+            self.unite(axes[axis], labels)
+        else:
+            axes[axis] = labels
+
+    def bound(self, node: fx.Node, name: str, axis: int) -> torch.Tensor | None:
+        """Labels bound to that axis by an earlier use of the same parameter."""
+        return self.parameters.get(self.parameter_name(node, name), {}).get(axis)
+
+    def roots(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """For every label the smallest label united with it (so 0 for the frozen)."""
+        if not self._left:
+            return np.arange(self.count)
+        return components(self.count, torch.cat(self._left).numpy(), torch.cat(self._right).numpy())
+
+
+def components(
+    count: int, left: np.ndarray[Any, np.dtype[np.int64]], right: np.ndarray[Any, np.dtype[np.int64]]
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Smallest member of each number's connected component, by vectorised hooking and pointer jumping."""
+    parent = np.arange(count)
+    while True:
+        a, b = parent[left], parent[right]
+        differ = a != b
+        if not differ.any():
+            return parent
+        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        while True:
+            jumped = parent[parent]
+            if np.array_equal(jumped, parent):
+                break
+            parent = jumped
+
+
+def flow_labels(graph: fx.Graph, root: nn.Module, ignored: Sequence[str] = ()) -> Flow:
+    """Run every node's rule once, in graph order."""
+    flow = Flow(root)
+    for node in graph.nodes:
+        flow.values[node] = _flow_node(flow, node)
+        if ignored and node.op == "call_module" and _within(str(node.target), ignored):
+            freeze_node(flow, node, "listed in ignore=")
+    return flow
+
+
+def _flow_node(flow: Flow, node: fx.Node) -> Labels:
+    value = node.meta.get("value")
+    if node.op == "placeholder":
+        return unlabelled(value)
+    if node.op == "output":
+        for used in node.all_input_nodes:
+            flow.freeze(flow.values[used], node, "output of the network")
+        return None
+    if node.op == "get_attr":
+        return _attribute_labels(flow, node)
+    if not any(True for _ in leaves(unlabelled(value))):
+        return None
+    found = flow.rules[node] = find_rule(node, flow.root)
+    if found is not None:
+        return found.flow(flow, node)
+    freeze_node(flow, node, f"unknown operation {describe(node, flow.root)}")
+    return unlabelled(value)
+
+
+def freeze_node(flow: Flow, node: fx.Node, reason: str) -> None:
+    """Freeze all that enters and leaves a node."""
+    for used in node.all_input_nodes:
+        flow.freeze(flow.values[used], node, reason)
+    flow.freeze(flow.values.get(node), node, reason)
+
+
+def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
+    """Every element of a parameter gets a label of its own: what meets it tells which of its axes hold units."""
+    value = node.meta["value"]
+    if not isinstance(value, torch.Tensor) or value.numel() == 1:
+        return unlabelled(value)
+    name = flow.attribute_name(node)
+    axes = flow.parameters.setdefault(name, {})
+    if -1 not in axes:
+        axes[-1] = flow.fresh(value.numel(), name, producer=False).reshape(value.shape)
+    return axes[-1]
+
+
+def describe(node: fx.Node, root: nn.Module) -> str:
+    if node.op == "call_module":
+        return type(root.get_submodule(str(node.target))).__name__
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def _within(path: str, prefixes: Sequence[str]) -> bool:
+    return any(path == p or path.startswith(p + ".") for p in prefixes)

@@ -1,0 +1,239 @@
+"""The plan: for one 0/1 setting of all gates, everything the rewriter will do.
+
+In: an analysis and the setting. Out: `Plan`: the new graph with example values, and the indices that every
+parameter and buffer axis keeps. Computing it touches no weights; its checks raise `PlanError` before anything does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.errors import PlanError
+from fxcat.passes import cleanup
+from fxcat.passes.analysis import Analysis
+from fxcat.passes.arrays import place
+from fxcat.passes.costing import parameter_axes
+from fxcat.passes.execute import propagate
+from fxcat.passes.rewrite import Keep, add_buffers, slice_modules
+from fxcat.passes.rules.table import Labels, Moved, Rule
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do.
+
+    `graph`: the new graph, its example values those of `twin`, the small network's meta twin. `keep`: per parameter or
+    buffer and axis, the surviving indices. `origin`: the old node of each new one. `buffers`: new ones, by name.
+    """
+
+    graph: fx.Graph
+    twin: nn.Module
+    keep: Keep
+    origin: Mapping[fx.Node, fx.Node]
+    buffers: Mapping[str, torch.Tensor]
+
+
+class _Setting:
+    """Surviving indices, for one 0/1 setting."""
+
+    def __init__(self, analysis: Analysis, units: torch.Tensor) -> None:
+        self.analysis = analysis
+        # the last entry answers for NO_UNIT = -1
+        self.open = torch.cat([units.bool().cpu(), torch.ones(1, dtype=torch.bool)])
+
+    def live(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Surviving indices of a 1-D label array, None if all survive."""
+        alive = self.open[self.analysis.units.of_label[labels]]
+        return None if bool(alive.all()) else alive.nonzero().reshape(-1)
+
+    def live_axes(self, node: fx.Node, labels: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor | None, ...]:
+        """Surviving indices of every axis of a value. Raises `PlanError` if they are not a rectangle."""
+        alive = self.open[self.analysis.units.of_label[labels]]
+        result: list[torch.Tensor | None] = []
+        for axis, size in enumerate(alive.shape):
+            others = tuple(a for a in range(alive.dim()) if a != axis)
+            some = alive.any(dim=others) if others else alive
+            some = some.expand(shape[axis]) if size == 1 else some
+            result.append(None if bool(some.all()) else some.nonzero().reshape(-1))
+        kept = 1
+        for axis, size in enumerate(alive.shape):
+            if size > 1:
+                index = result[axis]
+                kept *= size if index is None else len(index)
+        if int(alive.sum()) != kept:
+            raise PlanError("the surviving part of a value is not a rectangle", where=place(node))
+        return tuple(result)
+
+    def of_value(self, node: fx.Node) -> Any:
+        return self._of(node, self.analysis.flow.values[node], node.meta["value"])
+
+    def _of(self, node: fx.Node, labels: Labels, value: Any) -> Any:
+        if isinstance(labels, tuple):
+            return tuple(self._of(node, x, v) for x, v in zip(labels, value, strict=True))
+        return None if labels is None else self.live_axes(node, labels, value.shape)
+
+
+def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor) -> Plan:
+    """Plan the removal of all units and sections that are 0. Shapes: (U,) and (S,).
+
+    Raises `PlanError` if a group that is still needed would be emptied, or a check fails.
+    """
+    graph, copies = _copy(analysis.graph)
+    for section, is_open in zip(analysis.sections, sections.tolist(), strict=True):
+        if not is_open:
+            # the join's own copy of the shortcut: it may have been replaced by an earlier bypass
+            at = section.join.args.index(section.shortcut)
+            shortcut = copies[section.join].args[at]
+            assert isinstance(shortcut, fx.Node)
+            copies[section.join].replace_all_uses_with(shortcut)
+    cleanup.remove_dead(graph)
+    setting = _Setting(analysis, units)
+    keep = _kept_indices(analysis, setting, _remaining(graph, copies))
+    buffers = _replace_broken_chains(analysis, setting, graph, copies)
+    cleanup.remove_dead(graph)
+    for old in _remaining(graph, copies):
+        _adapt(analysis, setting, copies, old)
+    cleanup.make_out_of_place(graph)
+    origin = {copies[old]: old for old in _remaining(graph, copies)}
+    twin = _check(analysis, setting, graph, keep, origin, buffers)
+    return Plan(graph, twin, keep, origin, buffers)
+
+
+def _remaining(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
+    """The nodes of the old graph whose copies are still in the new one."""
+    present = set(graph.nodes)
+    return [old for old, new in copies.items() if new in present]
+
+
+def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copies[node] = new.node_copy(node, lambda n: copies[n])
+    return new, copies
+
+
+def _kept_indices(analysis: Analysis, setting: _Setting, used: list[fx.Node]) -> Keep:
+    keep: dict[str, dict[int, torch.Tensor]] = {}
+    needed = _used_tensors(analysis, used)
+    for name in analysis.units.parameters:
+        tensor = needed.get(name)
+        if tensor is None:
+            continue
+        for axis, labels in parameter_axes(name, tensor, analysis.units).items():
+            live = setting.live(labels)
+            if live is None:
+                continue
+            if not len(live):
+                raise PlanError(
+                    "every unit is removed, and the network still needs one",
+                    where=name,
+                    remedy="leave at least one unit of the group open, or close the section that holds it",
+                )
+            keep.setdefault(name, {})[axis] = live
+    return keep
+
+
+def _used_tensors(analysis: Analysis, used: list[fx.Node]) -> dict[str, torch.Tensor]:
+    flow, found = analysis.flow, dict[str, torch.Tensor]()
+    for node in used:
+        if node.op == "call_module":
+            module = analysis.twin.get_submodule(str(node.target))
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                found[flow.name_of(tensor, f"{node.target}.{name}")] = tensor
+        elif node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor):
+            found[flow.attribute_name(node)] = node.meta["value"]
+    return found
+
+
+def _replace_broken_chains(
+    analysis: Analysis,
+    setting: _Setting,
+    graph: fx.Graph,
+    copies: Mapping[fx.Node, fx.Node],
+) -> dict[str, torch.Tensor]:
+    """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
+    buffers: dict[str, torch.Tensor] = {}
+    remaining = set(graph.nodes)
+    for number, chain in enumerate(analysis.units.chains):
+        sink = copies[chain.sink]
+        if sink not in remaining or all(_is_rectangle(setting, n) for n in chain.inner):
+            continue
+        before = setting.live_axes(chain.source, analysis.flow.of(chain.source), chain.source.meta["value"].shape)
+        after = setting.live_axes(chain.sink, analysis.flow.of(chain.sink), chain.sink.meta["value"].shape)
+        live, wanted = before[chain.axis], after[chain.axis]
+        order = chain.order if wanted is None else chain.order[wanted]
+        if live is not None:
+            position = torch.full((int(live.max()) + 1,), -1)
+            position[live] = torch.arange(len(live))
+            order = position[order]
+        name = f"channel_order{number}"
+        buffers[name] = order
+        with graph.inserting_before(sink):
+            index = graph.create_node("get_attr", name)
+            select = graph.call_function(torch.index_select, (copies[chain.source], chain.axis, index))
+        sink.replace_all_uses_with(select)
+    return buffers
+
+
+def _is_rectangle(setting: _Setting, node: fx.Node) -> bool:
+    try:
+        setting.of_value(node)
+    except PlanError:
+        return False
+    return True
+
+
+def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node) -> None:
+    """Change the numbers in a movement's arguments that state sizes."""
+    rule = analysis.flow.rules.get(old)
+    if rule is None or type(rule).reshaped is Rule.reshaped:
+        return
+    source = next(i for i in old.all_input_nodes if analysis.flow.values[i] is not None)
+    before, after = setting.of_value(source), setting.of_value(old)
+    if _untouched(before) and _untouched(after):
+        return
+    replacement = rule.reshaped(old, Moved(before, after))
+    if replacement is not None:
+        new = copies[old]
+        new_inputs = dict(zip(old.all_input_nodes, new.all_input_nodes, strict=True))
+        new.args = fx.map_arg(replacement.args, lambda n: new_inputs[n])
+        new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
+        if replacement.target is not None:
+            new.target = replacement.target
+
+
+def _untouched(live: Any) -> bool:
+    return all(_untouched(x) for x in live) if isinstance(live, tuple) else live is None
+
+
+def _check(
+    analysis: Analysis,
+    setting: _Setting,
+    graph: fx.Graph,
+    keep: Keep,
+    origin: Mapping[fx.Node, fx.Node],
+    buffers: Mapping[str, torch.Tensor],
+) -> nn.Module:
+    """Run the new graph on a sliced meta twin: every shape must be what the labels say."""
+    twin = copy.deepcopy(analysis.twin)
+    slice_modules(twin, graph, keep)
+    add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
+    try:
+        propagate(graph, twin)
+    except Exception as error:
+        raise PlanError(f"the rewritten graph does not run: {error}") from error
+    for new, old in origin.items():
+        value = new.meta.get("value")
+        if isinstance(value, torch.Tensor) and analysis.flow.values.get(old) is not None:
+            live = setting.of_value(old)
+            expected = [s if x is None else len(x) for s, x in zip(old.meta["value"].shape, live, strict=True)]
+            if list(value.shape) != expected:
+                raise PlanError(f"shape {list(value.shape)} where {expected} is left", where=place(old))
+    graph.lint()
+    return twin

@@ -1,0 +1,165 @@
+"""Convolutions and linear layers: the input axis is consumed, the output axis gets labels of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+
+from fxcat.passes.arrays import along
+from fxcat.passes.rules.table import Labels, Rule, Sample, Term, Zero, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+def consumed(flow: Flow, node: fx.Node, axis: int) -> torch.Tensor:
+    """Labels of the input axis that a contraction sums over; labels along other axes are frozen."""
+    source = node.all_input_nodes[0]
+    labels = flow.axis(source, axis)
+    if labels is None:
+        flow.freeze(flow.of(source), node, "units along an axis that the operation does not sum over")
+    elif labels.numel() > 1 or flow.of(source).numel() == 1:
+        return labels
+    return torch.zeros(source.meta["value"].shape[axis], dtype=torch.int64)
+
+
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+class Conv(Rule):
+    """Convolutions, plain, depthwise and grouped.
+
+    A grouped convolution must stay balanced. Either its groups are the units (all channels of one group in and out
+    go together), or the positions inside every group are (position i of each group, in and out apart): whichever
+    gives more units.
+    """
+
+    zero = Zero.BREAKS
+    parameters = ("weight", "bias")
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        module = self._module(flow, node)
+        channels = -module.weight.dim() + 1
+        entering = consumed(flow, node, channels)
+        out = self._bind(flow, node, module, entering)
+        flow.bind(node, "weight", 0, out)
+        flow.bind(node, "bias", 0, out)
+        return along(out, channels, node.meta["value"].dim())
+
+    def _bind(self, flow: Flow, node: fx.Node, module: nn.Conv2d, entering: torch.Tensor) -> torch.Tensor:
+        out = flow.bound(node, "weight", 0)
+        groups, width_in, width_out = _groups(module)
+        if groups == 1:
+            flow.bind(node, "weight", 1, entering)
+            return out if out is not None else flow.fresh(module.out_channels, str(node.target))
+        blocks = entering.reshape(groups, width_in)
+        if _whole_groups(module):
+            flow.unite(blocks, blocks[:, :1])
+            return blocks[:, 0].repeat_interleave(width_out)
+        flow.unite(blocks, blocks[:1])
+        flow.bind(node, "weight", 1, blocks[0])
+        if out is not None:
+            return out
+        return flow.fresh(width_out, str(node.target)).repeat(groups)
+
+    def needs_zero(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        module, value = self._module(flow, node), node.meta["value"]
+        groups, width_in, width_out = _groups(module)
+        positions = value.shape[2 if value.dim() == module.weight.dim() else 1 :].numel()
+        per_pair = positions * math.prod(module.kernel_size)
+        out = flow.parameters[flow.parameter_name(node, "weight")][0]
+        if groups > 1 and _whole_groups(module):
+            return (Term(per_pair * width_in * width_out, (out[::width_out],)),)
+        entering = flow.parameters[flow.parameter_name(node, "weight")][1]
+        return (Term(per_pair, (entering, out)),)
+
+    def resize(self, module: nn.Module) -> None:
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if module.groups > 1 and _whole_groups(module):
+            module.groups = module.weight.shape[0] * module.groups // module.out_channels
+        module.out_channels = module.weight.shape[0]
+        module.in_channels = module.weight.shape[1] * module.groups
+
+    def gated_class(self, module: nn.Module, shape: torch.Size) -> type[nn.Module] | None:
+        assert isinstance(module, nn.Conv2d | nn.Conv1d | nn.Conv3d)
+        fan_in = module.weight[0].numel()
+        cheap = fan_in <= shape[2:].numel()
+        return _GATED_CONV.get(type(module)) if cheap else None
+
+    def samples(self) -> tuple[Sample, ...]:
+        return (
+            Sample(nn.Conv2d(6, 4, 3, padding=1), ((2, 6, 5, 5),)),
+            Sample(nn.Conv2d(6, 12, 3, groups=6, bias=False), ((2, 6, 5, 5),)),
+            Sample(nn.Conv2d(8, 12, 3, groups=4, stride=2), ((2, 8, 5, 5),)),
+            Sample(nn.Conv2d(12, 16, 1, groups=2), ((2, 12, 5, 5),)),
+            Sample(nn.Conv1d(6, 4, 3, dilation=2), ((2, 6, 9),)),
+            Sample(nn.Conv3d(6, 4, 2), ((2, 6, 5, 5, 5),)),
+        )
+
+    @staticmethod
+    def _module(flow: Flow, node: fx.Node) -> nn.Conv2d:
+        module = flow.root.get_submodule(str(node.target))
+        return module  # pyright: ignore[reportReturnType]
+
+
+def _groups(module: nn.Module) -> tuple[int, int, int]:
+    """Groups, input channels per group, output channels per group."""
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return module.groups, module.in_channels // module.groups, module.out_channels // module.groups
+
+
+def _whole_groups(module: nn.Module) -> bool:
+    groups, width_in, width_out = _groups(module)
+    return groups >= max(width_in, width_out)
+
+
+@rule(nn.Linear)
+class Linear(Rule):
+    """Fully connected layers, on the last axis."""
+
+    zero = Zero.BREAKS
+    parameters = ("weight", "bias")
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        flow.bind(node, "weight", 1, consumed(flow, node, -1))
+        out = flow.bound(node, "weight", 0)
+        if out is None:
+            out = flow.fresh(node.meta["value"].shape[-1], str(node.target))
+        flow.bind(node, "weight", 0, out)
+        flow.bind(node, "bias", 0, out)
+        return along(out, -1, node.meta["value"].dim())
+
+    def needs_zero(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        axes = flow.parameters[flow.parameter_name(node, "weight")]
+        return (Term(node.meta["value"].shape[1:-1].numel(), (axes[1], axes[0])),)
+
+    def resize(self, module: nn.Module) -> None:
+        assert isinstance(module, nn.Linear)
+        module.out_features, module.in_features = module.weight.shape
+
+    def samples(self) -> tuple[Sample, ...]:
+        return (
+            Sample(nn.Linear(6, 4), ((2, 6),)),
+            Sample(nn.Linear(6, 4, bias=False), ((2, 3, 6),)),
+        )
+
+
+def _gated_conv_forward(self: nn.Conv2d, input: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+    weight, bias = self.weight, self.bias
+    if gate is not None:
+        weight = weight * gate.reshape([-1] + [1] * (weight.dim() - 1))
+        bias = None if bias is None else bias * gate
+    return self._conv_forward(input, weight, bias)
+
+
+_GATED_CONV: dict[type[nn.Module], type[nn.Module]] = {
+    base: type(f"Gated{base.__name__}", (base,), {"forward": _gated_conv_forward, "__module__": __name__})
+    for base in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}

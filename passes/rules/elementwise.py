@@ -1,0 +1,120 @@
+"""Elementwise ops: labels broadcast against each other and unite."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torchvision.ops import StochasticDepth, stochastic_depth
+
+from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
+    """Labels of the broadcast of all tensor inputs of a node.
+
+    An input of size 1 along an axis on which another input has units multiplies or shifts many of them at once: it
+    is not one of them, and is frozen.
+    """
+    dims = node.meta["value"].dim()
+    entries: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+    for source in node.all_input_nodes:
+        value = source.meta["value"]
+        if isinstance(value, torch.Tensor):
+            pad = (1,) * (dims - value.dim())
+            labels = flow.of(source)
+            entries.append((labels.reshape(pad + labels.shape), pad + tuple(value.shape)))
+    varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
+    partners: list[torch.Tensor] = []
+    for labels, shape in entries:
+        stretched = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
+        if stretched:
+            flow.freeze(labels, node, "broadcast over the units of another value")
+        else:
+            partners.append(labels)
+    for other in partners[1:]:
+        flow.unite(partners[0], other)
+    return max(partners, key=lambda p: p.numel()) if partners else torch.zeros((1,) * dims, dtype=torch.int64)
+
+
+class Elementwise(Rule):
+    """Base of the rules below; an op of several tensors unites them."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return broadcast(flow, node)
+
+
+@rule(
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh),
+    *(nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh, F.tanh),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.relu, torch.relu_, torch.tanh, torch.abs),
+    *(torch.neg, operator.neg, torch.square, torch.sin, "relu", "relu_", "tanh", "abs", "neg"),
+    *(StochasticDepth, stochastic_depth),
+)
+class ZeroToZero(Elementwise):
+    """f(0) = 0."""
+
+    zero = Zero.PRESERVES
+
+    def samples(self) -> tuple[Sample, ...]:
+        modules = (nn.ReLU(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5), nn.Tanh())
+        return tuple(Sample(m, ((2, 6, 3, 3),)) for m in modules)
+
+
+@rule(
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, F.sigmoid, F.hardsigmoid, F.logsigmoid, F.softplus),
+    *(torch.sigmoid, torch.exp, torch.cos, "sigmoid", "exp", "cos", torch.clamp, "clamp", "clamp_"),
+)
+class ZeroToSomething(Elementwise):
+    """f(0) is finite and not zero, or not always."""
+
+    zero = Zero.BREAKS
+
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(Sample(m, ((2, 6, 3, 3),)) for m in (nn.Sigmoid(), nn.Hardsigmoid(), nn.Softplus()))
+
+
+@rule(
+    *(operator.add, operator.iadd, torch.add, "add", "add_"),
+    *(operator.sub, operator.isub, torch.sub, "sub", "sub_", torch.maximum, torch.minimum),
+)
+class Sum(Elementwise):
+    """Sums and differences of tensors keep zero; with a number they do not."""
+
+    zero = Zero.PRESERVES
+
+    def zero_at(self, node: fx.Node) -> Zero:
+        tensors = [a for a in node.args[:2] if isinstance(a, fx.Node) and isinstance(a.meta["value"], torch.Tensor)]
+        return Zero.PRESERVES if len(tensors) == 2 else Zero.BREAKS
+
+
+@rule(*(operator.mul, operator.imul, torch.mul, "mul", "mul_"))
+class Product(Elementwise):
+    """Products: one zero is enough."""
+
+    zero = Zero.ANY
+
+
+@rule(*(operator.truediv, operator.itruediv, torch.div, "div", "div_"))
+class Quotient(Elementwise):
+    """Quotients. A divisor with units is frozen: a dead one would divide by zero."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        divisor = node.args[1]
+        if isinstance(divisor, fx.Node) and isinstance(divisor.meta["value"], torch.Tensor):
+            flow.freeze(flow.of(divisor), node, "units in a divisor")
+        return broadcast(flow, node)
+
+    def zero_at(self, node: fx.Node) -> Zero:
+        dividend = node.args[0]
+        is_tensor = isinstance(dividend, fx.Node) and isinstance(dividend.meta["value"], torch.Tensor)
+        return Zero.PRESERVES if is_tensor else Zero.BREAKS

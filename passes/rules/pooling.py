@@ -1,0 +1,78 @@
+"""Pooling and other reductions over positions: channels pass through."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+def channelwise(flow: Flow, node: fx.Node, spatial: int) -> Labels:
+    """Labels of an op that works on each channel apart and changes only the last `spatial` axes."""
+    source = node.all_input_nodes[0]
+    labels = flow.of(source)
+    if any(size > 1 for size in labels.shape[labels.dim() - spatial :]):
+        flow.freeze(labels, node, "units along an axis that pooling mixes")
+        return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+    return labels
+
+
+@rule(*(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d), spatial=1)
+@rule(
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.UpsamplingNearest2d),
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    spatial=2,
+)
+@rule(*(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d), spatial=3)
+class Pool(Rule):
+    """Max and average pooling: a window of zeros gives zero."""
+
+    zero = Zero.PRESERVES
+
+    def __init__(self, spatial: int) -> None:
+        self.spatial = spatial
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return channelwise(flow, node, self.spatial)
+
+    def samples(self) -> tuple[Sample, ...]:
+        if self.spatial != 2:
+            return ()
+        return (
+            Sample(nn.MaxPool2d(3, 2, 1), ((2, 6, 5, 5),)),
+            Sample(nn.AvgPool2d(2), ((2, 6, 4, 4),)),
+            Sample(nn.AdaptiveAvgPool2d(1), ((2, 6, 4, 4),)),
+        )
+
+
+@rule(torch.mean, torch.sum, torch.amax, "mean", "sum", "amax")
+class Reduction(Rule):
+    """Mean, sum and maximum over axes without units. Over an axis with units the result would change: frozen."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source = node.all_input_nodes[0]
+        shape, labels = source.meta["value"].shape, flow.of(source)
+        axes = _reduced(node, len(shape))
+        if any(labels.shape[a] > 1 for a in axes):
+            flow.freeze(labels, node, "reduced over the units")
+            return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+        if node.meta["value"].dim() == len(shape):
+            return labels
+        return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
+
+
+def _reduced(node: fx.Node, dims: int) -> set[int]:
+    given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    if given is None:
+        return set(range(dims))
+    axes = given if isinstance(given, tuple | list) else (given,)
+    return {int(a) % dims for a in axes}  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,169 @@
+"""The rule table: one entry per op says how labels flow, what the op costs, and how it changes when units go.
+
+Keys are module classes (matched along the class hierarchy), functions, and method names. Anything that is not in
+the table is opaque: its units are frozen and it is reported.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from fxcat.errors import FxcatError
+from fxcat.passes.arrays import Labels
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+class Zero(enum.Enum):
+    """What an op does to a unit that is exactly zero in its inputs."""
+
+    PRESERVES = "zero if every input is zero"
+    ANY = "zero if one input is zero"
+    BREAKS = "not zero, whatever the inputs are"
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """MACs of one op for one example: `coefficient` × the live entries of each axis (1-D labels) in `factors`."""
+
+    coefficient: int
+    factors: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A small instance of an op for the tests: a module and the shapes of its inputs."""
+
+    module: nn.Module
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What is left of a movement's value. `live` gives, per axis, the surviving indices, None where all survive."""
+
+    source: tuple[torch.Tensor | None, ...]
+    result: tuple[torch.Tensor | None, ...] | tuple[tuple[torch.Tensor | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A call that replaces a node's: None keeps the target."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Callable[..., Any] | str | None = None
+
+
+class Rule:
+    """What fxcat knows about one op. Subclass it, register it with `rule(...)`."""
+
+    zero: Zero = Zero.BREAKS
+    movement: bool = False
+    """The op only moves elements: its output labels are found by running it on the input labels."""
+
+    parameters: tuple[str, ...] = ()
+    """Parameters and buffers of the module that `flow` binds to axes; a module that lacks one is opaque."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        """Labels of the output; unites what must be removed together, freezes what cannot be removed."""
+        raise NotImplementedError
+
+    def zero_at(self, node: fx.Node) -> Zero:
+        """`zero` for one node, where it depends on the arguments."""
+        return self.zero
+
+    def needs_zero(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The inputs in which a dead unit has to be exactly zero (the op mixes units)."""
+        return ()
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        """Multiply-adds for one example, as `torch.utils.flop_counter` counts them (2 FLOPs each)."""
+        return ()
+
+    def resize(self, module: nn.Module) -> None:
+        """Set the attributes that state a size after the module's parameters were sliced."""
+
+    def gated_class(self, module: nn.Module, shape: torch.Size) -> type[nn.Module] | None:
+        """A subclass of the module's class whose `forward(x, gate)` folds the gate into its affine parameters.
+
+        `shape` is that of the output; None when folding is impossible or dearer than multiplying the output.
+        """
+        return None
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        """New arguments for a movement whose numbers state sizes, or None to keep it as it is."""
+        return None
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Small instances that the parametrised test runs."""
+        return ()
+
+
+R = TypeVar("R", bound=Rule)
+
+_MODULES: dict[type[nn.Module], Rule] = {}
+_FUNCTIONS: dict[Callable[..., Any], Rule] = {}
+_METHODS: dict[str, Rule] = {}
+_OVERRIDABLE = ("forward", "_conv_forward")
+
+
+def rule(*targets: type[nn.Module] | Callable[..., Any] | str, **options: Any) -> Callable[[type[R]], type[R]]:
+    """Register a `Rule` subclass, instantiated with `options`, for module classes, functions and method names."""
+
+    def register(cls: type[R]) -> type[R]:
+        instance = cls(**options)
+        for target in targets:
+            table: dict[Any, Rule] = _METHODS if isinstance(target, str) else _FUNCTIONS
+            if isinstance(target, type) and issubclass(target, nn.Module):
+                table = _MODULES
+            if target in table:
+                raise FxcatError(f"there is a rule for {target!r} already", remedy="register each op once")
+            table[target] = instance
+        return cls
+
+    return register
+
+
+def module_rule(module: nn.Module) -> Rule | None:
+    """The rule of the nearest registered base class whose computation the module's class does not override."""
+    for base in type(module).__mro__:
+        found = _MODULES.get(base)
+        if found is not None:
+            kept = all(getattr(type(module), m, None) is getattr(base, m, None) for m in _OVERRIDABLE)
+            return found if kept else None
+    return None
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether capture keeps the module as one node: it has a rule, or it is torch.nn's own and no container."""
+    if module_rule(module) is not None:
+        return True
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return False
+    return type(module).__module__.startswith(("torch.nn", "torch.ao"))
+
+
+def find_rule(node: fx.Node, root: nn.Module) -> Rule | None:
+    """The rule for a node, or None: opaque."""
+    if node.op == "call_function":
+        return _FUNCTIONS.get(node.target) if callable(node.target) else None
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target))
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        found = module_rule(module)
+        if found is not None and all(n in module._parameters or n in module._buffers for n in found.parameters):
+            return found
+    return None
+
+
+def registered() -> tuple[Rule, ...]:
+    """Every rule in the table, once."""
+    return tuple(dict.fromkeys([*_MODULES.values(), *_FUNCTIONS.values(), *_METHODS.values()]))

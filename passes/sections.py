@@ -1,0 +1,117 @@
+"""Residual-bypassable sections, found from the graph.
+
+At every sum of two branches with a common dominator, a branch whose values are used nowhere else is a section if
+the other branch is the identity or dearer nothing: removing it leaves the shortcut.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import fx
+
+SUMS = {torch.add, operator.add, operator.iadd, "add", "add_"}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Nodes between `entry` (exclusive) and `exit` (inclusive), added to `shortcut` at the node `join`."""
+
+    name: str
+    join: fx.Node
+    entry: fx.Node
+    exit: fx.Node
+    shortcut: fx.Node
+    nodes: frozenset[fx.Node]
+
+
+def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
+    """All sections, outer ones first in graph order of their joins. `weight`: MACs per node, to tell a projection."""
+    joins = [n for n in graph.nodes if n.target in SUMS and _two_values(n)]
+    if not joins:
+        return ()
+    dominators = _dominators(graph)
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    found: list[Section] = []
+    for join in joins:
+        section = _section_at(join, dominators, order, weight)
+        if section is not None:
+            found.append(section)
+    return _named(found)
+
+
+def _two_values(node: fx.Node) -> bool:
+    operands = node.args[:2]
+    values = [a.meta["value"] for a in operands if isinstance(a, fx.Node)]
+    if len(values) != 2 or node.kwargs.get("alpha", 1) != 1:
+        return False
+    tensors = all(isinstance(v, torch.Tensor) for v in values)
+    return tensors and values[0].shape == values[1].shape and operands[0] is not operands[1]
+
+
+def _dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    flow = nx.DiGraph()
+    source = "entry"
+    for node in graph.nodes:
+        inputs = [i for i in node.all_input_nodes if i.op != "get_attr"]
+        flow.add_edges_from((i, node) for i in inputs)
+        if not inputs:
+            flow.add_edge(source, node)
+    return nx.immediate_dominators(flow, source)
+
+
+def _section_at(
+    join: fx.Node,
+    dominators: dict[fx.Node, fx.Node],
+    order: dict[fx.Node, int],
+    weight: Mapping[fx.Node, int],
+) -> Section | None:
+    entry = dominators.get(join)
+    if not isinstance(entry, fx.Node):
+        return None
+    a, b = join.args[0], join.args[1]
+    assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+    branches = [(a, _branch(a, entry, order)), (b, _branch(b, entry, order))]
+    branches.sort(key=lambda item: sum(weight.get(n, 0) for n in item[1]))
+    (shortcut, cheap), (last, nodes) = branches
+    work = sum(weight.get(n, 0) for n in nodes)
+    if not work or work <= sum(weight.get(n, 0) for n in cheap) or nodes & cheap:
+        return None
+    leaves_only_by_exit = all(u in nodes or (n is last and u is join) for n in nodes for u in n.users)
+    if not leaves_only_by_exit:
+        return None
+    return Section("", join, entry, last, shortcut, frozenset(nodes))
+
+
+def _branch(last: fx.Node, entry: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
+    """Everything between `entry` and `last`; parameters that it reads count too."""
+    nodes: set[fx.Node] = set()
+    stack = [last]
+    while stack:
+        node = stack.pop()
+        if node is entry or node in nodes or order[node] < order[entry] and node.op != "get_attr":
+            continue
+        nodes.add(node)
+        stack += node.all_input_nodes
+    return nodes
+
+
+def _named(sections: list[Section]) -> tuple[Section, ...]:
+    """Name each section after the module path that its weights share."""
+    result: list[Section] = []
+    seen: dict[str, int] = {}
+    for section in sections:
+        paths = [str(n.target).split(".") for n in section.nodes if n.op == "call_module"]
+        common = os.path.commonprefix(paths) if paths else []
+        if len(paths) == 1:
+            common = common[:-1]
+        base = ".".join([*common, "section"])
+        seen[base] = seen.get(base, 0) + 1
+        name = base if seen[base] == 1 else f"{base}#{seen[base]}"
+        result.append(Section(name, section.join, section.entry, section.exit, section.shortcut, section.nodes))
+    return tuple(result)

@@ -1,0 +1,189 @@
+"""A symbolic tracer whose proxies carry example values.
+
+In: a *meta twin* of a model (same modules, parameters without data) and example inputs. Out: an `fx.Graph` whose
+nodes hold their example value in `node.meta["value"]`, and the guards: Python branches that were resolved from
+example values.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.errors import CaptureError
+from fxcat.passes.execute import run_node
+from fxcat.passes.rules.table import is_leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A Python value that control flow took from the graph: `node` evaluated to `value` when the model was captured."""
+
+    node: fx.Node
+    value: object
+
+
+class ExampleProxy(fx.Proxy):
+    """A proxy that answers questions about its value (length, truth, integer) from the example, and logs a guard."""
+
+    tracer: ExampleTracer
+
+    @property
+    def example(self) -> Any:
+        return self.node.meta["value"]
+
+    def _resolve(self, value: Any) -> Any:
+        self.tracer.guards.append(Guard(self.node, value))
+        return value
+
+    def __bool__(self) -> bool:
+        if isinstance(self.example, torch.Tensor):
+            raise CaptureError(
+                "a branch depends on the values of a tensor",
+                where=self.tracer.location(),
+                remedy="move the branch out of the model, or list the module in ignore=",
+            )
+        return self._resolve(bool(self.example))
+
+    def __len__(self) -> int:
+        return len(self.example)  # the number of axes or pieces; removal changes neither
+
+    def __index__(self) -> int:
+        return self._resolve(operator.index(self.example))
+
+    def __int__(self) -> int:
+        return self._resolve(int(self.example))
+
+    def __float__(self) -> float:
+        return self._resolve(float(self.example))
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return iter([self[i] for i in range(len(self))])
+
+    def __contains__(self, item: object) -> bool:
+        return self._resolve(item in self.example)
+
+
+class ExampleTracer(fx.Tracer):
+    """Trace `root` with the given example inputs; every node's example value is computed on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__(param_shapes_constant=False)
+        self.proxy_buffer_attributes = True
+        self.guards: list[Guard] = []
+        self._inputs: Mapping[str, Any] = {}
+        self._executing = False
+        self._path = ""
+
+    def trace_module(self, root: nn.Module, inputs: Mapping[str, Any]) -> fx.Graph:
+        """Trace `root`; `inputs` maps parameter names of its `forward` to example values.
+
+        Raises `CaptureError` with module path and source line when the model cannot be traced.
+        """
+        self._inputs = inputs
+        try:
+            with torch.no_grad():
+                return self.trace(root)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise CaptureError(
+                f"the model cannot be captured: {type(error).__name__}: {error}",
+                where=self.location(error),
+                remedy="rewrite that line with tensor operations whose shapes do not depend on tensor values",
+            ) from error
+
+    def location(self, error: BaseException | None = None) -> str:
+        """Module path and source line of the innermost frame of the user's code."""
+        frames = (
+            [f for f, _ in _walk_traceback(error)] if error is not None else [f.frame for f in inspect.stack()[::-1]]
+        )
+        place = "unknown line"
+        for frame in frames:
+            owner = frame.f_locals.get("self")
+            name = frame.f_globals.get("__name__", "")
+            if isinstance(owner, nn.Module) and not name.startswith(("torch.", "fxcat.")):
+                line = frame.f_lineno
+                if error is not None:
+                    line = next(n for f, n in _walk_traceback(error) if f is frame)
+                place = f"{frame.f_code.co_filename}:{line}"
+        return f"module {self._path or '(root)'!r}, {place}"
+
+    def create_node(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Node:
+        node = super().create_node(kind, target, *rest, **more)
+        if kind == "get_attr":
+            node.meta["value"] = run_node(node, self.root)
+        return node
+
+    # fx hooks -------------------------------------------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ExampleProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Placeholders for the inputs that are given; every other argument keeps its default."""
+        signature = inspect.signature(root_fn)
+        names = list(self._inputs)
+        args: list[Any] = [self.root]
+        args += [self.create_proxy("placeholder", name, (), {}) for name in names]
+        positional = [
+            p.name
+            for p in list(signature.parameters.values())[1:]
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        direct = names == positional[: len(names)] or signature.parameters.keys().isdisjoint(names)
+
+        def call(module: nn.Module, *values: Any) -> Any:
+            if direct:
+                return root_fn(module, *values)
+            return root_fn(module, **dict(zip(names, values, strict=True)))
+
+        return call, args
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._executing:
+            return forward(*args, **kwargs)
+        outer, self._path = self._path, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self._path = outer
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._executing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node = proxy.node
+        if kind == "placeholder":
+            node.meta["value"] = self._inputs[target]
+        elif kind not in ("output", "get_attr"):
+            self._executing = True
+            try:
+                node.meta["value"] = run_node(node, self.root)
+            finally:
+                self._executing = False
+        if kind not in ("placeholder", "output"):
+            node.meta["path"] = self._path
+        return proxy
+
+
+def _walk_traceback(error: BaseException) -> list[tuple[Any, int]]:
+    frames: list[tuple[Any, int]] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append((traceback.tb_frame, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    return frames

@@ -1,0 +1,104 @@
+"""Units and groups from labels.
+
+In: a finished label flow. Out: `Units`: for every label its unit (a number in the flat vector of all units), the
+groups in that vector, and what is pinned with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fxcat.passes.arrays import FROZEN, Labels, compress
+from fxcat.passes.chains import Chain
+from fxcat.passes.labels import Flow, components
+from fxcat.records import Pinned
+
+NO_UNIT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRange:
+    """A group: units `start` … `start + count` of the flat vector, named after its first producer."""
+
+    name: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Which unit every index belongs to; `NO_UNIT` for what is always live."""
+
+    of_label: torch.Tensor
+    groups: tuple[UnitRange, ...]
+    pinned: tuple[Pinned, ...]
+    parameters: Mapping[str, Mapping[int, torch.Tensor]]
+    chains: tuple[Chain, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(g.count for g in self.groups)
+
+    def of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Units in the place of labels, compressed."""
+        return compress(self.of_label[labels])
+
+    def of_value(self, labels: Labels) -> Labels:
+        if isinstance(labels, tuple):
+            return tuple(self.of_value(item) for item in labels)
+        return None if labels is None else self.of(labels)
+
+
+def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
+    """Number the units group by group; a group with a single unit is pinned, since it can never be emptied."""
+    roots = flow.roots()
+    blocks = flow.blocks
+    block_of = np.zeros(flow.count, dtype=np.int64)
+    for i, block in enumerate(blocks):
+        block_of[block.start : block.start + block.count] = i
+    live = np.flatnonzero(roots != FROZEN)
+    group_of_block = components(len(blocks), block_of[live], block_of[roots[live]])
+    produced = {id_ for i, b in enumerate(blocks) for id_ in [group_of_block[i]] if b.producer}
+    unit_roots = np.unique(roots[live])
+    group_of_unit = group_of_block[block_of[unit_roots]] if len(blocks) else np.zeros(0, dtype=np.int64)
+    of_label = np.full(flow.count, NO_UNIT, dtype=np.int64)
+    groups: list[UnitRange] = []
+    pinned = _pinned(flow)
+    numbers = np.full(flow.count, NO_UNIT, dtype=np.int64)
+    start = 0
+    for group in np.unique(group_of_unit):
+        members = unit_roots[group_of_unit == group]
+        name = blocks[group].owner
+        if group not in produced:
+            continue
+        if len(members) == 1:
+            pinned.append(Pinned(name, "the group has a single unit", 1))
+            continue
+        numbers[members] = np.arange(start, start + len(members))
+        groups.append(UnitRange(name, start, len(members)))
+        start += len(members)
+    of_label[live] = numbers[roots[live]]
+    return Units(torch.from_numpy(of_label), _unique_names(groups), tuple(pinned), flow.parameters, chains)
+
+
+def _pinned(flow: Flow) -> list[Pinned]:
+    """One entry per place and reason, with the number of labels it froze."""
+    found: dict[tuple[str, str], int] = {}
+    for freeze in flow.freezes:
+        key = (freeze.where, freeze.reason)
+        found[key] = found.get(key, 0) + int(freeze.labels.unique().numel())
+    return [Pinned(where, reason, count) for (where, reason), count in found.items()]
+
+
+def _unique_names(groups: list[UnitRange]) -> tuple[UnitRange, ...]:
+    seen: dict[str, int] = {}
+    result: list[UnitRange] = []
+    for group in groups:
+        seen[group.name] = seen.get(group.name, 0) + 1
+        name = group.name if seen[group.name] == 1 else f"{group.name}#{seen[group.name]}"
+        result.append(UnitRange(name, group.start, group.count))
+    return tuple(result)

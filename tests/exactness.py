@@ -1,0 +1,189 @@
+"""The invariants of the compiler (I1–I4), checked on one model; used by the tests and by `benchmarks/exactness.py`."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import flop_counter
+from torch.utils._pytree import tree_leaves
+
+import fxcat
+from fxcat.gated import GatedModule
+
+DOUBLE_TOLERANCE = 1e-10
+SINGLE_TOLERANCE = 1e-4
+
+
+@dataclass
+class Report:
+    """Worst relative differences, and the failures as text."""
+
+    model: str
+    groups: int = 0
+    units: int = 0
+    sections: int = 0
+    coverage: float = 0.0
+    open_eval: float = 0.0
+    open_train: float = 0.0
+    removal: float = 0.0
+    failures: list[str] = field(default_factory=list[str])
+
+    def require(self, condition: bool, text: str) -> None:
+        if not condition:
+            self.failures.append(text)
+
+
+def randomise(model: nn.Module, seed: int) -> None:
+    """Well-scaled random weights, norm parameters and running statistics: default initialisation hides errors."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: torch.Tensor, std: float, mean: float = 0.0) -> None:
+        tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype) * std + mean)
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) * (high - low) + low)
+
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dim() > 1:
+                    normal(parameter, (2.0 / parameter[0].numel()) ** 0.5)
+                elif name == "weight":
+                    uniform(parameter, 0.5, 1.5)
+                else:
+                    normal(parameter, 0.3)
+            for name, buffer in module.named_buffers(recurse=False):
+                if name == "running_mean":
+                    normal(buffer, 0.3)
+                elif name == "running_var":
+                    uniform(buffer, 0.5, 1.5)
+
+
+def random_gates(net: GatedModule, seed: int, units: float = 0.5, sections: float = 1 / 3) -> None:
+    """Close units and sections at random; no group is emptied."""
+    generator = torch.Generator().manual_seed(seed)
+    for gate in net.gates.values():
+        dead = torch.rand(gate.count, generator=generator) < (units if gate.kind == "units" else sections)
+        if gate.kind == "units" and bool(dead.all()):
+            dead[int(torch.randint(gate.count, (1,), generator=generator))] = False
+        gate.set((~dead).to(gate.theta.dtype))
+
+
+def difference(a: Any, b: Any) -> float:
+    """max |a − b| relative to max(1, max |b|), over all tensors of two outputs."""
+    worst = 0.0
+    pairs = list(zip(tree_leaves(a), tree_leaves(b), strict=True))
+    for x, y in pairs:
+        if isinstance(y, torch.Tensor):
+            if x.shape != y.shape or not bool(torch.isfinite(y).all()):
+                return float("inf")
+            worst = max(worst, (x - y).abs().max().item() / max(1.0, y.abs().max().item()))
+    return worst
+
+
+@contextmanager
+def fixed_seed(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def counted_macs(module: nn.Module, inputs: torch.Tensor) -> int:
+    """Multiply-adds that PyTorch's own counter sees."""
+    counter = flop_counter.FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(inputs)
+    return counter.get_total_flops() // 2
+
+
+def operators(module: nn.Module) -> Counter[str]:
+    """Lines of the generated forward, by the kind of call."""
+    kinds: Counter[str] = Counter()
+    for name in ("forward", "_forward_inference", "_forward_training"):
+        function = getattr(type(module), name, None)
+        if function is None or not function.__code__.co_filename.startswith("<fxcat"):
+            continue
+        kinds[name] = len([line for line in inspect.getsource(function).splitlines() if "=" in line])
+    return kinds
+
+
+def check(
+    model: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    other: tuple[int, ...],
+    *,
+    settings: int = 3,
+    train: bool = True,
+) -> Report:
+    """Check one model with example inputs of `shape`, and on inputs of another shape `other`."""
+    report = Report(name)
+    tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
+    dtype = next(model.parameters()).dtype
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    example = torch.randn(shape, generator=generator, dtype=dtype)
+    inputs = torch.randn(other, generator=generator, dtype=dtype)
+    net = fxcat.prepare(model, example)
+    report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
+    report.units = sum(g.units for g in net.structure.groups)
+    report.coverage = net.structure.coverage
+    base = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
+    _check_open(report, model, net, inputs, train, tolerance)
+    net.eval()
+    for seed in range(settings):
+        random_gates(net, seed)
+        with torch.no_grad():
+            expected = net(inputs)
+            small = fxcat.finalize(net)
+            found = difference(small(inputs), expected)
+        report.removal = max(report.removal, found)
+        report.require(found <= tolerance, f"I2 setting {seed}: {found:.1e}")
+        _check_costs(report, net, small, example, seed)
+        _check_clean(report, small, base, seed)
+    report.require(
+        all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the caller's model was changed"
+    )
+    return report
+
+
+def _check_open(
+    report: Report, model: nn.Module, net: GatedModule, inputs: torch.Tensor, train: bool, tolerance: float
+) -> None:
+    reference = copy.deepcopy(model)
+    for mode in ("eval", "train") if train else ("eval",):
+        reference.train(mode == "train")
+        net.train(mode == "train")
+        with torch.no_grad(), fixed_seed(7):
+            expected = reference(inputs)
+        with torch.no_grad(), fixed_seed(7):
+            found = difference(net(inputs), expected)
+        setattr(report, f"open_{mode}", found)
+        report.require(found <= tolerance, f"I1 {mode}: {found:.1e}")
+    buffers = dict(reference.named_buffers())
+    for key, buffer in net.network.named_buffers():
+        if key in buffers and buffer.is_floating_point():
+            report.require(difference(buffer, buffers[key]) <= tolerance, f"I1 buffer {key}")
+
+
+def _check_costs(report: Report, net: GatedModule, small: nn.Module, example: torch.Tensor, seed: int) -> None:
+    said = net.hard_cost()
+    params = sum(p.numel() for p in small.parameters())
+    macs = counted_macs(small, example)
+    report.require(said.params == params, f"I3 setting {seed}: {said.params} parameters said, {params} counted")
+    report.require(said.macs == macs, f"I3 setting {seed}: {said.macs} MACs said, {macs} counted")
+
+
+def _check_clean(report: Report, small: nn.Module, base: Counter[str], seed: int) -> None:
+    for path, module in small.named_modules():
+        report.require(not type(module).__module__.startswith("fxcat"), f"I4 setting {seed}: {path} is fxcat code")
+    left = Counter(type(m).__name__ for m in small.modules() if not list(m.children()))
+    report.require(not left - base, f"I4 setting {seed}: new modules {left - base}")
