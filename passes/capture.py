@@ -132,44 +132,38 @@ def _watch_training(twin: nn.Module) -> list[str]:
 
 
 def _merge(inference: fx.Graph, training: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """One graph with both outputs; a node that both have (same op, target and arguments) appears once."""
+    """One graph with both outputs; a node that both have (same op, target and arguments) appears once.
+
+    The order of each graph is kept: random ops must draw in the order in which the model's Python calls them.
+    """
     merged = fx.Graph()
     known: dict[Any, fx.Node] = {}
     outputs: list[Any] = []
     copies: dict[fx.Node, fx.Node] = {}
     for graph in (inference, training):
         occurrences: dict[Any, int] = {}
+        last: fx.Node | None = None
         for node in graph.nodes:
             if node.op == "output":
-                outputs.append(fx.map_arg(node.args[0], lambda n: copies[n]))
+                outputs.append(fx.map_arg(node.args[0], copies.__getitem__))
                 continue
             key: Any = (node.op, node.target, _key(node.args, copies), _key(node.kwargs, copies))
             # equal calls within one graph stay apart: they may be random or in place
             occurrences[key] = occurrences.get(key, 0) + 1
             key = (key, occurrences[key])
             if key not in known:
-                known[key] = merged.node_copy(node, lambda n: copies[n])
-                known[key].meta = dict(node.meta)
-            copies[node] = known[key]
+                with merged.inserting_after(last):
+                    known[key] = merged.node_copy(node, copies.__getitem__)
+            last = copies[node] = known[key]
     same = _key(outputs[0], {}) == _key(outputs[1], {})
     result = merged.output(outputs[0] if same else tuple(outputs))
     if not same:
         result.meta["phases"] = True
-    _placeholders_first(merged)
     return merged, copies
 
 
 def _key(argument: Any, copies: Mapping[fx.Node, fx.Node]) -> str:
     return repr(fx.map_arg(argument, lambda n: copies.get(n, n)))
-
-
-def _placeholders_first(graph: fx.Graph) -> None:
-    nodes = list(graph.nodes)
-    first = nodes[0]
-    for node in nodes:
-        if node.op == "placeholder" and node is not first:
-            first.append(node)
-            first = node
 
 
 def _functionalise(graph: fx.Graph) -> None:

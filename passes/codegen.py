@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxcat.passes.cleanup import remove_dead
+
 _numbers = itertools.count()
 
 
@@ -47,7 +49,7 @@ def split_phases(graph: fx.Graph) -> tuple[fx.Graph, ...]:
         copies: dict[fx.Node, fx.Node] = {}
         phase.graph_copy(graph, copies)
         phase.output(fx.map_arg(value, copies.__getitem__))
-        phase.eliminate_dead_code()
+        remove_dead(phase)
         result.append(phase)
     return tuple(result)
 

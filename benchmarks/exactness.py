@@ -1,0 +1,71 @@
+"""Invariants I1–I4 on torchvision's convolutional classifiers under random gate settings.
+
+    python benchmarks/exactness.py --all
+
+Weights, norm parameters and running statistics are random and well scaled; float64, and float32 above 150 M
+parameters. Exits with 1 if anything fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import build, classifiers, print_table, write_json
+from exactness import check, randomise
+
+LARGE = 150_000_000
+
+
+def run(name: str, settings: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    model = build(name)
+    params = sum(p.numel() for p in model.parameters())
+    model = model.double() if params <= LARGE else model
+    randomise(model, 0)
+    fixed = name == "inception_v3"  # its auxiliary head needs the full size
+    shape, other = ((1, 3, 299, 299), (2, 3, 299, 299)) if fixed else ((1, 3, 96, 96), (3, 3, 128, 128))
+    report = check(model, name, shape, other, settings=settings)
+    return {
+        "model": name,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "groups": report.groups,
+        "units": report.units,
+        "sections": report.sections,
+        "MACs in groups or sections": round(report.coverage, 4),
+        "I1 eval": report.open_eval,
+        "I1 train": report.open_train,
+        "I2": report.removal,
+        "failures": len(report.failures),
+        "first failure": report.failures[0] if report.failures else "",
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", help="model names; --all for every one")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--settings", type=int, default=3, help="random gate settings per model")
+    parser.add_argument("--json", type=Path, default=Path("runs/exactness.json"))
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in classifiers() if options.all else options.models:
+        rows.append(run(name, options.settings))
+        sys.stderr.write(f"{name}: {rows[-1]['failures']} failures, {rows[-1]['seconds']} s\n")
+        write_json(options.json, rows)
+        gc.collect()
+    print_table(f"{len(rows)} models, {options.settings} random gate settings each", rows)
+    failures = sum(r["failures"] for r in rows)
+    print(f"{failures} failures in {len(rows)} models")
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
