@@ -92,11 +92,14 @@ class GatedModule(nn.Module):
         self.cost_model = cost_model.to(device)
         self.program = program
         self.parts = parts
+        self.last_batch = 1
+        """Examples in the last batch: the first dimension of the first tensor that was passed in."""
         self.train(network.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
+        self.last_batch = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.dim()), 1)
         samples.fill(_attribute_names(self.parts), self.gate_vector())
         try:
             return self.network(*args, **kwargs)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fxcat.errors import InputError
+from fxcat.slicing import replace_data
 
 SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
@@ -51,6 +52,7 @@ class GateVector(nn.Module):
         self.unit_count = units
         self.sizes = sizes
         self.sampling = True
+        self.sample: torch.Tensor | None = None
         self._generator = torch.Generator().manual_seed(0)
 
     @property
@@ -70,20 +72,20 @@ class GateVector(nn.Module):
         if not self.training:
             return self.hard().split(self.sizes)
         theta = self.theta
-        if self.sampling:
+        if self.sampling and theta.requires_grad:
             draw = torch.rand(theta.shape, generator=self._generator).to(theta.device)
             sample = (draw < theta.detach()).to(theta.dtype)
         else:
             sample = self.hard()
+        self.sample = sample
         if theta.requires_grad and torch.is_grad_enabled():
             sample = sample + (theta - theta.detach())
         return sample.split(self.sizes)
 
     def restrict(self, origin: torch.Tensor, units: int, sizes: tuple[int, ...]) -> None:
         """Keep the entries `origin` only, as `units` units and then sections; the parameter object stays the same."""
-        gradient, self.theta.grad = self.theta.grad, None
-        self.theta.data = self.theta.detach()[origin]
-        self.theta.grad = None if gradient is None else gradient[origin]
+        gradient = None if self.theta.grad is None else self.theta.grad[origin]
+        replace_data(self.theta, self.theta.detach()[origin], gradient)
         self.unit_count, self.sizes = units, sizes
 
     def seed(self, seed: int) -> None:

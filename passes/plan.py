@@ -20,8 +20,9 @@ from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import place
 from fxcat.passes.costing import parameter_axes
 from fxcat.passes.execute import propagate
-from fxcat.passes.rewrite import Keep, add_buffers, slice_modules
+from fxcat.passes.rewrite import add_buffers, slice_modules
 from fxcat.passes.rules.table import Labels, Moved, Rule
+from fxcat.slicing import Keep
 
 @dataclass(frozen=True, slots=True)
 class Plan:

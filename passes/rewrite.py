@@ -10,20 +10,7 @@ from torch import fx, nn
 from fxcat.passes.cleanup import modules_in_place_on_shared
 from fxcat.passes.codegen import install
 from fxcat.passes.rules.table import module_rule
-
-Keep = Mapping[str, Mapping[int, torch.Tensor]]
-
-
-def select(tensor: torch.Tensor, axes: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """The surviving part of a tensor; a meta tensor has only a shape to lose."""
-    for axis, index in axes.items():
-        if tensor.is_meta:
-            shape = [len(index) if a == axis else s for a, s in enumerate(tensor.shape)]
-            tensor = tensor.new_empty(shape)
-        else:
-            tensor = tensor.index_select(axis, index.to(tensor.device))
-    return tensor
-
+from fxcat.slicing import Keep, replace_data, select
 
 def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep) -> None:
     """Slice parameters (with their gradients) and buffers in place, then set the modules' size attributes."""
@@ -34,10 +21,8 @@ def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep) -> None:
         if parameter is None:
             module._buffers[leaf] = select(module.get_buffer(leaf), axes)
             continue
-        gradient, parameter.grad = parameter.grad, None
-        parameter.data = select(parameter.data, axes)
-        if gradient is not None:
-            parameter.grad = select(gradient, axes)
+        gradient = None if parameter.grad is None else select(parameter.grad, axes)
+        replace_data(parameter, select(parameter.data, axes), gradient)
     for target in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module"):
         module = root.get_submodule(target)
         rule = module_rule(module)

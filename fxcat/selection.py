@@ -1,0 +1,113 @@
+"""The final choice of what stays: a 0/1 setting that meets the target and empties nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from fxcat.errors import TargetError
+from fxcat.gated import GatedModule
+from fxcat.objective import cost_fractions, cost_gradients
+from fxcat.records import Target
+
+SLACK = 0.01
+"""The result lies within this share below the target, and never above it."""
+
+
+def group_ids(net: GatedModule) -> torch.Tensor:
+    """For every gate the number of its group; every section is a group of its own."""
+    counts = torch.tensor([p.count for p in net.parts])
+    return torch.repeat_interleave(torch.arange(len(counts)), counts).to(net.gate_vector.theta.device)
+
+
+def is_section(net: GatedModule) -> torch.Tensor:
+    """Which gates are sections."""
+    theta = net.gate_vector.theta
+    return torch.arange(theta.numel(), device=theta.device) >= net.gate_vector.unit_count
+
+
+def smallest_setting(net: GatedModule, score: torch.Tensor | None = None) -> torch.Tensor:
+    """One unit per group (the one with the highest score), every section closed."""
+    score = torch.zeros_like(net.gate_vector.theta) if score is None else score
+    smallest = torch.zeros_like(net.gate_vector.theta)
+    smallest[best_of_groups(net, score)] = 1.0
+    return smallest
+
+
+def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
+    """Number of the highest-scored unit of every group."""
+    best: list[int] = []
+    start = 0
+    for part in net.parts:
+        if part.kind == "units":
+            best.append(start + int(score[start : start + part.count].argmax()))
+        start += part.count
+    return torch.tensor(best, dtype=torch.int64, device=score.device)
+
+
+def check_reachable(net: GatedModule, target: Target) -> None:
+    """Raise `TargetError` with what is reachable if even the smallest network is above the target."""
+    reachable = cost_fractions(net, smallest_setting(net)).tolist()
+    for name, wanted, least in zip(("flops", "params"), (target.flops, target.params), reachable, strict=True):
+        if wanted is not None and least > wanted:
+            raise TargetError(
+                f"Target({name}={wanted}) cannot be reached: the smallest network that fxcat can make of this model "
+                f"has {least:.1%} of the {name}",
+                remedy=f"choose {name} ≥ {least:.3f}, or see net.summary() for what is pinned and why",
+            )
+
+
+def select_structure(net: GatedModule, target: Target, score: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
+    """A 0/1 setting of shape (gates,) within `SLACK` below the target, from the preferred one.
+
+    Closes what has the least score per cost while the target is missed, then opens again what fits, best first.
+    """
+    setting = preferred.clone()
+    setting[best_of_groups(net, score)] = 1.0
+    protected = torch.zeros_like(setting, dtype=torch.bool)
+    protected[best_of_groups(net, score)] = True
+    wanted = torch.tensor([1.0 if t is None else t for t in (target.flops, target.params)], dtype=torch.float64)
+    setting = _close_until(net, setting, score, wanted.to(setting.device), protected)
+    return _open_while_fitting(net, setting, score, wanted.to(setting.device))
+
+
+def _close_until(
+    net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, protected: torch.Tensor
+) -> torch.Tensor:
+    while True:
+        fractions, gradients = cost_gradients(net, setting)
+        excess = fractions - wanted
+        worst = int(excess.argmax())
+        if excess[worst] <= 0:
+            return setting
+        price = gradients[worst]
+        candidates = ((setting > 0.5) & ~protected & (price > 0)).nonzero().reshape(-1)
+        if not len(candidates):
+            raise TargetError("the target cannot be reached without emptying a group")
+        order = candidates[(score[candidates].double() / price[candidates]).argsort()]
+        saved = price[order].cumsum(0)
+        # Marginal costs change as structures go: take a part of what seems to be enough, then look again.
+        enough = int((saved < 0.5 * excess[worst]).sum()) + 1
+        setting[order[: max(1, enough)]] = 0.0
+
+
+def _open_while_fitting(
+    net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
+    tried = torch.zeros_like(setting, dtype=torch.bool)
+    while True:
+        fractions, gradients = cost_gradients(net, setting)
+        room = wanted - fractions
+        limited = wanted < 1
+        if bool((room[limited] <= SLACK * 0.5 * wanted[limited]).any()):
+            return setting
+        fits = (gradients <= room[:, None]).all(0) | (wanted[:, None] >= 1).all(0)
+        candidates = ((setting < 0.5) & fits & ~tried).nonzero().reshape(-1)
+        if not len(candidates):
+            return setting
+        price = gradients[:, candidates].sum(0).clamp(min=1e-15)
+        best = candidates[(score[candidates].double() / price).argmax()]
+        tried[best] = True
+        opened = setting.clone()
+        opened[best] = 1.0
+        if bool((cost_fractions(net, opened) <= wanted).all()):
+            setting = opened

@@ -1,0 +1,40 @@
+"""What a gate is worth: an estimate of E[loss | ξ=0] − E[loss | ξ=1] from ordinary backward passes.
+
+The straight-through derivative g = ∂L/∂ξ at the sampled value is one end of the trapezoid rule ½(g(0) + g(1)). Near
+θ = 1 only that end is seen, where a trained unit has g ≈ 0 on average and would seem worthless. With the curvature
+h = ∂²L/∂ξ² both ends are known from one: the difference is −g + ½h seen from ξ=1, and −g − ½h seen from ξ=0. The
+empirical Fisher information gives h: the variance of a batch mean of per-example derivatives is h / batch
+(cf. optimal brain damage, LeCun et al. 1989; Theis et al. 2018, arXiv 1801.05787).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Worth:
+    """Exponential averages of the curvature and of the loss difference, one entry per gate."""
+
+    def __init__(self, gates: int, device: torch.device, *, decay: float = 0.95) -> None:
+        self.decay = decay
+        self.curvature = torch.zeros(gates, device=device)
+        self.difference = torch.zeros(gates, device=device)
+        self._curvature_weight = torch.zeros(gates, device=device)
+        self._difference_weight = 0.0
+
+    def update(self, gradient: torch.Tensor, sample: torch.Tensor, batch: int) -> None:
+        """Add one step: gradient and sample of shape (gates,), and the examples in the batch."""
+        gradient = gradient.float()
+        opened = sample > 0.5
+        keep = torch.where(opened, self.decay, 1.0)
+        self.curvature.mul_(keep).add_((1 - keep) * gradient.square() * batch)
+        self._curvature_weight.mul_(keep).add_(1 - keep)
+        half = 0.5 * self.curvature / self._curvature_weight.clamp(min=1e-12)
+        seen = torch.where(opened, half, -half) - gradient
+        self.difference.mul_(self.decay).add_(seen, alpha=1 - self.decay)
+        self._difference_weight = self.decay * self._difference_weight + 1 - self.decay
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The smoothed estimate; in units of the loss."""
+        return self.difference / max(self._difference_weight, 1e-12)
