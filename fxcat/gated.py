@@ -73,6 +73,9 @@ class GatedModule(nn.Module):
 
     gate_vector: GateVector
     cost_model: CostModel
+    open_at_start: torch.Tensor
+    """Which gates of the network as it was prepared are still there; bool, one entry per gate."""
+    _numbers: torch.Tensor
 
     def __init__(
         self,
@@ -92,6 +95,8 @@ class GatedModule(nn.Module):
         self.cost_model = cost_model.to(device)
         self.program = program
         self.parts = parts
+        self.register_buffer("open_at_start", torch.ones(sum(p.count for p in parts), dtype=torch.bool))
+        self.register_buffer("_numbers", torch.arange(sum(p.count for p in parts)), persistent=False)
         self.last_batch = 1
         """Examples in the last batch: the first dimension of the first tensor that was passed in."""
         self.train(network.training)
@@ -152,6 +157,8 @@ class GatedModule(nn.Module):
         origin = torch.cat([shrunk.unit_origin, shrunk.section_origin + count]).to(theta.device)
         self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
         self.cost_model = shrunk.cost_model.to(theta.device)
+        self._numbers = self._numbers[origin]
+        self.open_at_start.zero_()[self._numbers] = True
         self.gate_vector.restrict(origin, len(shrunk.unit_origin), tuple(p.count for p in self.parts))
         self.train(self.training)
         return shrunk

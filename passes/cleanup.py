@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 
 from fxcat.passes.capture import INPLACE_OPERATORS, is_inplace
 
@@ -23,34 +25,52 @@ def remove_dead(graph: fx.Graph) -> bool:
     return bool(dead)
 
 
-def make_out_of_place(graph: fx.Graph) -> None:
-    """In-place functions and methods on a value that others read too (a bypass may have made it so) become plain."""
+_IDEMPOTENT: tuple[Any, ...] = (nn.ReLU, nn.ReLU6, nn.Identity, functional.relu, functional.relu6, torch.relu, "relu")
+
+
+def remove_repeated(graph: fx.Graph, root: nn.Module) -> bool:
+    """A bypass may put a ReLU right behind another: drop the second. Returns whether there was one."""
+    changed = False
     for node in graph.nodes:
-        if not is_inplace(node) or not _is_shared(node):
+        before = node.args[0] if len(node.args) == 1 and isinstance(node.args[0], fx.Node) else None
+        kind = _kind(node, root)
+        if before is not None and kind in _IDEMPOTENT and kind == _kind(before, root):
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+            changed = True
+    return changed
+
+
+def _kind(node: fx.Node, root: nn.Module) -> Any:
+    return type(root.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+
+
+def make_out_of_place(graph: fx.Graph, origin: Mapping[fx.Node, fx.Node], root: nn.Module) -> tuple[str, ...]:
+    """In-place ops must not hit a value that they did not hit before: others may read it, or autograd need it.
+
+    Functions and methods are replaced in the graph; the modules whose `inplace` has to be cleared are returned.
+    """
+    modules: list[str] = []
+    for node, old in origin.items():
+        changed = node.args[0] if node.args else None
+        if not isinstance(changed, fx.Node) or origin.get(changed) is old.args[0]:
             continue
-        if node.target in INPLACE_OPERATORS:
-            node.target = INPLACE_OPERATORS[node.target]
-        elif node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-        else:
-            plain = str(node.target).removesuffix("_") if node.op == "call_method" else _plain_function(node.target)
-            node.target = plain
+        if node.op == "call_module" and getattr(root.get_submodule(str(node.target)), "inplace", False):
+            modules.append(str(node.target))
+        elif is_inplace(node):
+            _make_plain(node)
+    return tuple(modules)
 
 
-def modules_in_place_on_shared(graph: fx.Graph, root: nn.Module) -> list[nn.Module]:
-    """Modules with `inplace=True` whose input others read too."""
-    found: list[nn.Module] = []
-    for node in graph.nodes:
-        if node.op == "call_module" and _is_shared(node):
-            module = root.get_submodule(str(node.target))
-            if getattr(module, "inplace", False):
-                found.append(module)
-    return found
-
-
-def _is_shared(node: fx.Node) -> bool:
-    changed = node.args[0] if node.args else None
-    return isinstance(changed, fx.Node) and (len(changed.users) > 1 or changed.op in ("placeholder", "get_attr"))
+def _make_plain(node: fx.Node) -> None:
+    if node.target in INPLACE_OPERATORS:
+        node.target = INPLACE_OPERATORS[node.target]
+    elif node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+    else:
+        node.target = _plain_function(node.target)
 
 
 def _plain_function(function: Any) -> Any:

@@ -37,7 +37,7 @@ class Compiled(Program):
         plan = make_plan(self.analysis, units, sections)
         small = copy.deepcopy(network)
         _remove_gates(small, self.gated)
-        rewrite.apply(small, self.analysis.graph, plan.graph, plan.keep, plan.buffers)
+        rewrite.apply(small, self.analysis.graph, plan)
         return small
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
@@ -45,7 +45,7 @@ class Compiled(Program):
         analysis = analyse(plan.graph, plan.twin, (), self.analysis.options, _frozen(self.analysis, plan))
         compiled = _compile(analysis)
         _remove_gates(network, self.gated)
-        rewrite.apply(network, self.analysis.graph, plan.graph, plan.keep, plan.buffers)
+        rewrite.apply(network, self.analysis.graph, plan)
         _add_gates(network, compiled.gated)
         origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
         parts = gate_parts(analysis)

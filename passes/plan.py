@@ -20,8 +20,8 @@ from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import place
 from fxcat.passes.costing import parameter_axes
 from fxcat.passes.execute import propagate
-from fxcat.passes.rewrite import add_buffers, slice_modules
 from fxcat.passes.rules.table import Labels, Moved, Rule
+from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Plan:
 
     `graph`: the new graph, its example values those of `twin`, the small network's meta twin. `keep`: per parameter or
     buffer and axis, the surviving indices. `origin`: the old node of each new one. `buffers`: new ones, by name.
+    `out_of_place`: modules whose `inplace` has to be cleared.
     """
 
     graph: fx.Graph
@@ -37,6 +38,7 @@ class Plan:
     keep: Keep
     origin: Mapping[fx.Node, fx.Node]
     buffers: Mapping[str, torch.Tensor]
+    out_of_place: tuple[str, ...]
 
 
 class _Setting:
@@ -99,10 +101,11 @@ def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor) -
     cleanup.remove_dead(graph)
     for old in _remaining(graph, copies):
         _adapt(analysis, setting, copies, old)
-    cleanup.make_out_of_place(graph)
+    cleanup.remove_repeated(graph, analysis.twin)
     origin = {copies[old]: old for old in _remaining(graph, copies)}
+    plain = cleanup.make_out_of_place(graph, origin, analysis.twin)
     twin = _check(analysis, setting, graph, keep, origin, buffers)
-    return Plan(graph, twin, keep, origin, buffers)
+    return Plan(graph, twin, keep, origin, buffers, plain)
 
 
 def _remaining(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:

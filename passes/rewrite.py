@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import fx, nn
 
-from fxcat.passes.cleanup import modules_in_place_on_shared
 from fxcat.passes.codegen import install
-from fxcat.passes.rules.table import module_rule
-from fxcat.slicing import Keep, replace_data, select
-
-def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep) -> None:
-    """Slice parameters (with their gradients) and buffers in place, then set the modules' size attributes."""
-    for name, axes in keep.items():
-        path, _, leaf = name.rpartition(".")
-        module = root.get_submodule(path)
-        parameter = module._parameters.get(leaf)
-        if parameter is None:
-            module._buffers[leaf] = select(module.get_buffer(leaf), axes)
-            continue
-        gradient = None if parameter.grad is None else select(parameter.grad, axes)
-        replace_data(parameter, select(parameter.data, axes), gradient)
-    for target in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module"):
-        module = root.get_submodule(target)
-        rule = module_rule(module)
-        if rule is not None:
-            rule.resize(module)
-
-
-def add_buffers(root: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
-    """Register new index tensors on the root."""
-    device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    for name, value in buffers.items():
-        root.register_buffer(name, value.to(device))
-
+from fxcat.passes.plan import Plan
+from fxcat.passes.slicing import add_buffers, slice_modules
 
 def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
     """Delete the modules and parameters that the old graph used and the new one does not, and emptied containers."""
@@ -62,11 +33,11 @@ def _delete(root: nn.Module, path: str, leaf: str) -> None:
         _delete(root, outer, name)
 
 
-def apply(root: nn.Module, before: fx.Graph, graph: fx.Graph, keep: Keep, buffers: Mapping[str, torch.Tensor]) -> None:
+def apply(root: nn.Module, before: fx.Graph, plan: Plan) -> None:
     """Make `root` (with weights, without gates) the small network. The plan was checked: nothing here can fail."""
-    slice_modules(root, graph, keep)
-    add_buffers(root, buffers)
-    remove_unused(root, before, graph)
-    for module in modules_in_place_on_shared(graph, root):
-        module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
-    install(root, graph)
+    slice_modules(root, plan.graph, plan.keep)
+    add_buffers(root, plan.buffers)
+    remove_unused(root, before, plan.graph)
+    for path in plan.out_of_place:
+        root.get_submodule(path).inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+    install(root, plan.graph)

@@ -149,6 +149,8 @@ def check(
         report.require(found <= tolerance, f"I2 setting {seed}: {found:.1e}")
         _check_costs(report, net, small, example, seed)
         _check_clean(report, small, base, seed)
+        if train and seed == 0:
+            _check_trainable(report, small, inputs)
     report.require(
         all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the caller's model was changed"
     )
@@ -172,6 +174,16 @@ def _check_open(
     for key, buffer in net.network.named_buffers():
         if key in buffers and buffer.is_floating_point():
             report.require(difference(buffer, buffers[key]) <= tolerance, f"I1 buffer {key}")
+
+
+def _check_trainable(report: Report, small: nn.Module, inputs: torch.Tensor) -> None:
+    """The small network still trains: in-place ops must not have hit values that autograd needs."""
+    try:
+        with torch.enable_grad():
+            outputs = tree_leaves(small.train()(inputs))
+            sum(o.sum() for o in outputs).backward()
+    except RuntimeError as error:
+        report.require(False, f"the small network does not train: {error}")
 
 
 def _check_costs(report: Report, net: GatedModule, small: nn.Module, example: torch.Tensor, seed: int) -> None:

@@ -1,0 +1,85 @@
+"""What happened in a run, epoch by epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fxcat.errors import InputError, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One epoch. Losses are means per example, accuracies and cost fractions lie in [0, 1]."""
+
+    epoch: int
+    phase: str
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+    macs: float
+    params: float
+    undecided: int
+    open_units: dict[str, int]
+
+
+@dataclass(slots=True)
+class History:
+    """Records of a run. `shrunk_at`: the epoch in which the network became small."""
+
+    epochs: list[EpochRecord] = field(default_factory=list[EpochRecord])
+    shrunk_at: int | None = None
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch with the best validation accuracy (or loss) among those with the final structure."""
+        final = [e for e in self.epochs if e.phase == "plain" and e.val_loss is not None]
+        if not final:
+            return None
+        return max(final, key=lambda e: (e.val_accuracy if e.val_accuracy is not None else 0.0, -(e.val_loss or 0.0)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the records as JSON. Raises `StorageError` if the path cannot be written."""
+        try:
+            Path(path).write_text(json.dumps({"epochs": [asdict(e) for e in self.epochs]}, indent=1) + "\n")
+        except OSError as error:
+            raise StorageError(f"the history cannot be written: {error}", where=str(path)) from error
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Plot accuracy (or loss) and cost over the epochs into an image file.
+
+        Raises `InputError` without matplotlib or without epochs, `StorageError` if the path cannot be written.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError("plots need matplotlib", remedy='pip install "fxcat[plot]"') from error
+        if not self.epochs:
+            raise InputError("the history is empty", remedy="train for at least one epoch before plotting")
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True)
+        epochs = [e.epoch + 1 for e in self.epochs]
+        if self.epochs[0].train_accuracy is not None:
+            top.plot(epochs, [e.train_accuracy for e in self.epochs], label="training")
+            if self.epochs[0].val_accuracy is not None:
+                top.plot(epochs, [e.val_accuracy for e in self.epochs], label="validation")
+            top.set_ylabel("accuracy")
+        else:
+            top.plot(epochs, [e.train_loss for e in self.epochs], label="training")
+            top.set_ylabel("loss")
+        bottom.plot(epochs, [e.macs for e in self.epochs], label="MACs")
+        bottom.plot(epochs, [e.params for e in self.epochs], label="parameters")
+        bottom.set(xlabel="epoch", ylabel="share of the start network", ylim=(0, 1.05))
+        if self.shrunk_at is not None:
+            for axes in (top, bottom):
+                axes.axvline(self.shrunk_at + 1, color="grey", linestyle=":", label="shrunk")
+        top.legend()
+        bottom.legend()
+        try:
+            figure.savefig(path, dpi=120)
+        except OSError as error:
+            raise StorageError(f"the plot cannot be written: {error}", where=str(path)) from error

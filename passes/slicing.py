@@ -1,0 +1,36 @@
+"""Slicing modules: parameters, buffers, and the attributes that state a size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+
+from fxcat.passes.rules.table import module_rule
+from fxcat.slicing import Keep, replace_data, select
+
+
+def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep) -> None:
+    """Slice parameters (with their gradients) and buffers in place, then set the modules' size attributes."""
+    for name, axes in keep.items():
+        path, _, leaf = name.rpartition(".")
+        module = root.get_submodule(path)
+        parameter = module._parameters.get(leaf)
+        if parameter is None:
+            module._buffers[leaf] = select(module.get_buffer(leaf), axes)
+            continue
+        gradient = None if parameter.grad is None else select(parameter.grad, axes)
+        replace_data(parameter, select(parameter.data, axes), gradient)
+    for target in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module"):
+        module = root.get_submodule(target)
+        rule = module_rule(module)
+        if rule is not None:
+            rule.resize(module)
+
+
+def add_buffers(root: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Register new index tensors on the root."""
+    device = next((p.device for p in root.parameters()), torch.device("cpu"))
+    for name, value in buffers.items():
+        root.register_buffer(name, value.to(device))
