@@ -13,16 +13,19 @@ from fxcat.errors import (
     TargetError,
     TrainingError,
 )
+from fxcat.exporters.onnx_export import ExportReport, export_onnx
 from fxcat.fit import fit
 from fxcat.gated import GatedModule
 from fxcat.gates import Gate
 from fxcat.history import History
 from fxcat.records import Cost, Pressure, Target
+from fxcat.version import __version__
 
 __all__ = [
     "CaptureError",
     "Cost",
     "ExportError",
+    "ExportReport",
     "FxcatError",
     "Gate",
     "GateController",
@@ -36,6 +39,8 @@ __all__ = [
     "Target",
     "TargetError",
     "TrainingError",
+    "__version__",
+    "export_onnx",
     "finalize",
     "fit",
     "prepare",
