@@ -12,19 +12,28 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from fxcat.records import Cost
 
 
-@dataclass(frozen=True, slots=True)
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """How many entries of an axis are live: `constant` plus Σ `weights`·ξ[`units`]."""
+    """How many entries of an axis are live: `constant` plus Σ `weights`·ξ[`units`]; `units` ascend. Shared by identity."""
 
     constant: int
-    units: tuple[int, ...]
-    weights: tuple[int, ...]
+    units: Integers
+    weights: Integers
+
+    @property
+    def width(self) -> int:
+        """Entries when everything is alive."""
+        return self.constant + int(self.weights.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,44 +52,36 @@ class CostModel(nn.Module):
 
     def __init__(self, terms: Sequence[CostTerm]) -> None:
         super().__init__()
-        one = Axis(1, (), ())
+        one = Axis(1, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
         rows: dict[Axis, int] = {one: 0}
-        pairs: dict[tuple[int, int], int] = {}
         contexts: dict[tuple[int, ...], int] = {(): 0}
-        first: list[int] = []
-        second: list[int] = []
-        context: list[int] = []
-        for term in terms:
+        pairs: dict[tuple[int, int], int] = {}
+        shared: list[Integers] = [_entry(0, 0, 0)]
+        index = np.zeros((max(1, len(terms)), 4), dtype=np.int64)
+        for i, term in enumerate(terms):
             a, b = (*term.axes, one, one)[:2]
-            first.append(rows.setdefault(a, len(rows)))
-            second.append(rows.setdefault(b, len(rows)))
-            context.append(contexts.setdefault(term.sections, len(contexts)))
-        shared: list[tuple[int, int, int]] = []
-        overlap: list[int] = []
-        axes = list(rows)
-        for pair in zip(first, second, strict=True):
+            pair = rows.setdefault(a, len(rows)), rows.setdefault(b, len(rows))
             if pair not in pairs:
-                found = _shared_units(axes[pair[0]], axes[pair[1]])
-                pairs[pair] = 0 if not found else 1 + max(pairs.values(), default=0)
-                shared += [(pairs[pair], unit, weight) for unit, weight in found]
-            overlap.append(pairs[pair])
+                found = _shared_units(a, b, len(shared))
+                pairs[pair] = 0 if found is None else len(shared)
+                shared += [] if found is None else [found]
+            index[i] = (*pair, pairs[pair], contexts.setdefault(term.sections, len(contexts)))
         depth = max(len(c) for c in contexts)
         padded = [[*(s + 1 for s in c), *[0] * (depth - len(c))] for c in contexts]
-        flat = [(r, u, w) for r, axis in enumerate(axes) for u, w in zip(axis.units, axis.weights, strict=True)]
-        self._store("rows", [(0, 0, 0), *flat])
-        self._store("shared", [(0, 0, 0), *shared])
-        self._store("index", list(zip(first, second, overlap, context, strict=True)) or [(0, 0, 0, 0)])
+        entries = [_entry(r, axis.units, axis.weights) for axis, r in rows.items()]
+        self._store("rows", np.concatenate([_entry(0, 0, 0), *entries]))
+        self._store("shared", np.concatenate(shared))
+        self._store("index", index)
         self._store("contexts", padded)
-        # double: integers up to 2^53 are exact, whatever the network's own precision is
-        self._store("constants", [axis.constant for axis in axes])
+        self._store("constants", [axis.constant for axis in rows])
         self._store("coefficients", [(t.macs, t.params) for t in terms] or [(0, 0)])
-        self._overlaps = 1 + max(overlap, default=0)
+        self._overlaps = len(shared)
 
     def _store(self, name: str, values: object) -> None:
         self.register_buffer(name, torch.from_numpy(np.asarray(values, dtype=np.int64)), persistent=False)
 
     def forward(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
-        """MACs and parameters, a double tensor of shape (2,), for gates or probabilities of shape (U,) and (S,)."""
+        """MACs and parameters (exact integers up to 2^53), a double tensor of shape (2,), for gates or probabilities of shape (U,) and (S,)."""
         return (self.per_term(units, sections)[:, None] * self.get_buffer("coefficients")).sum(0)
 
     def per_term(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
@@ -107,11 +108,18 @@ class CostModel(nn.Module):
         return Cost(macs, params)
 
 
-def _shared_units(a: Axis, b: Axis) -> list[tuple[int, int]]:
-    if not a.units or not b.units:
-        return []
-    weights = dict(zip(b.units, b.weights, strict=True))
-    return [(u, w * weights[u]) for u, w in zip(a.units, a.weights, strict=True) if u in weights]
+def _entry(row: int, units: Integers | int, weights: Integers | int) -> Integers:
+    """Triples (row, unit, weight)."""
+    units, weights = np.atleast_1d(units), np.atleast_1d(weights)
+    return np.stack([np.full(len(units), row), units, weights], axis=1).astype(np.int64)
+
+
+def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:
+    """Units of both axes with the products of their weights."""
+    if not len(a.units) or not len(b.units) or a.units[-1] < b.units[0] or b.units[-1] < a.units[0]:
+        return None
+    units, at_a, at_b = np.intersect1d(a.units, b.units, assume_unique=True, return_indices=True)
+    return _entry(row, units, a.weights[at_a] * b.weights[at_b]) if len(units) else None
 
 
 def cost_graph(terms: Sequence[CostTerm], edges: Sequence[tuple[str, str]]) -> nx.DiGraph[str]:
@@ -123,7 +131,7 @@ def cost_graph(terms: Sequence[CostTerm], edges: Sequence[tuple[str, str]]) -> n
         data = graph.nodes[term.owner]
         width = 1
         for axis in term.axes:
-            width *= axis.constant + sum(axis.weights)
+            width *= axis.width
         data["macs"] = data.get("macs", 0) + term.macs * width
         data["params"] = data.get("params", 0) + term.params * width
         data.setdefault("terms", []).append(term)

@@ -7,7 +7,6 @@ both behaviours, with the nodes they share only once, and its output is `(infere
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError, InputError
+from fxcat.passes.copying import meta_twin
 from fxcat.passes.rules.table import is_leaf
 from fxcat.passes.tracer import ExampleTracer, Guard
 
@@ -30,20 +30,6 @@ class Captured:
     graph: fx.Graph
     guards: tuple[Guard, ...]
     constants: Mapping[str, torch.Tensor]
-
-
-def meta_twin(model: nn.Module) -> nn.Module:
-    """A deep copy whose parameters, buffers and tensor attributes are on the meta device: no data is copied."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        members = [*module._parameters.values(), *module._buffers.values(), *module.__dict__.values()]
-        for tensor in members:
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
-                # the memo is keyed by id: what it maps must be of the same kind
-                empty = torch.empty_like(tensor.detach(), device="meta")
-                is_parameter = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-    return copy.deepcopy(model, memo)
 
 
 def bind_inputs(model: nn.Module, example_inputs: Any) -> dict[str, Any]:

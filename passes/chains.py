@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import Labels, compress, is_wide, leaves, place, varying_axis
-from fxcat.passes.execute import thaw
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.codegen import install
+from fxcat.passes.copying import copy_data, copy_model
 from fxcat.passes.gating import GatedGraph, find_sites, insert_gates
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.structure import describe
@@ -35,7 +36,8 @@ class Compiled(Program):
 
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
         plan = make_plan(self.analysis, units, sections)
-        small = copy.deepcopy(network)
+        small, targets, sources = copy_model(network)
+        copy_data(targets, sources)
         _remove_gates(small, self.gated)
         rewrite.apply(small, self.analysis.graph, plan)
         return small
@@ -57,7 +59,21 @@ def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModul
 
     Raises `CaptureError`, `InputError`, and `NothingToPruneError` when there is neither a unit nor a section.
     """
-    captured = capture(model, example_inputs)
+    with ThreadPoolExecutor(1) as background:
+        # copying weights waits for memory and lets Python go on: do both at once
+        network, targets, sources = copy_model(model)
+        copying = background.submit(copy_data, targets, sources)
+        captured = capture(model, example_inputs)
+        compiled = _compiled_or_refused(model, captured, options)
+        copying.result()
+    for name, constant in captured.constants.items():
+        network.register_buffer(name, constant, persistent=False)
+    _add_gates(network, compiled.gated)
+    analysis = compiled.analysis
+    return GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
+
+
+def _compiled_or_refused(model: nn.Module, captured: Captured, options: Options) -> Compiled:
     analysis = analyse(captured.graph, captured.twin, captured.guards, options)
     if not analysis.units.groups and not analysis.sections:
         reasons = "; ".join(f"{p.where}: {p.reason}" for p in analysis.units.pinned[:5])
@@ -65,10 +81,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModul
             f"{type(model).__name__} has nothing to prune" + (f" ({reasons})" if reasons else ""),
             remedy="check gates= and ignore=; the first and last layers' outer widths can never be pruned",
         )
-    compiled = _compile(analysis)
-    network = _copy_with_weights(model, captured)
-    _add_gates(network, compiled.gated)
-    return GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
+    return _compile(analysis)
 
 
 def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
@@ -80,13 +93,6 @@ def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
 def _compile(analysis: Analysis) -> Compiled:
     sites = find_sites(analysis.flow, analysis.units, analysis.sections)
     return Compiled(analysis, insert_gates(analysis.graph, analysis.flow, analysis.units, sites))
-
-
-def _copy_with_weights(model: nn.Module, captured: Captured) -> nn.Module:
-    network = copy.deepcopy(model)
-    for name, constant in captured.constants.items():
-        network.register_buffer(name, constant, persistent=False)
-    return network
 
 
 def _add_gates(network: nn.Module, gated: GatedGraph) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxcat.costs import Axis, CostTerm
 from fxcat.passes.labels import Flow
@@ -46,11 +47,11 @@ def cost_terms(
                 factors = tuple(axes.of(f) for f in term.factors)
                 terms.append(CostTerm(node.name, term.coefficient, 0, factors, context))
         if node.op == "call_module":
-            module = flow.root.get_submodule(str(node.target))
-            for name, parameter in module.named_parameters():
+            module = flow.module(node)
+            for name, parameter in own_tensors(module, buffers=False):
                 uses.setdefault(flow.name_of(parameter, f"{node.target}.{name}"), []).append(context)
     for node in flow.values:
-        if node.op == "get_attr" and isinstance(node.meta["value"], torch.nn.Parameter):
+        if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
             uses.setdefault(flow.attribute_name(node), []).append(contexts.get(node, ()))
     for name, parameter in flow.root.named_parameters():
         terms += _parameter_terms(name, parameter, units, axes, uses.get(name, [()]))
@@ -100,19 +101,28 @@ def parameter_axes(name: str, tensor: torch.Tensor, units: Units) -> Mapping[int
     return {a: labels for a, labels in axes.items() if bool((units.of_label[labels] != NO_UNIT).any())}
 
 
+def own_tensors(module: nn.Module, *, buffers: bool) -> list[tuple[str, torch.Tensor]]:
+    """Parameters (and buffers) of a module and what is below it."""
+    if module._modules:
+        return [*module.named_parameters(), *(module.named_buffers() if buffers else ())]
+    found: list[tuple[str, torch.Tensor]] = [(n, p) for n, p in module._parameters.items() if p is not None]
+    if buffers:
+        found += [(n, b) for n, b in module._buffers.items() if b is not None]
+    return found
+
+
 class _Axes:
     """Axes from 1-D labels, each computed once."""
 
     def __init__(self, units: Units) -> None:
-        self._units = units
+        self._of_label = units.of_label.numpy()
         self._known: dict[bytes, Axis] = {}
 
     def of(self, labels: torch.Tensor) -> Axis:
-        numbers = self._units.of_label[labels]
-        key = numbers.numpy().tobytes()
+        numbers = self._of_label[labels.numpy()]
+        key = numbers.tobytes()
         if key not in self._known:
             live = numbers[numbers != NO_UNIT]
-            unit, weight = live.unique(return_counts=True)
-            constant = numbers.numel() - live.numel()
-            self._known[key] = Axis(constant, tuple(unit.tolist()), tuple(weight.tolist()))
+            unit, weight = np.unique(live, return_counts=True)
+            self._known[key] = Axis(numbers.size - live.size, unit, weight)
         return self._known[key]

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxcat.passes.arguments import thaw
+from fxcat.passes.rules.table import function_rule, module_rule
+
 
 def run_node(node: fx.Node, root: nn.Module) -> Any:
     """Execute one node on the example values of its inputs. Modules run through `forward`: hooks do not fire."""
@@ -16,10 +19,15 @@ def run_node(node: fx.Node, root: nn.Module) -> Any:
     args, kwargs = thaw(node.args), thaw(node.kwargs)
     if node.op == "call_function":
         assert callable(node.target)
-        return node.target(*args, **kwargs)
+        rule = function_rule(node.target)
+        inferred = None if rule is None else rule.infer_call(args, kwargs)
+        return node.target(*args, **kwargs) if inferred is None else inferred
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return root.get_submodule(str(node.target)).forward(*args, **kwargs)
+    module = root.get_submodule(str(node.target))
+    rule = module_rule(module) if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) else None
+    inferred = None if rule is None else rule.infer(module, args[0])
+    return module.forward(*args, **kwargs) if inferred is None else inferred
 
 
 def propagate(graph: fx.Graph, root: nn.Module) -> None:
@@ -28,19 +36,3 @@ def propagate(graph: fx.Graph, root: nn.Module) -> None:
         for node in graph.nodes:
             if node.op not in ("placeholder", "output"):
                 node.meta["value"] = run_node(node, root)
-
-
-def thaw(argument: Any) -> Any:
-    """An argument with every node replaced by its example value; lists are plain, mutable lists."""
-    if isinstance(argument, fx.Node):
-        return argument.meta["value"]
-    if isinstance(argument, tuple):
-        items: list[Any] = [thaw(a) for a in argument]  # pyright: ignore[reportUnknownVariableType]
-        return type(argument)(*items) if hasattr(argument, "_fields") else tuple(items)  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(argument, list):
-        return [thaw(a) for a in argument]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(argument, dict):
-        return {k: thaw(v) for k, v in argument.items()}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(argument, slice):
-        return slice(thaw(argument.start), thaw(argument.stop), thaw(argument.step))  # pyright: ignore
-    return argument

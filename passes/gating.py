@@ -7,14 +7,18 @@ op's affine parameters if it has any, else the value is multiplied.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 
 from fxcat.gates import SAMPLES
+from fxcat.passes.arrays import leaves
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Zero
 from fxcat.passes.sections import Section
@@ -46,6 +50,8 @@ class _Demand:
         self.units = units
         self.sites: dict[fx.Node, Site] = {}
         self._done: set[fx.Node] = set()
+        self._carriers: dict[fx.Node, bool] = {}
+        self._known: dict[int, torch.Tensor] = {}
 
     def for_consumers(self) -> None:
         for node, rule in self.flow.rules.items():
@@ -115,12 +121,17 @@ class _Demand:
 
     def _numbers(self, node: fx.Node) -> torch.Tensor | None:
         labels = self.flow.values.get(node)
-        return self.units.of(labels) if isinstance(labels, torch.Tensor) else None
+        if not isinstance(labels, torch.Tensor):
+            return None
+        if id(labels) not in self._known:
+            self._known[id(labels)] = self.units.of(labels)
+        return self._known[id(labels)]
 
     def _has_units(self, node: fx.Node) -> bool:
-        labels = self.flow.values.get(node)
-        items = labels if isinstance(labels, tuple) else (labels,)
-        return any(isinstance(x, torch.Tensor) and bool((self.units.of_label[x] != NO_UNIT).any()) for x in items)
+        if node not in self._carriers:
+            arrays = leaves(self.flow.values.get(node))
+            self._carriers[node] = any(bool((self.units.of_label[x] != NO_UNIT).any()) for x in arrays)
+        return self._carriers[node]
 
     def _covers(self, source: fx.Node, node: fx.Node) -> bool:
         """Whether the source has units wherever the result has; movements (cat) only pass on what they were given."""
@@ -170,7 +181,6 @@ def insert_gates(graph: fx.Graph, flow: Flow, units: Units, sites: dict[fx.Node,
                     gate = gated.call_method("reshape", (gate, tuple(site.units.shape)))
             product = gated.call_function(operator.mul, (target, gate))
         target.replace_all_uses_with(product, delete_user_cb=lambda user, p=product: user is not p)
-    gated.lint()
     return GatedGraph(gated, tuple(writer.indices), folded)
 
 
@@ -180,7 +190,7 @@ def _folding(flow: Flow, node: fx.Node, site: Site) -> type[nn.Module] | None:
         return None
     if site.units is not None and site.units.numel() not in (1, site.units.shape[1]):
         return None
-    return rule.gated_class(flow.root.get_submodule(str(node.target)), node.meta["value"].shape)
+    return rule.gated_class(flow.module(node), node.meta["value"].shape)
 
 
 class _Writer:
@@ -190,6 +200,9 @@ class _Writer:
         self.graph = graph
         self.units = units
         self.indices: list[torch.Tensor] = []
+        self._owners = np.repeat(np.arange(len(units.groups)), [g.count for g in units.groups])
+        # everything is fetched and built in front of the first op, in the order in which it is asked for
+        self._top = next(n for n in graph.nodes if n.op != "placeholder")
         self._fetched: dict[str, fx.Node] = {}
         self._built: dict[bytes, fx.Node] = {}
 
@@ -204,47 +217,41 @@ class _Writer:
     def _unit_gate(self, numbers: torch.Tensor) -> fx.Node:
         key = numbers.numpy().tobytes()
         if key not in self._built:
-            # Built at the top of the graph, so that every later site can share it.
-            with self.graph.inserting_before(self._top()):
+            with self.graph.inserting_before(self._top):
                 self._built[key] = self._assemble(numbers)
         return self._built[key]
 
     def _assemble(self, numbers: torch.Tensor) -> fx.Node:
-        ranges = {i: g for i, g in enumerate(self.units.groups) if bool(((numbers >= g.start) & (numbers < g.start + g.count)).any())}
+        flat = numbers.numpy()
+        owners = np.append(self._owners, -1)[flat]
+        edges = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(flat)]
         pieces: list[int] = []
-        position = 0
-        flat = numbers.tolist()
-        starts = {g.start: i for i, g in ranges.items()}
-        while position < len(flat):
-            i = starts.get(flat[position])
-            if i is None or flat[position : position + ranges[i].count] != list(
-                range(ranges[i].start, ranges[i].start + ranges[i].count)
+        for begin, end in itertools.pairwise(edges):
+            group = self.units.groups[owners[begin]] if owners[begin] >= 0 else None
+            whole = group is not None and end - begin == group.count
+            if group is None or not whole or not np.array_equal(
+                flat[begin:end], np.arange(group.start, group.start + group.count)
             ):
-                return self._by_index(numbers, ranges)
-            pieces.append(i)
-            position += ranges[i].count
+                return self._by_index(flat, sorted(set(owners[owners >= 0].tolist())))
+            pieces.append(int(owners[begin]))
         nodes = [self._fetch(f"group{i}") for i in pieces]
         return nodes[0] if len(nodes) == 1 else self.graph.call_function(torch.cat, (nodes,))
 
-    def _by_index(self, numbers: torch.Tensor, ranges: dict[int, object]) -> fx.Node:
-        base: dict[int, int] = {}
-        offset = 1  # entry 0 of the concatenation is the constant one, for what is always live
-        parts = [self._fetch("one")]
-        for i in ranges:
+    def _by_index(self, flat: npt.NDArray[np.int64], groups: list[int]) -> fx.Node:
+        # entry 0 of the concatenation is the constant one, for what is always live (number -1: the last of `base`)
+        base = np.zeros(len(self._owners) + 1, dtype=np.int64)
+        offset = 1
+        for i in groups:
             group = self.units.groups[i]
-            base |= {group.start + k: offset + k for k in range(group.count)}
+            base[group.start : group.start + group.count] = np.arange(offset, offset + group.count)
             offset += group.count
-            parts.append(self._fetch(f"group{i}"))
-        self.indices.append(torch.tensor([base.get(n, 0) for n in numbers.tolist()]))
+        self.indices.append(torch.from_numpy(base[flat]))
         index = self._fetch(f"index{len(self.indices) - 1}")
-        joined = self.graph.call_function(torch.cat, (parts,))
+        joined = self.graph.call_function(torch.cat, ([self._fetch("one"), *(self._fetch(f"group{i}") for i in groups)],))
         return self.graph.call_function(torch.index_select, (joined, 0, index))
 
     def _fetch(self, name: str) -> fx.Node:
         if name not in self._fetched:
-            with self.graph.inserting_before(self._top()):
+            with self.graph.inserting_before(self._top):
                 self._fetched[name] = self.graph.create_node("get_attr", f"{SAMPLES}.{name}")
         return self._fetched[name]
-
-    def _top(self) -> fx.Node:
-        return next(n for n in self.graph.nodes if n.op != "placeholder" and not str(n.target).startswith(SAMPLES))

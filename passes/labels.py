@@ -52,12 +52,18 @@ class Flow:
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _names: dict[int, str] = field(default_factory=dict[int, str])
+    _modules: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
 
     def __post_init__(self) -> None:
+        self._modules.update(self.root.named_modules(remove_duplicate=False))
         # Tied weights are one tensor under several names: the first name stands for all.
         for named in (self.root.named_parameters(), self.root.named_buffers()):
             for name, tensor in named:
                 self._names.setdefault(id(tensor), name)
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a call_module node calls."""
+        return self._modules[str(node.target)]
 
     def fresh(self, count: int, owner: str, *, producer: bool = True) -> torch.Tensor:
         """`count` new labels, 1-D. Labels that no producer (a contraction) owns or joins are not units."""
@@ -102,7 +108,7 @@ class Flow:
 
     def parameter_name(self, node: fx.Node, name: str) -> str:
         """Full, canonical name of a parameter or buffer of a node's module."""
-        module = self.root.get_submodule(str(node.target))
+        module = self.module(node)
         return self.name_of(getattr(module, name), f"{node.target}.{name}")
 
     def name_of(self, tensor: torch.Tensor, default: str) -> str:
@@ -115,7 +121,7 @@ class Flow:
 
     def bind(self, node: fx.Node, name: str, axis: int, labels: torch.Tensor) -> None:
         """Axis `axis` of the module's parameter `name` carries `labels` (1-D); absent parameters are skipped."""
-        module = self.root.get_submodule(str(node.target))
+        module = self.module(node)
         if getattr(module, name) is None:
             return
         axes = self.parameters.setdefault(self.parameter_name(node, name), {})
@@ -176,10 +182,10 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
         return _attribute_labels(flow, node)
     if not any(True for _ in leaves(unlabelled(value))):
         return None
-    found = flow.rules[node] = find_rule(node, flow.root)
+    found = flow.rules[node] = find_rule(node, flow.module(node) if node.op == "call_module" else None)
     if found is not None:
         return found.flow(flow, node)
-    freeze_node(flow, node, f"unknown operation {describe(node, flow.root)}")
+    freeze_node(flow, node, f"unknown operation {describe(flow, node)}")
     return unlabelled(value)
 
 
@@ -202,9 +208,9 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
     return axes[-1]
 
 
-def describe(node: fx.Node, root: nn.Module) -> str:
+def describe(flow: Flow, node: fx.Node) -> str:
     if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))).__name__
+        return type(flow.module(node)).__name__
     return getattr(node.target, "__name__", str(node.target))
 
 

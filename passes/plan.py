@@ -6,7 +6,6 @@ parameter and buffer axis keeps. Computing it touches no weights; its checks rai
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,8 @@ from fxcat.errors import PlanError
 from fxcat.passes import cleanup
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import place
-from fxcat.passes.costing import parameter_axes
+from fxcat.passes.costing import own_tensors, parameter_axes
+from fxcat.passes.copying import meta_twin
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.table import Labels, Moved, Rule
 from fxcat.passes.slicing import add_buffers, slice_modules
@@ -147,8 +147,7 @@ def _used_tensors(analysis: Analysis, used: list[fx.Node]) -> dict[str, torch.Te
     flow, found = analysis.flow, dict[str, torch.Tensor]()
     for node in used:
         if node.op == "call_module":
-            module = analysis.twin.get_submodule(str(node.target))
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            for name, tensor in own_tensors(flow.module(node), buffers=True):
                 found[flow.name_of(tensor, f"{node.target}.{name}")] = tensor
         elif node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor):
             found[flow.attribute_name(node)] = node.meta["value"]
@@ -225,7 +224,7 @@ def _check(
     buffers: Mapping[str, torch.Tensor],
 ) -> nn.Module:
     """Run the new graph on a sliced meta twin: every shape must be what the labels say."""
-    twin = copy.deepcopy(analysis.twin)
+    twin = meta_twin(analysis.twin)
     slice_modules(twin, graph, keep)
     add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
     try:

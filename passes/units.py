@@ -70,8 +70,9 @@ def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
     pinned = _pinned(flow)
     numbers = np.full(flow.count, NO_UNIT, dtype=np.int64)
     start = 0
-    for group in np.unique(group_of_unit):
-        members = unit_roots[group_of_unit == group]
+    by_group = np.argsort(group_of_unit, kind="stable")
+    present, sizes = np.unique(group_of_unit, return_counts=True)
+    for group, members in zip(present, np.split(unit_roots[by_group], np.cumsum(sizes)[:-1]), strict=True):
         name = blocks[group].owner
         if group not in produced:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -37,6 +37,17 @@ class Conv(Rule):
 
     zero = Zero.BREAKS
     parameters = ("weight", "bias")
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        rank = len(module.kernel_size)
+        if value.dim() != rank + 2 or isinstance(module.padding, str):
+            return None
+        sides = zip(
+            value.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True
+        )
+        sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
+        return value.new_empty((value.shape[0], module.out_channels, *sizes))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         module = self._module(flow, node)
@@ -102,7 +113,7 @@ class Conv(Rule):
 
     @staticmethod
     def _module(flow: Flow, node: fx.Node) -> nn.Conv2d:
-        module = flow.root.get_submodule(str(node.target))
+        module = flow.module(node)
         return module  # pyright: ignore[reportReturnType]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,9 @@ class ZeroToZero(Elementwise):
 
     zero = Zero.PRESERVES
 
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
+
     def samples(self) -> tuple[Sample, ...]:
         modules = (nn.ReLU(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5), nn.Tanh())
         return tuple(Sample(m, ((2, 6, 3, 3),)) for m in modules)
@@ -76,6 +79,9 @@ class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""
 
     zero = Zero.BREAKS
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
 
     def samples(self) -> tuple[Sample, ...]:
         return tuple(Sample(m, ((2, 6, 3, 3),)) for m in (nn.Sigmoid(), nn.Hardsigmoid(), nn.Softplus()))

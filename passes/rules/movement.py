@@ -80,6 +80,17 @@ class Reshape(Movement):
 class Concatenation(Movement):
     """cat, on label arrays that are expanded along the concatenated axis only."""
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        if kwargs or len(args) != 2 or args[1] < 0:
+            return None
+        tensors, axis = args
+        shapes = [t.shape for t in tensors]
+        rest = {(s[:axis], s[axis + 1 :]) for s in shapes}
+        if len(rest) > 1 or len({t.dtype for t in tensors}) > 1:
+            return None
+        first = tensors[0]
+        return first.new_empty((*first.shape[:axis], sum(s[axis] for s in shapes), *first.shape[axis + 1 :]))
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         sources: Any = node.kwargs.get("tensors", node.args[0] if node.args else ())
         axis = int(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0))  # pyright: ignore[reportArgumentType]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ class BatchNorm(Rule):
 
     zero = Zero.BREAKS
     parameters = ("weight", "bias", "running_mean", "running_var")
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,13 @@ class Pool(Rule):
 
     def __init__(self, spatial: int) -> None:
         self.spatial = spatial
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        size = getattr(module, "output_size", None)
+        if not isinstance(module, nn.AdaptiveAvgPool2d) or value.dim() != 4:
+            return None
+        sizes = size if isinstance(size, tuple) else (size, size)
+        return value.new_empty((*value.shape[:2], *(n if s is None else s for n, s in zip(value.shape[2:], sizes, strict=True))))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return channelwise(flow, node, self.spatial)

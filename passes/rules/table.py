@@ -71,6 +71,17 @@ class Rule:
     parameters: tuple[str, ...] = ()
     """Parameters and buffers of the module that `flow` binds to axes; a module that lacks one is opaque."""
 
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        """The output's example value for a module with one input, where it is known without running the module.
+
+        Running a meta kernel costs up to a millisecond; None runs it.
+        """
+        return None
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """The same for a function."""
+        return None
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         """Labels of the output; unites what must be removed together, freezes what cannot be removed."""
         raise NotImplementedError
@@ -133,12 +144,18 @@ def rule(*targets: type[nn.Module] | Callable[..., Any] | str, **options: Any) -
 
 def module_rule(module: nn.Module) -> Rule | None:
     """The rule of the nearest registered base class whose computation the module's class does not override."""
-    for base in type(module).__mro__:
+    cls = type(module)
+    for base in cls.__mro__:
         found = _MODULES.get(base)
         if found is not None:
-            kept = all(getattr(type(module), m, None) is getattr(base, m, None) for m in _OVERRIDABLE)
-            return found if kept else None
+            unchanged = base is cls or all(getattr(cls, m, None) is getattr(base, m, None) for m in _OVERRIDABLE)
+            return found if unchanged else None
     return None
+
+
+def function_rule(function: Any) -> Rule | None:
+    """The rule of a function."""
+    return _FUNCTIONS.get(function)
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -150,14 +167,13 @@ def is_leaf(module: nn.Module) -> bool:
     return type(module).__module__.startswith(("torch.nn", "torch.ao"))
 
 
-def find_rule(node: fx.Node, root: nn.Module) -> Rule | None:
-    """The rule for a node, or None: opaque."""
+def find_rule(node: fx.Node, module: nn.Module | None) -> Rule | None:
+    """The rule for a node (and the module that it calls), or None: opaque."""
     if node.op == "call_function":
         return _FUNCTIONS.get(node.target) if callable(node.target) else None
     if node.op == "call_method":
         return _METHODS.get(str(node.target))
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
+    if module is not None:
         found = module_rule(module)
         if found is not None and all(n in module._parameters or n in module._buffers for n in found.parameters):
             return found

@@ -1,0 +1,23 @@
+"""Arguments of nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+
+def thaw(argument: Any) -> Any:
+    """An argument with every node replaced by its example value; lists are plain, mutable lists."""
+    if isinstance(argument, fx.Node):
+        return argument.meta["value"]
+    if isinstance(argument, tuple):
+        items: list[Any] = [thaw(a) for a in argument]  # pyright: ignore[reportUnknownVariableType]
+        return type(argument)(*items) if hasattr(argument, "_fields") else tuple(items)  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(argument, list):
+        return [thaw(a) for a in argument]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(argument, dict):
+        return {k: thaw(v) for k, v in argument.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(argument, slice):
+        return slice(thaw(argument.start), thaw(argument.stop), thaw(argument.step))  # pyright: ignore
+    return argument

@@ -1,0 +1,115 @@
+"""Copies of models: with weights, or as a meta twin without data.
+
+`copy.deepcopy` visits every dict, string and flag of every submodule; here only what can change is copied, and the
+rest is shared. Attributes that are not plain values still go through `copy.deepcopy`.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+_SHARED = (int, float, complex, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
+_SHARED_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+
+_ATOMS = frozenset((int, float, str, bool, tuple, type(None)))
+_INTERNALS = frozenset(k for k, v in nn.Module().__dict__.items() if isinstance(v, dict))
+
+
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A copy whose parameters, buffers and tensor attributes are on the meta device: no data is copied."""
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+    return _Copier(empty).module(model)
+
+
+def copy_model(model: nn.Module) -> tuple[nn.Module, list[torch.Tensor], list[torch.Tensor]]:
+    """A copy with tensors of its own, still empty, and what to copy: targets and sources (see `copy_data`)."""
+    targets: list[torch.Tensor] = []
+    sources: list[torch.Tensor] = []
+
+    def empty(tensor: torch.Tensor) -> torch.Tensor:
+        targets.append(torch.empty_like(tensor, requires_grad=False))
+        sources.append(tensor.detach())
+        return targets[-1]
+
+    return _Copier(empty).module(model), targets, sources
+
+
+def copy_data(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Copy all at once: one call that does not hold Python's lock, so that it can run beside other work."""
+    if targets:
+        with torch.no_grad():
+            torch._foreach_copy_(targets, sources)
+
+
+class _Copier:
+    def __init__(self, new_tensor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._new_tensor = new_tensor
+        # id → copy, as copy.deepcopy keeps it; originals outlive the copier
+        self._memo: dict[int, Any] = {}
+
+    def module(self, module: nn.Module) -> nn.Module:
+        found = self._memo.get(id(module))
+        if found is not None:
+            return found
+        if getattr(type(module), "__deepcopy__", None) is not None:
+            self._note_tensors(module)
+            return copy.deepcopy(module, self._memo)
+        new = type(module).__new__(type(module))
+        self._memo[id(module)] = new
+        state = new.__dict__
+        # torch.nn's own layers hold numbers, strings and tuples; a user's module may hold anything
+        plain = type(module).__module__.startswith("torch.nn.")
+        for key, value in module.__dict__.items():
+            if key == "_modules":
+                continue
+            if key in ("_parameters", "_buffers"):
+                state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()}
+            elif key in _INTERNALS:
+                state[key] = self._value(value) if value else type(value)() if value is not None else None
+            else:
+                state[key] = value if plain and type(value) in _ATOMS else self._value(value)
+        state["_modules"] = {k: None if c is None else self.module(c) for k, c in module._modules.items()}
+        return new
+
+    def _value(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _SHARED or kind in _SHARED_TORCH:
+            return value
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, nn.Module):
+            return self.module(value)
+        if kind in (dict, list, set, tuple) or (hasattr(value, "__len__") and not hasattr(value, "__dict__")):
+            if not len(value):
+                return kind() if kind is not tuple else value
+        if kind is dict:
+            return {k: self._value(v) for k, v in value.items()}
+        if kind is list:
+            return [self._value(v) for v in value]
+        if kind is tuple:
+            return tuple(self._value(v) for v in value)
+        return copy.deepcopy(value, self._memo)
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        found = self._memo.get(id(tensor))
+        if found is None:
+            found = self._new_tensor(tensor)
+            if isinstance(tensor, nn.Parameter):
+                found = nn.Parameter(found, tensor.requires_grad)
+            self._memo[id(tensor)] = found
+        return found
+
+    def _note_tensors(self, module: nn.Module) -> None:
+        for part in module.modules():
+            for tensor in [*part._parameters.values(), *part._buffers.values()]:
+                if tensor is not None:
+                    self._tensor(tensor)
