@@ -12,7 +12,7 @@ from torch import nn
 
 from fxcat.costs import CostModel
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
-from fxcat.records import Cost, Group, Pinned, SectionInfo
+from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class Structure:
     sections: tuple[SectionInfo, ...]
     pinned: tuple[Pinned, ...]
     cost: Cost[int]
-    smallest: Cost[int]
     coverage: float
     costs: nx.DiGraph[str]
 
@@ -139,6 +138,13 @@ class GatedModule(nn.Module):
         count = self.gate_vector.unit_count
         cost = self.cost_model.cost(hard[:count], hard[count:])
         return Cost(round(cost.macs.item()), round(cost.params.item()))
+
+    def summary(self, target: Target | None = None) -> None:
+        """Print groups and sections with their costs, the smallest reachable cost, what is pinned and why, and whether
+        the target can be met."""
+        from fxcat.report import print_summary
+
+        print_summary(self, target)
 
     def finalized(self) -> nn.Module:
         """The network without gates and without what is closed; `fxcat.finalize` is the public way."""

@@ -7,7 +7,7 @@ import torch
 from fxcat.errors import TargetError
 from fxcat.gated import GatedModule
 from fxcat.objective import cost_fractions, cost_gradients
-from fxcat.records import Target
+from fxcat.records import Cost, Target
 
 SLACK = 0.01
 """The result lies within this share below the target, and never above it."""
@@ -31,6 +31,13 @@ def smallest_setting(net: GatedModule, score: torch.Tensor | None = None) -> tor
     smallest = torch.zeros_like(net.gate_vector.theta)
     smallest[best_of_groups(net, score)] = 1.0
     return smallest
+
+
+def smallest_cost(net: GatedModule) -> Cost[int]:
+    """Cost of the smallest network that can be made."""
+    count, smallest = net.gate_vector.unit_count, smallest_setting(net)
+    cost = net.cost_model.cost(smallest[:count], smallest[count:])
+    return Cost(round(cost.macs.item()), round(cost.params.item()))
 
 
 def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ def run_node(node: fx.Node, root: nn.Module) -> Any:
         return node.target(*args, **kwargs) if inferred is None else inferred
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    module = root.get_submodule(str(node.target))
+    module = operator.attrgetter(str(node.target))(root)
     rule = module_rule(module) if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) else None
     inferred = None if rule is None else rule.infer(module, args[0])
     return module.forward(*args, **kwargs) if inferred is None else inferred

@@ -49,48 +49,71 @@ class _Demand:
         self.flow = flow
         self.units = units
         self.sites: dict[fx.Node, Site] = {}
-        self._done: set[fx.Node] = set()
+        self._expenses: dict[fx.Node, int] = {}
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
 
     def for_consumers(self) -> None:
-        for node, rule in self.flow.rules.items():
-            for used in rule.needs_zero(node) if rule is not None else ():
-                for site in self.clean(used, None):
-                    self._done.add(site)
-                    self.sites.setdefault(site, Site()).units = self._numbers(site)
+        """Gate what the consumers need, walking back from them; every node is visited once."""
+        stack = [n for node, rule in self.flow.rules.items() if rule is not None for n in rule.needs_zero(node)]
+        visited: set[fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in visited or not self._has_units(node):
+                continue
+            visited.add(node)
+            sources = self._sources(node, None)
+            if sources is None:
+                self.sites[node] = Site(self._numbers(node))
+            elif self._any_will_do(node):
+                stack.append(min(sources, key=self._expense))
+            else:
+                stack += sources
+
+    def _any_will_do(self, node: fx.Node) -> bool:
+        rule = self.flow.rules[node]
+        return rule is not None and rule.zero_at(node) is Zero.ANY
+
+    def _expense(self, start: fx.Node) -> int:
+        """How many multiplications of whole values it takes to make a value's dead units zero."""
+        stack = [(start, False)]
+        while stack:
+            node, ready = stack.pop()
+            if node in self._expenses:
+                continue
+            sources = self._sources(node, None) if self._has_units(node) else []
+            if sources is None:
+                self._expenses[node] = 0 if node in self.sites or _folding(self.flow, node, Site()) else 1
+            elif ready:
+                costs = [self._expenses[s] for s in sources]
+                self._expenses[node] = min(costs, default=0) if sources and self._any_will_do(node) else sum(costs)
+            else:
+                stack.append((node, True))
+                stack += [(s, False) for s in sources]
+        return self._expenses[start]
 
     def for_section(self, number: int, section: Section) -> None:
-        for site in self.clean(section.exit, section.nodes) or {section.exit}:
+        """Gate what makes the section's exit zero altogether; if nothing inside can, the exit itself."""
+        found = self._clean(section.exit, section.nodes)
+        for site in found if found is not None else {section.exit}:
             self.sites.setdefault(site, Site()).sections.append(number)
 
-    def clean(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> set[fx.Node]:
-        """The values that have to be gated so that `node` is zero; within `inside`, all of it, else its dead units."""
+    def _clean(self, start: fx.Node, inside: frozenset[fx.Node]) -> frozenset[fx.Node] | None:
+        """The values inside a section to gate so that `start` is zero; None if that takes a value from outside."""
         memo: dict[fx.Node, frozenset[fx.Node] | None] = {}
-        found = self._clean(node, inside, memo)
-        return {node} if found is None else set(found)
-
-    def _clean(
-        self, start: fx.Node, inside: frozenset[fx.Node] | None, memo: dict[fx.Node, frozenset[fx.Node] | None]
-    ) -> frozenset[fx.Node] | None:
-        """Iterative post-order walk: `None` stands for "cannot be made zero here"."""
         stack: list[tuple[fx.Node, bool]] = [(start, False)]
         while stack:
             node, ready = stack.pop()
             if node in memo:
                 continue
-            if inside is None and (node in self._done or not self._has_units(node)):
-                memo[node] = frozenset()
-                continue
             sources = self._sources(node, inside)
             if sources is None:
-                memo[node] = None if inside is not None and node not in inside else frozenset({node})
-                continue
-            if not ready:
+                memo[node] = None if node not in inside else frozenset({node})
+            elif ready:
+                memo[node] = self._combine(node, [memo[s] for s in sources])
+            else:
                 stack.append((node, True))
                 stack += [(s, False) for s in sources if s not in memo]
-                continue
-            memo[node] = self._combine(node, [memo[s] for s in sources])
         return memo[start]
 
     def _sources(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> list[fx.Node] | None:
@@ -108,16 +131,16 @@ class _Demand:
             return None
         return carriers or None
 
-    def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node] | None:
-        rule = self.flow.rules[node]
-        assert rule is not None
-        if rule.zero_at(node) is Zero.ANY:
-            possible = [f for f in found if f is not None]
-            new = [(len(f - self.sites.keys()), len(f), i) for i, f in enumerate(possible)]
-            return possible[min(new)[2]] if new else frozenset({node})
-        if any(f is None for f in found):
-            return frozenset({node})
-        return frozenset().union(*[f for f in found if f is not None])
+    def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node]:
+        possible = [f for f in found if f is not None]
+        if self._any_will_do(node):
+            # gates that are there already, and those that fold into parameters, cost nothing
+            priced = [
+                (sum(s not in self.sites and not _folding(self.flow, s, Site()) for s in f), len(f), i)
+                for i, f in enumerate(possible)
+            ]
+            return possible[min(priced)[2]] if possible else frozenset({node})
+        return frozenset().union(*possible) if len(possible) == len(found) else frozenset({node})
 
     def _numbers(self, node: fx.Node) -> torch.Tensor | None:
         labels = self.flow.values.get(node)
@@ -200,7 +223,9 @@ class _Writer:
         self.graph = graph
         self.units = units
         self.indices: list[torch.Tensor] = []
-        self._owners = np.repeat(np.arange(len(units.groups)), [g.count for g in units.groups])
+        # the group of every unit; the last entry answers for NO_UNIT = -1
+        self._owners = np.repeat(np.arange(-1, len(units.groups)), [0, *(g.count for g in units.groups)])
+        self._owners = np.append(self._owners, NO_UNIT)
         # everything is fetched and built in front of the first op, in the order in which it is asked for
         self._top = next(n for n in graph.nodes if n.op != "placeholder")
         self._fetched: dict[str, fx.Node] = {}
@@ -223,8 +248,8 @@ class _Writer:
 
     def _assemble(self, numbers: torch.Tensor) -> fx.Node:
         flat = numbers.numpy()
-        owners = np.append(self._owners, -1)[flat]
-        edges = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(flat)]
+        owners = self._owners[flat]
+        edges = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(flat)]
         pieces: list[int] = []
         for begin, end in itertools.pairwise(edges):
             group = self.units.groups[owners[begin]] if owners[begin] >= 0 else None
@@ -239,7 +264,7 @@ class _Writer:
 
     def _by_index(self, flat: npt.NDArray[np.int64], groups: list[int]) -> fx.Node:
         # entry 0 of the concatenation is the constant one, for what is always live (number -1: the last of `base`)
-        base = np.zeros(len(self._owners) + 1, dtype=np.int64)
+        base = np.zeros(len(self._owners), dtype=np.int64)
         offset = 1
         for i in groups:
             group = self.units.groups[i]

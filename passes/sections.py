@@ -55,13 +55,12 @@ def _two_values(node: fx.Node) -> bool:
 
 
 def _dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    flow = nx.DiGraph()
+    edges: list[tuple[object, fx.Node]] = []
     source = "entry"
     for node in graph.nodes:
         inputs = [i for i in node.all_input_nodes if i.op != "get_attr"]
-        flow.add_edges_from((i, node) for i in inputs)
-        if not inputs:
-            flow.add_edge(source, node)
+        edges += [(i, node) for i in inputs] or [(source, node)]
+    flow: nx.DiGraph[object] = nx.DiGraph(edges)
     return nx.immediate_dominators(flow, source)
 
 

@@ -2,33 +2,64 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterable
 
-from fxcat.costs import CostModel, CostTerm, cost_graph
+from torch import fx
+
+from fxcat.costs import CostTerm, cost_graph
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
 from fxcat.records import Cost, Group, SectionInfo
 
 
 def describe(analysis: Analysis) -> Structure:
-    """Describe an analysis; all costs are for one example."""
-    units, sections = analysis.units, analysis.sections
-    graph = cost_graph(analysis.terms, [])
-    totals = [graph.nodes[n] for n in graph]
-    cost = Cost(sum(d["macs"] for d in totals), sum(d["params"] for d in totals))
+    """Describe an analysis; all costs are for one example at full width."""
+    terms, units = analysis.terms, analysis.units
+    in_group = [_Tally() for _ in units.groups]
+    in_section = [_Tally() for _ in analysis.sections]
+    owner = {g.start: i for i, g in enumerate(units.groups)}
+    total, covered = _Tally(), 0
+    for term in terms:
+        macs, params = _full(term)
+        total.add(macs, params)
+        groups = {owner[g] for axis in term.axes for g in _group_starts(axis.units.tolist(), owner)}
+        for i in groups:
+            in_group[i].add(macs, params)
+        for i in term.sections:
+            in_section[i].add(macs, params)
+        covered += macs if groups or term.sections else 0
     return Structure(
-        groups=tuple(Group(g.name, g.count, 0, 0) for g in units.groups),
-        sections=tuple(SectionInfo(s.name, 0, 0) for s in sections),
+        groups=tuple(Group(g.name, g.count, t.macs, t.params) for g, t in zip(units.groups, in_group, strict=True)),
+        sections=tuple(
+            SectionInfo(s.name, t.macs, t.params) for s, t in zip(analysis.sections, in_section, strict=True)
+        ),
         pinned=units.pinned,
-        cost=cost,
-        smallest=cost,
-        coverage=_coverage(analysis.terms),
-        costs=graph,
+        cost=Cost(total.macs, total.params),
+        coverage=covered / max(1, total.macs),
+        costs=cost_graph(terms, _edges(analysis.inference)),
     )
 
 
-def _coverage(terms: tuple[CostTerm, ...]) -> float:
-    return 1.0
+class _Tally:
+    def __init__(self) -> None:
+        self.macs = 0
+        self.params = 0
+
+    def add(self, macs: int, params: int) -> None:
+        self.macs += macs
+        self.params += params
 
 
-_ = (torch, CostModel)
+def _full(term: CostTerm) -> tuple[int, int]:
+    width = 1
+    for axis in term.axes:
+        width *= axis.width
+    return term.macs * width, term.params * width
+
+
+def _group_starts(units: list[int], owner: dict[int, int]) -> Iterable[int]:
+    return (u for u in units if u in owner)
+
+
+def _edges(nodes: Iterable[fx.Node]) -> list[tuple[str, str]]:
+    return [(i.name, n.name) for n in nodes for i in n.all_input_nodes]
