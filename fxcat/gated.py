@@ -26,12 +26,14 @@ class GatePart:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What was found. `coverage`: share of the MACs in ops with at least one prunable axis or inside a section."""
+    """What was found. `required`: sets of unit numbers of which one each must stay. `coverage`: share of the MACs in ops
+    with at least one prunable axis or inside a section."""
 
     groups: tuple[Group, ...]
     sections: tuple[SectionInfo, ...]
     pinned: tuple[Pinned, ...]
     cost: Cost[int]
+    required: tuple[torch.Tensor, ...]
     coverage: float
     costs: nx.DiGraph[str]
 

@@ -41,14 +41,9 @@ def smallest_cost(net: GatedModule) -> Cost[int]:
 
 
 def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
-    """Number of the highest-scored unit of every group."""
-    best: list[int] = []
-    start = 0
-    for part in net.parts:
-        if part.kind == "units":
-            best.append(start + int(score[start : start + part.count].argmax()))
-        start += part.count
-    return torch.tensor(best, dtype=torch.int64, device=score.device)
+    """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
+    best = [members[score[members].argmax()] for members in net.structure.required]
+    return torch.stack(best) if best else torch.zeros(0, dtype=torch.int64)
 
 
 def check_reachable(net: GatedModule, target: Target) -> None:

@@ -66,7 +66,8 @@ def analyse(
     macs = full_macs(flow, graph)
     found = find_sections(graph, macs) if options.sections else ()
     sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
-    terms = cost_terms(flow, units, sections, inference)
+    needed = inference | reached(graph, 1)
+    terms = cost_terms(flow, units, sections, inference, needed)
     return Analysis(graph, twin, tuple(conditions), options, flow, units, sections, terms, macs, inference)
 
 

@@ -33,29 +33,52 @@ def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def cost_terms(
-    flow: Flow, units: Units, sections: Sequence[Section], inference: frozenset[fx.Node]
+    flow: Flow,
+    units: Units,
+    sections: Sequence[Section],
+    inference: frozenset[fx.Node],
+    needed: frozenset[fx.Node],
 ) -> tuple[CostTerm, ...]:
-    """MAC terms of the nodes in `inference` (costs are those of the deployed network) and all parameter terms."""
+    """MAC terms of the nodes in `inference` (costs are those of the deployed network), and parameter terms of all that
+    an output needs, in inference or training."""
     contexts = section_contexts(sections)
     axes = _Axes(units)
     terms: list[CostTerm] = []
     uses: dict[str, list[tuple[int, ...]]] = {}
     for node, rule in flow.rules.items():
+        if node not in needed:
+            _note_uses(flow, node, uses, None)
+            continue
         context = contexts.get(node, ())
         if rule is not None and node in inference:
             for term in rule.macs(flow, node):
                 factors = tuple(axes.of(f) for f in term.factors)
                 terms.append(CostTerm(node.name, term.coefficient, 0, factors, context))
-        if node.op == "call_module":
-            module = flow.module(node)
-            for name, parameter in own_tensors(module, buffers=False):
-                uses.setdefault(flow.name_of(parameter, f"{node.target}.{name}"), []).append(context)
+        _note_uses(flow, node, uses, context)
     for node in flow.values:
         if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
-            uses.setdefault(flow.attribute_name(node), []).append(contexts.get(node, ()))
+            context = contexts.get(node, ()) if node in needed else None
+            _note_use(flow.attribute_name(node), uses, context)
     for name, parameter in flow.root.named_parameters():
-        terms += _parameter_terms(name, parameter, units, axes, uses.get(name, [()]))
+        # what the graph never mentions stays as it is; what it mentions in vain goes
+        contexts_of = uses.get(name, [()])
+        if contexts_of:
+            terms += _parameter_terms(name, parameter, units, axes, contexts_of)
     return tuple(terms)
+
+
+def _note_uses(
+    flow: Flow, node: fx.Node, uses: dict[str, list[tuple[int, ...]]], context: tuple[int, ...] | None
+) -> None:
+    if node.op == "call_module":
+        for name, parameter in own_tensors(flow.module(node), buffers=False):
+            _note_use(flow.name_of(parameter, f"{node.target}.{name}"), uses, context)
+
+
+def _note_use(name: str, uses: dict[str, list[tuple[int, ...]]], context: tuple[int, ...] | None) -> None:
+    found = uses.setdefault(name, [])
+    if context is not None:
+        found.append(context)
 
 
 def section_contexts(sections: Sequence[Section]) -> dict[fx.Node, tuple[int, ...]]:

@@ -164,8 +164,9 @@ class _Demand:
         a, b = self._numbers(source), self._numbers(node)
         if a is None or b is None:
             return self._has_units(source)
-        a = a.reshape((1,) * (b.dim() - a.dim()) + tuple(a.shape)) if a.dim() <= b.dim() else a
-        return a.dim() != b.dim() or bool(((a != NO_UNIT) | (b == NO_UNIT)).all())
+        a = a.reshape((1,) * (b.dim() - a.dim()) + tuple(a.shape)) if a.dim() < b.dim() else a
+        same = a.dim() == b.dim() and all(m == n or 1 in (m, n) for m, n in zip(a.shape, b.shape, strict=True))
+        return not same or bool(((a != NO_UNIT) | (b == NO_UNIT)).all())
 
 
 def find_sites(flow: Flow, units: Units, sections: Sequence[Section]) -> dict[fx.Node, Site]:

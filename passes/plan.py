@@ -201,7 +201,7 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     before, after = setting.of_value(source), setting.of_value(old)
     if _untouched(before) and _untouched(after):
         return
-    replacement = rule.reshaped(old, Moved(before, after))
+    replacement = rule.reshaped(old, Moved(before, after, _sizes_left(analysis.flow.values[old], old, after)))
     if replacement is not None:
         new = copies[old]
         new_inputs = dict(zip(old.all_input_nodes, new.all_input_nodes, strict=True))
@@ -209,6 +209,14 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
         new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
         if replacement.target is not None:
             new.target = replacement.target
+
+
+def _sizes_left(labels: Labels, node: fx.Node, live: Any) -> tuple[int | None, ...]:
+    if not isinstance(labels, torch.Tensor):
+        return ()
+    full = node.meta["value"].shape
+    left = [n if index is None else len(index) for n, index in zip(full, live, strict=True)]
+    return tuple(n if size > 1 else None for n, size in zip(left, labels.shape, strict=True))
 
 
 def _untouched(live: Any) -> bool:

@@ -9,6 +9,7 @@ from torch import fx
 from fxcat.costs import CostTerm, cost_graph
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
+from fxcat.passes.units import required_sets
 from fxcat.records import Cost, Group, SectionInfo
 
 
@@ -35,6 +36,7 @@ def describe(analysis: Analysis) -> Structure:
         ),
         pinned=units.pinned,
         cost=Cost(total.macs, total.params),
+        required=required_sets(analysis.flow, units),
         coverage=covered / max(1, total.macs),
         costs=cost_graph(terms, _edges(analysis.inference)),
     )

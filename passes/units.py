@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fxcat.passes.arrays import FROZEN, Labels, compress
+from fxcat.passes.arrays import FROZEN, Labels, compress, leaves
 from fxcat.passes.chains import Chain
 from fxcat.passes.labels import Flow, components
 from fxcat.records import Pinned
@@ -72,7 +72,7 @@ def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
     start = 0
     by_group = np.argsort(group_of_unit, kind="stable")
     present, sizes = np.unique(group_of_unit, return_counts=True)
-    for group, members in zip(present, np.split(unit_roots[by_group], np.cumsum(sizes)[:-1]), strict=True):
+    for group, members in zip(present, np.split(unit_roots[by_group], np.cumsum(sizes)[:-1]), strict=False):
         name = blocks[group].owner
         if group not in produced:
             continue
@@ -103,3 +103,25 @@ def _unique_names(groups: list[UnitRange]) -> tuple[UnitRange, ...]:
         name = group.name if seen[group.name] == 1 else f"{group.name}#{seen[group.name]}"
         result.append(UnitRange(name, group.start, group.count))
     return tuple(result)
+
+
+def required_sets(flow: Flow, units: Units) -> tuple[torch.Tensor, ...]:
+    """Sets of units of which at least one must stay so that no value is emptied: the groups, and pieces of them.
+
+    Only a movement (a split, a slice) can give a value a part of a group.
+    """
+    sets: dict[bytes, torch.Tensor] = {}
+    starts = torch.tensor([g.start for g in units.groups] + [units.count])
+    for node, rule in flow.rules.items():
+        if rule is None or not rule.movement:
+            continue
+        for labels in leaves(flow.values[node]):
+            numbers = units.of_label[labels].unique()
+            if not len(numbers) or numbers[0] == NO_UNIT:
+                continue
+            group = torch.bucketize(numbers, starts, right=True) - 1
+            counts = group.bincount(minlength=len(units.groups))
+            if not bool((counts == starts.diff())[counts > 0].any()):
+                sets[numbers.numpy().tobytes()] = numbers
+    whole = tuple(torch.arange(g.start, g.start + g.count) for g in units.groups)
+    return (*whole, *sets.values())

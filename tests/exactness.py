@@ -68,13 +68,15 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 
 def random_gates(net: GatedModule, seed: int, units: float = 0.5, sections: float = 1 / 3) -> None:
-    """Close units and sections at random; no group is emptied."""
+    """Close units and sections at random; no value is emptied."""
     generator = torch.Generator().manual_seed(seed)
     for gate in net.gates.values():
         dead = torch.rand(gate.count, generator=generator) < (units if gate.kind == "units" else sections)
-        if gate.kind == "units" and bool(dead.all()):
-            dead[int(torch.randint(gate.count, (1,), generator=generator))] = False
         gate.set((~dead).to(gate.theta.dtype))
+    theta = net.gate_vector.theta.detach()
+    for members in net.structure.required:
+        if not bool((theta[members] > 0.5).any()):
+            theta[members[int(torch.randint(len(members), (1,), generator=generator))]] = 1.0
 
 
 def difference(a: Any, b: Any) -> float:
@@ -132,7 +134,7 @@ def check(
     generator = torch.Generator().manual_seed(1)
     example = torch.randn(shape, generator=generator, dtype=dtype)
     inputs = torch.randn(other, generator=generator, dtype=dtype)
-    net = fxcat.prepare(model, example)
+    net = fxcat.prepare(model, example, verbose=False)
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
     report.units = sum(g.units for g in net.structure.groups)
     report.coverage = net.structure.coverage

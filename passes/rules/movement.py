@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcat.passes.arguments import thaw
 from fxcat.passes.chains import move
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
@@ -66,13 +67,14 @@ class Reshape(Movement):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = node.kwargs.get("shape", node.args[1] if len(node.args) == 2 else node.args[1:])
+        if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
+            return None  # another value's shape: it has changed with that value
         sizes = list(given) if isinstance(given, tuple | list) else [given]
-        changed = False
-        for axis, live in enumerate(moved.result):
-            if isinstance(live, torch.Tensor) and sizes[axis] != -1:
-                sizes[axis], changed = len(live), True
-        if not changed:
+        if all(left is None for left in moved.sizes):
             return None
+        for axis, left in enumerate(moved.sizes):
+            if left is not None and sizes[axis] != -1:
+                sizes[axis] = left
         return Replacement((node.args[0], tuple(sizes)), {})
 
 
@@ -166,7 +168,7 @@ class Item(Movement):
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        index: Any = node.args[1]
+        index: Any = thaw(node.args[1])
         entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
         if not isinstance(source.meta["value"], torch.Tensor) or any(e is None or e is Ellipsis for e in entries):
             return None

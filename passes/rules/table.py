@@ -46,10 +46,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What is left of a movement's value. `live` gives, per axis, the surviving indices, None where all survive."""
+    """What is left of a movement's value.
+
+    `source`, `result`: per axis the surviving indices, None where all survive (for several results, one such tuple
+    each). `sizes`: the sizes that are left along the axes of a single result that have units, None for other axes.
+    """
 
     source: tuple[torch.Tensor | None, ...]
     result: tuple[torch.Tensor | None, ...] | tuple[tuple[torch.Tensor | None, ...], ...]
+    sizes: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
