@@ -63,7 +63,7 @@ def export_onnx(
     Raises `StorageError` (the path cannot be written), `InputError`, and `ExportError` (the export failed, or the
     file does not compute what the module computes).
     """
-    if not isinstance(module, nn.Module):
+    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"export_onnx() got a {type(module).__name__}, not a torch.nn.Module")
     if isinstance(module, GatedModule):
         raise InputError("the module still has gates", remedy="export fxcat.finalize(net) instead")

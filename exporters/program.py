@@ -15,7 +15,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ def _output_names(reference: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _flat_outputs(reference: nn.Module) -> Iterator[None]:
+def _flat_outputs(reference: nn.Module) -> Generator[None, None, None]:
     """While it is captured, a module returns a tuple of tensors: `torch.export` refuses unknown dataclasses."""
     original = reference.forward
 
@@ -134,7 +134,7 @@ def _strip_metadata(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """The exporters warn of their own internals, log what they skip and print graphs: none of it is for the user."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "torch.fx.experimental", "onnxscript", "onnx_ir")]
     loggers += [logging.getLogger("torch.fx.experimental.symbolic_shapes")]  # has a level of its own

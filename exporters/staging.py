@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fxcat.errors import StorageError
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path) -> Generator[Path, None, None]:
     """A path of the same name in a new folder beside `target`: what is written there replaces `target` when the block
     ends without an error, and is gone otherwise. Further files beside it move too, before it.
 

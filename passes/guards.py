@@ -6,7 +6,7 @@ would have decided differently in the smaller network: such axes are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx
@@ -20,32 +20,34 @@ def freeze_guarded(flow: Flow, graph: fx.Graph, guards: Sequence[Guard]) -> None
     """Freeze the axes whose sizes reach a guard or an assertion."""
     assertions = [n for n in graph.nodes if n.target is torch._assert]  # pyright: ignore[reportPrivateUsage]
     deciding = [g.node for g in guards] + [i for n in assertions for i in n.all_input_nodes]
-    seen: set[tuple[fx.Node, int | None]] = set()
     for node in deciding:
-        _freeze_sizes(flow, node, node, seen)
+        for tensor, axis in asked_sizes(node):
+            labels = flow.of(tensor)
+            if axis is None or labels.shape[axis] > 1:
+                flow.freeze(labels, place(node), "a branch depends on the number of units")
 
 
-def _freeze_sizes(flow: Flow, node: fx.Node, decision: fx.Node, seen: set[tuple[fx.Node, int | None]]) -> None:
+def depends_on_units(flow: Flow, node: fx.Node) -> bool:
+    """Whether a number comes from the size of an axis with units."""
+    return any(axis is None or flow.of(tensor).shape[axis] > 1 for tensor, axis in asked_sizes(node))
+
+
+def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
+    """The tensors and axes (None: all) from whose sizes a number is computed."""
     stack: list[tuple[fx.Node, int | None]] = [(node, None)]
+    seen: set[tuple[fx.Node, int | None]] = set()
     while stack:
         current, index = stack.pop()
-        if (current, index) in seen:
+        if (current, index) in seen or isinstance(current.meta.get("value"), torch.Tensor):
             continue
         seen.add((current, index))
-        if isinstance(current.meta.get("value"), torch.Tensor):
-            continue
         tensors = [i for i in current.all_input_nodes if isinstance(i.meta.get("value"), torch.Tensor)]
-        asks_size = bool(tensors) and (current.target == "size" or current.args[1:] == ("shape",))
-        if asks_size:
-            axis = index if index is not None else _size_axis(current)
-            labels = flow.of(tensors[0])
-            if axis is None or labels.shape[axis] > 1:
-                flow.freeze(labels, place(decision), "a branch depends on the number of units")
+        if tensors and (current.target == "size" or current.args[1:] == ("shape",)):
+            yield tensors[0], index if index is not None else _size_axis(current)
             continue
-        follow = None
-        if getattr(current.target, "__name__", "") == "getitem" and isinstance(current.args[1], int):
-            follow = current.args[1]
-        stack += [(i, follow) for i in current.all_input_nodes]
+        is_item = getattr(current.target, "__name__", "") == "getitem" and isinstance(current.args[1], int)
+        follow = current.args[1] if is_item else None
+        stack += [(i, follow) for i in current.all_input_nodes]  # pyright: ignore[reportArgumentType]
 
 
 def _size_axis(node: fx.Node) -> int | None:

@@ -20,6 +20,7 @@ from fxcat.passes.arrays import place
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.execute import propagate
+from fxcat.passes.guards import depends_on_units
 from fxcat.passes.rules.table import Labels, Moved, Rule
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
@@ -201,7 +202,16 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     before, after = setting.of_value(source), setting.of_value(old)
     if _untouched(before) and _untouched(after):
         return
-    replacement = rule.reshaped(old, Moved(before, after, _sizes_left(analysis.flow.values[old], old, after)))
+    labels, value = analysis.flow.values[old], old.meta["value"]
+    single = isinstance(labels, torch.Tensor)
+    moved = Moved(
+        source=before,
+        result=after,
+        shape=tuple(n if x is None else len(x) for n, x in zip(value.shape, after, strict=True)) if single else (),
+        has_units=tuple(size > 1 for size in labels.shape) if single else (),
+        is_stale=lambda node: depends_on_units(analysis.flow, node),
+    )
+    replacement = rule.reshaped(old, moved)
     if replacement is not None:
         new = copies[old]
         new_inputs = dict(zip(old.all_input_nodes, new.all_input_nodes, strict=True))
@@ -209,14 +219,6 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
         new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
         if replacement.target is not None:
             new.target = replacement.target
-
-
-def _sizes_left(labels: Labels, node: fx.Node, live: Any) -> tuple[int | None, ...]:
-    if not isinstance(labels, torch.Tensor):
-        return ()
-    full = node.meta["value"].shape
-    left = [n if index is None else len(index) for n, index in zip(full, live, strict=True)]
-    return tuple(n if size > 1 else None for n, size in zip(left, labels.shape, strict=True))
 
 
 def _untouched(live: Any) -> bool:

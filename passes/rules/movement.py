@@ -70,11 +70,10 @@ class Reshape(Movement):
         if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
             return None  # another value's shape: it has changed with that value
         sizes = list(given) if isinstance(given, tuple | list) else [given]
-        if all(left is None for left in moved.sizes):
-            return None
-        for axis, left in enumerate(moved.sizes):
-            if left is not None and sizes[axis] != -1:
-                sizes[axis] = left
+        for axis, size in enumerate(sizes):
+            stale = moved.is_stale(size) if isinstance(size, fx.Node) else moved.has_units[axis] and size != -1
+            if stale:
+                sizes[axis] = moved.shape[axis]
         return Replacement((node.args[0], tuple(sizes)), {})
 
 

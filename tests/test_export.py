@@ -1,0 +1,407 @@
+"""ONNX export: what is written computes what the module computes, and what fails leaves no trace."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import fxcat
+from fxcat.errors import ExportError, InputError, StorageError
+from fxcat.exporters import latency, onnx_export, verify
+from fxcat.exporters.latency import compare_latency, measure_latency
+from fxcat.exporters.onnx_export import export_onnx
+
+
+class Small(nn.Module):
+    """Convolution, norm, branch, pooling, dropout, classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.branch = nn.Conv2d(8, 8, 1)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 5)
+        nn.init.normal_(self.norm.bias)
+        nn.init.uniform_(self.norm.weight, 0.5, 1.5)
+        nn.init.uniform_(self.norm.running_var, 0.5, 1.5)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.conv(x)).relu()
+        x = x + self.branch(x)
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.fc(self.drop(self.features(x)))
+
+
+@dataclass
+class Boxes:
+    scores: torch.Tensor
+    note: str
+    more: tuple[torch.Tensor, ...]
+
+
+class Dictionary(Small):
+    def forward(self, x: torch.Tensor) -> Any:
+        f = self.features(x)
+        return {"out": self.fc(f), "none": None, "aux": (f, [f * 2])}
+
+
+class Structured(Small):
+    def forward(self, x: torch.Tensor) -> Any:
+        f = self.features(x)
+        return Boxes(self.fc(f), "not a tensor", (f, f - 1))
+
+
+class TwoInputs(Small):
+    """An image and the row of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(3, 8)
+
+    def forward(self, x: torch.Tensor, row: torch.Tensor) -> Any:
+        return self.fc(self.features(x) + self.rows(row))
+
+
+class OtherAlone(Small):
+    """Computes something else for a batch of one, which the capture cannot see."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = super().forward(x)
+        return y * 2 if x.shape[0] == 1 else y
+
+
+class OtherTogether(Small):
+    """Computes something else for large batches."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = super().forward(x)
+        return y * 2 if x.shape[0] > 100 else y
+
+
+class FixedBatch(Small):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x).view(2, 5)
+
+
+class OnValues(Small):
+    def forward(self, x: torch.Tensor) -> Any:
+        y = super().forward(x)
+        return y if y.sum() > 0 else -y
+
+
+EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def run(path: Path, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    """Outputs of a file, by a session that is not fxcat's."""
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(v) for v in session.run(None, feed)]
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    wanted = wanted.detach()
+    scale = max(1.0, float(wanted.abs().max()))
+    return found.shape == wanted.shape and float((found - wanted).abs().max()) <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 7])
+def test_small_net_agrees(tmp_path: Path, batch: int) -> None:
+    net = Small()
+    export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+    x = torch.randn(batch, 3, 16, 16)
+    (found,) = run(tmp_path / "net.onnx", x)
+    assert close(found, net.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
+def test_torchvision_agrees_without_leftovers(tmp_path: Path, name: str) -> None:
+    net = torchvision.models.get_model(name, weights=None)
+    report = export_onnx(net, tmp_path / "net.onnx", torch.empty(1, 3, 64, 64, device="meta"))
+    layers = Counter(type(m).__name__ for m in net.modules())
+    assert report.operators["Conv"] == layers["Conv2d"]
+    assert report.operators["Gemm"] == layers["Linear"]
+    assert not {"Identity", "BatchNormalization", "Shape", "Gather", "Cast", "Dropout"} & set(report.operators)
+    for batch in (1, 4):
+        x = torch.randn(batch, 3, 64, 64)
+        (found,) = run(tmp_path / "net.onnx", x)
+        assert close(found, net.eval()(x))
+
+
+def test_channels_last_pooling_leaves_no_index_arithmetic(tmp_path: Path) -> None:
+    class Permuted(Small):
+        def features(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x).permute(0, 2, 3, 1)
+            x = nn.functional.layer_norm(x, (8,)).permute(0, 3, 1, 2)
+            return torch.flatten(nn.functional.adaptive_avg_pool2d(x, (1, 1)), 1)
+
+    report = export_onnx(Permuted(), tmp_path / "net.onnx", EXAMPLE)
+    assert set(report.operators) <= {"Conv", "Transpose", "LayerNormalization", "ReduceMean", "Reshape", "Gemm"}
+
+
+def test_report_is_true(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    report = export_onnx(Small(), path, EXAMPLE)
+    model = onnx.load(str(path))
+    assert report.operators == dict(Counter(n.op_type for n in model.graph.node))
+    assert report.operators == {"Add": 1, "Conv": 2, "Gemm": 1, "ReduceMean": 1, "Relu": 1, "Reshape": 1}
+    assert report.path == path
+    assert report.bytes == path.stat().st_size
+    assert report.opset == model.opset_import[0].version
+    assert report.batches == (1, 4)
+    assert report.max_error is not None and 0 <= report.max_error <= 1e-4
+    assert report.provider == "CPUExecutionProvider"
+    assert report.latency_ms is not None and report.latency_ms > 0
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_batch_is_dynamic_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(Small(), path, EXAMPLE)
+    graph = onnx.load(str(path)).graph
+    sizes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)]
+    assert sizes == [["batch", 3, 16, 16], ["batch", 5]]
+    assert [v.name for v in (*graph.input, *graph.output)] == ["x", "output"]
+
+
+def test_file_is_deterministic_and_holds_no_paths(tmp_path: Path) -> None:
+    net = Small()
+    for name in ("a.onnx", "b.onnx"):
+        export_onnx(net, tmp_path / name, EXAMPLE, verify=False)
+    content = (tmp_path / "a.onnx").read_bytes()
+    assert content == (tmp_path / "b.onnx").read_bytes()
+    assert os.path.dirname(torch.__file__).encode() not in content
+    assert os.path.basename(__file__).encode() not in content
+
+
+def test_without_verification(tmp_path: Path) -> None:
+    report = export_onnx(OtherAlone(), tmp_path / "net.onnx", EXAMPLE, verify=False)
+    assert (report.batches, report.max_error, report.provider, report.latency_ms) == ((), None, None, None)
+
+
+def test_opset(tmp_path: Path) -> None:
+    report = export_onnx(Small(), tmp_path / "net.onnx", EXAMPLE, opset=18)
+    assert report.opset == 18 == onnx.load(str(tmp_path / "net.onnx")).opset_import[0].version
+
+
+def test_dictionary_output(tmp_path: Path) -> None:
+    net, path = Dictionary(), tmp_path / "net.onnx"
+    export_onnx(net, path, EXAMPLE)
+    assert [o.name for o in onnx.load(str(path)).graph.output] == ["out", "aux_0", "aux_1_0"]
+    x = torch.randn(3, 3, 16, 16)
+    wanted = net.eval()(x)
+    out, aux, twice = run(path, x)
+    assert close(out, wanted["out"]) and close(aux, wanted["aux"][0]) and close(twice, wanted["aux"][1][0])
+
+
+def test_dataclass_output(tmp_path: Path) -> None:
+    net, path = Structured(), tmp_path / "net.onnx"
+    export_onnx(net, path, EXAMPLE)
+    assert [o.name for o in onnx.load(str(path)).graph.output] == ["scores", "more_0", "more_1"]
+    x = torch.randn(3, 3, 16, 16)
+    assert isinstance(net.eval()(x), Boxes)
+    assert close(run(path, x)[2], net(x).more[1])
+
+
+def test_integer_inputs_stay_valid(tmp_path: Path) -> None:
+    net, path = TwoInputs(), tmp_path / "net.onnx"
+    rows = torch.tensor([2, 0, 1])
+    export_onnx(net, path, (EXAMPLE.expand(3, -1, -1, -1), rows))
+    x = torch.randn(3, 3, 16, 16)
+    assert close(run(path, x, rows)[0], net.eval()(x, rows))
+
+
+def test_module_and_random_state_are_untouched(tmp_path: Path) -> None:
+    net = Small()
+    net.norm.eval()
+    net.branch.weight.requires_grad_(False)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    flags = {n: m.training for n, m in net.named_modules()}
+    state = torch.get_rng_state()
+    attributes = {n: set(vars(m)) for n, m in net.named_modules()}
+    export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+    assert torch.equal(state, torch.get_rng_state())
+    assert flags == {n: m.training for n, m in net.named_modules()}
+    assert attributes == {n: set(vars(m)) for n, m in net.named_modules()}
+    assert [n for n, p in net.named_parameters() if not p.requires_grad] == ["branch.weight"]
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_flags_are_untouched_after_a_failure(tmp_path: Path) -> None:
+    net = OtherAlone()
+    net.norm.eval()
+    with pytest.raises(ExportError):
+        export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+    assert net.training and net.conv.training and not net.norm.training
+
+
+def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_onnx(Dictionary(), tmp_path / "net.onnx", EXAMPLE)
+    with pytest.raises(ExportError):
+        export_onnx(OnValues(), tmp_path / "bad.onnx", EXAMPLE)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (OtherAlone, r"differs from the module.*\n  where: output output at batch 1"),
+        (OtherTogether, "Constraints violated"),
+        (FixedBatch, "cannot capture FixedBatch"),
+        (OnValues, "cannot capture OnValues"),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_failure_leaves_no_file(tmp_path: Path, net: type[Small], message: str, older: bool) -> None:
+    path = tmp_path / "net.onnx"
+    if older:
+        path.write_bytes(b"older")
+    with pytest.raises(ExportError, match=message):
+        export_onnx(net(), path, EXAMPLE)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([b"older"] if older else [])
+
+
+def test_success_replaces_an_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"older")
+    net = Small()
+    export_onnx(net, path, EXAMPLE)
+    assert close(run(path, EXAMPLE)[0], net.eval()(EXAMPLE))
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_a_file_of_another_network_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(Small(), path, EXAMPLE, verify=False)
+    with pytest.raises(ExportError, match="differs"):
+        verify.compare_outputs(path, Small().eval(), (EXAMPLE,), "CPUExecutionProvider")
+
+
+def test_nan_is_noticed(tmp_path: Path) -> None:
+    net, path = Small(), tmp_path / "net.onnx"
+    export_onnx(net, path, EXAMPLE, verify=False)
+    with torch.no_grad():
+        net.fc.bias[0] = torch.nan
+    with pytest.raises(ExportError, match="differs"):
+        verify.compare_outputs(path, net.eval(), (EXAMPLE,), "CPUExecutionProvider")
+
+
+def test_outputs_too_small_to_compare_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net = Small()
+    nn.init.zeros_(net.fc.weight)
+    nn.init.zeros_(net.fc.bias)
+    export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+    assert "says little" in caplog.text
+
+
+def test_gated_networks_are_refused(tmp_path: Path) -> None:
+    net = fxcat.prepare(Small(), EXAMPLE)
+    with pytest.raises(InputError, match="still has gates"):
+        export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+
+
+def test_finalized_network_has_the_operators_of_one_built_by_hand(tmp_path: Path) -> None:
+    net = fxcat.prepare(Small(), EXAMPLE)
+    for gate in net.gates.values():
+        gate.theta.data[: len(gate.theta) // 2] = 0.0
+    small = fxcat.finalize(net)
+    report = export_onnx(small, tmp_path / "small.onnx", EXAMPLE)
+    assert report.operators == export_onnx(Small(), tmp_path / "net.onnx", EXAMPLE).operators
+    assert report.bytes < (tmp_path / "net.onnx").stat().st_size
+    x = torch.randn(3, 3, 16, 16)
+    assert close(run(tmp_path / "small.onnx", x)[0], net.eval()(x))
+
+
+def test_foreign_operators_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(Small(), path, EXAMPLE, verify=False)
+    model = onnx.load(str(path))
+    model.graph.node[0].domain = "com.microsoft"
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, str(path))
+    with pytest.raises(ExportError, match=r"not standard ONNX: com\.microsoft::Conv"):
+        verify.check_file(path)
+
+
+def test_large_weights_lie_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_external(program: Any, path: Path) -> None:
+        program.save(path, external_data=True)
+
+    monkeypatch.setattr(onnx_export, "_write", save_external)
+    net, path = Small(), tmp_path / "net.onnx"
+    report = export_onnx(net, path, EXAMPLE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
+    assert report.bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert close(run(path, EXAMPLE)[0], net.eval()(EXAMPLE))
+
+
+def test_bad_paths_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "build_program", lambda *_: pytest.fail("the export was started"))
+    (tmp_path / "file").write_text("")
+    for path, message in [
+        (tmp_path / "missing" / "net.onnx", "does not exist"),
+        (tmp_path / "file" / "net.onnx", "does not exist"),
+        (tmp_path, "is a folder"),
+    ]:
+        with pytest.raises(StorageError, match=message) as caught:
+            export_onnx(Small(), path, EXAMPLE)
+        assert caught.value.where and caught.value.remedy
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(StorageError, match="cannot be written"):
+        export_onnx(Small(), tmp_path / "net.onnx", EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((), "no tensor"),
+        (torch.tensor(1.0), "not one common batch"),
+        (EXAMPLE.bfloat16(), "bfloat16"),
+        (torch.randn(1, 4, 16, 16), "fails on example inputs"),
+    ],
+)
+def test_bad_inputs(tmp_path: Path, inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        export_onnx(Small(), tmp_path / "net.onnx", inputs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_example_inputs_are_found(tmp_path: Path) -> None:
+    net = Small()
+    net.fxcat_example_shapes = ((1, 3, 24, 24),)  # type: ignore[assignment]
+    export_onnx(net, tmp_path / "net.onnx")
+    graph = onnx.load(str(tmp_path / "net.onnx")).graph
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim][1:] == [3, 24, 24]
+    linear = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert export_onnx(linear, tmp_path / "linear.onnx").operators == {"Gemm": 2, "Relu": 1}
+
+
+def test_latency_side_by_side(tmp_path: Path) -> None:
+    narrow, wide = tmp_path / "narrow.onnx", tmp_path / "wide.onnx"
+    for path, width in ((narrow, 8), (wide, 1024)):
+        net = nn.Sequential(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, width))
+        export_onnx(net, path, torch.empty(1, 16), verify=False)
+    fast, slow = compare_latency(narrow, wide, batch=64, repeats=9)
+    assert 0 < fast < slow
+    assert measure_latency(narrow, torch.empty(1, 16), repeats=1) > 0
+    with pytest.raises(InputError):
+        latency.measure_latency(narrow, repeats=0)
