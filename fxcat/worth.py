@@ -36,5 +36,5 @@ class Worth:
 
     @property
     def value(self) -> torch.Tensor:
-        """The smoothed estimate; in units of the loss."""
-        return self.difference / max(self._difference_weight, 1e-12)
+        """The smoothed estimate in units of the loss; never negative: noise alone must not close a gate."""
+        return (self.difference / max(self._difference_weight, 1e-12)).clamp(min=0.0)

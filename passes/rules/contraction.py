@@ -41,8 +41,9 @@ class Conv(Rule):
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         rank = len(module.kernel_size)
-        if value.dim() != rank + 2 or isinstance(module.padding, str):
-            return None
+        fits = value.dim() == rank + 2 and value.shape[1] == module.in_channels
+        if not fits or isinstance(module.padding, str):
+            return None  # run it: it pads by name, takes no batch, or says what is wrong with its input
         sides = zip(
             value.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True
         )

@@ -23,7 +23,8 @@ class BatchNorm(Rule):
     parameters = ("weight", "bias", "running_mean", "running_var")
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        return value
+        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        return value if value.dim() > 1 and value.shape[1] == module.num_features else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]

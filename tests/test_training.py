@@ -1,0 +1,188 @@
+"""Gates in training: targets, decisions, physical shrinking, and the user's own loop."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import random_gates, randomise
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxcat
+from fxcat.selection import smallest_cost
+
+
+class Net(nn.Module):
+    """A small residual net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 24, 3, padding=1, bias=False),
+            nn.BatchNorm2d(24),
+            nn.ReLU(),
+            nn.Conv2d(24, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+        )
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.block(x))
+        return self.head(x.mean((2, 3)))
+
+
+def batches(count: int, seed: int = 0) -> TensorDataset:
+    """Images whose brightest quadrant is their class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (count,), generator=generator)
+    images = torch.randn(count, 3, 8, 8, generator=generator)
+    for i, label in enumerate(labels.tolist()):
+        images[i, label % 3, :, :] += 1.0 + label
+    return TensorDataset(images, labels)
+
+
+def loader(count: int = 256) -> DataLoader[tuple[torch.Tensor, ...]]:
+    return DataLoader(batches(count), batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("target", (fxcat.Target(flops=0.5), fxcat.Target(params=0.4), fxcat.Target(flops=0.9, params=0.6)))
+def test_fit_meets_the_target_from_below(target: fxcat.Target) -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    history = fxcat.fit(net, loader(), loader(64), epochs=4, target=target, progress=False)
+    small = fxcat.finalize(net)
+    cost, start = net.hard_cost(), net.start_cost
+    shares = [(cost.macs / start.macs, target.flops), (cost.params / start.params, target.params)]
+    for share, wanted in shares:
+        assert wanted is None or share <= wanted
+    assert any(wanted is not None and share >= 0.93 * wanted for share, wanted in shares)
+    assert sum(p.numel() for p in small.parameters()) == cost.params
+    assert history.epochs[-1].val_accuracy is not None
+    assert history.epochs[-1].val_accuracy > 0.8
+
+
+def test_own_loop_and_optimizer_state() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=24)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert id(net.gate_vector.theta) not in held
+    shrunk = 0
+    for _ in range(3):
+        for x, y in loader():
+            loss = F.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            shrunk += controller.step()
+    assert shrunk == 1
+    for parameter in net.weight_parameters():
+        assert id(parameter) in held
+        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
+
+
+def test_shrinking_changes_nothing_but_size() -> None:
+    """With dead gates held at zero, training with and without physical removal is the same."""
+    model = Net().double()
+    randomise(model, 0)
+    nets = [fxcat.prepare(model, torch.zeros(1, 3, 8, 8), verbose=False) for _ in range(2)]
+    random_gates(nets[0], 3, sections=0.0)
+    nets[1].gate_vector.theta.data.copy_(nets[0].gate_vector.theta)
+    optimizers = [torch.optim.SGD(n.weight_parameters(), lr=0.05, momentum=0.9) for n in nets]
+    for net in nets:
+        net.gate_vector.sampling = False
+    losses: list[list[float]] = [[], []]
+    images, labels = batches(32).tensors
+    for step in range(20):
+        if step == 5:
+            before = {n: p for n, p in nets[1].network.named_parameters()}
+            shapes = {n: p.shape for n, p in before.items()}
+            shrunk = nets[1].shrink()
+            for name, axes in shrunk.keep.items():
+                if name in before:
+                    buffer = optimizers[1].state[before[name]]["momentum_buffer"]
+                    assert buffer.shape == shapes[name]
+                    for axis, index in axes.items():
+                        buffer = buffer.index_select(axis, index)
+                    optimizers[1].state[before[name]]["momentum_buffer"] = buffer
+        for i, net in enumerate(nets):
+            loss = F.cross_entropy(net(images.double()), labels)
+            optimizers[i].zero_grad()
+            loss.backward()
+            optimizers[i].step()
+            losses[i].append(loss.item())
+    assert sum(p.numel() for p in nets[1].network.parameters()) < sum(p.numel() for p in nets[0].network.parameters())
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-8, atol=0.0)
+
+
+def test_expected_cost_is_the_mean_over_samples() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    theta = net.gate_vector.theta.detach()
+    theta.copy_(torch.rand(theta.shape, generator=torch.Generator().manual_seed(0)))
+    count, expected = net.gate_vector.unit_count, net.expected_cost()
+    generator = torch.Generator().manual_seed(1)
+    samples = (torch.rand(4000, len(theta), generator=generator) < theta).double()
+    mean = torch.stack([net.cost_model(s[:count], s[count:]) for s in samples]).mean(0)
+    assert mean[0].item() == pytest.approx(expected.macs.item(), rel=0.02)
+    assert mean[1].item() == pytest.approx(expected.params.item(), rel=0.02)
+
+
+def test_gates_leave_the_global_random_state_alone() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False).train()
+    net.gate_vector.theta.data.fill_(0.5)
+    state = torch.get_rng_state()
+    net(torch.zeros(2, 3, 8, 8))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_copy_is_independent() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    net(torch.zeros(2, 3, 8, 8)).sum().backward()
+    twin = copy.deepcopy(net)
+    gate = next(iter(twin.gates.values()))
+    gate.set(0.0)
+    gate.theta[0] = 1.0
+    assert float(next(iter(net.gates.values())).theta.min()) == 1.0
+    assert sum(p.numel() for p in fxcat.finalize(twin).parameters()) < net.start_cost.params
+
+
+def test_pressure_alone_prunes_and_zero_pressure_does_not() -> None:
+    for nu, smaller in ((0.0, False), (5.0, True)):
+        net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+        fxcat.fit(net, loader(), epochs=3, pressure=fxcat.Pressure(nu=nu), progress=False)
+        assert (net.hard_cost().macs < net.start_cost.macs) is smaller
+
+
+def test_unreachable_target_says_what_is_reachable() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    least = smallest_cost(net).macs / net.start_cost.macs
+    with pytest.raises(fxcat.TargetError, match=f"{least:.1%}"):
+        fxcat.fit(net, loader(), epochs=1, target=fxcat.Target(flops=least / 2), progress=False)
+
+
+def test_checkpoints_and_nan_loss(tmp_path: object) -> None:
+    from pathlib import Path
+
+    folder = Path(str(tmp_path))
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    target = fxcat.Target(flops=0.5)
+    history = fxcat.fit(net, loader(), loader(64), epochs=3, target=target, checkpoint_dir=folder, progress=False)
+    assert {p.name for p in folder.iterdir()} == {"last.safetensors", "best.safetensors"}
+    history.plot(folder / "plot.png")
+    assert (folder / "plot.png").stat().st_size > 1000
+    kept = (folder / "last.safetensors").read_bytes()
+    calls = 0
+
+    def broken(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(output, labels) * (float("nan") if calls == 3 else 1.0)
+
+    again = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    with pytest.raises(fxcat.TrainingError, match="epoch 0, step 2"):
+        fxcat.fit(again, loader(), epochs=1, target=target, loss=broken, checkpoint_dir=folder, progress=False)
+    assert (folder / "last.safetensors").read_bytes() == kept
