@@ -60,7 +60,9 @@ def main() -> None:
     report = fxcat.export_onnx(small, options.out / f"{options.model}.onnx", test_images[:2])
     last = history.epochs[-1]
     print(f"test accuracy {last.val_accuracy:.2%}, MACs {last.macs:.1%}, parameters {last.params:.1%} of the start")
-    print(f"{report.path}: {report.bytes / 1e6:.2f} MB, largest error {report.max_error:.1e}, {report.latency_ms:.2f} ms")
+    print(
+        f"{report.path}: {report.bytes / 1e6:.2f} MB, largest error {report.max_error:.1e}, {report.latency_ms:.2f} ms"
+    )
 
 
 if __name__ == "__main__":

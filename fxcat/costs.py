@@ -18,13 +18,12 @@ from torch import nn
 
 from fxcat.records import Cost
 
-
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """How many entries of an axis are live: `constant` plus Σ `weights`·ξ[`units`]; `units` ascend. Shared by identity."""
+    """How many entries of an axis are live: `constant` plus Σ `weights`·ξ[`units`], where `units` ascend."""
 
     constant: int
     units: Integers
@@ -81,7 +80,10 @@ class CostModel(nn.Module):
         self.register_buffer(name, torch.from_numpy(np.asarray(values, dtype=np.int64)), persistent=False)
 
     def forward(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
-        """MACs and parameters (exact integers up to 2^53), a double tensor of shape (2,), for gates or probabilities of shape (U,) and (S,)."""
+        """MACs and parameters for gates or probabilities of shape (U,) and (S,).
+
+        A double tensor of shape (2,): integers up to 2^53 are exact.
+        """
         return (self.per_term(units, sections)[:, None] * self.get_buffer("coefficients")).sum(0)
 
     def per_term(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,11 @@ class GatePart:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """What was found. `required`: sets of unit numbers of which one each must stay. `coverage`: share of the MACs in ops
-    with at least one prunable axis or inside a section."""
+    """What was found.
+
+    `required`: sets of unit numbers of which one each must stay. `coverage`: share of the MACs in ops with at least one
+    prunable axis or inside a section.
+    """
 
     groups: tuple[Group, ...]
     sections: tuple[SectionInfo, ...]
@@ -105,7 +108,9 @@ class GatedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
-        self.last_batch = next((len(a) for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.dim()), 1)
+        self.last_batch = next(
+            (len(a) for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.dim()), 1
+        )
         samples.fill(_attribute_names(self.parts), self.gate_vector())
         try:
             return self.network(*args, **kwargs)

@@ -6,7 +6,7 @@ with them can halve its accuracy (DESIGN §5.5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import torch
@@ -41,7 +41,7 @@ def recalibrate(net: GatedModule, batches: Iterable[torch.Tensor]) -> None:
 
 
 @contextmanager
-def recalibrated(net: GatedModule, batches: Iterable[torch.Tensor]) -> Iterator[None]:
+def recalibrated(net: GatedModule, batches: Iterable[torch.Tensor]) -> Generator[None, None, None]:
     """Recalibrated statistics for the duration of a block; afterwards the old ones are back."""
     norms = [m for m in net.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
     saved = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]

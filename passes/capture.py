@@ -170,7 +170,7 @@ def _functionalise(graph: fx.Graph) -> None:
                 user.replace_input_with(changed, node)
 
 
-INPLACE_OPERATORS = {
+INPLACE_OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -186,6 +186,8 @@ def is_inplace(node: fx.Node) -> bool:
     if node.op != "call_function" or not isinstance(node.meta.get("value"), torch.Tensor):
         return False
     name = getattr(node.target, "__name__", "")
-    return node.target in INPLACE_OPERATORS or bool(node.kwargs.get("inplace")) or (
-        name.endswith("_") and not name.endswith("__")
+    return (
+        node.target in INPLACE_OPERATORS
+        or bool(node.kwargs.get("inplace"))
+        or (name.endswith("_") and not name.endswith("__"))
     )

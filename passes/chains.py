@@ -126,7 +126,8 @@ def _free_chains(flow: Flow, component: list[fx.Node]) -> list[Chain]:
 
 def move(node: fx.Node, labels: dict[fx.Node, Labels], root: nn.Module) -> Labels:
     """Run a movement on label arrays: the very op, on the labels expanded to the value's shape."""
-    def fill(argument: fx.Node) -> object:
+
+    def fill(argument: fx.Node) -> Any:
         value = argument.meta["value"]
         if argument in labels and isinstance(value, torch.Tensor):
             array = labels[argument]

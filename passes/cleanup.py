@@ -63,8 +63,9 @@ def make_out_of_place(graph: fx.Graph, origin: Mapping[fx.Node, fx.Node], root: 
 
 
 def _make_plain(node: fx.Node) -> None:
-    if node.target in INPLACE_OPERATORS:
-        node.target = INPLACE_OPERATORS[node.target]
+    plain = INPLACE_OPERATORS.get(node.target)
+    if plain is not None:
+        node.target = plain
     elif node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
     elif node.op == "call_method":

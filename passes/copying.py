@@ -47,7 +47,7 @@ def copy_data(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     """Copy all at once: one call that does not hold Python's lock, so that it can run beside other work."""
     if targets:
         with torch.no_grad():
-            torch._foreach_copy_(targets, sources)
+            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _Copier:
@@ -88,9 +88,8 @@ class _Copier:
             return self._tensor(value)
         if isinstance(value, nn.Module):
             return self.module(value)
-        if kind in (dict, list, set, tuple) or (hasattr(value, "__len__") and not hasattr(value, "__dict__")):
-            if not len(value):
-                return kind() if kind is not tuple else value
+        if kind in (dict, list, set) and not value:
+            return kind()
         if kind is dict:
             return {k: self._value(v) for k, v in value.items()}
         if kind is list:

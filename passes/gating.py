@@ -255,8 +255,10 @@ class _Writer:
         for begin, end in itertools.pairwise(edges):
             group = self.units.groups[owners[begin]] if owners[begin] >= 0 else None
             whole = group is not None and end - begin == group.count
-            if group is None or not whole or not np.array_equal(
-                flat[begin:end], np.arange(group.start, group.start + group.count)
+            if (
+                group is None
+                or not whole
+                or not np.array_equal(flat[begin:end], np.arange(group.start, group.start + group.count))
             ):
                 return self._by_index(flat, sorted(set(owners[owners >= 0].tolist())))
             pieces.append(int(owners[begin]))
@@ -273,7 +275,9 @@ class _Writer:
             offset += group.count
         self.indices.append(torch.from_numpy(base[flat]))
         index = self._fetch(f"index{len(self.indices) - 1}")
-        joined = self.graph.call_function(torch.cat, ([self._fetch("one"), *(self._fetch(f"group{i}") for i in groups)],))
+        joined = self.graph.call_function(
+            torch.cat, ([self._fetch("one"), *(self._fetch(f"group{i}") for i in groups)],)
+        )
         return self.graph.call_function(torch.index_select, (joined, 0, index))
 
     def _fetch(self, name: str) -> fx.Node:

@@ -6,6 +6,7 @@ would have decided differently in the smaller network: such axes are frozen.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -45,9 +46,9 @@ def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
         if tensors and (current.target == "size" or current.args[1:] == ("shape",)):
             yield tensors[0], index if index is not None else _size_axis(current)
             continue
-        is_item = getattr(current.target, "__name__", "") == "getitem" and isinstance(current.args[1], int)
-        follow = current.args[1] if is_item else None
-        stack += [(i, follow) for i in current.all_input_nodes]  # pyright: ignore[reportArgumentType]
+        item = current.args[1] if current.target is operator.getitem else None
+        follow = item if isinstance(item, int) else None
+        stack += [(i, follow) for i in current.all_input_nodes]
 
 
 def _size_axis(node: fx.Node) -> int | None:

@@ -17,13 +17,14 @@ from fxcat.errors import PlanError
 from fxcat.passes import cleanup
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import place
-from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.copying import meta_twin
+from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.execute import propagate
 from fxcat.passes.guards import depends_on_units
 from fxcat.passes.rules.table import Labels, Moved, Rule
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

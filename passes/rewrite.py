@@ -8,6 +8,7 @@ from fxcat.passes.codegen import install
 from fxcat.passes.plan import Plan
 from fxcat.passes.slicing import add_buffers, slice_modules
 
+
 def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
     """Delete the modules and parameters that the old graph used and the new one does not, and emptied containers."""
     old = {n.target for n in before.nodes if n.op in ("call_module", "get_attr")}
@@ -39,5 +40,5 @@ def apply(root: nn.Module, before: fx.Graph, plan: Plan) -> None:
     add_buffers(root, plan.buffers)
     remove_unused(root, before, plan.graph)
     for path in plan.out_of_place:
-        root.get_submodule(path).inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+        setattr(root.get_submodule(path), "inplace", False)  # noqa: B010  (modules declare no such attribute)
     install(root, plan.graph)

@@ -6,8 +6,8 @@ the other branch is the identity or dearer nothing: removing it leaves the short
 
 from __future__ import annotations
 
+import itertools
 import operator
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -93,7 +93,7 @@ def _branch(last: fx.Node, entry: fx.Node, order: dict[fx.Node, int]) -> set[fx.
     stack = [last]
     while stack:
         node = stack.pop()
-        if node is entry or node in nodes or order[node] < order[entry] and node.op != "get_attr":
+        if node is entry or node in nodes or (order[node] < order[entry] and node.op != "get_attr"):
             continue
         nodes.add(node)
         stack += node.all_input_nodes
@@ -106,7 +106,8 @@ def _named(sections: list[Section]) -> tuple[Section, ...]:
     seen: dict[str, int] = {}
     for section in sections:
         paths = [str(n.target).split(".") for n in section.nodes if n.op == "call_module"]
-        common = os.path.commonprefix(paths) if paths else []
+        levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+        common = [names[0] for names in levels]
         if len(paths) == 1:
             common = common[:-1]
         base = ".".join([*common, "section"])

@@ -64,7 +64,8 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(float(self.example))
 
     def __iter__(self) -> Iterator[fx.Proxy]:
-        return iter([self[i] for i in range(len(self))])
+        proxy: Any = self
+        return iter([proxy[i] for i in range(len(self))])
 
     def __contains__(self, item: object) -> bool:
         return self._resolve(item in self.example)

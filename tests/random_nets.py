@@ -46,7 +46,13 @@ class RandomNet(nn.Module):
         width, number = self.widths[step.value % len(self.widths)], step.number
         other = self.widths[number % len(self.widths)]
         even = width - width % 2
-        leaving = {"conv": 4 + number, "grouped": 8, "cat": width + other, "split": width - width // 2, "pad": width + 3}
+        leaving = {
+            "conv": 4 + number,
+            "grouped": 8,
+            "cat": width + other,
+            "split": width - width // 2,
+            "pad": width + 3,
+        }
         built: nn.Module = nn.Identity()
         if step.kind in ("conv", "pre_activation"):
             leaving[step.kind] = 4 + number

@@ -38,7 +38,9 @@ def test_not_a_module() -> None:
         fxcat.prepare("resnet18")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("inputs", (torch.zeros(1, 5, 8, 8), torch.zeros(1, 3), (torch.zeros(1, 3, 8, 8),) * 2, "image"))
+@pytest.mark.parametrize(
+    "inputs", (torch.zeros(1, 5, 8, 8), torch.zeros(1, 3), (torch.zeros(1, 3, 8, 8),) * 2, "image")
+)
 def test_wrong_inputs(inputs: Any) -> None:
     model = torchvision.models.resnet18()
     before = {k: v.clone() for k, v in model.state_dict().items()}

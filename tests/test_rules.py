@@ -40,7 +40,9 @@ def test_sample_is_removed_exactly(sample: Sample) -> None:
         out = op.eval()(torch.randn(shape)).shape
     model = nn.Sequential(producer(shape, op), op, consumer(out, op)).double().train()
     randomise(model, 0)
-    entering = (shape[0], *shape[1:-1], 3) if len(shape) == 2 or isinstance(op, nn.Linear) else (shape[0], 3, *shape[2:])
+    entering = (
+        (shape[0], *shape[1:-1], 3) if len(shape) == 2 or isinstance(op, nn.Linear) else (shape[0], 3, *shape[2:])
+    )
     report = check(model, "sample", (1, *entering[1:]), entering, settings=3)
     assert not report.failures
 

@@ -50,7 +50,9 @@ def loader(count: int = 256) -> DataLoader[tuple[torch.Tensor, ...]]:
     return DataLoader(batches(count), batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("target", (fxcat.Target(flops=0.5), fxcat.Target(params=0.4), fxcat.Target(flops=0.9, params=0.6)))
+@pytest.mark.parametrize(
+    "target", (fxcat.Target(flops=0.5), fxcat.Target(params=0.4), fxcat.Target(flops=0.9, params=0.6))
+)
 def test_fit_meets_the_target_from_below(target: fxcat.Target) -> None:
     net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
     history = fxcat.fit(net, loader(), loader(64), epochs=4, target=target, progress=False)

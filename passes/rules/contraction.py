@@ -44,9 +44,7 @@ class Conv(Rule):
         fits = value.dim() == rank + 2 and value.shape[1] == module.in_channels
         if not fits or isinstance(module.padding, str):
             return None  # run it: it pads by name, takes no batch, or says what is wrong with its input
-        sides = zip(
-            value.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True
-        )
+        sides = zip(value.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
         sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
         return value.new_empty((value.shape[0], module.out_channels, *sizes))
 
@@ -171,7 +169,7 @@ def _gated_conv_forward(self: nn.Conv2d, input: torch.Tensor, gate: torch.Tensor
     return self._conv_forward(input, weight, bias)
 
 
-_GATED_CONV: dict[type[nn.Module], type[nn.Module]] = {
+_GATED_CONV: dict[Any, Any] = {
     base: type(f"Gated{base.__name__}", (base,), {"forward": _gated_conv_forward, "__module__": __name__})
     for base in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 }

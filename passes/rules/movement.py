@@ -119,16 +119,19 @@ class Split(Movement):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         axis = _split_axis(node)
+        pieces: Any = moved.result
         sizes = [
-            piece.shape[axis] if live[axis] is None else len(live[axis])  # pyright: ignore[reportArgumentType]
-            for piece, live in zip(node.meta["value"], moved.result, strict=True)
+            piece.shape[axis] if live[axis] is None else len(live[axis])
+            for piece, live in zip(node.meta["value"], pieces, strict=True)
         ]
         total = sum(sizes)
-        count = node.args[1] if len(node.args) > 1 else None
+        count: Any = node.args[1] if len(node.args) > 1 else None
         is_chunk = node.target in (torch.chunk, "chunk")
-        if is_chunk and isinstance(count, int) and sizes == [p.numel() for p in torch.empty(total).chunk(count)]:
+        if is_chunk and isinstance(count, int) and sizes == [len(p) for p in torch.empty(total).chunk(count)]:
             return None
-        return Replacement((node.args[0], sizes, axis), {}, "split" if node.op == "call_method" else torch.split)
+        return Replacement(
+            (node.all_input_nodes[0], sizes, axis), {}, "split" if node.op == "call_method" else torch.split
+        )
 
 
 def _split_axis(node: fx.Node) -> int:

@@ -80,7 +80,7 @@ def _gated_forward(self: nn.BatchNorm2d, input: torch.Tensor, gate: torch.Tensor
     )
 
 
-_GATED: dict[type[nn.Module], type[nn.Module]] = {
+_GATED: dict[Any, Any] = {
     base: type(f"Gated{base.__name__}", (base,), {"forward": _gated_forward, "__module__": __name__})
     for base in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 }

@@ -44,7 +44,9 @@ class Pool(Rule):
         if not isinstance(module, nn.AdaptiveAvgPool2d) or value.dim() != 4:
             return None
         sizes = size if isinstance(size, tuple) else (size, size)
-        return value.new_empty((*value.shape[:2], *(n if s is None else s for n, s in zip(value.shape[2:], sizes, strict=True))))
+        return value.new_empty(
+            (*value.shape[:2], *(n if s is None else s for n, s in zip(value.shape[2:], sizes, strict=True)))
+        )
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return channelwise(flow, node, self.spatial)

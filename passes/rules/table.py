@@ -20,6 +20,7 @@ from fxcat.passes.arrays import Labels
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
 
+
 class Zero(enum.Enum):
     """What an op does to a unit that is exactly zero in its inputs."""
 

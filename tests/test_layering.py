@@ -1,0 +1,73 @@
+"""Imports point one way: core ← passes ← exporters ← front; inside passes: rules ← analyses ← rewrites."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+ROOT = Path(os.environ.get("FXCAT_SOURCE_ROOT", Path(__file__).resolve().parents[1]))
+FRONT = {"fxcat", "fxcat.api"}
+REWRITES = {"plan", "rewrite", "compile", "structure", "gating", "cleanup", "codegen", "slicing"}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted names of all source files."""
+    found: dict[str, Path] = {}
+    for top, prefix in (("fxcat", "fxcat"), ("passes", "fxcat.passes"), ("exporters", "fxcat.exporters")):
+        for path in (ROOT / top).rglob("*.py"):
+            inside = path.relative_to(ROOT / top)
+            if any((ROOT / top / p).is_symlink() for p in inside.parents):
+                continue
+            parts = [p for p in inside.with_suffix("").parts if p != "__init__"]
+            found[".".join([prefix, *parts])] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The fxcat modules that a file imports when it is executed; imports for type checkers do not count."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {n for n in names if n.split(".")[0] == "fxcat"}
+
+
+def layer(name: str) -> int:
+    if name in FRONT:
+        return 3
+    if name.startswith("fxcat.exporters"):
+        return 2
+    return 1 if name.startswith("fxcat.passes") else 0
+
+
+def test_layers_import_downwards_only() -> None:
+    for name, path in modules().items():
+        for imported in imports(path):
+            assert layer(imported) <= layer(name), f"{name} imports {imported}"
+
+
+def test_rules_do_not_import_rewrites() -> None:
+    for name, path in modules().items():
+        if name.startswith("fxcat.passes.rules"):
+            for imported in imports(path):
+                assert imported.removeprefix("fxcat.passes.").split(".")[0] not in REWRITES, f"{name}: {imported}"
+
+
+def test_bare_folder_names_are_never_imported() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            assert (module or "").split(".")[0] not in ("passes", "exporters"), name
