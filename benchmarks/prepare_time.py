@@ -1,0 +1,103 @@
+"""Wall time of `fxcat.prepare` against torch-pruning's graph building, in the same run; and prepare's peak memory.
+
+    python benchmarks/prepare_time.py
+
+One thread, alternating repeats with a garbage collection before each (the peer leaves cycles behind), medians. Memory:
+growth of the resident set in a fresh process, against the size of the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from common import build, print_table, write_json
+
+import fxcat
+
+MODELS = ("resnet18", "resnet50", "resnet152", "densenet201", "efficientnet_b7", "regnet_y_16gf")
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    result = call()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def peak_growth(name: str) -> dict[str, int]:
+    """Run in a process of its own: bytes by which the peak resident set grew, and bytes of weights and buffers."""
+    torch.set_num_threads(1)
+    fxcat.prepare(build("squeezenet1_1"), torch.empty(1, 3, 64, 64), verbose=False)  # load what is loaded lazily
+    model = build(name).eval()
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    gc.collect()
+    # the peak so far must be the present size, or the model's own initialisation would hide prepare's growth
+    before = resident()
+    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    net = fxcat.prepare(model, torch.empty(1, 3, 224, 224), verbose=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    del net
+    return {
+        "weights": weights,
+        "growth": max(peak, peak_before) - before if peak > peak_before else resident() - before,
+    }
+
+
+def resident() -> int:
+    text = Path("/proc/self/statm").read_text().split()
+    return int(text[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path, default=Path("runs/prepare_time.json"))
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(peak_growth(options.memory_of)))
+        return
+    torch.set_num_threads(1)
+    example = torch.randn(1, 3, 224, 224)
+    rows: list[dict[str, Any]] = []
+    for name in options.models:
+        model = build(name).eval()
+        ours: list[float] = []
+        theirs: list[float] = []
+        for _ in range(options.repeats):
+            ours.append(seconds(lambda m=model: fxcat.prepare(m, example, verbose=False)))
+            theirs.append(seconds(lambda m=model: tp.DependencyGraph().build_dependency(m, example_inputs=example)))
+        command = [sys.executable, __file__, "--memory-of", name]
+        memory = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        rows.append(
+            {
+                "model": name,
+                "fxcat s": statistics.median(ours),
+                "torch-pruning s": statistics.median(theirs),
+                "ratio": statistics.median(ours) / statistics.median(theirs),
+                "weights MB": memory["weights"] / 1e6,
+                "peak growth MB": memory["growth"] / 1e6,
+                "growth / weights": memory["growth"] / memory["weights"],
+            }
+        )
+        write_json(options.json, rows)
+    print_table(f"prepare against build_dependency, one thread, {options.repeats} repeats", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Golden graphs: where gates go, and what is left after removal."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import difference, randomise
+from torch import nn
+
+import fxcat
+
+
+class Residual(nn.Module):
+    """Stem, a residual block with squeeze-and-excitation, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.inner = nn.Conv2d(4, 6, 3, padding=1)
+        self.fc1 = nn.Conv2d(6, 3, 1)
+        self.fc2 = nn.Conv2d(3, 6, 1)
+        self.outer = nn.Conv2d(6, 4, 1)
+        self.outer_bn = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        y = F.relu(self.inner(x))
+        scale = F.relu(self.fc1(F.adaptive_avg_pool2d(y, 1)))
+        y = y * torch.sigmoid(self.fc2(scale))
+        x = x + self.outer_bn(self.outer(y))
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def body(module: nn.Module) -> list[str]:
+    """Generated assignments, without the statements that free values."""
+    lines = inspect.getsource(type(module).forward).splitlines()[1:]
+    return [line.split(";")[0].strip() for line in lines if line.strip()]
+
+
+GATED = """\
+fxcat_gates_group0 = self.fxcat_gates.group0
+fxcat_gates_group1 = self.fxcat_gates.group1
+fxcat_gates_group2 = self.fxcat_gates.group2
+fxcat_gates_section0 = self.fxcat_gates.section0
+stem = self.stem(x)
+bn = self.bn(stem, fxcat_gates_group0)
+relu = torch.nn.functional.relu(bn, inplace = False)
+inner = self.inner(relu, fxcat_gates_group1)
+relu_1 = torch.nn.functional.relu(inner, inplace = False)
+adaptive_avg_pool2d = torch.nn.functional.adaptive_avg_pool2d(relu_1, 1)
+reshape = fxcat_gates_group2.reshape((1, 3, 1, 1))
+fc1 = self.fc1(adaptive_avg_pool2d)
+mul_1 = fc1 * reshape
+relu_2 = torch.nn.functional.relu(mul_1, inplace = False)
+fc2 = self.fc2(relu_2)
+sigmoid = torch.sigmoid(fc2)
+mul = relu_1 * sigmoid
+outer = self.outer(mul)
+mul_2 = fxcat_gates_group0 * fxcat_gates_section0
+outer_bn = self.outer_bn(outer, mul_2)
+add = relu + outer_bn
+adaptive_avg_pool2d_1 = torch.nn.functional.adaptive_avg_pool2d(add, 1)
+flatten = adaptive_avg_pool2d_1.flatten(1)
+head = self.head(flatten)
+return head
+"""
+
+
+def test_gates_fold_into_what_makes_a_unit_non_zero() -> None:
+    """The excitation's sigmoid breaks the zero, but the product with a clean value restores it: no gate there."""
+    net = fxcat.prepare(Residual(), torch.zeros(1, 3, 12, 12), verbose=False)
+    assert body(net.network) == GATED.splitlines()
+
+
+FINAL = """\
+stem = self.stem(x)
+bn = self.bn(stem)
+relu = torch.nn.functional.relu(bn, inplace = False)
+adaptive_avg_pool2d_1 = torch.nn.functional.adaptive_avg_pool2d(relu, 1)
+flatten = adaptive_avg_pool2d_1.flatten(1)
+head = self.head(flatten)
+return head
+"""
+
+
+def test_a_closed_section_leaves_only_the_shortcut() -> None:
+    net = fxcat.prepare(Residual(), torch.zeros(1, 3, 12, 12), verbose=False)
+    (section,) = [g for g in net.gates.values() if g.kind == "section"]
+    section.set(0.0)
+    small = fxcat.finalize(net)
+    assert body(small) == FINAL.splitlines()
+    assert set(small.state_dict()) == {k for k in Residual().state_dict() if k.startswith(("stem", "bn", "head"))}
+    assert isinstance(small, Residual)
+
+
+def test_names_and_shapes_after_removal() -> None:
+    model = Residual()
+    randomise(model, 0)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 12, 12), verbose=False).eval()
+    net.gates["inner"].theta[[0, 3, 4]] = 0.0
+    small = fxcat.finalize(net)
+    assert list(small.state_dict()) == list(model.state_dict())
+    assert small.get_submodule("inner").out_channels == 3
+    assert small.get_submodule("outer").in_channels == 3
+    kept = model.inner.weight[[1, 2, 5]]
+    torch.testing.assert_close(small.get_parameter("inner.weight"), kept, rtol=0, atol=0)
+    x = torch.randn(2, 3, 9, 9)
+    assert difference(small(x), net(x)) < 1e-6
+
+
+class Twice(nn.Module):
+    """Two chained identity blocks: removing the first must not break the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.first = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1))
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.stem(x))
+        x = self.relu(x + self.first(x))
+        x = self.relu(x + self.second(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("closed", ((0,), (1,), (0, 1)))
+def test_bypassed_blocks_leave_no_in_place_trap(closed: tuple[int, ...]) -> None:
+    net = fxcat.prepare(Twice(), torch.zeros(1, 3, 4, 4), verbose=False).eval()
+    sections = [g for g in net.gates.values() if g.kind == "section"]
+    for i in closed:
+        sections[i].set(0.0)
+    small = fxcat.finalize(net).train()
+    x = torch.randn(2, 3, 4, 4)
+    assert difference(small(x), net(x)) < 1e-6
+    small(x).sum().backward()
+    # relu(relu(x)) is one ReLU
+    assert sum("self.relu" in line for line in body(small)) == 3 - len(closed)
+
+
+class Head(nn.Module):
+    """An auxiliary head that exists only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 8, 1)
+        self.main = nn.Conv2d(8, 2, 1)
+        self.auxiliary = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu(self.trunk(x))
+        if self.training:
+            return self.main(x), self.auxiliary(x)
+        return self.main(x)
+
+
+def test_auxiliary_heads_survive_in_training_only() -> None:
+    model = Head()
+    net = fxcat.prepare(model, torch.zeros(1, 3, 4, 4), verbose=False)
+    net.gates["trunk"].theta[2:] = 0.0
+    small = fxcat.finalize(net)
+    x = torch.randn(2, 3, 4, 4)
+    assert len(small.train()(x)) == 2
+    assert isinstance(small.eval()(x), torch.Tensor)
+    assert small.get_parameter("auxiliary.weight").shape[1] == 2
+    assert net.hard_cost().macs == 16 * (3 * 2 + 2 * 2)
+
+
+def test_only_what_was_asked_for_is_gated() -> None:
+    example = torch.zeros(1, 3, 12, 12)
+    assert not fxcat.prepare(Residual(), example, gates="units", verbose=False).structure.sections
+    assert not fxcat.prepare(Residual(), example, gates="layers", verbose=False).structure.groups
+
+
+def test_unknown_operations_are_frozen_and_reported() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(F.relu(self.b(torch.cummax(self.a(x), 1).values)))
+
+    net = fxcat.prepare(Sorted(), torch.zeros(1, 3, 4, 4), verbose=False)
+    assert [g.name for g in net.structure.groups] == ["b"]
+    assert any("cummax" in p.reason for p in net.structure.pinned)
