@@ -9,9 +9,9 @@ growth of the resident set in a fresh process, against the size of the weights.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -39,27 +39,24 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def peak_growth(name: str) -> dict[str, int]:
-    """Run in a process of its own: bytes by which the peak resident set grew, and bytes of weights and buffers."""
+    """Run in a process of its own (Linux): by how much the resident set grew at most, and the bytes of the weights."""
     torch.set_num_threads(1)
     fxcat.prepare(build("squeezenet1_1"), torch.empty(1, 3, 64, 64), verbose=False)  # load what is loaded lazily
     model = build(name).eval()
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     gc.collect()
-    # the peak so far must be the present size, or the model's own initialisation would hide prepare's growth
-    before = resident()
-    peak_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory that is only reused would hide growth
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
     net = fxcat.prepare(model, torch.empty(1, 3, 224, 224), verbose=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = status("VmHWM")
     del net
-    return {
-        "weights": weights,
-        "growth": max(peak, peak_before) - before if peak > peak_before else resident() - before,
-    }
+    return {"weights": weights, "growth": peak - before}
 
 
-def resident() -> int:
-    text = Path("/proc/self/statm").read_text().split()
-    return int(text[1]) * resource.getpagesize()
+def status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ Phase = Literal["warm-up", "gated", "plain"]
 DEAD = 0.05
 """θ at or below this, with a drift to zero for `PATIENCE` steps, is dead; θ at 1 − DEAD or above is not in play."""
 PATIENCE = 10
+PRICES_EVERY = 4
+"""Steps between two evaluations of the cost gradient, which changes slowly."""
 
 
 class GateController:
@@ -76,6 +78,8 @@ class GateController:
         self._momentum = torch.zeros_like(theta, dtype=torch.float32)
         self._scale = torch.zeros_like(theta, dtype=torch.float32)
         self._falling = torch.zeros_like(theta, dtype=torch.int64)
+        self._prices: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._emphasis = torch.where(is_section(self.net), 2 * self._layers, 2 * (1 - self._layers))
         self.dead = torch.zeros_like(theta, dtype=torch.bool)
 
     @property
@@ -126,12 +130,14 @@ class GateController:
 
     def _update_theta(self) -> None:
         theta = self.net.gate_vector.theta
-        fractions, gradients = cost_gradients(self.net, theta)
+        if self._prices is None or self.steps % PRICES_EVERY == 0:
+            self._prices = cost_gradients(self.net, theta)
+        fractions, gradients = self._prices
         progress = (self.steps - self.first_gated) / (self.first_plain - self.first_gated)
         self.complexity.update(fractions, progress)
         weights = self.complexity.weights().to(gradients.device)
         slope = (weights[:, None] * gradients).sum(0).float()
-        slope *= torch.where(is_section(self.net), 2 * self._layers, 2 * (1 - self._layers))
+        slope *= self._emphasis
         drift = slope - self.worth.value
         self._momentum.lerp_(drift, 0.1)
         self._scale.lerp_(drift.square(), 0.01)

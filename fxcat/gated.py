@@ -80,6 +80,7 @@ class GatedModule(nn.Module):
     open_at_start: torch.Tensor
     """Which gates of the network as it was prepared are still there; bool, one entry per gate."""
     _numbers: torch.Tensor
+    required: torch.Tensor
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class GatedModule(nn.Module):
         self.cost_model = cost_model.to(device)
         self.program = program
         self.parts = parts
+        self._set_required()
         self.register_buffer("open_at_start", torch.ones(sum(p.count for p in parts), dtype=torch.bool))
         self.register_buffer("_numbers", torch.arange(sum(p.count for p in parts)), persistent=False)
         self.last_batch = 1
@@ -116,6 +118,14 @@ class GatedModule(nn.Module):
             return self.network(*args, **kwargs)
         finally:
             samples.clear()
+
+    def _set_required(self) -> None:
+        """`structure.required` as one matrix; rows are padded with the number after the last gate."""
+        rows, gates = self.structure.required, sum(p.count for p in self.parts)
+        matrix = torch.full((len(rows), max((len(r) for r in rows), default=1)), gates)
+        for i, row in enumerate(rows):
+            matrix[i, : len(row)] = row
+        self.register_buffer("required", matrix.to(self.gate_vector.theta.device), persistent=False)
 
     @property
     def gates(self) -> Mapping[str, Gate]:
@@ -170,6 +180,7 @@ class GatedModule(nn.Module):
         origin = torch.cat([shrunk.unit_origin, shrunk.section_origin + count]).to(theta.device)
         self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
         self.cost_model = shrunk.cost_model.to(theta.device)
+        self._set_required()
         self._numbers = self._numbers[origin]
         self.open_at_start.zero_()[self._numbers] = True
         self.gate_vector.restrict(origin, len(shrunk.unit_origin), tuple(p.count for p in self.parts))

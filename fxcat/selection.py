@@ -42,8 +42,9 @@ def smallest_cost(net: GatedModule) -> Cost[int]:
 
 def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
-    best = [members[score[members].argmax()] for members in net.structure.required]
-    return torch.stack(best) if best else torch.zeros(0, dtype=torch.int64)
+    members = net.required
+    padded = torch.cat([score, score.new_full((1,), -torch.inf)])
+    return members.gather(1, padded[members].argmax(1, keepdim=True)).reshape(-1)
 
 
 def check_reachable(net: GatedModule, target: Target) -> None:

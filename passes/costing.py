@@ -96,9 +96,12 @@ def _parameter_terms(
     """A parameter lives as long as one of its uses does: inclusion–exclusion over the sections of its uses."""
     sizes = list(parameter.shape)
     factors: list[Axis] = []
-    for axis, labels in parameter_axes(name, parameter, units).items():
-        sizes[axis] = 1
-        factors.append(axes.of(labels))
+    known = units.parameters.get(name, {})
+    for axis, labels in (parameter_axes(name, parameter, units) if -1 in known else known).items():
+        found = axes.of(labels)
+        if len(found.units):
+            sizes[axis] = 1
+            factors.append(found)
     count = torch.Size(sizes).numel()
     contexts = set(uses)
     if () in contexts:
@@ -140,8 +143,15 @@ class _Axes:
     def __init__(self, units: Units) -> None:
         self._of_label = units.of_label.numpy()
         self._known: dict[bytes, Axis] = {}
+        # most parameters of a layer share one label tensor; the tensors are kept so that ids stay theirs
+        self._by_tensor: dict[int, tuple[torch.Tensor, Axis]] = {}
 
     def of(self, labels: torch.Tensor) -> Axis:
+        if id(labels) not in self._by_tensor:
+            self._by_tensor[id(labels)] = labels, self._from_units(labels)
+        return self._by_tensor[id(labels)][1]
+
+    def _from_units(self, labels: torch.Tensor) -> Axis:
         numbers = self._of_label[labels.numpy()]
         key = numbers.tobytes()
         if key not in self._known:

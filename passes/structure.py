@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 from torch import fx
 
-from fxcat.costs import CostTerm, cost_graph
+from fxcat.costs import Axis, CostTerm, cost_graph
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.units import required_sets
@@ -18,12 +19,16 @@ def describe(analysis: Analysis) -> Structure:
     terms, units = analysis.terms, analysis.units
     in_group = [_Tally() for _ in units.groups]
     in_section = [_Tally() for _ in analysis.sections]
-    owner = {g.start: i for i, g in enumerate(units.groups)}
+    owner = np.repeat(np.arange(len(units.groups)), [g.count for g in units.groups])
+    groups_of: dict[Axis, list[int]] = {}
     total, covered = _Tally(), 0
     for term in terms:
         macs, params = _full(term)
         total.add(macs, params)
-        groups = {owner[g] for axis in term.axes for g in _group_starts(axis.units.tolist(), owner)}
+        for axis in term.axes:
+            if axis not in groups_of:
+                groups_of[axis] = np.unique(owner[axis.units]).tolist()
+        groups = {g for axis in term.axes for g in groups_of[axis]}
         for i in groups:
             in_group[i].add(macs, params)
         for i in term.sections:
@@ -57,10 +62,6 @@ def _full(term: CostTerm) -> tuple[int, int]:
     for axis in term.axes:
         width *= axis.width
     return term.macs * width, term.params * width
-
-
-def _group_starts(units: list[int], owner: dict[int, int]) -> Iterable[int]:
-    return (u for u in units if u in owner)
 
 
 def _edges(nodes: Iterable[fx.Node]) -> list[tuple[str, str]]:
