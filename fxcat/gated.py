@@ -10,7 +10,7 @@ import networkx as nx
 import torch
 from torch import nn
 
-from fxcat.costs import CostModel
+from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
@@ -38,7 +38,13 @@ class Structure:
     cost: Cost[int]
     required: tuple[torch.Tensor, ...]
     coverage: float
-    costs: nx.DiGraph[str]
+    terms: tuple[CostTerm, ...]
+    edges: tuple[tuple[str, str], ...]
+
+    @property
+    def costs(self) -> nx.DiGraph[str]:
+        """The cost graph: a node per op and per parameter with `macs` and `params` at full width and its `terms`."""
+        return cost_graph(self.terms, self.edges)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self

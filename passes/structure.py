@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
-from torch import fx
 
-from fxcat.costs import Axis, CostTerm, cost_graph
+from fxcat.costs import Axis, CostTerm
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.units import required_sets
@@ -43,7 +40,8 @@ def describe(analysis: Analysis) -> Structure:
         cost=Cost(total.macs, total.params),
         required=required_sets(analysis.flow, units),
         coverage=covered / max(1, total.macs),
-        costs=cost_graph(terms, _edges(analysis.inference)),
+        terms=terms,
+        edges=tuple((i.name, n.name) for n in analysis.inference for i in n.all_input_nodes),
     )
 
 
@@ -62,7 +60,3 @@ def _full(term: CostTerm) -> tuple[int, int]:
     for axis in term.axes:
         width *= axis.width
     return term.macs * width, term.params * width
-
-
-def _edges(nodes: Iterable[fx.Node]) -> list[tuple[str, str]]:
-    return [(i.name, n.name) for n in nodes for i in n.all_input_nodes]

@@ -191,3 +191,13 @@ def test_unknown_operations_are_frozen_and_reported() -> None:
     net = fxcat.prepare(Sorted(), torch.zeros(1, 3, 4, 4), verbose=False)
     assert [g.name for g in net.structure.groups] == ["b"]
     assert any("cummax" in p.reason for p in net.structure.pinned)
+
+
+def test_cost_graph_holds_every_op_once() -> None:
+    net = fxcat.prepare(Residual(), torch.zeros(1, 3, 12, 12), verbose=False)
+    costs = net.structure.costs
+    assert costs.nodes["inner"]["macs"] == 144 * 9 * 4 * 6
+    assert costs.nodes["inner.weight"]["params"] == 9 * 4 * 6
+    assert costs.has_edge("relu", "inner")
+    assert sum(d.get("macs", 0) for _, d in costs.nodes(data=True)) == net.start_cost.macs
+    assert sum(d.get("params", 0) for _, d in costs.nodes(data=True)) == net.start_cost.params
