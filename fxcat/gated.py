@@ -119,7 +119,7 @@ class GatedModule(nn.Module):
         self.last_batch = next(
             (len(a) for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.dim()), 1
         )
-        samples.fill(_attribute_names(self.parts), self.gate_vector())
+        samples.fill(self.gate_vector())
         try:
             return self.network(*args, **kwargs)
         finally:
@@ -189,17 +189,11 @@ class GatedModule(nn.Module):
         self._set_required()
         self._numbers = self._numbers[origin]
         self.open_at_start.zero_()[self._numbers] = True
-        self.gate_vector.restrict(origin, len(shrunk.unit_origin), tuple(p.count for p in self.parts))
+        self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         self.train(self.training)
         return shrunk
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:
     units = sum(p.count for p in parts if p.kind == "units")
-    return GateVector(units, tuple(p.count for p in parts), dtype)
-
-
-def _attribute_names(parts: tuple[GatePart, ...]) -> tuple[str, ...]:
-    kinds = [p.kind for p in parts]
-    groups = kinds.count("units")
-    return (*(f"group{i}" for i in range(groups)), *(f"section{i}" for i in range(len(parts) - groups)))
+    return GateVector(units, sum(p.kind == "section" for p in parts), dtype)

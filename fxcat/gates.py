@@ -19,26 +19,43 @@ SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
 
 
+@dataclass(frozen=True, slots=True)
+class GateLayout:
+    """Which gates each site of the gated graph multiplies its value with.
+
+    `index`: shape (factors, entries of all sites), numbers of gates plus one, 0 for the constant one. `shapes`: the
+    shape in which each site wants its entries.
+    """
+
+    index: torch.Tensor
+    shapes: tuple[tuple[int, ...], ...]
+
+
 class GateSamples(nn.Module):
-    """Gate values of one forward pass: tensors `group0`, `group1`, …, `section0`, … and index tensors."""
+    """Gate values of one forward pass: tensors `site0`, `site1`, …; one gather serves all sites."""
 
-    def __init__(self, indices: tuple[torch.Tensor, ...]) -> None:
+    index: torch.Tensor
+
+    def __init__(self, layout: GateLayout) -> None:
         super().__init__()
-        for i, index in enumerate(indices):
-            self.register_buffer(f"index{i}", index, persistent=False)
-        self.register_buffer("one", torch.ones(1), persistent=False)
-        self._names: tuple[str, ...] = ()
+        self.register_buffer("index", layout.index, persistent=False)
+        self._shapes = layout.shapes
+        self._sizes = [torch.Size(s).numel() for s in layout.shapes]
+        self._names = [f"site{i}" for i in range(len(layout.shapes))]
 
-    def fill(self, names: tuple[str, ...], values: tuple[torch.Tensor, ...]) -> None:
-        """Publish the values for one forward pass."""
-        self._names = names
-        self.__dict__.update(zip(names, values, strict=True))
+    def fill(self, sample: torch.Tensor) -> None:
+        """Publish a sample of all gates, shape (gates,), for one forward pass."""
+        padded = nn.functional.pad(sample, (1, 0), value=1.0)
+        values = padded[self.index[0]]
+        for factor in self.index[1:]:
+            values = values * padded[factor]
+        for name, value, shape in zip(self._names, values.split(self._sizes), self._shapes, strict=True):
+            self.__dict__[name] = value if len(shape) == 1 else value.reshape(shape)
 
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
         for name in self._names:
             self.__dict__.pop(name, None)
-        self._names = ()
 
 
 class GateVector(nn.Module):
@@ -46,11 +63,10 @@ class GateVector(nn.Module):
 
     theta: nn.Parameter
 
-    def __init__(self, units: int, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, units: int, sections: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.theta = nn.Parameter(torch.ones(sum(sizes), dtype=dtype))
+        self.theta = nn.Parameter(torch.ones(units + sections, dtype=dtype))
         self.unit_count = units
-        self.sizes = sizes
         self.sampling = True
         self.sample: torch.Tensor | None = None
         self._generator = torch.Generator().manual_seed(0)
@@ -67,10 +83,10 @@ class GateVector(nn.Module):
         """0/1 gates as inference uses them: open where θ > ½."""
         return (self.theta.detach() > 0.5).to(self.theta.dtype)
 
-    def forward(self) -> tuple[torch.Tensor, ...]:
-        """One sample per group and section, differentiable in θ by the straight-through estimator (§5.3)."""
+    def forward(self) -> torch.Tensor:
+        """A sample of all gates, shape (U + S,), differentiable in θ by the straight-through estimator (§5.3)."""
         if not self.training:
-            return self.hard().split(self.sizes)
+            return self.hard()
         theta = self.theta
         if self.sampling and theta.requires_grad:
             draw = torch.rand(theta.shape, generator=self._generator).to(theta.device)
@@ -80,13 +96,13 @@ class GateVector(nn.Module):
         self.sample = sample
         if theta.requires_grad and torch.is_grad_enabled():
             sample = sample + (theta - theta.detach())
-        return sample.split(self.sizes)
+        return sample
 
-    def restrict(self, origin: torch.Tensor, units: int, sizes: tuple[int, ...]) -> None:
+    def restrict(self, origin: torch.Tensor, units: int) -> None:
         """Keep the entries `origin` only, as `units` units and then sections; the parameter object stays the same."""
         gradient = None if self.theta.grad is None else self.theta.grad[origin]
         replace_data(self.theta, self.theta.detach()[origin], gradient)
-        self.unit_count, self.sizes = units, sizes
+        self.unit_count = units
 
     def seed(self, seed: int) -> None:
         """Gates draw from a generator of their own, so that dropout and data order stay those of the plain run."""

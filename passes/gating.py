@@ -7,17 +7,14 @@ op's affine parameters if it has any, else the value is multiplied.
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx, nn
 
-from fxcat.gates import SAMPLES
+from fxcat.gates import SAMPLES, GateLayout
 from fxcat.passes.arrays import leaves
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Zero
@@ -35,10 +32,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class GatedGraph:
-    """The graph with gate nodes, the index tensors it reads, and the modules whose class folds a gate in."""
+    """The graph with gates, where each site finds its values, and the modules whose class folds a gate in."""
 
     graph: fx.Graph
-    indices: tuple[torch.Tensor, ...]
+    layout: GateLayout
     folded: dict[str, type[nn.Module]]
 
 
@@ -179,33 +176,50 @@ def find_sites(flow: Flow, units: Units, sections: Sequence[Section]) -> dict[fx
 
 
 def insert_gates(graph: fx.Graph, flow: Flow, units: Units, sites: dict[fx.Node, Site]) -> GatedGraph:
-    """A copy of the graph in which every site is gated; gate samples are attributes of the module `SAMPLES`."""
+    """A copy of the graph in which every site is gated; gate values are attributes of the module `SAMPLES`."""
     gated = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copies[node] = gated.node_copy(node, lambda n: copies[n])
-    writer = _Writer(gated, units)
     folded: dict[str, type[nn.Module]] = {}
+    shapes: list[tuple[int, ...]] = []
     for node in graph.nodes:
         site = sites.get(node)
         if site is None:
+            copies[node] = gated.node_copy(node, copies.__getitem__)
             continue
-        target = copies[node]
-        shape = node.meta["value"].shape
-        with gated.inserting_before(target):
-            gate = writer.gate(site)
+        gate = gated.create_node("get_attr", f"{SAMPLES}.site{len(shapes)}")
+        target = copies[node] = gated.node_copy(node, copies.__getitem__)
         subclass = _folding(flow, node, site)
         if subclass is not None:
             folded[str(node.target)] = subclass
             target.args = (*target.args, gate)
-            continue
-        with gated.inserting_after(target):
-            if site.units is not None and site.units.numel() > 1 and site.units.dim() == len(shape):
-                with gated.inserting_before(target):
-                    gate = gated.call_method("reshape", (gate, tuple(site.units.shape)))
-            product = gated.call_function(operator.mul, (target, gate))
-        target.replace_all_uses_with(product, delete_user_cb=lambda user, p=product: user is not p)
-    return GatedGraph(gated, tuple(writer.indices), folded)
+        else:
+            copies[node] = gated.call_function(operator.mul, (target, gate))
+        shapes.append(_gate_shape(site, subclass is not None))
+    chosen = [sites[n] for n in graph.nodes if n in sites]
+    return GatedGraph(gated, GateLayout(_gate_index(chosen, units), tuple(shapes)), folded)
+
+
+def _gate_shape(site: Site, is_folded: bool) -> tuple[int, ...]:
+    if site.units is None:
+        return (1,)
+    return (site.units.numel(),) if is_folded else tuple(site.units.shape)
+
+
+def _gate_index(sites: list[Site], units: Units) -> torch.Tensor:
+    """For every entry of every site the gates that it is the product of, shape (1 + deepest nesting, entries).
+
+    Numbers are those of the gate vector plus one; 0 stands for the constant one.
+    """
+    depth = max((len(s.sections) for s in sites), default=0)
+    columns: list[torch.Tensor] = []
+    for site in sites:
+        numbers = torch.tensor([NO_UNIT]) if site.units is None else site.units.reshape(-1)
+        column = torch.zeros((1 + depth, numbers.numel()), dtype=torch.int64)
+        column[0] = numbers + 1  # NO_UNIT = -1 becomes 0
+        for row, section in enumerate(site.sections):
+            column[1 + row] = 1 + units.count + section
+        columns.append(column)
+    return torch.cat(columns, 1) if columns else torch.zeros((1, 0), dtype=torch.int64)
 
 
 def _folding(flow: Flow, node: fx.Node, site: Site) -> type[nn.Module] | None:
@@ -215,73 +229,3 @@ def _folding(flow: Flow, node: fx.Node, site: Site) -> type[nn.Module] | None:
     if site.units is not None and site.units.numel() not in (1, site.units.shape[1]):
         return None
     return rule.gated_class(flow.module(node), node.meta["value"].shape)
-
-
-class _Writer:
-    """Writes the nodes that fetch a site's gate values: whole groups where possible, else an index into some."""
-
-    def __init__(self, graph: fx.Graph, units: Units) -> None:
-        self.graph = graph
-        self.units = units
-        self.indices: list[torch.Tensor] = []
-        # the group of every unit; the last entry answers for NO_UNIT = -1
-        self._owners = np.repeat(np.arange(-1, len(units.groups)), [0, *(g.count for g in units.groups)])
-        self._owners = np.append(self._owners, NO_UNIT)
-        # everything is fetched and built in front of the first op, in the order in which it is asked for
-        self._top = next(n for n in graph.nodes if n.op != "placeholder")
-        self._fetched: dict[str, fx.Node] = {}
-        self._built: dict[bytes, fx.Node] = {}
-
-    def gate(self, site: Site) -> fx.Node:
-        gate = None if site.units is None else self._unit_gate(site.units.reshape(-1))
-        for section in site.sections:
-            scalar = self._fetch(f"section{section}")
-            gate = scalar if gate is None else self.graph.call_function(operator.mul, (gate, scalar))
-        assert gate is not None
-        return gate
-
-    def _unit_gate(self, numbers: torch.Tensor) -> fx.Node:
-        key = numbers.numpy().tobytes()
-        if key not in self._built:
-            with self.graph.inserting_before(self._top):
-                self._built[key] = self._assemble(numbers)
-        return self._built[key]
-
-    def _assemble(self, numbers: torch.Tensor) -> fx.Node:
-        flat = numbers.numpy()
-        owners = self._owners[flat]
-        edges = [0, *(np.flatnonzero(owners[1:] != owners[:-1]) + 1).tolist(), len(flat)]
-        pieces: list[int] = []
-        for begin, end in itertools.pairwise(edges):
-            group = self.units.groups[owners[begin]] if owners[begin] >= 0 else None
-            whole = group is not None and end - begin == group.count
-            if (
-                group is None
-                or not whole
-                or not np.array_equal(flat[begin:end], np.arange(group.start, group.start + group.count))
-            ):
-                return self._by_index(flat, sorted(set(owners[owners >= 0].tolist())))
-            pieces.append(int(owners[begin]))
-        nodes = [self._fetch(f"group{i}") for i in pieces]
-        return nodes[0] if len(nodes) == 1 else self.graph.call_function(torch.cat, (nodes,))
-
-    def _by_index(self, flat: npt.NDArray[np.int64], groups: list[int]) -> fx.Node:
-        # entry 0 of the concatenation is the constant one, for what is always live (number -1: the last of `base`)
-        base = np.zeros(len(self._owners), dtype=np.int64)
-        offset = 1
-        for i in groups:
-            group = self.units.groups[i]
-            base[group.start : group.start + group.count] = np.arange(offset, offset + group.count)
-            offset += group.count
-        self.indices.append(torch.from_numpy(base[flat]))
-        index = self._fetch(f"index{len(self.indices) - 1}")
-        joined = self.graph.call_function(
-            torch.cat, ([self._fetch("one"), *(self._fetch(f"group{i}") for i in groups)],)
-        )
-        return self.graph.call_function(torch.index_select, (joined, 0, index))
-
-    def _fetch(self, name: str) -> fx.Node:
-        if name not in self._fetched:
-            with self.graph.inserting_before(self._top):
-                self._fetched[name] = self.graph.create_node("get_attr", f"{SAMPLES}.{name}")
-        return self._fetched[name]

@@ -43,26 +43,24 @@ def body(module: nn.Module) -> list[str]:
 
 
 GATED = """\
-fxcat_gates_group0 = self.fxcat_gates.group0
-fxcat_gates_group1 = self.fxcat_gates.group1
-fxcat_gates_group2 = self.fxcat_gates.group2
-fxcat_gates_section0 = self.fxcat_gates.section0
 stem = self.stem(x)
-bn = self.bn(stem, fxcat_gates_group0)
+fxcat_gates_site0 = self.fxcat_gates.site0
+bn = self.bn(stem, fxcat_gates_site0)
 relu = torch.nn.functional.relu(bn, inplace = False)
-inner = self.inner(relu, fxcat_gates_group1)
+fxcat_gates_site1 = self.fxcat_gates.site1
+inner = self.inner(relu, fxcat_gates_site1)
 relu_1 = torch.nn.functional.relu(inner, inplace = False)
 adaptive_avg_pool2d = torch.nn.functional.adaptive_avg_pool2d(relu_1, 1)
-reshape = fxcat_gates_group2.reshape((1, 3, 1, 1))
+fxcat_gates_site2 = self.fxcat_gates.site2
 fc1 = self.fc1(adaptive_avg_pool2d)
-mul_1 = fc1 * reshape
-relu_2 = torch.nn.functional.relu(mul_1, inplace = False)
+mul = fc1 * fxcat_gates_site2
+relu_2 = torch.nn.functional.relu(mul, inplace = False)
 fc2 = self.fc2(relu_2)
 sigmoid = torch.sigmoid(fc2)
-mul = relu_1 * sigmoid
-outer = self.outer(mul)
-mul_2 = fxcat_gates_group0 * fxcat_gates_section0
-outer_bn = self.outer_bn(outer, mul_2)
+mul_1 = relu_1 * sigmoid
+outer = self.outer(mul_1)
+fxcat_gates_site3 = self.fxcat_gates.site3
+outer_bn = self.outer_bn(outer, fxcat_gates_site3)
 add = relu + outer_bn
 adaptive_avg_pool2d_1 = torch.nn.functional.adaptive_avg_pool2d(add, 1)
 flatten = adaptive_avg_pool2d_1.flatten(1)
