@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torchvision
 from common import build, print_table, write_json
-from exactness import random_gates, randomise
+from exactness import calibrate, random_gates, randomise
 from torch import nn
 
 import fxcat
@@ -37,6 +37,7 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     randomise(model, 0)
     size = 299 if name == "inception_v3" else 96
     example = torch.randn(1, 3, size, size)
+    calibrate(model, torch.randn(4, 3, size, size))
     net = fxcat.prepare(model, example, verbose=False)
     random_gates(net, 0)
     before = fxcat.export_onnx(model, folder / "before.onnx", example)

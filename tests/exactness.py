@@ -67,6 +67,20 @@ def randomise(model: nn.Module, seed: int) -> None:
                     uniform(buffer, 0.5, 1.5)
 
 
+def calibrate(model: nn.Module, inputs: torch.Tensor) -> None:
+    """Running statistics from data: with random ones activations grow from layer to layer, and single precision alone
+    (PyTorch against itself in double) then differs by as much as an exporter may."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
 def random_gates(net: GatedModule, seed: int, units: float = 0.5, sections: float = 1 / 3) -> None:
     """Close units and sections at random; no value is emptied."""
     generator = torch.Generator().manual_seed(seed)
