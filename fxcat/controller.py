@@ -7,6 +7,7 @@ is made, the dead leave network and optimizer physically, and the plain small ne
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -108,7 +109,7 @@ class GateController:
                 "the gates have no gradient",
                 remedy="call controller.step() after loss.backward(), in train() mode, with the loss made from net(x)",
             )
-        if bool(torch.isfinite(gradient).all()) and vector.sample is not None:
+        if math.isfinite(float(gradient.sum())) and vector.sample is not None:
             self.worth.update(gradient, vector.sample, self.net.last_batch)
             if phase == "gated":
                 self._update_theta()
@@ -123,15 +124,15 @@ class GateController:
     def _begin(self) -> None:
         """Start with a pressure that already moves the least valuable tenth of the cost."""
         if isinstance(self.complexity, AdaptivePressure):
-            _, gradients = cost_gradients(self.net, self.net.gate_vector.theta)
-            price = gradients[self.complexity.active.to(gradients.device)].sum(0)
+            _, gradients = cost_gradients(self.net, self.net.gate_vector.theta, self.complexity.active)
+            price = gradients.sum(0)
             ratio = (self.worth.value.double() / price.clamp(min=1e-15)).sort().values
             self.complexity.start_at(float(ratio[len(ratio) // 10].clamp(min=1e-9)))
 
     def _update_theta(self) -> None:
         theta = self.net.gate_vector.theta
         if self._prices is None or self.steps % PRICES_EVERY == 0:
-            self._prices = cost_gradients(self.net, theta)
+            self._prices = cost_gradients(self.net, theta, self.complexity.active)
         fractions, gradients = self._prices
         progress = (self.steps - self.first_gated) / (self.first_plain - self.first_gated)
         self.complexity.update(fractions, progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -18,7 +19,7 @@ from torch import nn
 
 from fxcat.records import Cost
 
-Integers = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,11 +52,11 @@ class CostModel(nn.Module):
 
     def __init__(self, terms: Sequence[CostTerm]) -> None:
         super().__init__()
-        one = Axis(1, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        one = Axis(1, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
         rows: dict[Axis, int] = {one: 0}
         contexts: dict[tuple[int, ...], int] = {(): 0}
         pairs: dict[tuple[int, int], int] = {}
-        shared: list[Integers] = [_entry(0, 0, 0)]
+        shared: list[Integers] = [np.zeros((3, 1), dtype=np.int32)]
         index = np.zeros((max(1, len(terms)), 4), dtype=np.int64)
         for i, term in enumerate(terms):
             a, b = (*term.axes, one, one)[:2]
@@ -67,17 +68,16 @@ class CostModel(nn.Module):
             index[i] = (*pair, pairs[pair], contexts.setdefault(term.sections, len(contexts)))
         depth = max(len(c) for c in contexts)
         padded = [[*(s + 1 for s in c), *[0] * (depth - len(c))] for c in contexts]
-        entries = [_entry(r, axis.units, axis.weights) for axis, r in rows.items()]
-        self._store("rows", np.concatenate([_entry(0, 0, 0), *entries]))
-        self._store("shared", np.concatenate(shared))
+        self._store("rows", _entries(tuple(rows)))
+        self._store("shared", np.concatenate(shared, axis=1))
         self._store("index", index)
-        self._store("contexts", padded)
-        self._store("constants", [axis.constant for axis in rows])
-        self._store("coefficients", [(t.macs, t.params) for t in terms] or [(0, 0)])
+        self._store("contexts", np.asarray(padded, dtype=np.int64))
+        self._store("constants", np.asarray([axis.constant for axis in rows]))
+        self._store("coefficients", np.asarray([(t.macs, t.params) for t in terms] or [(0, 0)]))
         self._overlaps = len(shared)
 
-    def _store(self, name: str, values: object) -> None:
-        self.register_buffer(name, torch.from_numpy(np.asarray(values, dtype=np.int64)), persistent=False)
+    def _store(self, name: str, values: npt.NDArray[np.integer[Any]]) -> None:
+        self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def forward(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
         """MACs and parameters for gates or probabilities of shape (U,) and (S,).
@@ -91,12 +91,12 @@ class CostModel(nn.Module):
         units, sections = units.double(), sections.double()
         # one spare unit: a network may have sections only
         padded = torch.cat([units, units.new_zeros(1)])
-        row, unit, weight = self.get_buffer("rows").unbind(1)
+        row, unit, weight = self.get_buffer("rows").unbind(0)
         live = self.get_buffer("constants").double().index_add(0, row, padded[unit] * weight)
         first, second, overlap, context = self.get_buffer("index").unbind(1)
         combinations = live[first] * live[second]
         if self._overlaps > 1:
-            pair, unit, weight = self.get_buffer("shared").unbind(1)
+            pair, unit, weight = self.get_buffer("shared").unbind(0)
             variance = padded * (1 - padded)
             extra = variance.new_zeros(self._overlaps).index_add(0, pair, variance[unit] * weight)
             combinations = combinations + extra[overlap]
@@ -110,10 +110,15 @@ class CostModel(nn.Module):
         return Cost(macs, params)
 
 
-def _entry(row: int, units: Integers | int, weights: Integers | int) -> Integers:
-    """Triples (row, unit, weight)."""
-    units, weights = np.atleast_1d(units), np.atleast_1d(weights)
-    return np.stack([np.full(len(units), row), units, weights], axis=1).astype(np.int64)
+def _entries(axes: Sequence[Axis]) -> Integers:
+    """Numbers of axes, units, weights: shape (3, entries). The first entry is empty: a network may have no units."""
+    entries = np.zeros((3, 1 + sum(len(a.units) for a in axes)), dtype=np.int32)
+    start = 1
+    for i, axis in enumerate(axes):
+        end = start + len(axis.units)
+        entries[0, start:end], entries[1, start:end], entries[2, start:end] = i, axis.units, axis.weights
+        start = end
+    return entries
 
 
 def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:
@@ -121,7 +126,8 @@ def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:
     if not len(a.units) or not len(b.units) or a.units[-1] < b.units[0] or b.units[-1] < a.units[0]:
         return None
     units, at_a, at_b = np.intersect1d(a.units, b.units, assume_unique=True, return_indices=True)
-    return _entry(row, units, a.weights[at_a] * b.weights[at_b]) if len(units) else None
+    weights = a.weights[at_a] * b.weights[at_b]
+    return np.stack([np.full_like(units, row), units, weights]) if len(units) else None
 
 
 def cost_graph(terms: Sequence[CostTerm], edges: Sequence[tuple[str, str]]) -> nx.DiGraph[str]:

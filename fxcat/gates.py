@@ -6,11 +6,13 @@ A gate is a 0/1 random variable ξ ~ Bernoulli(θ) that multiplies a unit or a s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from fxcat.errors import InputError
 from fxcat.slicing import replace_data
@@ -20,42 +22,88 @@ SAMPLES = "fxcat_gates"
 
 
 @dataclass(frozen=True, slots=True)
-class GateLayout:
-    """Which gates each site of the gated graph multiplies its value with.
+class GateSlot:
+    """A tensor that the gated graph reads: gate values in a shape, times a parameter if `scales` names one."""
 
-    `index`: shape (factors, entries of all sites), numbers of gates plus one, 0 for the constant one. `shapes`: the
-    shape in which each site wants its entries.
+    name: str
+    shape: tuple[int, ...]
+    scales: tuple[str, str] | None = None
+    """Path of a module, and the name of its parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateLayout:
+    """What the gated graph reads in one forward pass; slots that scale parameters come first.
+
+    `index`: shape (factors, entries of all slots), numbers of gates plus one, 0 for the constant one.
     """
 
     index: torch.Tensor
-    shapes: tuple[tuple[int, ...], ...]
+    slots: tuple[GateSlot, ...]
+
+
+class _SlotValues(torch.autograd.Function):
+    """Values of all slots: products of gates, the first of them times parameters.
+
+    One node of the autograd graph: hundreds of small ones, one per slot and op, would cost a few percent of a step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, sample: torch.Tensor, index: torch.Tensor, sizes: list[int], *parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        padded = nn.functional.pad(sample, (1, 0), value=1.0)
+        factors = [padded.index_select(0, row) for row in index]
+        gates = math.prod(factors[1:], start=factors[0])
+        flat = torch.cat(parameters) if parameters else gates.new_empty(0)
+        ctx.save_for_backward(index, gates, flat, *factors)
+        ctx.sizes, ctx.dtypes, ctx.gates = sizes, [p.dtype for p in parameters], sample.numel()
+        scaled = (flat * gates[: flat.numel()]).split(sizes[: len(parameters)])
+        plain = gates[flat.numel() :].clone().split(sizes[len(parameters) :])
+        return (*(v.to(d) for v, d in zip(scaled, ctx.dtypes, strict=True)), *plain)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        index, gates, flat, *factors = ctx.saved_tensors
+        gradient = torch.cat(gradients)
+        scaled = (gradient[: flat.numel()] * gates[: flat.numel()]).split(ctx.sizes[: len(ctx.dtypes)])
+        gradient[: flat.numel()] *= flat
+        of_sample = gradient.new_zeros(ctx.gates + 1)
+        for i, row in enumerate(index):
+            others = factors[:i] + factors[i + 1 :]
+            of_sample.index_add_(0, row, math.prod(others, start=gradient))
+        of_parameters = [g.to(d) for g, d in zip(scaled, ctx.dtypes, strict=True)]
+        return (of_sample[1:].to(gates.dtype), None, None, *of_parameters)
 
 
 class GateSamples(nn.Module):
-    """Gate values of one forward pass: tensors `site0`, `site1`, …; one gather serves all sites."""
+    """Gate values of one forward pass, as attributes with the slots' names.
+
+    One gather serves all slots, and one multiplication all parameters that are scaled.
+    """
 
     index: torch.Tensor
 
-    def __init__(self, layout: GateLayout) -> None:
+    def __init__(self, layout: GateLayout, network: nn.Module) -> None:
         super().__init__()
         self.register_buffer("index", layout.index, persistent=False)
-        self._shapes = layout.shapes
-        self._sizes = [torch.Size(s).numel() for s in layout.shapes]
-        self._names = [f"site{i}" for i in range(len(layout.shapes))]
+        self._slots = layout.slots
+        self._sizes = [torch.Size(s.shape).numel() for s in layout.slots]
+        scales = [s.scales for s in layout.slots if s.scales is not None]
+        self._scaled = tuple((network.get_submodule(path), name) for path, name in scales)
 
     def fill(self, sample: torch.Tensor) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass."""
-        padded = nn.functional.pad(sample, (1, 0), value=1.0)
-        values = padded[self.index[0]]
-        for factor in self.index[1:]:
-            values = values * padded[factor]
-        for name, value, shape in zip(self._names, values.split(self._sizes), self._shapes, strict=True):
-            self.__dict__[name] = value if len(shape) == 1 else value.reshape(shape)
+        parameters = [getattr(module, name) for module, name in self._scaled]
+        values: tuple[torch.Tensor, ...] = _SlotValues.apply(sample, self.index, self._sizes, *parameters)
+        for slot, value in zip(self._slots, values, strict=True):
+            self.__dict__[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
 
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
-        for name in self._names:
-            self.__dict__.pop(name, None)
+        for slot in self._slots:
+            self.__dict__.pop(slot.name, None)
 
 
 class GateVector(nn.Module):

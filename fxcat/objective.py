@@ -22,17 +22,25 @@ def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:
     return net.cost_model(theta[:count], theta[count:]) / scale
 
 
-def cost_gradients(net: GatedModule, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cost fractions, shape (2,), and their gradients in θ, shape (2, gates)."""
+def cost_gradients(
+    net: GatedModule, theta: torch.Tensor, active: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cost fractions, shape (2,), and their gradients in θ, shape (2, gates); zero where not `active`."""
     at = theta.detach().double().requires_grad_()
+    gradients = at.new_zeros((2, at.numel()))
     with torch.enable_grad():
         fractions = cost_fractions(net, at)
-        rows = [torch.autograd.grad(f, at, retain_graph=True)[0] for f in fractions.unbind(0)]
-    return fractions.detach(), torch.stack(rows)
+        for i, fraction in enumerate(fractions.unbind(0)):
+            if active is None or active[i]:
+                gradients[i] = torch.autograd.grad(fraction, at, retain_graph=True)[0]
+    return fractions.detach(), gradients
 
 
 class Complexity(Protocol):
     """Source of the slopes."""
+
+    active: torch.Tensor
+    """Which of MACs and parameters can have a weight, bool, shape (2,)."""
 
     def weights(self) -> torch.Tensor:
         """How much a unit of MACs fraction and of parameters fraction costs, shape (2,)."""
@@ -48,6 +56,7 @@ class FixedPressure:
 
     def __init__(self, pressure: Pressure) -> None:
         self.pressure = pressure
+        self.active = self.weights() > 0
 
     def weights(self) -> torch.Tensor:
         rho, nu = self.pressure.params, self.pressure.nu

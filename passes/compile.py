@@ -112,7 +112,7 @@ def _compile(analysis: Analysis) -> Compiled:
 
 def _add_gates(network: nn.Module, gated: GatedGraph) -> None:
     device = next((p.device for p in network.parameters()), None)
-    network.add_module(SAMPLES, GateSamples(gated.layout).to(device))
+    network.add_module(SAMPLES, GateSamples(gated.layout, network).to(device))
     for path, subclass in gated.folded.items():
         network.get_submodule(path).__class__ = subclass
     install(network, gated.graph)

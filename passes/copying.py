@@ -18,6 +18,7 @@ _SHARED = (int, float, complex, str, bytes, bool, type(None), type, types.Functi
 _SHARED_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 
 _ATOMS = frozenset((int, float, str, bool, tuple, type(None)))
+_EMPTY: dict[type, Any] = {}
 _INTERNALS = frozenset(k for k, v in nn.Module().__dict__.items() if isinstance(v, dict))
 
 
@@ -27,7 +28,7 @@ def meta_twin(model: nn.Module) -> nn.Module:
     def empty(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(tensor, device="meta", requires_grad=False)
 
-    return _Copier(empty).module(model)
+    return _Copier(empty, private=True).module(model)
 
 
 def copy_model(model: nn.Module) -> tuple[nn.Module, list[torch.Tensor], list[torch.Tensor]]:
@@ -51,8 +52,11 @@ def copy_data(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
 
 
 class _Copier:
-    def __init__(self, new_tensor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """`private`: nobody adds hooks to the copy, so that all its modules may share what is empty."""
+
+    def __init__(self, new_tensor: Callable[[torch.Tensor], torch.Tensor], *, private: bool = False) -> None:
         self._new_tensor = new_tensor
+        self._private = private
         # id → copy, as copy.deepcopy keeps it; originals outlive the copier
         self._memo: dict[int, Any] = {}
 
@@ -74,11 +78,16 @@ class _Copier:
             if key in ("_parameters", "_buffers"):
                 state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()}
             elif key in _INTERNALS:
-                state[key] = self._value(value) if value else type(value)() if value is not None else None
+                state[key] = self._value(value) if value else self._empty(value)
             else:
                 state[key] = value if plain and type(value) in _ATOMS else self._value(value)
         state["_modules"] = {k: None if c is None else self.module(c) for k, c in module._modules.items()}
         return new
+
+    def _empty(self, value: Any) -> Any:
+        if value is None:
+            return None
+        return _EMPTY.setdefault(type(value), type(value)()) if self._private else type(value)()
 
     def _value(self, value: Any) -> Any:
         kind = type(value)

@@ -156,6 +156,6 @@ class _Axes:
         key = numbers.tobytes()
         if key not in self._known:
             live = numbers[numbers != NO_UNIT]
-            unit, weight = np.unique(live, return_counts=True)
-            self._known[key] = Axis(numbers.size - live.size, unit, weight)
+            unit, weight = np.unique(live.astype(np.int32), return_counts=True)
+            self._known[key] = Axis(numbers.size - live.size, unit, weight.astype(np.int32))
         return self._known[key]

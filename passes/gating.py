@@ -7,6 +7,7 @@ op's affine parameters if it has any, else the value is multiplied.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
-from fxcat.gates import SAMPLES, GateLayout
+from fxcat.gates import SAMPLES, GateLayout, GateSlot
 from fxcat.passes.arrays import leaves
 from fxcat.passes.labels import Flow
-from fxcat.passes.rules.table import Zero
+from fxcat.passes.rules.table import Folding, Zero
 from fxcat.passes.sections import Section
 from fxcat.passes.units import NO_UNIT, Units
 
@@ -32,7 +33,7 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class GatedGraph:
-    """The graph with gates, where each site finds its values, and the modules whose class folds a gate in."""
+    """The graph with gates, where each slot finds its values, and the modules whose class folds a gate in."""
 
     graph: fx.Graph
     layout: GateLayout
@@ -180,52 +181,57 @@ def insert_gates(graph: fx.Graph, flow: Flow, units: Units, sites: dict[fx.Node,
     gated = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     folded: dict[str, type[nn.Module]] = {}
-    shapes: list[tuple[int, ...]] = []
+    slots: list[tuple[GateSlot, Site]] = []
+
+    def read(slot: GateSlot, site: Site) -> fx.Node:
+        slots.append((slot, site))
+        return gated.create_node("get_attr", f"{SAMPLES}.{slot.name}")
+
     for node in graph.nodes:
         site = sites.get(node)
         if site is None:
             copies[node] = gated.node_copy(node, copies.__getitem__)
             continue
-        gate = gated.create_node("get_attr", f"{SAMPLES}.site{len(shapes)}")
-        target = copies[node] = gated.node_copy(node, copies.__getitem__)
-        subclass = _folding(flow, node, site)
-        if subclass is not None:
-            folded[str(node.target)] = subclass
-            target.args = (*target.args, gate)
+        folding = _folding(flow, node, site)
+        shape = (1,) if site.units is None else tuple(site.units.shape)
+        if folding is None:
+            gate = read(GateSlot(f"{node.name}_gate", shape), site)
+            copies[node] = gated.call_function(operator.mul, (gated.node_copy(node, copies.__getitem__), gate))
+            continue
+        path = str(node.target)
+        folded[path] = folding.subclass
+        if folding.parameters:
+            width = node.meta["value"].shape[1]
+            gates = [read(GateSlot(f"{node.name}_{p}", (width,), (path, p)), site) for p in folding.parameters]
         else:
-            copies[node] = gated.call_function(operator.mul, (target, gate))
-        shapes.append(_gate_shape(site, subclass is not None))
-    chosen = [sites[n] for n in graph.nodes if n in sites]
-    return GatedGraph(gated, GateLayout(_gate_index(chosen, units), tuple(shapes)), folded)
+            gates = [read(GateSlot(f"{node.name}_gate", (math.prod(shape),)), site)]
+        target = copies[node] = gated.node_copy(node, copies.__getitem__)
+        target.args = (*target.args, *gates)
+    # slots that scale parameters come first: they are multiplied together
+    slots.sort(key=lambda s: s[0].scales is None)
+    return GatedGraph(gated, GateLayout(_gate_index(slots, units), tuple(slot for slot, _ in slots)), folded)
 
 
-def _gate_shape(site: Site, is_folded: bool) -> tuple[int, ...]:
-    if site.units is None:
-        return (1,)
-    return (site.units.numel(),) if is_folded else tuple(site.units.shape)
-
-
-def _gate_index(sites: list[Site], units: Units) -> torch.Tensor:
-    """For every entry of every site the gates that it is the product of, shape (1 + deepest nesting, entries).
+def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tensor:
+    """For every entry of every slot the gates that it is the product of, shape (1 + deepest nesting, entries), int32.
 
     Numbers are those of the gate vector plus one; 0 stands for the constant one.
     """
-    depth = max((len(s.sections) for s in sites), default=0)
-    columns: list[torch.Tensor] = []
-    for site in sites:
-        numbers = torch.tensor([NO_UNIT]) if site.units is None else site.units.reshape(-1)
-        column = torch.zeros((1 + depth, numbers.numel()), dtype=torch.int64)
-        column[0] = numbers + 1  # NO_UNIT = -1 becomes 0
+    depth = max((len(site.sections) for _, site in slots), default=0)
+    sizes = [math.prod(slot.shape) for slot, _ in slots]
+    index = torch.zeros((1 + depth, sum(sizes)), dtype=torch.int32)
+    for (_, site), entries in zip(slots, index.split(sizes, 1), strict=True):
+        if site.units is not None:
+            entries[0] = site.units.reshape(-1) + 1  # NO_UNIT = -1 becomes 0
         for row, section in enumerate(site.sections):
-            column[1 + row] = 1 + units.count + section
-        columns.append(column)
-    return torch.cat(columns, 1) if columns else torch.zeros((1, 0), dtype=torch.int64)
+            entries[1 + row] = 1 + units.count + section
+    return index
 
 
-def _folding(flow: Flow, node: fx.Node, site: Site) -> type[nn.Module] | None:
+def _folding(flow: Flow, node: fx.Node, site: Site) -> Folding | None:
     rule = flow.rules.get(node)
     if node.op != "call_module" or rule is None or len(node.args) != 1 or node.kwargs:
         return None
     if site.units is not None and site.units.numel() not in (1, site.units.shape[1]):
         return None
-    return rule.gated_class(flow.module(node), node.meta["value"].shape)
+    return rule.folding(flow.module(node), node.meta["value"].shape)

@@ -18,6 +18,8 @@ from torch import fx, nn
 from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
 from fxcat.passes.rules.table import Labels, Rule, find_rule
 
+Integers = np.ndarray[Any, np.dtype[np.int32]]
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -134,30 +136,40 @@ class Flow:
         """Labels bound to that axis by an earlier use of the same parameter."""
         return self.parameters.get(self.parameter_name(node, name), {}).get(axis)
 
-    def roots(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def roots(self) -> Integers:
         """For every label the smallest label united with it (so 0 for the frozen)."""
-        if not self._left:
-            return np.arange(self.count)
-        return components(self.count, torch.cat(self._left).numpy(), torch.cat(self._right).numpy())
+        parent = np.arange(self.count, dtype=np.int32)
+        start, pending = 0, 0
+        for i, labels in enumerate(self._left):
+            pending += labels.numel()
+            if pending >= CHUNK or i == len(self._left) - 1:
+                left, right = (torch.cat(side[start : i + 1]).numpy() for side in (self._left, self._right))
+                join(parent, left, right)
+                start, pending = i + 1, 0
+        return parent
 
 
-def components(
-    count: int, left: np.ndarray[Any, np.dtype[np.int64]], right: np.ndarray[Any, np.dtype[np.int64]]
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Smallest member of each number's connected component, by vectorised hooking and pointer jumping."""
-    parent = np.arange(count)
+CHUNK = 1 << 15
+"""How many pairs of labels are united at once: enough to be fast, few enough to need little memory."""
+
+
+def join(parent: Integers, left: Integers, right: Integers) -> None:
+    """Unite numbers pairwise, in place: `parent` holds the smallest member of each number's connected component.
+
+    Vectorised hooking and pointer jumping.
+    """
     while True:
         a, b = parent[left], parent[right]
         differ = a != b
         if not differ.any():
-            return parent
+            return
         left, right, a, b = left[differ], right[differ], a[differ], b[differ]
         np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
         while True:
             jumped = parent[parent]
             if np.array_equal(jumped, parent):
                 break
-            parent = jumped
+            parent[:] = jumped
 
 
 def flow_labels(graph: fx.Graph, root: nn.Module, ignored: Sequence[str] = ()) -> Flow:

@@ -14,7 +14,7 @@ import torch
 
 from fxcat.passes.arrays import FROZEN, Labels, compress, leaves
 from fxcat.passes.chains import Chain
-from fxcat.passes.labels import Flow, components
+from fxcat.passes.labels import Flow, join
 from fxcat.records import Pinned
 
 NO_UNIT = -1
@@ -57,18 +57,20 @@ def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
     """Number the units group by group; a group with a single unit is pinned, since it can never be emptied."""
     roots = flow.roots()
     blocks = flow.blocks
-    block_of = np.zeros(flow.count, dtype=np.int64)
+    block_of = np.zeros(flow.count, dtype=np.int32)
     for i, block in enumerate(blocks):
         block_of[block.start : block.start + block.count] = i
-    live = np.flatnonzero(roots != FROZEN)
-    group_of_block = components(len(blocks), block_of[live], block_of[roots[live]])
+    group_of_block = np.arange(len(blocks), dtype=np.int32)
+    for i, block in enumerate(blocks):
+        own = roots[block.start : block.start + block.count]
+        joined = np.unique(block_of[own[own != FROZEN]])
+        join(group_of_block, np.full_like(joined, i), joined)
     produced = {id_ for i, b in enumerate(blocks) for id_ in [group_of_block[i]] if b.producer}
-    unit_roots = np.unique(roots[live])
-    group_of_unit = group_of_block[block_of[unit_roots]] if len(blocks) else np.zeros(0, dtype=np.int64)
-    of_label = np.full(flow.count, NO_UNIT, dtype=np.int64)
+    unit_roots = np.flatnonzero(roots == np.arange(flow.count, dtype=np.int32))[1:]  # without FROZEN
+    group_of_unit = group_of_block[block_of[unit_roots]] if len(blocks) else unit_roots
     groups: list[UnitRange] = []
     pinned = _pinned(flow)
-    numbers = np.full(flow.count, NO_UNIT, dtype=np.int64)
+    numbers = np.full(flow.count, NO_UNIT, dtype=np.int32)
     start = 0
     by_group = np.argsort(group_of_unit, kind="stable")
     present, sizes = np.unique(group_of_unit, return_counts=True)
@@ -82,8 +84,9 @@ def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
         numbers[members] = np.arange(start, start + len(members))
         groups.append(UnitRange(name, start, len(members)))
         start += len(members)
-    of_label[live] = numbers[roots[live]]
-    return Units(torch.from_numpy(of_label), _unique_names(groups), tuple(pinned), flow.parameters, chains)
+    return Units(
+        torch.from_numpy(numbers[roots].astype(np.int64)), _unique_names(groups), tuple(pinned), flow.parameters, chains
+    )
 
 
 def _pinned(flow: Flow) -> list[Pinned]:

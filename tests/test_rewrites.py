@@ -44,23 +44,25 @@ def body(module: nn.Module) -> list[str]:
 
 GATED = """\
 stem = self.stem(x)
-fxcat_gates_site0 = self.fxcat_gates.site0
-bn = self.bn(stem, fxcat_gates_site0)
+fxcat_gates_bn_weight = self.fxcat_gates.bn_weight
+fxcat_gates_bn_bias = self.fxcat_gates.bn_bias
+bn = self.bn(stem, fxcat_gates_bn_weight, fxcat_gates_bn_bias)
 relu = torch.nn.functional.relu(bn, inplace = False)
-fxcat_gates_site1 = self.fxcat_gates.site1
-inner = self.inner(relu, fxcat_gates_site1)
+fxcat_gates_inner_gate = self.fxcat_gates.inner_gate
+inner = self.inner(relu, fxcat_gates_inner_gate)
 relu_1 = torch.nn.functional.relu(inner, inplace = False)
 adaptive_avg_pool2d = torch.nn.functional.adaptive_avg_pool2d(relu_1, 1)
-fxcat_gates_site2 = self.fxcat_gates.site2
+fxcat_gates_fc1_gate = self.fxcat_gates.fc1_gate
 fc1 = self.fc1(adaptive_avg_pool2d)
-mul = fc1 * fxcat_gates_site2
+mul = fc1 * fxcat_gates_fc1_gate
 relu_2 = torch.nn.functional.relu(mul, inplace = False)
 fc2 = self.fc2(relu_2)
 sigmoid = torch.sigmoid(fc2)
 mul_1 = relu_1 * sigmoid
 outer = self.outer(mul_1)
-fxcat_gates_site3 = self.fxcat_gates.site3
-outer_bn = self.outer_bn(outer, fxcat_gates_site3)
+fxcat_gates_outer_bn_weight = self.fxcat_gates.outer_bn_weight
+fxcat_gates_outer_bn_bias = self.fxcat_gates.outer_bn_bias
+outer_bn = self.outer_bn(outer, fxcat_gates_outer_bn_weight, fxcat_gates_outer_bn_bias)
 add = relu + outer_bn
 adaptive_avg_pool2d_1 = torch.nn.functional.adaptive_avg_pool2d(add, 1)
 flatten = adaptive_avg_pool2d_1.flatten(1)

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import along
-from fxcat.passes.rules.table import Labels, Rule, Sample, Term, Zero, rule
+from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Term, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -94,11 +94,12 @@ class Conv(Rule):
         module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
 
-    def gated_class(self, module: nn.Module, shape: torch.Size) -> type[nn.Module] | None:
+    def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
         assert isinstance(module, nn.Conv2d | nn.Conv1d | nn.Conv3d)
         fan_in = module.weight[0].numel()
         cheap = fan_in <= shape[2:].numel()
-        return _GATED_CONV.get(type(module)) if cheap else None
+        subclass = _GATED_CONV.get(type(module)) if cheap else None
+        return None if subclass is None else Folding(subclass)
 
     def samples(self) -> tuple[Sample, ...]:
         return (
@@ -161,11 +162,9 @@ class Linear(Rule):
         )
 
 
-def _gated_conv_forward(self: nn.Conv2d, input: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-    weight, bias = self.weight, self.bias
-    if gate is not None:
-        weight = weight * gate.reshape([-1] + [1] * (weight.dim() - 1))
-        bias = None if bias is None else bias * gate
+def _gated_conv_forward(self: nn.Conv2d, input: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    weight = self.weight * gate.reshape([-1] + [1] * (self.weight.dim() - 1))
+    bias = None if self.bias is None else self.bias * gate
     return self._conv_forward(input, weight, bias)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.arrays import along
-from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -42,8 +42,9 @@ class BatchNorm(Rule):
         if known is not None:
             module.num_features = known.shape[0]
 
-    def gated_class(self, module: nn.Module, shape: torch.Size) -> type[nn.Module] | None:
-        return _GATED.get(type(module))
+    def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
+        subclass = _GATED.get(type(module)) if module.weight is not None and module.bias is not None else None
+        return None if subclass is None else Folding(subclass, ("weight", "bias"))
 
     def samples(self) -> tuple[Sample, ...]:
         return (
@@ -54,8 +55,8 @@ class BatchNorm(Rule):
         )
 
 
-def _gated_forward(self: nn.BatchNorm2d, input: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-    """`nn.BatchNorm*d.forward` with γ and β multiplied by the gate."""
+def _gated_forward(self: nn.BatchNorm2d, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """`nn.BatchNorm*d.forward` with γ and β that were multiplied by the gate."""
     self._check_input_dim(input)  # pyright: ignore[reportPrivateUsage]
     momentum = 0.0 if self.momentum is None else self.momentum
     if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -64,10 +65,6 @@ def _gated_forward(self: nn.BatchNorm2d, input: torch.Tensor, gate: torch.Tensor
             momentum = 1.0 / float(self.num_batches_tracked)
     by_batch = self.training or (self.running_mean is None and self.running_var is None)
     tracked = not self.training or self.track_running_stats
-    weight, bias = self.weight, self.bias
-    if gate is not None:
-        weight = gate if weight is None else weight * gate
-        bias = None if bias is None else bias * gate
     return F.batch_norm(
         input,
         self.running_mean if tracked else None,

@@ -70,6 +70,18 @@ class Replacement:
     target: Callable[..., Any] | str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """A subclass of a module's class that takes its gate as further arguments of `forward`.
+
+    `parameters`: names of one-dimensional parameters along the output's axis 1. `forward` receives them multiplied by
+    the gate, in this order; those of all modules are multiplied at once. With none it receives the gate itself.
+    """
+
+    subclass: type[nn.Module]
+    parameters: tuple[str, ...] = ()
+
+
 class Rule:
     """What fxcat knows about one op. Subclass it, register it with `rule(...)`."""
 
@@ -110,8 +122,8 @@ class Rule:
     def resize(self, module: nn.Module) -> None:
         """Set the attributes that state a size after the module's parameters were sliced."""
 
-    def gated_class(self, module: nn.Module, shape: torch.Size) -> type[nn.Module] | None:
-        """A subclass of the module's class whose `forward(x, gate)` folds the gate into its affine parameters.
+    def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
+        """How a gate on the output folds into the module's affine parameters.
 
         `shape` is that of the output; None when folding is impossible or dearer than multiplying the output.
         """
