@@ -64,7 +64,9 @@ class _SlotValues(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         index, gates, flat, *factors = ctx.saved_tensors
         gradient = torch.cat(gradients)
         scaled = (gradient[: flat.numel()] * gates[: flat.numel()]).split(ctx.sizes[: len(ctx.dtypes)])

@@ -62,18 +62,19 @@ def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModul
 
     Raises `CaptureError`, `InputError`, and `NothingToPruneError` when there is neither a unit nor a section.
     """
-    with ThreadPoolExecutor(1) as background, _no_garbage_collection():
+    with _no_garbage_collection(), ThreadPoolExecutor(1) as background:
         # copying weights waits for memory and lets Python go on: do both at once
         network, targets, sources = copy_model(model)
         copying = background.submit(copy_data, targets, sources)
         captured = capture(model, example_inputs)
         compiled = _compiled_or_refused(model, captured, options)
+        for name, constant in captured.constants.items():
+            network.register_buffer(name, constant, persistent=False)
+        _add_gates(network, compiled.gated)
+        analysis = compiled.analysis
+        result = GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
         copying.result()
-    for name, constant in captured.constants.items():
-        network.register_buffer(name, constant, persistent=False)
-    _add_gates(network, compiled.gated)
-    analysis = compiled.analysis
-    return GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
+    return result
 
 
 @contextmanager
@@ -84,6 +85,10 @@ def _no_garbage_collection() -> Generator[None, None, None]:
     try:
         yield
     finally:
+        if not gc.get_freeze_count():
+            # freezing and thawing moves all objects to the oldest generation, without looking at them
+            gc.freeze()
+            gc.unfreeze()
         if was_enabled:
             gc.enable()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import types
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,8 @@ _SHARED = (int, float, complex, str, bytes, bool, type(None), type, types.Functi
 _SHARED_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 
 _ATOMS = frozenset((int, float, str, bool, tuple, type(None)))
-_EMPTY: dict[type, Any] = {}
-_INTERNALS = frozenset(k for k, v in nn.Module().__dict__.items() if isinstance(v, dict))
+_HOOKS = frozenset(k for k, v in nn.Module().__dict__.items() if isinstance(v, OrderedDict))
+_NOTHING: OrderedDict[Any, Any] = OrderedDict()
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
@@ -70,24 +71,21 @@ class _Copier:
         new = type(module).__new__(type(module))
         self._memo[id(module)] = new
         state = new.__dict__
+        state.update(module.__dict__)
         # torch.nn's own layers hold numbers, strings and tuples; a user's module may hold anything
         plain = type(module).__module__.startswith("torch.nn.")
         for key, value in module.__dict__.items():
-            if key == "_modules":
+            kind = type(value)
+            if kind in _ATOMS and (plain or kind is not tuple):
                 continue
-            if key in ("_parameters", "_buffers"):
+            if not value and key in _HOOKS:
+                state[key] = _NOTHING if self._private else OrderedDict()
+            elif key in ("_parameters", "_buffers"):
                 state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()}
-            elif key in _INTERNALS:
-                state[key] = self._value(value) if value else self._empty(value)
-            else:
-                state[key] = value if plain and type(value) in _ATOMS else self._value(value)
+            elif key != "_modules":
+                state[key] = self._value(value)
         state["_modules"] = {k: None if c is None else self.module(c) for k, c in module._modules.items()}
         return new
-
-    def _empty(self, value: Any) -> Any:
-        if value is None:
-            return None
-        return _EMPTY.setdefault(type(value), type(value)()) if self._private else type(value)()
 
     def _value(self, value: Any) -> Any:
         kind = type(value)

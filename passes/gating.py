@@ -50,6 +50,7 @@ class _Demand:
         self._expenses: dict[fx.Node, int] = {}
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
+        self._holding: dict[int, bool] = {}
 
     def for_consumers(self) -> None:
         """Gate what the consumers need, walking back from them; every node is visited once."""
@@ -150,9 +151,14 @@ class _Demand:
 
     def _has_units(self, node: fx.Node) -> bool:
         if node not in self._carriers:
-            arrays = leaves(self.flow.values.get(node))
-            self._carriers[node] = any(bool((self.units.of_label[x] != NO_UNIT).any()) for x in arrays)
+            self._carriers[node] = any(self._holds_units(x) for x in leaves(self.flow.values.get(node)))
         return self._carriers[node]
+
+    def _holds_units(self, labels: torch.Tensor) -> bool:
+        # most values share their label array with others; the flow keeps all arrays, so that ids stay theirs
+        if id(labels) not in self._holding:
+            self._holding[id(labels)] = bool((self.units.of_label[labels] != NO_UNIT).any())
+        return self._holding[id(labels)]
 
     def _covers(self, source: fx.Node, node: fx.Node) -> bool:
         """Whether the source has units wherever the result has; movements (cat) only pass on what they were given."""

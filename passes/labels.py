@@ -59,9 +59,10 @@ class Flow:
     def __post_init__(self) -> None:
         self._modules.update(self.root.named_modules(remove_duplicate=False))
         # Tied weights are one tensor under several names: the first name stands for all.
-        for named in (self.root.named_parameters(), self.root.named_buffers()):
-            for name, tensor in named:
-                self._names.setdefault(id(tensor), name)
+        for path, module in self._modules.items():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self._names.setdefault(id(tensor), f"{path}.{name}" if path else name)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""

@@ -24,7 +24,8 @@ def describe(analysis: Analysis) -> Structure:
         total.add(macs, params)
         for axis in term.axes:
             if axis not in groups_of:
-                groups_of[axis] = np.unique(owner[axis.units]).tolist()
+                owners = owner[axis.units]  # ascending, as units are
+                groups_of[axis] = owners[np.flatnonzero(np.diff(owners, prepend=-1))].tolist()
         groups = {g for axis in term.axes for g in groups_of[axis]}
         for i in groups:
             in_group[i].add(macs, params)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import fx
 
 from fxcat.passes.arrays import FROZEN, Labels, compress, leaves
 from fxcat.passes.chains import Chain
@@ -108,15 +109,23 @@ def _unique_names(groups: list[UnitRange]) -> tuple[UnitRange, ...]:
     return tuple(result)
 
 
+def _leaves_out(flow: Flow, node: fx.Node) -> bool:
+    def elements(node: fx.Node) -> list[int]:
+        return [] if flow.values[node] is None else [t.numel() for t in leaves(node.meta["value"])]
+
+    entering = sum(sum(elements(n)) for n in node.all_input_nodes)
+    return any(count < entering for count in elements(node))
+
+
 def required_sets(flow: Flow, units: Units) -> tuple[torch.Tensor, ...]:
     """Sets of units of which at least one must stay so that no value is emptied: the groups, and pieces of them.
 
-    Only a movement (a split, a slice) can give a value a part of a group.
+    Only a movement that leaves elements out (a split, a slice) can give a value a part of a group.
     """
     sets: dict[bytes, torch.Tensor] = {}
     starts = torch.tensor([g.start for g in units.groups] + [units.count])
     for node, rule in flow.rules.items():
-        if rule is None or not rule.movement:
+        if rule is None or not rule.movement or not _leaves_out(flow, node):
             continue
         for labels in leaves(flow.values[node]):
             numbers = units.of_label[labels].unique()
