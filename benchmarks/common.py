@@ -1,4 +1,4 @@
-"""What the benchmarks share: the models, JSON files, tables, and the tests' invariant checks."""
+"""What the benchmarks share: JSON files, tables, and the way to the tests' models and invariant checks."""
 
 from __future__ import annotations
 
@@ -13,26 +13,8 @@ import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-FAMILIES = (
-    *("alexnet", "vgg", "resnet", "resnext", "wide_resnet", "densenet", "googlenet", "inception_v3", "mobilenet_v2"),
-    *("mobilenet_v3", "mnasnet", "efficientnet", "regnet", "shufflenet_v2", "squeezenet"),
-)
-
-
-def classifiers() -> list[str]:
-    """torchvision's convolutional classifiers."""
-    names = torchvision.models.list_models(module=torchvision.models)
-    return [n for n in names if n.startswith(FAMILIES)]
-
-
-def build(name: str) -> nn.Module:
-    """A torchvision model without pretrained weights; the slow truncated-normal initialisation is skipped."""
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(name, weights=None, **options)
 
 
 def environment() -> dict[str, Any]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build, classifiers, print_table, write_json
+from common import print_table, write_json
 from exactness import check, randomise
+from zoo import build, classifiers
 
 LARGE = 150_000_000
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 import torchvision
-from common import build, print_table, write_json
+from common import print_table, write_json
 from exactness import calibrate, random_gates, randomise
 from torch import nn
+from zoo import build
 
 import fxcat
 

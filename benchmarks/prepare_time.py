@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from common import build, print_table, write_json
+from common import print_table, write_json
+from zoo import build
 
 import fxcat
 

@@ -58,6 +58,11 @@ def test_capture_error_names_module_line_and_reason() -> None:
     assert "values of a tensor" in text
 
 
+def test_an_image_that_is_too_small() -> None:
+    with pytest.raises(fxcat.CaptureError, match=r"(?s)Kernel size.*example inputs"):
+        fxcat.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)), torch.zeros(1, 3, 4, 4))
+
+
 def test_nothing_to_prune() -> None:
     with pytest.raises(fxcat.NothingToPruneError, match="nothing to prune"):
         fxcat.prepare(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 8, 8))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torchvision
 from exactness import check, randomise
+from zoo import build
+
+import fxcat
 
 FAMILIES = (
     "densenet121",
@@ -24,8 +26,7 @@ FAMILIES = (
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_invariants(name: str) -> None:
-    options = {"init_weights": False} if name == "googlenet" else {}
-    model = torchvision.models.get_model(name, weights=None, **options).double()
+    model = build(name).double()
     randomise(model, 0)
     report = check(model, name, (1, 3, 64, 64), (2, 3, 96, 96), settings=1)
     assert not report.failures
@@ -36,8 +37,7 @@ def test_invariants(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("inception_v3", "alexnet", "vgg11_bn"))
 def test_large_invariants(name: str) -> None:
-    options = {"init_weights": False} if name == "inception_v3" else {}
-    model = torchvision.models.get_model(name, weights=None, **options).double()
+    model = build(name).double()
     randomise(model, 0)
     size = 299 if name == "inception_v3" else 64
     assert not check(model, name, (1, 3, size, size), (2, 3, size, size), settings=1).failures
@@ -45,7 +45,5 @@ def test_large_invariants(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "sections"), (("resnet18", 8), ("resnet50", 16), ("mobilenet_v2", 10)))
 def test_every_residual_branch_is_a_section(name: str, sections: int) -> None:
-    import fxcat
-
-    net = fxcat.prepare(torchvision.models.get_model(name, weights=None), verbose=False)
+    net = fxcat.prepare(build(name), verbose=False)
     assert len(net.structure.sections) == sections

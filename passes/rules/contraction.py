@@ -46,6 +46,8 @@ class Conv(Rule):
             return None  # run it: it pads by name, takes no batch, or says what is wrong with its input
         sides = zip(value.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
         sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
+        if min(sizes) < 1:
+            return None  # run it: it says that the image is too small
         return value.new_empty((value.shape[0], module.out_channels, *sizes))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
