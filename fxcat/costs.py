@@ -7,7 +7,7 @@ two axes that share a unit contribute E[ξ²] = θ, not θ².
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,17 +130,20 @@ def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:
     return np.stack([np.full_like(units, row), units, weights]) if len(units) else None
 
 
-def cost_graph(terms: Sequence[CostTerm], edges: Sequence[tuple[str, str]]) -> nx.DiGraph[str]:
-    """The terms as a graph: one node per owner (op or parameter) with `macs`, `params` at full width and its terms."""
+def cost_graph(
+    terms: Sequence[CostTerm], edges: Sequence[tuple[str, str]], activation_bytes: Mapping[str, int]
+) -> nx.DiGraph[str]:
+    """One node per op and parameter, with the sums of its terms at full width."""
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_edges_from(edges)
+    for name in (*graph, *(t.owner for t in terms)):
+        graph.add_node(name, macs=0, params=0, activation_bytes=activation_bytes.get(name, 0), terms=[])
     for term in terms:
-        graph.add_node(term.owner)
         data = graph.nodes[term.owner]
         width = 1
         for axis in term.axes:
             width *= axis.width
-        data["macs"] = data.get("macs", 0) + term.macs * width
-        data["params"] = data.get("params", 0) + term.params * width
-        data.setdefault("terms", []).append(term)
+        data["macs"] += term.macs * width
+        data["params"] += term.params * width
+        data["terms"].append(term)
     return graph

@@ -40,11 +40,13 @@ class Structure:
     coverage: float
     terms: tuple[CostTerm, ...]
     edges: tuple[tuple[str, str], ...]
+    activation_bytes: Mapping[str, int]
 
     @property
     def costs(self) -> nx.DiGraph[str]:
-        """The cost graph: a node per op and per parameter with `macs` and `params` at full width and its `terms`."""
-        return cost_graph(self.terms, self.edges)
+        """The cost graph: a node per op and per parameter, with `macs`, `params` and `activation_bytes` (of its result,
+        for one example) at full width, and its `terms`."""
+        return cost_graph(self.terms, self.edges, self.activation_bytes)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
 
 from fxcat.costs import Axis, CostTerm
 from fxcat.gated import Structure
@@ -43,7 +45,21 @@ def describe(analysis: Analysis) -> Structure:
         coverage=covered / max(1, total.macs),
         terms=terms,
         edges=tuple((i.name, n.name) for n in analysis.inference for i in n.all_input_nodes),
+        activation_bytes=_activation_bytes(analysis),
     )
+
+
+def _activation_bytes(analysis: Analysis) -> dict[str, int]:
+    """Bytes of every op's result for one example."""
+    sizes: dict[str, int] = {}
+    batch = 1
+    for node in analysis.graph.nodes:
+        tensors = [t for t in tree_leaves(node.meta.get("value")) if isinstance(t, torch.Tensor)]
+        if node.op == "placeholder":
+            batch = max(batch, *(len(t) for t in tensors if t.dim()), 1)
+        elif node in analysis.inference and node.op != "get_attr":
+            sizes[node.name] = sum(t.numel() * t.element_size() for t in tensors) // batch
+    return sizes
 
 
 class _Tally:

@@ -97,8 +97,8 @@ class ExampleTracer(fx.Tracer):
             raise CaptureError(
                 f"the model cannot be captured: {type(error).__name__}: {error}",
                 where=self.location(error),
-                remedy="check that the model itself accepts the example inputs; if it does, rewrite that line with tensor "
-                "operations whose shapes do not depend on tensor values",
+                remedy="check that the model itself accepts the example inputs; if it does, rewrite that line with "
+                "tensor operations whose shapes do not depend on tensor values",
             ) from error
 
     def location(self, error: BaseException | None = None) -> str:

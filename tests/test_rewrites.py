@@ -198,6 +198,7 @@ def test_cost_graph_holds_every_op_once() -> None:
     costs = net.structure.costs
     assert costs.nodes["inner"]["macs"] == 144 * 9 * 4 * 6
     assert costs.nodes["inner.weight"]["params"] == 9 * 4 * 6
+    assert costs.nodes["inner"]["activation_bytes"] == 144 * 6 * 4
     assert costs.has_edge("relu", "inner")
-    assert sum(d.get("macs", 0) for _, d in costs.nodes(data=True)) == net.start_cost.macs
-    assert sum(d.get("params", 0) for _, d in costs.nodes(data=True)) == net.start_cost.params
+    assert sum(d["macs"] for _, d in costs.nodes(data=True)) == net.start_cost.macs
+    assert sum(d["params"] for _, d in costs.nodes(data=True)) == net.start_cost.params
