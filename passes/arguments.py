@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any
 
 from torch import fx
@@ -21,3 +23,13 @@ def thaw(argument: Any) -> Any:
     if isinstance(argument, slice):
         return slice(thaw(argument.start), thaw(argument.stop), thaw(argument.step))  # pyright: ignore
     return argument
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a call of a Python function by name."""
+    return dict(_signature(node.target).bind(*node.args, **node.kwargs).arguments)
+
+
+@cache
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(function)

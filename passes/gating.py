@@ -18,7 +18,7 @@ from torch import fx, nn
 from fxcat.gates import SAMPLES, GateLayout, GateSlot
 from fxcat.passes.arrays import leaves
 from fxcat.passes.labels import Flow
-from fxcat.passes.rules.table import Folding, Zero
+from fxcat.passes.rules.table import Counting, Folding, Zero
 from fxcat.passes.sections import Section
 from fxcat.passes.units import NO_UNIT, Units
 
@@ -195,9 +195,24 @@ def insert_gates(graph: fx.Graph, flow: Flow, units: Units, sites: dict[fx.Node,
 
     for node in graph.nodes:
         site = sites.get(node)
-        if site is None:
+        counting = _counting(flow, units, node)
+        if site is None and counting is None:
             copies[node] = gated.node_copy(node, copies.__getitem__)
             continue
+        if counting is not None:
+            counted = Site(units.of_label[counting.labels])
+            gate = read(GateSlot(f"{node.name}_live", tuple(counting.labels.shape)), counted)
+            target = copies[node] = gated.node_copy(node, copies.__getitem__)
+            target.kwargs = {**target.kwargs, "gate": gate}
+            if node.op == "call_module":
+                folded[str(node.target)] = counting.target
+            else:
+                target.target = counting.target
+            if site is not None and site.sections:
+                gate = read(GateSlot(f"{node.name}_gate", (1,)), Site(None, site.sections))
+                copies[node] = gated.call_function(operator.mul, (target, gate))
+            continue
+        assert site is not None
         folding = _folding(flow, node, site)
         shape = (1,) if site.units is None else tuple(site.units.shape)
         if folding is None:
@@ -232,6 +247,14 @@ def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tenso
         for row, section in enumerate(site.sections):
             entries[1 + row] = 1 + units.count + section
     return index
+
+
+def _counting(flow: Flow, units: Units, node: fx.Node) -> Counting | None:
+    rule = flow.rules.get(node)
+    counting = None if rule is None else rule.counting(flow, node)
+    if counting is None or not bool((units.of_label[counting.labels] != NO_UNIT).any()):
+        return None
+    return counting
 
 
 def _folding(flow: Flow, node: fx.Node, site: Site) -> Folding | None:

@@ -31,13 +31,14 @@ class Plan:
     """What to do.
 
     `graph`: the new graph, its example values those of `twin`, the small network's meta twin. `keep`: per parameter or
-    buffer and axis, the surviving indices. `origin`: the old node of each new one. `buffers`: new ones, by name.
-    `out_of_place`: modules whose `inplace` has to be cleared.
+    buffer and axis, the surviving indices. `entering`: per module the new shape of its first input. `origin`: the old
+    node of each new one. `buffers`: new ones, by name. `out_of_place`: modules whose `inplace` has to be cleared.
     """
 
     graph: fx.Graph
     twin: nn.Module
     keep: Keep
+    entering: Mapping[str, tuple[int, ...]]
     origin: Mapping[fx.Node, fx.Node]
     buffers: Mapping[str, torch.Tensor]
     out_of_place: tuple[str, ...]
@@ -77,6 +78,12 @@ class _Setting:
     def of_value(self, node: fx.Node) -> Any:
         return self._of(node, self.analysis.flow.values[node], node.meta["value"])
 
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """What is left of the shape of a node's tensor."""
+        return tuple(
+            n if x is None else len(x) for n, x in zip(node.meta["value"].shape, self.of_value(node), strict=True)
+        )
+
     def _of(self, node: fx.Node, labels: Labels, value: Any) -> Any:
         if isinstance(labels, tuple):
             return tuple(self._of(node, x, v) for x, v in zip(labels, value, strict=True))
@@ -106,8 +113,9 @@ def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor) -
     cleanup.remove_repeated(graph, analysis.twin)
     origin = {copies[old]: old for old in _remaining(graph, copies)}
     plain = cleanup.make_out_of_place(graph, origin, analysis.twin)
-    twin = _check(analysis, setting, graph, keep, origin, buffers)
-    return Plan(graph, twin, keep, origin, buffers, plain)
+    entering = {str(o.target): setting.shape(o.all_input_nodes[0]) for o in origin.values() if o.op == "call_module"}
+    twin = _check(analysis, setting, graph, keep, entering, origin, buffers)
+    return Plan(graph, twin, keep, entering, origin, buffers, plain)
 
 
 def _remaining(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
@@ -231,12 +239,13 @@ def _check(
     setting: _Setting,
     graph: fx.Graph,
     keep: Keep,
+    entering: Mapping[str, tuple[int, ...]],
     origin: Mapping[fx.Node, fx.Node],
     buffers: Mapping[str, torch.Tensor],
 ) -> nn.Module:
     """Run the new graph on a sliced meta twin: every shape must be what the labels say."""
     twin = meta_twin(analysis.twin)
-    slice_modules(twin, graph, keep)
+    slice_modules(twin, graph, keep, entering)
     add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
     try:
         propagate(graph, twin)
@@ -245,9 +254,8 @@ def _check(
     for new, old in origin.items():
         value = new.meta.get("value")
         if isinstance(value, torch.Tensor) and analysis.flow.values.get(old) is not None:
-            live = setting.of_value(old)
-            expected = [s if x is None else len(x) for s, x in zip(old.meta["value"].shape, live, strict=True)]
-            if list(value.shape) != expected:
-                raise PlanError(f"shape {list(value.shape)} where {expected} is left", where=place(old))
+            expected = setting.shape(old)
+            if tuple(value.shape) != expected:
+                raise PlanError(f"shape {list(value.shape)} where {list(expected)} is left", where=place(old))
     graph.lint()
     return twin

@@ -36,7 +36,7 @@ def _delete(root: nn.Module, path: str, leaf: str) -> None:
 
 def apply(root: nn.Module, before: fx.Graph, plan: Plan) -> None:
     """Make `root` (with weights, without gates) the small network. The plan was checked: nothing here can fail."""
-    slice_modules(root, plan.graph, plan.keep)
+    slice_modules(root, plan.graph, plan.keep, plan.entering)
     add_buffers(root, plan.buffers)
     remove_unused(root, before, plan.graph)
     for path in plan.out_of_place:

@@ -11,8 +11,11 @@ from fxcat.passes.rules.table import module_rule
 from fxcat.slicing import Keep, replace_data, select
 
 
-def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep) -> None:
-    """Slice parameters (with their gradients) and buffers in place, then set the modules' size attributes."""
+def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep, entering: Mapping[str, tuple[int, ...]]) -> None:
+    """Slice parameters (with their gradients) and buffers in place, then set the modules' size attributes.
+
+    `entering`: for every module that the graph calls the new shape of its first input.
+    """
     for name, axes in keep.items():
         path, _, leaf = name.rpartition(".")
         module = root.get_submodule(path)
@@ -25,8 +28,8 @@ def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep) -> None:
     for target in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module"):
         module = root.get_submodule(target)
         rule = module_rule(module)
-        if rule is not None:
-            rule.resize(module)
+        if rule is not None and target in entering:
+            rule.resize(module, entering[target])
 
 
 def add_buffers(root: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:

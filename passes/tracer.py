@@ -120,8 +120,16 @@ class ExampleTracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **more)
         if kind == "get_attr":
-            node.meta["value"] = run_node(node, self.root)
+            node.meta["value"] = self._run(node)
         return node
+
+    def _run(self, node: fx.Node) -> Any:
+        """The node's example value; what runs is not traced."""
+        outer, self._executing = self._executing, True
+        try:
+            return run_node(node, self.root)
+        finally:
+            self._executing = outer
 
     # fx hooks -------------------------------------------------------------------------------------------------
 
@@ -172,11 +180,7 @@ class ExampleTracer(fx.Tracer):
         if kind == "placeholder":
             node.meta["value"] = self._inputs[target]
         elif kind not in ("output", "get_attr"):
-            self._executing = True
-            try:
-                node.meta["value"] = run_node(node, self.root)
-            finally:
-                self._executing = False
+            node.meta["value"] = self._run(node)
         if kind not in ("placeholder", "output"):
             node.meta["path"] = self._path
         return proxy

@@ -19,39 +19,34 @@ SAMPLES = [
 ]
 
 
-def producer(shape: tuple[int, ...], module: nn.Module) -> nn.Module:
-    """A layer whose output has that shape, from an input with 3 channels or features."""
-    if len(shape) == 2 or isinstance(module, nn.Linear):
-        return nn.Linear(3, shape[-1])
-    return {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(shape)](3, shape[1], 1)
-
-
-def consumer(shape: torch.Size, module: nn.Module) -> nn.Module:
-    if len(shape) == 2 or isinstance(module, nn.Linear):
-        return nn.Linear(shape[-1], 3)
-    return {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(shape)](shape[1], 3, 1)
+def layer(entering: int, leaving: int, dims: int, axis: int) -> nn.Module:
+    """A layer that mixes the channels along an axis of a tensor with `dims` dimensions."""
+    if axis % dims == dims - 1:
+        return nn.Linear(entering, leaving)
+    return {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[dims](entering, leaving, 1)
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_sample_is_removed_exactly(sample: Sample) -> None:
     op = copy.deepcopy(sample.module)
-    shape = sample.shapes[0]
+    shape, axis = sample.shape, sample.axis
     with torch.no_grad():
         out = op.eval()(torch.randn(shape)).shape
-    model = nn.Sequential(producer(shape, op), op, consumer(out, op)).double().train()
+    first = layer(3, shape[axis], len(shape), axis)
+    last = layer(out[axis], 3, len(out), axis)
+    model = nn.Sequential(first, op, last).double().train()
     randomise(model, 0)
-    entering = (
-        (shape[0], *shape[1:-1], 3) if len(shape) == 2 or isinstance(op, nn.Linear) else (shape[0], 3, *shape[2:])
-    )
+    entering = tuple(3 if a == axis % len(shape) else size for a, size in enumerate(shape))
     report = check(model, "sample", (1, *entering[1:]), entering, settings=3)
     assert not report.failures
+    assert report.units > 1
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_inferred_shape_is_that_of_the_module(sample: Sample) -> None:
     rule = module_rule(sample.module)
     assert rule is not None
-    value = torch.randn(sample.shapes[0])
+    value = torch.randn(sample.shape)
     inferred = rule.infer(sample.module, value)
     if inferred is not None:
         assert inferred.shape == copy.deepcopy(sample.module).eval()(value).shape

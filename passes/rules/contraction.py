@@ -89,7 +89,7 @@ class Conv(Rule):
         entering = flow.parameters[flow.parameter_name(node, "weight")][1]
         return (Term(per_pair, (entering, out)),)
 
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         if module.groups > 1 and _whole_groups(module):
             module.groups = module.weight.shape[0] * module.groups // module.out_channels
@@ -105,12 +105,12 @@ class Conv(Rule):
 
     def samples(self) -> tuple[Sample, ...]:
         return (
-            Sample(nn.Conv2d(6, 4, 3, padding=1), ((2, 6, 5, 5),)),
-            Sample(nn.Conv2d(6, 12, 3, groups=6, bias=False), ((2, 6, 5, 5),)),
-            Sample(nn.Conv2d(8, 12, 3, groups=4, stride=2), ((2, 8, 5, 5),)),
-            Sample(nn.Conv2d(12, 16, 1, groups=2), ((2, 12, 5, 5),)),
-            Sample(nn.Conv1d(6, 4, 3, dilation=2), ((2, 6, 9),)),
-            Sample(nn.Conv3d(6, 4, 2), ((2, 6, 5, 5, 5),)),
+            Sample(nn.Conv2d(6, 4, 3, padding=1), (2, 6, 5, 5)),
+            Sample(nn.Conv2d(6, 12, 3, groups=6, bias=False), (2, 6, 5, 5)),
+            Sample(nn.Conv2d(8, 12, 3, groups=4, stride=2), (2, 8, 5, 5)),
+            Sample(nn.Conv2d(12, 16, 1, groups=2), (2, 12, 5, 5)),
+            Sample(nn.Conv1d(6, 4, 3, dilation=2), (2, 6, 9)),
+            Sample(nn.Conv3d(6, 4, 2), (2, 6, 5, 5, 5)),
         )
 
     @staticmethod
@@ -153,14 +153,14 @@ class Linear(Rule):
         axes = flow.parameters[flow.parameter_name(node, "weight")]
         return (Term(node.meta["value"].shape[1:-1].numel(), (axes[1], axes[0])),)
 
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Linear)
         module.out_features, module.in_features = module.weight.shape
 
     def samples(self) -> tuple[Sample, ...]:
         return (
-            Sample(nn.Linear(6, 4), ((2, 6),)),
-            Sample(nn.Linear(6, 4, bias=False), ((2, 3, 6),)),
+            Sample(nn.Linear(6, 4), (2, 6), axis=-1),
+            Sample(nn.Linear(6, 4, bias=False), (2, 3, 6), axis=-1),
         )
 
 

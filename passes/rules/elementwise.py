@@ -68,7 +68,7 @@ class ZeroToZero(Elementwise):
 
     def samples(self) -> tuple[Sample, ...]:
         modules = (nn.ReLU(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5), nn.Tanh())
-        return tuple(Sample(m, ((2, 6, 3, 3),)) for m in modules)
+        return tuple(Sample(m, (2, 6, 3, 3)) for m in modules)
 
 
 @rule(
@@ -84,7 +84,7 @@ class ZeroToSomething(Elementwise):
         return value
 
     def samples(self) -> tuple[Sample, ...]:
-        return tuple(Sample(m, ((2, 6, 3, 3),)) for m in (nn.Sigmoid(), nn.Hardsigmoid(), nn.Softplus()))
+        return tuple(Sample(m, (2, 6, 3, 3)) for m in (nn.Sigmoid(), nn.Hardsigmoid(), nn.Softplus()))
 
 
 @rule(

@@ -58,7 +58,7 @@ class Flatten(Movement):
     """flatten: states no sizes."""
 
     def samples(self) -> tuple[Sample, ...]:
-        return (Sample(nn.Flatten(), ((2, 6, 3, 3),)),)
+        return (Sample(nn.Flatten(), (2, 6, 3, 3)),)
 
 
 @rule(torch.reshape, "reshape", "view")

@@ -1,15 +1,22 @@
-"""Per-channel normalisations: labels pass through, the shift makes a dead unit non-zero, the gate folds in."""
+"""Normalisations.
+
+Statistics of one channel: labels pass through, the shift makes a dead unit non-zero, the gate folds in. Statistics
+over channels (LayerNorm, GroupNorm, RMSNorm): the gated form counts live units only, so that removal is exact.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along
-from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import Counting, Folding, Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -36,7 +43,7 @@ class BatchNorm(Rule):
             flow.bind(node, name, 0, labels)
         return along(labels, 1, node.meta["value"].dim())
 
-    def resize(self, module: nn.Module) -> None:
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
         known = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         if known is not None:
@@ -48,15 +55,18 @@ class BatchNorm(Rule):
 
     def samples(self) -> tuple[Sample, ...]:
         return (
-            Sample(nn.BatchNorm2d(6), ((2, 6, 3, 3),)),
-            Sample(nn.BatchNorm2d(6, affine=False), ((2, 6, 3, 3),)),
-            Sample(nn.BatchNorm1d(6), ((4, 6),)),
-            Sample(nn.BatchNorm3d(6, track_running_stats=False), ((2, 6, 2, 3, 3),)),
+            Sample(nn.BatchNorm2d(6), (2, 6, 3, 3)),
+            Sample(nn.BatchNorm2d(6, affine=False), (2, 6, 3, 3)),
+            Sample(nn.BatchNorm1d(6), (4, 6)),
+            Sample(nn.BatchNorm3d(6, track_running_stats=False), (2, 6, 2, 3, 3)),
         )
 
 
-def _gated_forward(self: nn.BatchNorm2d, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """`nn.BatchNorm*d.forward` with γ and β that were multiplied by the gate."""
+def _gated_forward(
+    self: nn.BatchNorm2d, input: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`nn.BatchNorm*d.forward` with γ and β that were multiplied by the gate (without: where it is called ungated)."""
+    weight, bias = (self.weight, self.bias) if weight is None else (weight, bias)
     self._check_input_dim(input)  # pyright: ignore[reportPrivateUsage]
     momentum = 0.0 if self.momentum is None else self.momentum
     if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -81,3 +91,279 @@ _GATED: dict[Any, Any] = {
     base: type(f"Gated{base.__name__}", (base,), {"forward": _gated_forward, "__module__": __name__})
     for base in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 }
+
+
+@rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+class InstanceNorm(Rule):
+    """InstanceNorm: statistics of one channel of one example. Without a shift, what is zero stays zero."""
+
+    parameters = ("weight", "bias", "running_mean", "running_var")
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source = node.all_input_nodes[0]
+        labels = flow.axis(source, 1)
+        if labels is None or node.meta["value"].dim() != flow.of(source).dim():
+            flow.freeze(flow.of(source), node, "units along an axis that InstanceNorm averages over")
+            labels = torch.zeros(node.meta["value"].shape[1], dtype=torch.int64)
+        for name in self.parameters:
+            flow.bind(node, name, 0, labels)
+        return along(labels, 1, node.meta["value"].dim())
+
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
+        assert isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d)
+        module.num_features = entering[1]
+
+    def samples(self) -> tuple[Sample, ...]:
+        return (
+            Sample(nn.InstanceNorm2d(6), (2, 6, 3, 3)),
+            Sample(nn.InstanceNorm1d(6, affine=True, track_running_stats=True), (2, 6, 5)),
+        )
+
+
+def gated_layer_norm(
+    input: torch.Tensor,
+    normalized_shape: list[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.layer_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    gate = gate.expand(list(normalized_shape))
+    count = gate.sum()
+    input = input * gate
+    centred = (input - input.sum(axes, keepdim=True) / count) * gate
+    result = centred * ((centred * centred).sum(axes, keepdim=True) / count + eps).rsqrt()
+    result = result if weight is None else result * weight
+    return result if bias is None else result + bias * gate
+
+
+def gated_rms_norm(
+    input: torch.Tensor,
+    normalized_shape: list[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.rms_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    gate = gate.expand(list(normalized_shape))
+    input = input * gate
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    result = input * ((input * input).sum(axes, keepdim=True) / gate.sum() + eps).rsqrt()
+    return result if weight is None else result * weight
+
+
+def gated_group_norm(
+    input: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.group_norm` over what a gate of shape (channels,), equal in all groups, leaves open; zero elsewhere."""
+    channels = input.shape[1]
+    blocks = input.reshape(input.shape[0], num_groups, channels // num_groups, -1)
+    of_group = gate.reshape(num_groups, -1, 1)[:1].expand(-1, -1, blocks.shape[-1])
+    result = gated_layer_norm(blocks, list(blocks.shape[2:]), eps=eps, gate=of_group[0]).reshape(input.shape)
+    shape = [1, channels] + [1] * (input.dim() - 2)
+    result = result if weight is None else result * weight.reshape(shape)
+    return result if bias is None else result + (bias * gate).reshape(shape)
+
+
+def _over_last_axes(flow: Flow, node: fx.Node, rank: int) -> torch.Tensor:
+    """Labels of a value that is normalised over its last `rank` axes."""
+    labels = flow.of(node.all_input_nodes[0])
+    inner = labels.shape[labels.dim() - rank :]
+    if labels.numel() == max(inner):
+        return labels
+    first = labels
+    for axis in range(labels.dim() - rank, labels.dim()):
+        first = first.narrow(axis, 0, 1)
+    flow.unite(labels, first)
+    return first
+
+
+def _counted(flow: Flow, node: fx.Node, rank: int, target: Callable[..., Any]) -> Counting | None:
+    labels = flow.of(node)
+    inner = labels.shape[labels.dim() - rank :]
+    return Counting(target, labels.reshape(inner)) if 1 < labels.numel() == inner.numel() else None
+
+
+class _OverLastAxes(Rule):
+    """Statistics over the last axes."""
+
+    zero = Zero.BREAKS
+    gated: Callable[..., Any]
+
+    def rank(self, flow: Flow, node: fx.Node) -> int:
+        raise NotImplementedError
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return _counted(flow, node, self.rank(flow, node), self.target(flow, node))
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        return self.gated
+
+
+class _LastAxesModule(_OverLastAxes):
+    """As a module. Without parameters it is captured as the function, which can be told its size."""
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
+
+    def rank(self, flow: Flow, node: fx.Node) -> int:
+        module = flow.module(node)
+        assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        return len(module.normalized_shape)
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        rank = self.rank(flow, node)
+        labels = _over_last_axes(flow, node, rank)
+        for axis in range(-rank, 0):
+            if labels.shape[axis] > 1:
+                for name in self.parameters:
+                    flow.bind(node, name, rank + axis, labels.reshape(-1))
+        return labels
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        return _subclass(type(flow.module(node)), self.gated)
+
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
+        assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        module.normalized_shape = entering[-len(module.normalized_shape) :]
+
+
+class _LastAxesFunction(_OverLastAxes):
+    """As a function, with its size among the arguments."""
+
+    def rank(self, flow: Flow, node: fx.Node) -> int:
+        return len(arguments(node)["normalized_shape"])
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        rank = self.rank(flow, node)
+        labels = _over_last_axes(flow, node, rank)
+        inner = labels.shape[labels.dim() - rank :]
+        given = arguments(node)
+        for name in ("weight", "bias"):
+            if isinstance(given.get(name), fx.Node) and labels.numel() == inner.numel() > 1:
+                flow.unite(labels.reshape(inner), flow.of(given[name]))
+        return labels
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = arguments(node)
+        shape = moved.shape[-len(given["normalized_shape"]) :]
+        return Replacement(
+            (node.args[0], shape, *node.args[2:]), {k: v for k, v in node.kwargs.items() if k != "normalized_shape"}
+        )
+
+
+@cache
+def _subclass(base: type[nn.Module], function: Callable[..., Any]) -> type[nn.Module]:
+    """A module class that takes its gate as the argument `gate` of `forward`, and hands it to `function`."""
+
+    def forward(self: Any, input: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        if gate is None:
+            return base.forward(self, input)
+        size = self.num_groups if hasattr(self, "num_groups") else list(self.normalized_shape)
+        parameters = {n: p for n, p in self.named_parameters(recurse=False)}
+        return function(input, size, eps=self.eps, gate=gate, **parameters)
+
+    return type(f"Gated{base.__name__}", (base,), {"forward": forward, "__module__": __name__})
+
+
+@rule(nn.LayerNorm)
+class LayerNorm(_LastAxesModule):
+    """LayerNorm."""
+
+    parameters = ("weight", "bias")
+    gated = staticmethod(gated_layer_norm)
+
+    def samples(self) -> tuple[Sample, ...]:
+        return Sample(nn.LayerNorm(6), (2, 3, 6), axis=-1), Sample(nn.LayerNorm(6, bias=False), (2, 6), axis=-1)
+
+
+@rule(nn.RMSNorm)
+class RMSNorm(_LastAxesModule):
+    """RMSNorm."""
+
+    parameters = ("weight",)
+    gated = staticmethod(gated_rms_norm)
+
+    def samples(self) -> tuple[Sample, ...]:
+        return Sample(nn.RMSNorm(6), (2, 3, 6), axis=-1), Sample(nn.RMSNorm(6, eps=1e-5), (2, 6), axis=-1)
+
+
+@rule(F.layer_norm)
+class LayerNormFunction(_LastAxesFunction):
+    """F.layer_norm."""
+
+    gated = staticmethod(gated_layer_norm)
+
+
+@rule(F.rms_norm)
+class RMSNormFunction(_LastAxesFunction):
+    """F.rms_norm."""
+
+    gated = staticmethod(gated_rms_norm)
+
+
+@rule(nn.GroupNorm)
+class GroupNorm(Rule):
+    """GroupNorm, whose groups must stay equally wide.
+
+    Either its groups are the units, whose statistics are their own; or the positions inside every group are, and the
+    statistics count the live ones: whichever gives more units.
+    """
+
+    zero = Zero.BREAKS
+    parameters = ("weight", "bias")
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source = node.all_input_nodes[0]
+        labels = flow.axis(source, 1)
+        if labels is None:
+            flow.freeze(flow.of(source), node, "units along an axis that GroupNorm averages over")
+            return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+        groups, width = self._sizes(flow.module(node))
+        blocks = labels.reshape(groups, width)
+        flow.unite(blocks, blocks[:, :1] if groups >= width else blocks[:1])
+        for name in self.parameters:
+            flow.bind(node, name, 0, labels)
+        return along(labels, 1, node.meta["value"].dim())
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        groups, width = self._sizes(flow.module(node))
+        labels = flow.axis(node, 1)
+        if groups >= width or labels is None or labels.unique().numel() == 1:
+            return None
+        return Counting(_subclass(type(flow.module(node)), gated_group_norm), labels)
+
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
+        assert isinstance(module, nn.GroupNorm)
+        groups, width = self._sizes(module)
+        module.num_channels = entering[1]
+        if groups >= width:
+            module.num_groups = entering[1] // width
+
+    def samples(self) -> tuple[Sample, ...]:
+        return (
+            Sample(nn.GroupNorm(4, 8), (2, 8, 3, 3)),
+            Sample(nn.GroupNorm(2, 8), (2, 8, 5)),
+            Sample(nn.GroupNorm(1, 6, affine=False), (2, 6, 3, 3)),
+            Sample(nn.GroupNorm(6, 6), (2, 6, 3, 3)),
+        )
+
+    @staticmethod
+    def _sizes(module: nn.Module) -> tuple[int, int]:
+        """Groups, and channels per group."""
+        assert isinstance(module, nn.GroupNorm)
+        return module.num_groups, module.num_channels // module.num_groups

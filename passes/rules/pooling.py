@@ -55,9 +55,9 @@ class Pool(Rule):
         if self.spatial != 2:
             return ()
         return (
-            Sample(nn.MaxPool2d(3, 2, 1), ((2, 6, 5, 5),)),
-            Sample(nn.AvgPool2d(2), ((2, 6, 4, 4),)),
-            Sample(nn.AdaptiveAvgPool2d(1), ((2, 6, 4, 4),)),
+            Sample(nn.MaxPool2d(3, 2, 1), (2, 6, 5, 5)),
+            Sample(nn.AvgPool2d(2), (2, 6, 4, 4)),
+            Sample(nn.AdaptiveAvgPool2d(1), (2, 6, 4, 4)),
         )
 
 

@@ -39,10 +39,11 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A small instance of an op for the tests: a module and the shapes of its inputs."""
+    """A small instance of an op for the tests: a module, the shape of its input, and the axis with the units."""
 
     module: nn.Module
-    shapes: tuple[tuple[int, ...], ...]
+    shape: tuple[int, ...]
+    axis: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,18 @@ class Folding:
     parameters: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Counting:
+    """A form of an op whose statistics count live units only: it takes their gate as the keyword argument `gate`.
+
+    `target`: a subclass of the module's class, or a function. `labels`: of the axes that the statistics run over, of
+    any shape; the gate has the same.
+    """
+
+    target: Callable[..., Any]
+    labels: torch.Tensor
+
+
 class Rule:
     """What fxcat knows about one op. Subclass it, register it with `rule(...)`."""
 
@@ -119,8 +132,18 @@ class Rule:
         """Multiply-adds for one example, as `torch.utils.flop_counter` counts them (2 FLOPs each)."""
         return ()
 
-    def resize(self, module: nn.Module) -> None:
-        """Set the attributes that state a size after the module's parameters were sliced."""
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        """The form that counts live units, for an op whose statistics run over labelled axes.
+
+        What it returns is zero for dead units, and does not depend on what they hold in the input.
+        """
+        return None
+
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
+        """Set the attributes that state a size after the module's parameters were sliced.
+
+        `entering`: shape of the first input after removal.
+        """
 
     def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
         """How a gate on the output folds into the module's affine parameters.
