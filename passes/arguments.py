@@ -25,8 +25,10 @@ def thaw(argument: Any) -> Any:
     return argument
 
 
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Arguments of a call of a Python function by name."""
+def arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+    """Arguments of a call by name: the names of the positional ones, or those of a Python function's signature."""
+    if names:
+        return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     return dict(_signature(node.target).bind(*node.args, **node.kwargs).arguments)
 
 

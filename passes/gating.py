@@ -54,7 +54,9 @@ class _Demand:
 
     def for_consumers(self) -> None:
         """Gate what the consumers need, walking back from them; every node is visited once."""
-        stack = [n for node, rule in self.flow.rules.items() if rule is not None for n in rule.needs_zero(node)]
+        stack = [
+            n for node, rule in self.flow.rules.items() if rule is not None for n in rule.needs_zero(self.flow, node)
+        ]
         visited: set[fx.Node] = set()
         while stack:
             node = stack.pop()
@@ -125,7 +127,8 @@ class _Demand:
         values = [n for n in node.all_input_nodes if self.flow.values.get(n) is not None]
         if inside is not None:
             return values
-        carriers = [n for n in values if self._covers(n, node)]
+        known = rule.carriers(self.flow, node)
+        carriers = [n for n in values if self._covers(n, node)] if known is None else list(known)
         if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(values):
             return None
         return carriers or None

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
-from fxcat.passes.rules.table import Labels, Rule, find_rule
+from fxcat.passes.rules.table import Contraction, Labels, Rule, find_rule
 
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -51,6 +51,9 @@ class Flow:
     freezes: list[Freeze] = field(default_factory=list[Freeze])
     rules: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
     count: int = 1
+    batch: int = 1
+    """Examples in the example inputs: costs are for one."""
+    contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _names: dict[int, str] = field(default_factory=dict[int, str])
@@ -127,7 +130,11 @@ class Flow:
         module = self.module(node)
         if getattr(module, name) is None:
             return
-        axes = self.parameters.setdefault(self.parameter_name(node, name), {})
+        self.bind_axis(self.parameter_name(node, name), axis, labels)
+
+    def bind_axis(self, name: str, axis: int, labels: torch.Tensor) -> None:
+        """The same for a parameter by its canonical name."""
+        axes = self.parameters.setdefault(name, {})
         if axis in axes:
             self.unite(axes[axis], labels)
         else:
@@ -135,7 +142,11 @@ class Flow:
 
     def bound(self, node: fx.Node, name: str, axis: int) -> torch.Tensor | None:
         """Labels bound to that axis by an earlier use of the same parameter."""
-        return self.parameters.get(self.parameter_name(node, name), {}).get(axis)
+        return self.bound_axis(self.parameter_name(node, name), axis)
+
+    def bound_axis(self, name: str, axis: int) -> torch.Tensor | None:
+        """The same for a parameter by its canonical name."""
+        return self.parameters.get(name, {}).get(axis)
 
     def roots(self) -> Integers:
         """For every label the smallest label united with it (so 0 for the frozen)."""
@@ -176,11 +187,17 @@ def join(parent: Integers, left: Integers, right: Integers) -> None:
 def flow_labels(graph: fx.Graph, root: nn.Module, ignored: Sequence[str] = ()) -> Flow:
     """Run every node's rule once, in graph order."""
     flow = Flow(root)
+    sizes = [len(n.meta["value"]) for n in graph.nodes if n.op == "placeholder" and _has_batch(n.meta["value"])]
+    flow.batch = max(sizes, default=1)
     for node in graph.nodes:
         flow.values[node] = _flow_node(flow, node)
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
     return flow
+
+
+def _has_batch(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) > 0
 
 
 def _flow_node(flow: Flow, node: fx.Node) -> Labels:
@@ -214,6 +231,11 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
     value = node.meta["value"]
     if not isinstance(value, torch.Tensor) or value.numel() == 1:
         return unlabelled(value)
+    rules = [find_rule(user, None) for user in node.users if user.op == "call_function"]
+    if len(rules) == len(node.users) and all(
+        r is not None and node in r.binds(u) for r, u in zip(rules, node.users, strict=True)
+    ):
+        return None
     name = flow.attribute_name(node)
     axes = flow.parameters.setdefault(name, {})
     if -1 not in axes:

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.errors import CaptureError
 from fxcat.passes.execute import run_node
-from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.rules.table import find_decomposition, is_leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,13 @@ class ExampleTracer(fx.Tracer):
         if self._executing:
             return forward(*args, **kwargs)
         outer, self._path = self._path, self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
+        instead = find_decomposition(m)
+        result = NotImplemented if instead is None else instead(m, *args, **kwargs)
+        if result is NotImplemented:
+            if instead is None:
+                result = super().call_module(m, forward, args, kwargs)
+            else:
+                result = self.create_proxy("call_module", self._path, args, kwargs)
         self._path = outer
         return result
 

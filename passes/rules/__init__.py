@@ -1,6 +1,6 @@
 """The op table: importing this package registers every rule."""
 
-from fxcat.passes.rules import contraction, elementwise, movement, norm, pooling
+from fxcat.passes.rules import attention, contraction, elementwise, movement, norm, pooling, product
 from fxcat.passes.rules.table import (
     Labels,
     Rule,
@@ -20,6 +20,7 @@ __all__ = [
     "Sample",
     "Term",
     "Zero",
+    "attention",
     "contraction",
     "elementwise",
     "find_rule",
@@ -28,6 +29,7 @@ __all__ = [
     "movement",
     "norm",
     "pooling",
+    "product",
     "registered",
     "rule",
 ]

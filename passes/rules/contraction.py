@@ -15,15 +15,21 @@ if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
 
 
-def consumed(flow: Flow, node: fx.Node, axis: int) -> torch.Tensor:
-    """Labels of the input axis that a contraction sums over; labels along other axes are frozen."""
+def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Labels of the input axis that a contraction sums over, 1-D; and those along axes that it leaves alone, if any.
+
+    Where both vary, an index along the summed axis goes everywhere at once.
+    """
     source = node.all_input_nodes[0]
-    labels = flow.axis(source, axis)
-    if labels is None:
-        flow.freeze(flow.of(source), node, "units along an axis that the operation does not sum over")
-    elif labels.numel() > 1 or flow.of(source).numel() == 1:
-        return labels
-    return torch.zeros(source.meta["value"].shape[axis], dtype=torch.int64)
+    labels, size = flow.of(source), source.meta["value"].shape[axis]
+    axis %= labels.dim()
+    if labels.shape[axis] == 1 and labels.numel() > 1:
+        return torch.zeros(size, dtype=torch.int64), labels
+    first = labels
+    for other in range(labels.dim()):
+        first = first.narrow(other, 0, 1) if other != axis else first
+    flow.unite(labels, first)
+    return first.reshape(-1).expand(size), None
 
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -53,11 +59,15 @@ class Conv(Rule):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         module = self._module(flow, node)
         channels = -module.weight.dim() + 1
-        entering = consumed(flow, node, channels)
+        entering, outer = consumed(flow, node, channels)
+        if outer is not None and any(size > 1 for size in outer.shape[channels:]):
+            flow.freeze(outer, node, "units along an axis that the convolution runs over")
         out = self._bind(flow, node, module, entering)
+        if outer is not None:
+            flow.freeze(out, node, "the input has units along another axis")
         flow.bind(node, "weight", 0, out)
         flow.bind(node, "bias", 0, out)
-        return along(out, channels, node.meta["value"].dim())
+        return along(out, channels, node.meta["value"].dim()) if outer is None else outer
 
     def _bind(self, flow: Flow, node: fx.Node, module: nn.Conv2d, entering: torch.Tensor) -> torch.Tensor:
         out = flow.bound(node, "weight", 0)
@@ -75,13 +85,13 @@ class Conv(Rule):
             return out
         return flow.fresh(width_out, str(node.target)).repeat(groups)
 
-    def needs_zero(self, node: fx.Node) -> tuple[fx.Node, ...]:
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
         module, value = self._module(flow, node), node.meta["value"]
         groups, width_in, width_out = _groups(module)
-        positions = value.shape[2 if value.dim() == module.weight.dim() else 1 :].numel()
+        positions = value.numel() // module.out_channels // flow.batch
         per_pair = positions * math.prod(module.kernel_size)
         out = flow.parameters[flow.parameter_name(node, "weight")][0]
         if groups > 1 and _whole_groups(module):
@@ -138,20 +148,24 @@ class Linear(Rule):
     parameters = ("weight", "bias")
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        flow.bind(node, "weight", 1, consumed(flow, node, -1))
+        entering, outer = consumed(flow, node, -1)
+        flow.bind(node, "weight", 1, entering)
         out = flow.bound(node, "weight", 0)
         if out is None:
             out = flow.fresh(node.meta["value"].shape[-1], str(node.target))
+        if outer is not None:
+            flow.freeze(out, node, "the input has units along another axis")
         flow.bind(node, "weight", 0, out)
         flow.bind(node, "bias", 0, out)
-        return along(out, -1, node.meta["value"].dim())
+        return along(out, -1, node.meta["value"].dim()) if outer is None else outer
 
-    def needs_zero(self, node: fx.Node) -> tuple[fx.Node, ...]:
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
         axes = flow.parameters[flow.parameter_name(node, "weight")]
-        return (Term(node.meta["value"].shape[1:-1].numel(), (axes[1], axes[0])),)
+        value = node.meta["value"]
+        return (Term(value.numel() // value.shape[-1] // flow.batch, (axes[1], axes[0])),)
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Linear)

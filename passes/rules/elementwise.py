@@ -40,7 +40,7 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
             partners.append(labels)
     for other in partners[1:]:
         flow.unite(partners[0], other)
-    return max(partners, key=lambda p: p.numel()) if partners else torch.zeros((1,) * dims, dtype=torch.int64)
+    return min(partners, key=lambda p: p.numel()) if partners else torch.zeros((1,) * dims, dtype=torch.int64)
 
 
 class Elementwise(Rule):

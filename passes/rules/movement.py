@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.arguments import thaw
+from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.chains import move
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
@@ -77,6 +77,17 @@ class Reshape(Movement):
         return Replacement((node.args[0], tuple(sizes)), {})
 
 
+@rule(torch.unflatten, "unflatten")
+class Unflatten(Movement):
+    """unflatten: one axis becomes several, whose sizes are in the arguments."""
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = arguments(node, "input", "dim", "sizes")
+        axis, sizes = given["dim"], given["sizes"]
+        axis %= node.all_input_nodes[0].meta["value"].dim()
+        return Replacement((node.args[0], axis, moved.shape[axis : axis + len(sizes)]), {})
+
+
 @rule(torch.cat, torch.concat, torch.concatenate)
 class Concatenation(Movement):
     """cat, on label arrays that are expanded along the concatenated axis only."""
@@ -139,14 +150,34 @@ def _split_axis(node: fx.Node) -> int:
     return axis % node.all_input_nodes[0].meta["value"].dim()
 
 
-@rule(torch.stack, "unbind", torch.unbind, "expand", "expand_as", "repeat", torch.flip, "flip", torch.narrow, "narrow")
-class Other(Movement):
-    """Movements with no rewrite of their own: units along an axis whose size the arguments state are frozen."""
+@rule(
+    *(torch.stack, torch.unbind, "unbind", torch.flip, "flip", torch.roll, "roll", "repeat"),
+    *(torch.repeat_interleave, "repeat_interleave"),
+)
+class Sizeless(Movement):
+    """Movements whose arguments state no sizes."""
+
+
+@rule("expand")
+class Expand(Movement):
+    """expand: new axes, and axes of size 1 that grow; those with units keep the size they have."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = flow.of(node.all_input_nodes[0])
+        return labels.reshape((1,) * (node.meta["value"].dim() - labels.dim()) + tuple(labels.shape))
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        sizes: Any = node.args[1:]
+        sizes = list(sizes[0]) if isinstance(sizes[0], tuple | list) else list(sizes)
+        return Replacement((node.args[0], *(-1 if u else s for u, s in zip(moved.has_units, sizes, strict=True))), {})
+
+
+@rule("expand_as", torch.narrow, "narrow")
+class Sized(Movement):
+    """Movements with no rewrite of their own: units are frozen, for sizes may be written into the model."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         moved = move(node, flow.values, flow.root)
-        if node.target in (torch.stack, "unbind", torch.unbind, torch.flip, "flip"):
-            return moved
         source = node.all_input_nodes[0]
         if flow.of(source).numel() > 1:
             flow.freeze(flow.of(source), node, "units along an axis whose size is written into the model")

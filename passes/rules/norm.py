@@ -180,10 +180,10 @@ def _over_last_axes(flow: Flow, node: fx.Node, rank: int) -> torch.Tensor:
     """Labels of a value that is normalised over its last `rank` axes."""
     labels = flow.of(node.all_input_nodes[0])
     inner = labels.shape[labels.dim() - rank :]
-    if labels.numel() == max(inner):
+    if inner.numel() == 1 or labels.numel() == inner.numel():
         return labels
     first = labels
-    for axis in range(labels.dim() - rank, labels.dim()):
+    for axis in range(labels.dim() - rank):
         first = first.narrow(axis, 0, 1)
     flow.unite(labels, first)
     return first

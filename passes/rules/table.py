@@ -38,6 +38,19 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Contraction:
+    """What is known about a product of two values, summed over some axes.
+
+    `terms`: its cost. `mixed`: the inputs that must be zero where a unit is dead, since the sum runs over units.
+    `carriers`: the inputs that make the result zero where a unit is dead.
+    """
+
+    terms: tuple[Term, ...]
+    mixed: tuple[fx.Node, ...]
+    carriers: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A small instance of an op for the tests: a module, the shape of its input, and the axis with the units."""
 
@@ -124,9 +137,17 @@ class Rule:
         """`zero` for one node, where it depends on the arguments."""
         return self.zero
 
-    def needs_zero(self, node: fx.Node) -> tuple[fx.Node, ...]:
+    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The parameters among the arguments of a function whose axes `flow` binds one by one, as a module's."""
+        return ()
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         """The inputs in which a dead unit has to be exactly zero (the op mixes units)."""
         return ()
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...] | None:
+        """The inputs that are zero for a dead unit wherever the result has to be; None compares labels to find out."""
+        return None
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
         """Multiply-adds for one example, as `torch.utils.flop_counter` counts them (2 FLOPs each)."""
@@ -162,10 +183,12 @@ class Rule:
 
 
 R = TypeVar("R", bound=Rule)
+F = TypeVar("F", bound=Callable[..., Any])
 
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 _METHODS: dict[str, Rule] = {}
+_DECOMPOSITIONS: dict[type[nn.Module], Callable[..., Any]] = {}
 _OVERRIDABLE = ("forward", "_conv_forward")
 
 
@@ -197,6 +220,27 @@ def module_rule(module: nn.Module) -> Rule | None:
     return None
 
 
+def decomposition(cls: type[nn.Module]) -> Callable[[F], F]:
+    """Register what to capture for a module class instead of its `forward`: a function of the module and its arguments.
+
+    It computes the same by simpler ops, or returns `NotImplemented`: then the module stays one opaque node.
+    """
+
+    def register(function: F) -> F:
+        _DECOMPOSITIONS[cls] = function
+        return function
+
+    return register
+
+
+def find_decomposition(module: nn.Module) -> Callable[..., Any] | None:
+    """What to capture instead of the module's `forward`, unless its class overrides that."""
+    for base in type(module).__mro__:
+        if base in _DECOMPOSITIONS:
+            return _DECOMPOSITIONS[base] if type(module).forward is base.forward else None
+    return None
+
+
 def function_rule(function: Any) -> Rule | None:
     """The rule of a function."""
     return _FUNCTIONS.get(function)
@@ -206,6 +250,8 @@ def is_leaf(module: nn.Module) -> bool:
     """Whether capture keeps the module as one node: it has a rule, or it is torch.nn's own and no container."""
     if module_rule(module) is not None:
         return True
+    if find_decomposition(module) is not None:
+        return False
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         return False
     return type(module).__module__.startswith(("torch.nn", "torch.ao"))
