@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from fxcat.costs import CostTerm
 from fxcat.passes import guards
+from fxcat.passes.capture import effects
 from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
 from fxcat.passes.labels import Flow, flow_labels
@@ -79,12 +80,13 @@ def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:
         wanted = wanted[phase]  # pyright: ignore
     stack: list[fx.Node] = []
     fx.map_arg(wanted, stack.append)
+    changes = effects(graph)
     seen: set[fx.Node] = set()
     while stack:
         node = stack.pop()
         if node not in seen:
             seen.add(node)
-            stack += node.all_input_nodes
+            stack += [*node.all_input_nodes, *changes.get(node, ())]
     return frozenset(seen)
 
 

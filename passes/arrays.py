@@ -30,6 +30,32 @@ def along(labels: torch.Tensor, axis: int, dims: int) -> torch.Tensor:
     return labels.reshape([-1 if a == axis % dims else 1 for a in range(dims)])
 
 
+def reshape(labels: torch.Tensor, source: torch.Size, result: torch.Size) -> torch.Tensor:
+    """Labels of a value of shape `source` after it was viewed as `result`.
+
+    The shapes are split into runs of axes with equal products; only runs with labels are expanded to full size.
+    """
+    if 0 in source:
+        return labels.new_zeros((1,) * len(result))
+    given: list[int] = []
+    wanted: list[int] = []
+    i = j = 0
+    while i < len(source) or j < len(result):
+        a, b, left, right = i, j, 1, 1
+        while left != right or (a == i and b == j):
+            if left <= right and a < len(source):
+                left *= source[a]
+                a += 1
+            else:
+                right *= result[b]
+                b += 1
+        varies = any(size > 1 for size in labels.shape[i:a])
+        given += source[i:a] if varies else [1] * (a - i)
+        wanted += result[j:b] if varies else [1] * (b - j)
+        i, j = a, b
+    return labels.expand(given).reshape(wanted)
+
+
 def unlabelled(value: Any) -> Labels:
     """Label 0 for every tensor in a value."""
     if isinstance(value, torch.Tensor):

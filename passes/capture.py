@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcat.errors import CaptureError, InputError
+from fxcat.errors import InputError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.rules.table import is_leaf
 from fxcat.passes.tracer import ExampleTracer, Guard
@@ -72,7 +72,7 @@ def capture(model: nn.Module, example_inputs: Any) -> Captured:
     if reads:
         training, more, others = _trace(twin, inputs, training=True)
         inference, renamed = _merge(inference, training)
-        guards += tuple(Guard(renamed[g.node], g.value) for g in more)
+        guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
         constants |= others
     _functionalise(inference)
     return Captured(twin, inference, guards, constants)
@@ -155,15 +155,11 @@ def _key(argument: Any, copies: Mapping[fx.Node, fx.Node]) -> str:
 def _functionalise(graph: fx.Graph) -> None:
     """What reads a value after an in-place op changed it reads the op's result instead.
 
-    Raises `CaptureError` for item assignment, which has no result to read.
+    Changes of a part of a value stay as they are: see `effects`.
     """
     order = {n: i for i, n in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if node.target is operator.setitem:
-            raise CaptureError(
-                "assignment into a tensor", where=str(node.meta.get("path")), remedy="use torch.where or torch.cat"
-            )
-        if is_inplace(node) and isinstance(node.args[0], fx.Node):
+        if is_inplace(node) and isinstance(node.args[0], fx.Node) and changed_part_of(node) is None:
             changed = node.args[0]
             later: Sequence[fx.Node] = [u for u in changed.users if order[u] > order[node]]
             for user in later:
@@ -176,6 +172,44 @@ INPLACE_OPERATORS: dict[Any, Any] = {
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
 }
+
+
+_VIEWS: tuple[Any, ...] = (
+    *(operator.getitem, "view", "narrow", "select", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "t"),
+    *(
+        "chunk",
+        "split",
+        "unbind",
+        torch.transpose,
+        torch.permute,
+        torch.flatten,
+        torch.chunk,
+        torch.split,
+        torch.unbind,
+    ),
+)
+
+
+def changed_part_of(node: fx.Node) -> fx.Node | None:
+    """The value of which a node changes a part in place: by item assignment, or through a view."""
+    target = node.args[0] if node.args else None
+    assigned = node.target is operator.setitem
+    if not isinstance(target, fx.Node) or not (assigned or is_inplace(node)):
+        return None
+    base = target
+    while base.target in _VIEWS and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+    return base if assigned or base is not target else None
+
+
+def effects(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For values that are changed in part the nodes that do so: whoever reads the value needs these too."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        base = changed_part_of(node)
+        if base is not None:
+            found.setdefault(base, []).append(node)
+    return found
 
 
 def is_inplace(node: fx.Node) -> bool:

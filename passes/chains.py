@@ -36,8 +36,10 @@ def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
     wide = [n for n in graph.nodes if is_wide(flow.values.get(n))]
     if not wide:
         return ()
-    for node in [n for n in wide if n.op == "get_attr"]:
-        _settle_attribute(flow, node)
+    attributes = [n for n in wide if n.op == "get_attr"]
+    roots = torch.from_numpy(flow.roots()) if attributes else torch.empty(0)
+    for node in attributes:
+        _settle_attribute(flow, node, roots)
     while True:
         roots = torch.from_numpy(flow.roots())
         still = [n for n in wide if n.op != "get_attr" and is_wide(_resolve(flow.values[n], roots))]
@@ -61,10 +63,10 @@ def _resolve(labels: Labels, roots: torch.Tensor) -> Labels:
     return compress(roots[labels]) if isinstance(labels, torch.Tensor) else None
 
 
-def _settle_attribute(flow: Flow, node: fx.Node) -> None:
+def _settle_attribute(flow: Flow, node: fx.Node, roots: torch.Tensor) -> None:
     """A parameter that still varies along several axes after all its uses cannot be sliced: freeze it."""
     labels = flow.values[node]
-    if is_wide(_resolve(labels, torch.from_numpy(flow.roots()))):
+    if is_wide(_resolve(labels, roots)):
         flow.freeze(labels, place(node), "parameter whose axes do not match the units it meets")
 
 

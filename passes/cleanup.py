@@ -9,16 +9,19 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fxcat.passes.capture import INPLACE_OPERATORS, is_inplace
+from fxcat.passes.capture import INPLACE_OPERATORS, effects, is_inplace
 
 
 def remove_dead(graph: fx.Graph) -> bool:
     """Erase every node that neither reaches an output nor asserts something. Returns whether there was one."""
+    changes = effects(graph)
     kept: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        wanted = node.op in ("placeholder", "output") or node.target is torch._assert  # pyright: ignore[reportPrivateUsage]
-        if wanted or any(u in kept for u in node.users):
+    stack = [n for n in graph.nodes if n.op in ("placeholder", "output") or n.target is torch._assert]  # pyright: ignore[reportPrivateUsage]
+    while stack:
+        node = stack.pop()
+        if node not in kept:
             kept.add(node)
+            stack += [*node.all_input_nodes, *changes.get(node, ())]
     dead = [n for n in reversed(graph.nodes) if n not in kept]
     for node in dead:
         graph.erase_node(node)

@@ -7,6 +7,7 @@ that is frozen. Label 0 means "not a unit: always live".
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,6 +211,8 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
         return None
     if node.op == "get_attr":
         return _attribute_labels(flow, node)
+    if node.target is operator.setitem:
+        freeze_node(flow, node, "assignment into a part of a value")
     if not any(True for _ in leaves(unlabelled(value))):
         return None
     found = flow.rules[node] = find_rule(node, flow.module(node) if node.op == "call_module" else None)
@@ -229,8 +232,8 @@ def freeze_node(flow: Flow, node: fx.Node, reason: str) -> None:
 def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
     """Every element of a parameter gets a label of its own: what meets it tells which of its axes hold units."""
     value = node.meta["value"]
-    if not isinstance(value, torch.Tensor) or value.numel() == 1:
-        return unlabelled(value)
+    if not isinstance(value, torch.Tensor) or value.numel() == 1 or not value.is_floating_point():
+        return unlabelled(value)  # tables of indices are no units
     rules = [find_rule(user, None) for user in node.users if user.op == "call_function"]
     if len(rules) == len(node.users) and all(
         r is not None and node in r.binds(u) for r, u in zip(rules, node.users, strict=True)

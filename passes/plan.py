@@ -203,13 +203,16 @@ def _is_rectangle(setting: _Setting, node: fx.Node) -> bool:
 
 
 def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node) -> None:
-    """Change the numbers in a movement's arguments that state sizes."""
+    """Change the numbers in the arguments that state sizes; numbers computed from sizes stay what they were."""
     rule = analysis.flow.rules.get(old)
     if rule is None or type(rule).reshaped is Rule.reshaped:
+        if isinstance(old.meta.get("value"), torch.Tensor):
+            _keep_numbers(analysis, copies[old], old)
         return
     source = next(i for i in old.all_input_nodes if analysis.flow.values[i] is not None)
     before, after = setting.of_value(source), setting.of_value(old)
-    if _untouched(before) and _untouched(after):
+    numbers = [i for i in old.all_input_nodes if isinstance(i.meta.get("value"), int)]
+    if _untouched(before) and _untouched(after) and not any(depends_on_units(analysis.flow, n) for n in numbers):
         return
     labels, value = analysis.flow.values[old], old.meta["value"]
     single = isinstance(labels, torch.Tensor)
@@ -228,6 +231,15 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
         new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
         if replacement.target is not None:
             new.target = replacement.target
+
+
+def _keep_numbers(analysis: Analysis, new: fx.Node, old: fx.Node) -> None:
+    """An op on tensors that takes a number made from the size of an axis with units (√width) keeps that number."""
+    for before, after in zip(old.all_input_nodes, new.all_input_nodes, strict=True):
+        number = before.meta.get("value")
+        if isinstance(number, int | float) and depends_on_units(analysis.flow, before):
+            new.args = fx.map_arg(new.args, lambda n, a=after, v=number: v if n is a else n)
+            new.kwargs = fx.map_arg(new.kwargs, lambda n, a=after, v=number: v if n is a else n)
 
 
 def _untouched(live: Any) -> bool:

@@ -15,6 +15,8 @@ import networkx as nx
 import torch
 from torch import fx
 
+from fxcat.passes.capture import effects
+
 SUMS = {torch.add, operator.add, operator.iadd, "add", "add_"}
 
 
@@ -37,9 +39,10 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
         return ()
     dominators = _dominators(graph)
     order = {n: i for i, n in enumerate(graph.nodes)}
+    changes = effects(graph)
     found: list[Section] = []
     for join in joins:
-        section = _section_at(join, dominators, order, weight)
+        section = _section_at(join, dominators, order, changes, weight)
         if section is not None:
             found.append(section)
     return _named(found)
@@ -68,6 +71,7 @@ def _section_at(
     join: fx.Node,
     dominators: dict[fx.Node, fx.Node],
     order: dict[fx.Node, int],
+    changes: Mapping[fx.Node, list[fx.Node]],
     weight: Mapping[fx.Node, int],
 ) -> Section | None:
     entry = dominators.get(join)
@@ -75,7 +79,7 @@ def _section_at(
         return None
     a, b = join.args[0], join.args[1]
     assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
-    branches = [(a, _branch(a, entry, order)), (b, _branch(b, entry, order))]
+    branches = [(x, _branch(x, entry, order, changes)) for x in (a, b)]
     branches.sort(key=lambda item: sum(weight.get(n, 0) for n in item[1]))
     (shortcut, cheap), (last, nodes) = branches
     work = sum(weight.get(n, 0) for n in nodes)
@@ -87,7 +91,9 @@ def _section_at(
     return Section("", join, entry, last, shortcut, frozenset(nodes))
 
 
-def _branch(last: fx.Node, entry: fx.Node, order: dict[fx.Node, int]) -> set[fx.Node]:
+def _branch(
+    last: fx.Node, entry: fx.Node, order: dict[fx.Node, int], changes: Mapping[fx.Node, list[fx.Node]]
+) -> set[fx.Node]:
     """Everything between `entry` and `last`; parameters that it reads count too."""
     nodes: set[fx.Node] = set()
     stack = [last]
@@ -96,7 +102,7 @@ def _branch(last: fx.Node, entry: fx.Node, order: dict[fx.Node, int]) -> set[fx.
         if node is entry or node in nodes or (order[node] < order[entry] and node.op != "get_attr"):
             continue
         nodes.add(node)
-        stack += node.all_input_nodes
+        stack += [*node.all_input_nodes, *changes.get(node, ())]
     return nodes
 
 

@@ -7,18 +7,23 @@ example values.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import fx, nn
+from torch.fx import _symbolic_trace
+from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import CaptureError
 from fxcat.passes.execute import run_node
-from fxcat.passes.rules.table import find_decomposition, is_leaf
+from fxcat.passes.rules.table import find_decomposition, function_rule, is_leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,9 @@ class ExampleProxy(fx.Proxy):
         proxy: Any = self
         return iter([proxy[i] for i in range(len(self))])
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
     def __contains__(self, item: object) -> bool:
         return self._resolve(item in self.example)
 
@@ -89,7 +97,7 @@ class ExampleTracer(fx.Tracer):
         """
         self._inputs = inputs
         try:
-            with torch.no_grad():
+            with torch.no_grad(), patch.object(_symbolic_trace, "_create_wrapped_func", self._descending):
                 return self.trace(root)
         except CaptureError:
             raise
@@ -100,6 +108,30 @@ class ExampleTracer(fx.Tracer):
                 remedy="check that the model itself accepts the example inputs; if it does, rewrite that line with "
                 "tensor operations whose shapes do not depend on tensor values",
             ) from error
+
+    def _descending(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What calls of a function that was given to `torch.fx.wrap` do: they are traced through where possible."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
+                return function(*args, **kwargs)
+            if isinstance(function, types.FunctionType) and function_rule(function) is None:
+                last, guards = next(reversed(self.graph.nodes)), len(self.guards)
+                try:
+                    return function(*args, **kwargs)
+                except Exception:  # whatever its Python cannot do with proxies: it stays one opaque node
+                    self._erase_after(last)
+                    del self.guards[guards:]
+            return self.create_proxy("call_function", function, args, kwargs)
+
+        return call
+
+    def _erase_after(self, last: fx.Node) -> None:
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                return
+            self.graph.erase_node(node)
 
     def location(self, error: BaseException | None = None) -> str:
         """Module path and source line of the innermost frame of the user's code."""

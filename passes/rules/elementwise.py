@@ -55,7 +55,7 @@ class Elementwise(Rule):
     *(nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh, F.tanh),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.relu, torch.relu_, torch.tanh, torch.abs),
-    *(torch.neg, operator.neg, torch.square, torch.sin, "relu", "relu_", "tanh", "abs", "neg"),
+    *(torch.neg, operator.neg, torch.square, torch.sin, "relu", "relu_", "tanh", "abs", "neg", "zero_"),
     *(StochasticDepth, stochastic_depth),
 )
 class ZeroToZero(Elementwise):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.arguments import arguments, thaw
+from fxcat.passes.arrays import compress, reshape
 from fxcat.passes.chains import move
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
@@ -27,6 +28,17 @@ class Movement(Rule):
         return move(node, flow.values, flow.root)
 
 
+class Reshaping(Movement):
+    """Movements that keep the order of all elements."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source = node.all_input_nodes[0]
+        labels = flow.values[source]
+        if not isinstance(labels, torch.Tensor):
+            return move(node, flow.values, flow.root)
+        return compress(reshape(labels, source.meta["value"].shape, node.meta["value"].shape))
+
+
 @rule("contiguous", "clone", "detach", "to", "float", torch.clone)
 class Copy(Movement):
     """Ops that change neither shape nor order."""
@@ -37,14 +49,13 @@ class Copy(Movement):
 
 @rule(
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.t, "t"),
-    *(torch.movedim, "movedim", torch.unsqueeze, "unsqueeze", torch.squeeze, "squeeze"),
+    *(torch.movedim, "movedim", torch.unsqueeze, "unsqueeze"),
+    *(torch.roll, "roll", torch.flip, "flip"),
 )
 class Axes(Movement):
-    """Ops that reorder, add or drop whole axes: they run on the compressed labels as they are."""
+    """Ops that reorder or add whole axes, or rotate them: they run on the compressed labels as they are."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        if node.target in (torch.squeeze, "squeeze"):
-            return move(node, flow.values, flow.root)
         source = node.all_input_nodes[0]
         labels, rest = flow.of(source), node.args[1:]
         if node.op == "call_method":
@@ -53,16 +64,16 @@ class Axes(Movement):
         return node.target(labels, *rest, **{k: v for k, v in node.kwargs.items() if k != "input"})
 
 
-@rule(torch.flatten, "flatten", nn.Flatten)
-class Flatten(Movement):
-    """flatten: states no sizes."""
+@rule(torch.flatten, "flatten", nn.Flatten, torch.squeeze, "squeeze")
+class Flatten(Reshaping):
+    """flatten and squeeze: they state no sizes."""
 
     def samples(self) -> tuple[Sample, ...]:
         return (Sample(nn.Flatten(), (2, 6, 3, 3)),)
 
 
 @rule(torch.reshape, "reshape", "view")
-class Reshape(Movement):
+class Reshape(Reshaping):
     """view and reshape: the sizes are in the arguments."""
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
@@ -78,7 +89,7 @@ class Reshape(Movement):
 
 
 @rule(torch.unflatten, "unflatten")
-class Unflatten(Movement):
+class Unflatten(Reshaping):
     """unflatten: one axis becomes several, whose sizes are in the arguments."""
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
@@ -151,8 +162,7 @@ def _split_axis(node: fx.Node) -> int:
 
 
 @rule(
-    *(torch.stack, torch.unbind, "unbind", torch.flip, "flip", torch.roll, "roll", "repeat"),
-    *(torch.repeat_interleave, "repeat_interleave"),
+    *(torch.stack, torch.unbind, "unbind", "repeat", torch.repeat_interleave, "repeat_interleave"),
 )
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
@@ -186,7 +196,7 @@ class Sized(Movement):
 
 @rule(operator.getitem)
 class Item(Movement):
-    """Indexing: an element of a tuple, or slices of a tensor."""
+    """Indexing: an element of a tuple, slices of a tensor, or a lookup in a table."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.args[0]
@@ -196,29 +206,100 @@ class Item(Movement):
             return labels[node.args[1]]  # pyright: ignore
         if labels is None:
             return None
-        return move(node, flow.values, flow.root)
+        index: Any = node.args[1]
+        entries = index if isinstance(index, tuple) else (index,)
+        lookups = [e for e in entries if isinstance(e, list) or _is_tensor(e)]
+        if lookups:
+            return _look_up(flow, node, source, entries)
+        for axis, entry in _by_axis(entries, labels.dim()):
+            if isinstance(entry, slice) and labels.shape[axis] > 1 and thaw(entry.step) not in (None, 1):
+                flow.freeze(labels, node, "units along an axis that is sliced with a step")
+        if 0 in node.meta["value"].shape:
+            return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+        return compress(_indexed(labels, source.meta["value"].shape, entries))
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        index: Any = thaw(node.args[1])
-        entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
-        if not isinstance(source.meta["value"], torch.Tensor) or any(e is None or e is Ellipsis for e in entries):
+        if not isinstance(source.meta["value"], torch.Tensor):
             return None
-        for axis, entry in enumerate(entries):
-            live = moved.source[axis] if axis < len(moved.source) else None
-            if live is None:
-                continue
-            size = source.meta["value"].shape[axis]
-            if isinstance(entry, slice):
-                start, stop, step = entry.indices(size)
-                if step != 1:
-                    return None
+        index: Any = node.args[1]
+        entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
+        shape = source.meta["value"].shape
+        position = 0
+        for axis, entry in _by_axis(entries, len(shape)):
+            while entries[position] is not entry:
+                position += 1
+            live = moved.source[axis]
+            known = thaw(entry)
+            if live is not None and isinstance(known, slice):
+                start, stop, _ = known.indices(shape[axis])
                 begin, end = int((live < start).sum()), int((live < stop).sum())
-                entries[axis] = slice(begin, end) if (begin, end) != (0, len(live)) else slice(None)
-            elif isinstance(entry, int):
-                entries[axis] = int((live < entry % size).sum())
+                entries[position] = slice(begin, end) if (begin, end) != (0, len(live)) else slice(None)
+            elif live is not None and isinstance(known, int):
+                entries[position] = int((live < known % shape[axis]).sum())
+            position += 1
         return Replacement((source, tuple(entries) if isinstance(index, tuple) else entries[0]), {})
+
+
+def _indexed(labels: torch.Tensor, shape: torch.Size, entries: Any) -> torch.Tensor:
+    """Labels of a part of a value; axes without units stay as short as they are."""
+    mapped = iter(_by_axis(entries, labels.dim()))
+    index: list[Any] = []
+    for entry in entries:
+        if entry is None or entry is Ellipsis:
+            index.append(entry)
+            continue
+        axis, known = next(mapped)[0], thaw(entry)
+        if labels.shape[axis] == 1 and isinstance(known, int):
+            known = 0 if shape[axis] else known
+        elif labels.shape[axis] == 1:
+            known = slice(None)
+        index.append(known)
+    return labels[tuple(index)]
+
+
+def _is_tensor(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and isinstance(argument.meta["value"], torch.Tensor)
+
+
+def _by_axis(entries: Any, dims: int) -> list[tuple[int, Any]]:
+    """The entries of an index that stand for one axis each, with that axis."""
+    result: list[tuple[int, Any]] = []
+    given = [e for e in entries if e is not None]
+    axis = 0
+    for entry in given:
+        if entry is Ellipsis:
+            axis = dims - (len(given) - 1 - given.index(Ellipsis))
+        else:
+            result.append((axis, entry))
+            axis += 1
+    return result
+
+
+def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels:
+    """Rows of a table, by a tensor of numbers along its first axis; what else is looked up is frozen."""
+    labels = flow.of(source)
+    rows = labels.narrow(0, 0, 1)
+    if (
+        len(entries) == 1
+        and _is_tensor(entries[0])
+        and entries[0].meta["value"].dtype != torch.bool
+        and labels.dim() > 1
+    ):
+        flow.unite(labels, rows)
+        index = entries[0].meta["value"]
+        return rows.reshape((1,) * index.dim() + tuple(rows.shape[1:]))
+    flow.freeze(labels, node, "lookup by values")
+    return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+
+
+@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
+class Creation(Rule):
+    """New values: the tensor they are made from only gives type and device."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
 
 
 @rule(F.pad, nn.ZeroPad2d)

@@ -186,16 +186,30 @@ class Softmax(Rule):
     zero = Zero.BREAKS
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source = node.all_input_nodes[0]
         given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else -1)
-        labels = flow.of(source)
-        if labels.shape[given] > 1:
-            first = labels.narrow(given, 0, 1)
-            flow.unite(labels, first)
-            if first.numel() == 1:
-                flow.freeze(labels, node, "softmax over the units")
-            return first
+        return whole_slices(flow, node, given)
+
+
+def whole_slices(flow: Flow, node: fx.Node, axis: int) -> torch.Tensor:
+    """Labels of an op that mixes what lies along an axis: other axes may have units, that one may not."""
+    labels = flow.of(node.all_input_nodes[0])
+    if labels.shape[axis] == 1:
         return labels
+    first = labels.narrow(axis, 0, 1)
+    flow.unite(labels, first)
+    if first.numel() == 1:
+        flow.freeze(labels, node, "units along an axis whose elements are mixed")
+    return first
+
+
+@rule(F.normalize)
+class Normalize(Rule):
+    """F.normalize over an axis without units."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return whole_slices(flow, node, int(arguments(node).get("dim", 1)))
 
 
 @rule(F.linear)
