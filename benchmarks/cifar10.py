@@ -44,6 +44,7 @@ def run(method: str, seed: int, options: argparse.Namespace, data: tuple[torch.T
     model = CifarResNet(options.depth, width)
     net = fxcat.prepare(model, torch.zeros(1, 3, options.size, options.size), verbose=False)
     pruned = method == "fxcat"
+    plain = {} if pruned else {"warmup": 0.0, "until": 1e-9}
     start = time.perf_counter()
     history = fxcat.fit(
         net,
@@ -52,11 +53,10 @@ def run(method: str, seed: int, options: argparse.Namespace, data: tuple[torch.T
         epochs=options.epochs,
         target=fxcat.Target(flops=options.flops) if pruned else None,
         pressure=None if pruned else NOTHING_PRUNED,
-        warmup=0.1 if pruned else 0.0,
-        until=0.4 if pruned else 1e-9,
         lr=options.lr,
         seed=seed,
         progress=False,
+        **plain,
     )
     return {
         "method": method,

@@ -47,7 +47,7 @@ class GateController:
         pressure: Pressure | None = None,
         total_steps: int,
         warmup: float = 0.1,
-        until: float = 0.4,
+        until: float = 0.55,
         gate_lr: float | None = None,
         seed: int = 0,
     ) -> None:

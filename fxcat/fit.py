@@ -62,7 +62,7 @@ def fit(
     loss: Loss = cross_entropy,
     lr: float = 0.05,
     warmup: float = 0.1,
-    until: float = 0.4,
+    until: float = 0.55,
     device: str | torch.device | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 import operator
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import InputError
 from fxcat.passes.copying import meta_twin
@@ -75,7 +77,26 @@ def capture(model: nn.Module, example_inputs: Any) -> Captured:
         guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
         constants |= others
     _functionalise(inference)
+    if _has_kept_values(twin):
+        twin = meta_twin(model)
+        vars(twin).update({n: c.to("meta") for n, c in constants.items()})
     return Captured(twin, inference, guards, constants)
+
+
+def _has_kept_values(twin: nn.Module) -> bool:
+    """Whether the traced modules have kept proxies of what they were called with, or may have, in objects of theirs."""
+    for module in twin.modules():
+        if is_leaf(module):
+            continue
+        own = [v for name, v in vars(module).items() if type(v) not in _PLAIN and name not in _MODULE_STATE]
+        if any(hasattr(v, "__dict__") and not isinstance(v, _HARMLESS) for v in tree_leaves(own)):
+            return True
+    return False
+
+
+_PLAIN = frozenset((bool, int, float, str, type(None)))
+_HARMLESS = (torch.Tensor, nn.Module, type, types.FunctionType)
+_MODULE_STATE = frozenset(vars(nn.Module()))
 
 
 def _trace(

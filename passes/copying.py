@@ -78,7 +78,7 @@ class _Copier:
             kind = type(value)
             if kind in _ATOMS and (plain or kind is not tuple):
                 continue
-            if not value and key in _HOOKS:
+            if key in _HOOKS and not value:
                 state[key] = _NOTHING if self._private else OrderedDict()
             elif key in ("_parameters", "_buffers"):
                 state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()}

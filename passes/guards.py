@@ -28,11 +28,6 @@ def freeze_guarded(flow: Flow, graph: fx.Graph, guards: Sequence[Guard]) -> None
                 flow.freeze(labels, place(node), "a branch depends on the number of units")
 
 
-def depends_on_units(flow: Flow, node: fx.Node) -> bool:
-    """Whether a number comes from the size of an axis with units."""
-    return any(axis is None or flow.of(tensor).shape[axis] > 1 for tensor, axis in asked_sizes(node))
-
-
 def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
     """The tensors and axes (None: all) from whose sizes a number is computed."""
     stack: list[tuple[fx.Node, int | None]] = [(node, None)]

@@ -20,7 +20,6 @@ from fxcat.passes.arrays import place
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.execute import propagate
-from fxcat.passes.guards import depends_on_units
 from fxcat.passes.rules.table import Labels, Moved, Rule
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
@@ -49,6 +48,7 @@ class _Setting:
 
     def __init__(self, analysis: Analysis, units: torch.Tensor) -> None:
         self.analysis = analysis
+        self._numbers: dict[fx.Node, Any] = {}
         # the last entry answers for NO_UNIT = -1
         self.open = torch.cat([units.bool().cpu(), torch.ones(1, dtype=torch.bool)])
 
@@ -83,6 +83,24 @@ class _Setting:
         return tuple(
             n if x is None else len(x) for n, x in zip(node.meta["value"].shape, self.of_value(node), strict=True)
         )
+
+    def number(self, node: fx.Node) -> Any:
+        """What a node that computes a number, from sizes, gives after removal."""
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            shape = value.shape if self.analysis.flow.values.get(node) is None else self.shape(node)
+            return torch.empty(shape, dtype=value.dtype, device="meta")
+        if node.op == "placeholder":
+            return value
+        if node not in self._numbers:
+            args = fx.map_arg(node.args, self.number)
+            kwargs = fx.map_arg(node.kwargs, self.number)
+            if node.op == "call_method":
+                self._numbers[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                assert callable(node.target)
+                self._numbers[node] = node.target(*args, **kwargs)
+        return self._numbers[node]
 
     def _of(self, node: fx.Node, labels: Labels, value: Any) -> Any:
         if isinstance(labels, tuple):
@@ -207,12 +225,12 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     rule = analysis.flow.rules.get(old)
     if rule is None or type(rule).reshaped is Rule.reshaped:
         if isinstance(old.meta.get("value"), torch.Tensor):
-            _keep_numbers(analysis, copies[old], old)
+            _keep_numbers(setting, copies[old], old)
         return
     source = next(i for i in old.all_input_nodes if analysis.flow.values[i] is not None)
     before, after = setting.of_value(source), setting.of_value(old)
     numbers = [i for i in old.all_input_nodes if isinstance(i.meta.get("value"), int)]
-    if _untouched(before) and _untouched(after) and not any(depends_on_units(analysis.flow, n) for n in numbers):
+    if _untouched(before) and _untouched(after) and all(setting.number(n) == n.meta["value"] for n in numbers):
         return
     labels, value = analysis.flow.values[old], old.meta["value"]
     single = isinstance(labels, torch.Tensor)
@@ -221,7 +239,7 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
         result=after,
         shape=tuple(n if x is None else len(x) for n, x in zip(value.shape, after, strict=True)) if single else (),
         has_units=tuple(size > 1 for size in labels.shape) if single else (),
-        is_stale=lambda node: depends_on_units(analysis.flow, node),
+        number=setting.number,
     )
     replacement = rule.reshaped(old, moved)
     if replacement is not None:
@@ -233,11 +251,11 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
             new.target = replacement.target
 
 
-def _keep_numbers(analysis: Analysis, new: fx.Node, old: fx.Node) -> None:
+def _keep_numbers(setting: _Setting, new: fx.Node, old: fx.Node) -> None:
     """An op on tensors that takes a number made from the size of an axis with units (√width) keeps that number."""
     for before, after in zip(old.all_input_nodes, new.all_input_nodes, strict=True):
         number = before.meta.get("value")
-        if isinstance(number, int | float) and depends_on_units(analysis.flow, before):
+        if isinstance(number, int | float) and setting.number(before) != number:
             new.args = fx.map_arg(new.args, lambda n, a=after, v=number: v if n is a else n)
             new.kwargs = fx.map_arg(new.kwargs, lambda n, a=after, v=number: v if n is a else n)
 

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.execute import run_node
@@ -46,6 +46,11 @@ class ExampleProxy(fx.Proxy):
     def _resolve(self, value: Any) -> Any:
         self.tracer.guards.append(Guard(self.node, value))
         return value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # protocols that a proxy does not have
+        return super().__getattr__(name)
 
     def __bool__(self) -> bool:
         if isinstance(self.example, torch.Tensor):
@@ -168,6 +173,10 @@ class ExampleTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ExampleProxy(node, self)
 
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        with patch.object(torch, "tensor", _resolving(torch.tensor)):
+            return super().trace(root, concrete_args)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_leaf(m)
 
@@ -222,6 +231,21 @@ class ExampleTracer(fx.Tracer):
         if kind not in ("placeholder", "output"):
             node.meta["path"] = self._path
         return proxy
+
+
+def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that PyTorch does not dispatch on proxies: numbers among its arguments are resolved, and guarded."""
+
+    def resolved(value: Any) -> Any:
+        number = isinstance(value, ExampleProxy) and isinstance(value.example, int | float | bool)
+        return value._resolve(value.example) if number else value
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map(resolved, (args, kwargs))
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _walk_traceback(error: BaseException) -> list[tuple[Any, int]]:

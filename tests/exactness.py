@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_leaves
 import fxcat
 from fxcat.gated import GatedModule
 
+Inputs = tuple[torch.Tensor, ...]
+Shapes = tuple[int, ...] | tuple[tuple[int, ...], ...]
+
 DOUBLE_TOLERANCE = 1e-10
 SINGLE_TOLERANCE = 1e-4
 
@@ -112,11 +115,11 @@ def fixed_seed(seed: int) -> Iterator[None]:
         yield
 
 
-def counted_macs(module: nn.Module, inputs: torch.Tensor) -> int:
+def counted_macs(module: nn.Module, inputs: Inputs) -> int:
     """Multiply-adds that PyTorch's own counter sees."""
     counter = flop_counter.FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        module(inputs)
+        module(*inputs)
     return counter.get_total_flops() // 2
 
 
@@ -134,20 +137,22 @@ def operators(module: nn.Module) -> Counter[str]:
 def check(
     model: nn.Module,
     name: str,
-    shape: tuple[int, ...],
-    other: tuple[int, ...],
+    shape: Shapes,
+    other: Shapes,
     *,
     settings: int = 3,
     train: bool = True,
 ) -> Report:
-    """Check one model with example inputs of `shape`, and on inputs of another shape `other`."""
+    """Check one model with example inputs of `shape` (or shapes), and on inputs of another shape `other`."""
     report = Report(name)
     tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
     dtype = next(model.parameters()).dtype
     before = {k: v.clone() for k, v in model.state_dict().items()}
     generator = torch.Generator().manual_seed(1)
-    example = torch.randn(shape, generator=generator, dtype=dtype)
-    inputs = torch.randn(other, generator=generator, dtype=dtype)
+    example, inputs = (
+        tuple(torch.randn(s, generator=generator, dtype=dtype) for s in ((g,) if isinstance(g[0], int) else g))
+        for g in (shape, other)
+    )
     net = fxcat.prepare(model, example, verbose=False)
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
     report.units = sum(g.units for g in net.structure.groups)
@@ -158,9 +163,9 @@ def check(
     for seed in range(settings):
         random_gates(net, seed)
         with torch.no_grad():
-            expected = net(inputs)
+            expected = net(*inputs)
             small = fxcat.finalize(net)
-            found = difference(small(inputs), expected)
+            found = difference(small(*inputs), expected)
         report.removal = max(report.removal, found)
         report.require(found <= tolerance, f"I2 setting {seed}: {found:.1e}")
         _check_costs(report, net, small, example, seed)
@@ -174,16 +179,16 @@ def check(
 
 
 def _check_open(
-    report: Report, model: nn.Module, net: GatedModule, inputs: torch.Tensor, train: bool, tolerance: float
+    report: Report, model: nn.Module, net: GatedModule, inputs: Inputs, train: bool, tolerance: float
 ) -> None:
     reference = copy.deepcopy(model)
     for mode in ("eval", "train") if train else ("eval",):
         reference.train(mode == "train")
         net.train(mode == "train")
         with torch.no_grad(), fixed_seed(7):
-            expected = reference(inputs)
+            expected = reference(*inputs)
         with torch.no_grad(), fixed_seed(7):
-            found = difference(net(inputs), expected)
+            found = difference(net(*inputs), expected)
         setattr(report, f"open_{mode}", found)
         report.require(found <= tolerance, f"I1 {mode}: {found:.1e}")
     buffers = dict(reference.named_buffers())
@@ -192,17 +197,17 @@ def _check_open(
             report.require(difference(buffer, buffers[key]) <= tolerance, f"I1 buffer {key}")
 
 
-def _check_trainable(report: Report, small: nn.Module, inputs: torch.Tensor) -> None:
+def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:
     """The small network still trains: in-place ops must not have hit values that autograd needs."""
     try:
         with torch.enable_grad():
-            outputs = tree_leaves(small.train()(inputs))
+            outputs = tree_leaves(small.train()(*inputs))
             sum(o.sum() for o in outputs).backward()
     except RuntimeError as error:
         report.require(False, f"the small network does not train: {error}")
 
 
-def _check_costs(report: Report, net: GatedModule, small: nn.Module, example: torch.Tensor, seed: int) -> None:
+def _check_costs(report: Report, net: GatedModule, small: nn.Module, example: Inputs, seed: int) -> None:
     said = net.hard_cost()
     params = sum(p.numel() for p in small.parameters())
     macs = counted_macs(small, example)

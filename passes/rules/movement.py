@@ -82,8 +82,8 @@ class Reshape(Reshaping):
             return None  # another value's shape: it has changed with that value
         sizes = list(given) if isinstance(given, tuple | list) else [given]
         for axis, size in enumerate(sizes):
-            stale = moved.is_stale(size) if isinstance(size, fx.Node) else moved.has_units[axis] and size != -1
-            if stale:
+            number = moved.number(size) if isinstance(size, fx.Node) else size
+            if number not in (-1, moved.shape[axis]):
                 sizes[axis] = moved.shape[axis]
         return Replacement((node.args[0], tuple(sizes)), {})
 

@@ -61,6 +61,34 @@ class Pool(Rule):
         )
 
 
+@rule(F.interpolate, nn.Upsample, nn.UpsamplingBilinear2d)
+class Resample(Rule):
+    """Interpolation: every channel apart; zeros give zeros."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return channelwise(flow, node, node.meta["value"].dim() - 2)
+
+    def samples(self) -> tuple[Sample, ...]:
+        return (Sample(nn.Upsample(scale_factor=2), (2, 6, 3, 3)),)
+
+
+@rule(F.grid_sample)
+class GridSample(Rule):
+    """grid_sample: every channel apart, at positions that have no units."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        _, grid = node.all_input_nodes
+        flow.freeze(flow.values[grid], node, "positions of a grid")
+        return channelwise(flow, node, node.meta["value"].dim() - 2)
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return node.all_input_nodes[:1]
+
+
 @rule(torch.mean, torch.sum, torch.amax, "mean", "sum", "amax")
 class Reduction(Rule):
     """Mean, sum and maximum over axes without units. Over an axis with units the result would change: frozen."""

@@ -64,15 +64,15 @@ class Moved:
     """What is left of a movement's value.
 
     `source`, `result`: per axis the surviving indices, None where all survive (for several results, one such tuple
-    each). `shape`: the shape that is left of a single result; `has_units`: which of its axes have units. `is_stale`:
-    whether a node in the arguments computes a number from the size of an axis with units.
+    each). `shape`: the shape that is left of a single result; `has_units`: which of its axes have units. `number`:
+    what a node among the arguments that computes a number gives after removal.
     """
 
     source: tuple[torch.Tensor | None, ...]
     result: tuple[torch.Tensor | None, ...] | tuple[tuple[torch.Tensor | None, ...], ...]
     shape: tuple[int, ...]
     has_units: tuple[bool, ...]
-    is_stale: Callable[[fx.Node], bool]
+    number: Callable[[fx.Node], Any]
 
 
 @dataclass(frozen=True, slots=True)
