@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import InputError
+from fxcat.passes.arguments import thaw
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.rules.table import is_leaf
 from fxcat.passes.tracer import ExampleTracer, Guard
@@ -176,15 +177,51 @@ def _key(argument: Any, copies: Mapping[fx.Node, fx.Node]) -> str:
 def _functionalise(graph: fx.Graph) -> None:
     """What reads a value after an in-place op changed it reads the op's result instead.
 
-    Changes of a part of a value stay as they are: see `effects`.
+    Assignments of a value to slices become `slice_scatter`; other changes of a part stay as they are: see `effects`.
     """
     order = {n: i for i, n in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if is_inplace(node) and isinstance(node.args[0], fx.Node) and changed_part_of(node) is None:
-            changed = node.args[0]
-            later: Sequence[fx.Node] = [u for u in changed.users if order[u] > order[node]]
-            for user in later:
-                user.replace_input_with(changed, node)
+    for node in list(graph.nodes):
+        if node.target is operator.setitem:
+            _scatter(graph, node, order)
+        elif is_inplace(node) and isinstance(node.args[0], fx.Node) and changed_part_of(node) is None:
+            _redirect(node.args[0], node, order, order[node])
+
+
+def _redirect(old: fx.Node, new: fx.Node, order: Mapping[fx.Node, int], after: int) -> None:
+    later: Sequence[fx.Node] = [u for u in old.users if order.get(u, -1) > after]
+    for user in later:
+        user.replace_input_with(old, new)
+
+
+def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """`base[slices] = value` as a new value; `base[slices] += x` has computed the value by an in-place sum."""
+    base, index, value = node.args
+    entries: Any = index if isinstance(index, tuple) else (index,)
+    plain = all(isinstance(e, slice) and e.step in (None, 1) for e in entries)
+    is_tensor = isinstance(value, fx.Node) and isinstance(value.meta["value"], torch.Tensor)
+    if not plain or not is_tensor or not isinstance(base, fx.Node) or base.target in _VIEWS:
+        return
+    assert isinstance(value, fx.Node)
+    if value.target in INPLACE_OPERATORS:
+        value.target = INPLACE_OPERATORS[value.target]
+    cut = [(axis, e) for axis, e in enumerate(entries) if e != slice(None)]
+    path = node.meta.get("path")
+
+    def call(function: Any, *args: Any) -> fx.Node:
+        new = graph.call_function(function, args)
+        new.meta.update(path=path, value=function(*thaw(args)))
+        order[new] = order[node]
+        return new
+
+    with graph.inserting_before(node):
+        parts = [base]
+        for axis, entry in cut[:-1]:
+            parts.append(call(operator.getitem, parts[-1], (*[slice(None)] * axis, entry)))
+        result = value
+        for part, (axis, entry) in zip(reversed(parts), reversed(cut), strict=True):
+            result = call(torch.slice_scatter, part, result, axis, entry.start, entry.stop)
+    _redirect(base, result, order, order[node])
+    graph.erase_node(node)
 
 
 INPLACE_OPERATORS: dict[Any, Any] = {

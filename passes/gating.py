@@ -60,8 +60,8 @@ class _Demand:
         visited: set[fx.Node] = set()
         while stack:
             node = stack.pop()
-            if node in visited or not self._has_units(node):
-                continue
+            if node in visited or not self._has_units(node) or self._is_folded(node):
+                continue  # no op mixes the entries of a batch
             visited.add(node)
             sources = self._sources(node, None)
             if sources is None:
@@ -129,6 +129,8 @@ class _Demand:
             return values
         known = rule.carriers(self.flow, node)
         carriers = [n for n in values if self._covers(n, node)] if known is None else list(known)
+        if any(self._is_folded(n) for n in carriers) and not self._is_folded(node):
+            return None  # a gate per batch entry would not fit another batch size: gate what comes out of the fold
         if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(values):
             return None
         return carriers or None
@@ -156,6 +158,12 @@ class _Demand:
         if node not in self._carriers:
             self._carriers[node] = any(self._holds_units(x) for x in leaves(self.flow.values.get(node)))
         return self._carriers[node]
+
+    def _is_folded(self, node: fx.Node) -> bool:
+        """Whether units lie along the batch axis: heads that were folded into it."""
+        labels = self.flow.values.get(node)
+        computed = node.op not in ("get_attr", "placeholder")
+        return computed and isinstance(labels, torch.Tensor) and labels.dim() > 1 and labels.shape[0] > 1
 
     def _holds_units(self, labels: torch.Tensor) -> bool:
         # most values share their label array with others; the flow keeps all arrays, so that ids stay theirs

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx
 
+from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import place
 from fxcat.passes.labels import Flow
 from fxcat.passes.tracer import Guard
@@ -23,8 +24,12 @@ def freeze_guarded(flow: Flow, graph: fx.Graph, guards: Sequence[Guard]) -> None
     deciding = [g.node for g in guards] + [i for n in assertions for i in n.all_input_nodes]
     for node in deciding:
         for tensor, axis in asked_sizes(node):
-            labels = flow.of(tensor)
-            if axis is None or labels.shape[axis] > 1:
+            labels = flow.values[tensor]
+            if not isinstance(labels, torch.Tensor):
+                continue
+            if axis is not None and labels.shape[axis] < labels.numel():
+                flow.unite(labels, labels.narrow(axis, 0, 1))  # units may still lie along the other axes
+            elif labels.numel() > 1:
                 flow.freeze(labels, place(node), "a branch depends on the number of units")
 
 
@@ -42,6 +47,12 @@ def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
             yield tensors[0], index if index is not None else _size_axis(current)
             continue
         item = current.args[1] if current.target is operator.getitem else None
+        if isinstance(item, slice):
+            chosen = range(len(thaw(current.args[0])))[thaw(item)]
+            stack += [
+                (i, a) for i in current.all_input_nodes[:1] for a in (chosen if index is None else [chosen[index]])
+            ]
+            continue
         follow = item if isinstance(item, int) else None
         stack += [(i, follow) for i in current.all_input_nodes]
 

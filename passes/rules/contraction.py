@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Labels of the input axis that a contraction sums over, 1-D; and those along axes that it leaves alone, if any.
 
-    Where both vary, an index along the summed axis goes everywhere at once.
+    Where both vary, an index along the summed axis goes everywhere at once; but units along the batch axis (heads that
+    were folded into it) go as a whole.
     """
     source = node.all_input_nodes[0]
     labels, size = flow.of(source), source.meta["value"].shape[axis]
     axis %= labels.dim()
-    if labels.shape[axis] == 1 and labels.numel() > 1:
-        return torch.zeros(size, dtype=torch.int64), labels
+    if axis > 0 and (labels.shape[axis] == 1 < labels.numel() or labels.shape[0] > 1):
+        outer = labels.narrow(axis, 0, 1)
+        flow.unite(labels, outer)
+        return torch.zeros(size, dtype=torch.int64), outer
     first = labels
     for other in range(labels.dim()):
         first = first.narrow(other, 0, 1) if other != axis else first

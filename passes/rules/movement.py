@@ -120,6 +120,11 @@ class Concatenation(Movement):
         dims = node.meta["value"].dim()
         axis %= dims
         labels = [flow.of(s) for s in sources]
+        if all(x.shape[axis] == 1 for x in labels):
+            # units lie along other axes, whose slices run through all pieces
+            for piece in labels[1:]:
+                flow.unite(labels[0], piece)
+            return min(labels, key=lambda x: x.numel())
         other = [max(x.shape[a] for x in labels) for a in range(dims)]
         full = [
             x.expand([s.meta["value"].shape[axis] if a == axis else other[a] for a in range(dims)])
@@ -136,6 +141,8 @@ class Split(Movement):
         axis = _split_axis(node)
         source = node.all_input_nodes[0]
         labels = flow.of(source)
+        if labels.shape[axis] == 1:
+            return (labels,) * len(node.meta["value"])
         labels = labels.expand([source.meta["value"].shape[a] if a == axis else s for a, s in enumerate(labels.shape)])
         return tuple(torch.split(labels, [piece.shape[axis] for piece in node.meta["value"]], axis))
 
@@ -180,6 +187,25 @@ class Expand(Movement):
         sizes: Any = node.args[1:]
         sizes = list(sizes[0]) if isinstance(sizes[0], tuple | list) else list(sizes)
         return Replacement((node.args[0], *(-1 if u else s for u, s in zip(moved.has_units, sizes, strict=True))), {})
+
+
+@rule(torch.slice_scatter)
+class SliceScatter(Rule):
+    """A value with some slices replaced by another value: both have the same units."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        base, part = (flow.of(n) for n in node.all_input_nodes[:2])
+        axis: Any = node.args[2]
+        if base.shape[axis] > 1 or part.shape[axis] > 1:
+            flow.freeze((base, part), node, "units along an axis that is assigned in part")
+            return torch.zeros_like(base)
+        flow.unite(base, part)
+        return min(base, part, key=lambda x: x.numel())
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(node.all_input_nodes[:2])
 
 
 @rule("expand_as", torch.narrow, "narrow")

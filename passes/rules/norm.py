@@ -182,8 +182,10 @@ def _over_last_axes(flow: Flow, node: fx.Node, rank: int) -> torch.Tensor:
     inner = labels.shape[labels.dim() - rank :]
     if inner.numel() == 1 or labels.numel() == inner.numel():
         return labels
+    # units along the batch axis (heads that were folded into it) go as a whole
+    tied = range(labels.dim() - rank, labels.dim()) if labels.shape[0] > 1 else range(labels.dim() - rank)
     first = labels
-    for axis in range(labels.dim() - rank):
+    for axis in tied:
         first = first.narrow(axis, 0, 1)
     flow.unite(labels, first)
     return first
