@@ -55,6 +55,8 @@ class Flow:
     batch: int = 1
     """Examples in the example inputs: costs are for one."""
     contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
+    outer: dict[fx.Node, torch.Tensor] = field(default_factory=dict[fx.Node, torch.Tensor])
+    """Labels of contractions whose input has units along axes that they leave alone."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _names: dict[int, str] = field(default_factory=dict[int, str])

@@ -27,12 +27,22 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
     if axis > 0 and (labels.shape[axis] == 1 < labels.numel() or labels.shape[0] > 1):
         outer = labels.narrow(axis, 0, 1)
         flow.unite(labels, outer)
+        flow.outer[node] = outer
         return torch.zeros(size, dtype=torch.int64), outer
     first = labels
     for other in range(labels.dim()):
         first = first.narrow(other, 0, 1) if other != axis else first
     flow.unite(labels, first)
     return first.reshape(-1).expand(size), None
+
+
+def per_slice(flow: Flow, node: fx.Node, term: Term) -> tuple[Term, ...]:
+    """The cost of a contraction; where units lie along other axes of its input, per live slice of those."""
+    outer = flow.outer.get(node)
+    if outer is None:
+        return (term,)
+    width = math.prod(f.numel() for f in term.factors)
+    return (Term(term.coefficient * width // outer.numel(), (outer.reshape(-1),)),)
 
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -98,9 +108,9 @@ class Conv(Rule):
         per_pair = positions * math.prod(module.kernel_size)
         out = flow.parameters[flow.parameter_name(node, "weight")][0]
         if groups > 1 and _whole_groups(module):
-            return (Term(per_pair * width_in * width_out, (out[::width_out],)),)
+            return per_slice(flow, node, Term(per_pair * width_in * width_out, (out[::width_out],)))
         entering = flow.parameters[flow.parameter_name(node, "weight")][1]
-        return (Term(per_pair, (entering, out)),)
+        return per_slice(flow, node, Term(per_pair, (entering, out)))
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
@@ -168,7 +178,7 @@ class Linear(Rule):
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
         axes = flow.parameters[flow.parameter_name(node, "weight")]
         value = node.meta["value"]
-        return (Term(value.numel() // value.shape[-1] // flow.batch, (axes[1], axes[0])),)
+        return per_slice(flow, node, Term(value.numel() // value.shape[-1] // flow.batch, (axes[1], axes[0])))
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Linear)

@@ -17,7 +17,7 @@ from torch import fx
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along
-from fxcat.passes.rules.contraction import consumed
+from fxcat.passes.rules.contraction import consumed, per_slice
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class LinearFunction(Rule):
         if isinstance(bias, fx.Node):
             flow.unite(out, flow.of(bias).reshape(-1))
         term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
-        flow.contractions[node] = Contraction((term,), (node.all_input_nodes[0],), ())
+        flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
         return along(out, -1, value.dim()) if outer is None else outer
 
     def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
