@@ -215,7 +215,7 @@ def insert_gates(graph: fx.Graph, flow: Flow, units: Units, sites: dict[fx.Node,
             gate = read(GateSlot(f"{node.name}_live", tuple(counting.labels.shape)), counted)
             target = copies[node] = gated.node_copy(node, copies.__getitem__)
             target.kwargs = {**target.kwargs, "gate": gate}
-            if node.op == "call_module":
+            if isinstance(counting.target, type):
                 folded[str(node.target)] = counting.target
             else:
                 target.target = counting.target

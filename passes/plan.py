@@ -6,6 +6,7 @@ parameter and buffer axis keeps. Computing it touches no weights; its checks rai
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from fxcat.passes.arrays import place
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.execute import propagate
-from fxcat.passes.rules.table import Labels, Moved, Rule
+from fxcat.passes.rules.table import Labels, Moved, Rule, Size
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
 
@@ -229,7 +230,7 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
         return
     source = next(i for i in old.all_input_nodes if analysis.flow.values[i] is not None)
     before, after = setting.of_value(source), setting.of_value(old)
-    numbers = [i for i in old.all_input_nodes if isinstance(i.meta.get("value"), int)]
+    numbers = [i for i in old.all_input_nodes if isinstance(i.meta.get("value"), int | torch.Size)]
     if _untouched(before) and _untouched(after) and all(setting.number(n) == n.meta["value"] for n in numbers):
         return
     labels, value = analysis.flow.values[old], old.meta["value"]
@@ -244,16 +245,36 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     replacement = rule.reshaped(old, moved)
     if replacement is not None:
         new = copies[old]
-        new_inputs = dict(zip(old.all_input_nodes, new.all_input_nodes, strict=True))
-        new.args = fx.map_arg(replacement.args, lambda n: new_inputs[n])
+        new_inputs = dict(_inputs(old, new))
+        args = [_with_sizes(new, a, new_inputs) for a in replacement.args]
+        new.args = fx.map_arg(tuple(args), lambda n: new_inputs.get(n, n))
         new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
         if replacement.target is not None:
             new.target = replacement.target
 
 
+def _inputs(old: fx.Node, new: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """The inputs of a node and of its copy, pairwise; after a bypass one new node may stand for two old ones."""
+    sides: tuple[list[fx.Node], list[fx.Node]] = [], []
+    for node, found in zip((old, new), sides, strict=True):
+        fx.map_arg((node.args, node.kwargs), found.append)
+    return list(zip(*sides, strict=True))
+
+
+def _with_sizes(new: fx.Node, argument: Any, inputs: Mapping[fx.Node, fx.Node]) -> Any:
+    """An argument with a node for every `Size` in it."""
+    if not isinstance(argument, tuple | list):
+        return argument
+    with new.graph.inserting_before(new):
+        return tuple(
+            new.graph.call_function(operator.getitem, (inputs[a.shape], a.axis)) if isinstance(a, Size) else a
+            for a in argument  # pyright: ignore[reportUnknownVariableType]
+        )
+
+
 def _keep_numbers(setting: _Setting, new: fx.Node, old: fx.Node) -> None:
     """An op on tensors that takes a number made from the size of an axis with units (√width) keeps that number."""
-    for before, after in zip(old.all_input_nodes, new.all_input_nodes, strict=True):
+    for before, after in _inputs(old, new):
         number = before.meta.get("value")
         if isinstance(number, int | float) and setting.number(before) != number:
             new.args = fx.map_arg(new.args, lambda n, a=after, v=number: v if n is a else n)

@@ -22,16 +22,17 @@ def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
             parent._parameters.pop(leaf, None)
             parent._buffers.pop(leaf, None)
         elif id(module) not in kept:
-            _delete(root, path, leaf)
+            del parent._modules[leaf]
+        _delete_if_empty(root, path)
 
 
-def _delete(root: nn.Module, path: str, leaf: str) -> None:
-    parent = root.get_submodule(path)
-    del parent._modules[leaf]
-    empty = not parent._modules and not parent._parameters and not parent._buffers
-    if empty and path:
+def _delete_if_empty(root: nn.Module, path: str) -> None:
+    module = root.get_submodule(path)
+    held = (*module._modules.values(), *module._parameters.values(), *module._buffers.values())
+    if path and all(x is None for x in held):
         outer, _, name = path.rpartition(".")
-        _delete(root, outer, name)
+        del root.get_submodule(outer)._modules[name]
+        _delete_if_empty(root, outer)
 
 
 def apply(root: nn.Module, before: fx.Graph, plan: Plan) -> None:

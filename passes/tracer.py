@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -62,7 +64,7 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(bool(self.example))
 
     def __len__(self) -> int:
-        return len(self.example)  # the number of axes or pieces; removal changes neither
+        return len(self.example)  # of a tuple or a shape: removal does not change it
 
     def __index__(self) -> int:
         return self._resolve(operator.index(self.example))
@@ -174,7 +176,11 @@ class ExampleTracer(fx.Tracer):
         return ExampleProxy(node, self)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        with patch.object(torch, "tensor", _resolving(torch.tensor)):
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(torch, "tensor", _resolving(torch.tensor)))
+            for name in {type(m).__module__ for m in root.modules() if not is_leaf(m)}:
+                if not name.startswith("torch.") and "len" not in vars(sys.modules[name]):
+                    stack.enter_context(patch.dict(vars(sys.modules[name]), {"len": _length}))
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -231,6 +237,13 @@ class ExampleTracer(fx.Tracer):
         if kind not in ("placeholder", "output"):
             node.meta["path"] = self._path
         return proxy
+
+
+def _length(value: Any) -> Any:
+    """`len` for the modules whose code is traced: the length of a tensor stays symbolic, as `size(0)`."""
+    if isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor):
+        return value.size(0)
+    return len(value)
 
 
 def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:

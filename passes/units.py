@@ -118,22 +118,23 @@ def _leaves_out(flow: Flow, node: fx.Node) -> bool:
 
 
 def required_sets(flow: Flow, units: Units) -> tuple[torch.Tensor, ...]:
-    """Sets of units of which at least one must stay so that no value is emptied: the groups, and pieces of them.
+    """Sets of units of which at least one must stay so that no value and no parameter is emptied.
 
-    Only a movement that leaves elements out (a split, a slice) can give a value a part of a group.
+    These are the groups; pieces of them that a value has, which only a movement that leaves elements out (a split, a
+    slice) can make; and pieces that a parameter has, where other units of its group come from elsewhere.
     """
-    sets: dict[bytes, torch.Tensor] = {}
     starts = torch.tensor([g.start for g in units.groups] + [units.count])
-    for node, rule in flow.rules.items():
-        if rule is None or not rule.movement or not _leaves_out(flow, node):
+    moved = [n for n, r in flow.rules.items() if r is not None and r.movement and _leaves_out(flow, n)]
+    arrays = {id(x): x for node in moved for x in leaves(flow.values[node])}
+    arrays |= {id(x): x for axes in units.parameters.values() for axis, x in axes.items() if axis >= 0}
+    sets: dict[bytes, torch.Tensor] = {}
+    for labels in arrays.values():
+        numbers = units.of_label[labels].unique()
+        if not len(numbers) or numbers[0] == NO_UNIT:
             continue
-        for labels in leaves(flow.values[node]):
-            numbers = units.of_label[labels].unique()
-            if not len(numbers) or numbers[0] == NO_UNIT:
-                continue
-            group = torch.bucketize(numbers, starts, right=True) - 1
-            counts = group.bincount(minlength=len(units.groups))
-            if not bool((counts == starts.diff())[counts > 0].any()):
-                sets[numbers.numpy().tobytes()] = numbers
+        group = torch.bucketize(numbers, starts, right=True) - 1
+        counts = group.bincount(minlength=len(units.groups))
+        if not bool((counts == starts.diff())[counts > 0].any()):
+            sets[numbers.numpy().tobytes()] = numbers
     whole = tuple(torch.arange(g.start, g.start + g.count) for g in units.groups)
     return (*whole, *sets.values())

@@ -12,6 +12,7 @@ from torch import nn
 KINDS = (
     *("conv", "grouped", "depthwise", "norm", "activation", "add", "residual", "cat", "excite", "shuffle", "split"),
     *("slice", "pool", "pad", "product", "shift", "pre_activation"),
+    *("group_norm", "instance_norm", "attention", "transformer", "channels_last", "twice", "transposed_mean"),
 )
 
 
@@ -25,6 +26,57 @@ class Step:
 
 
 steps = st.builds(Step, st.sampled_from(KINDS), st.integers(0, 7), st.integers(0, 11))
+
+
+class Attention(nn.Module):
+    """Self-attention over positions and a class token, written in one of four ways; (N, C, H, W) to the same."""
+
+    def __init__(self, width: int, number: int) -> None:
+        super().__init__()
+        self.heads, self.size, self.style = 1 + number % 3, 2 + number % 2, number % 4
+        inner = self.heads * self.size
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.enter = nn.Linear(width, inner) if self.style == 0 else None
+        self.packed = nn.MultiheadAttention(inner, self.heads, batch_first=True) if self.style == 0 else None
+        if self.style > 0:
+            self.qkv_weight = nn.Parameter(torch.randn(3 * inner, width))
+            self.qkv_bias = nn.Parameter(torch.randn(3 * inner))
+        if self.style > 1:
+            self.bias = nn.Parameter(torch.randn(self.heads, 1, 1))
+        self.leave = nn.Linear(inner, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1)
+        if self.enter is not None and self.packed is not None:
+            tokens = self.enter(tokens)
+            result = self.packed(tokens, tokens, tokens, need_weights=self.heads == 2)[0]
+        else:
+            batch, count, _ = tokens.shape
+            qkv = F.linear(tokens, self.qkv_weight, self.qkv_bias)
+            q, k, v = qkv.reshape(batch, count, 3, self.heads, self.size).permute(2, 0, 3, 1, 4)
+            if self.style == 1:
+                result = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, -1)
+            elif self.style == 2:
+                scores = torch.einsum("bhxd,bhyd->bhxy", q, k * self.size**-0.5) + self.bias
+                result = torch.einsum("bhxy,bhyd->bxhd", scores.softmax(-1), v).flatten(2)
+            else:
+                scores = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)) * self.bias.exp()
+                result = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, count, self.heads * self.size)
+        return self.leave(result)[:, 1:].transpose(1, 2).reshape(x.shape)
+
+
+class ChannelsLast(nn.Module):
+    """A norm and an MLP on the last axis, scaled per channel."""
+
+    def __init__(self, width: int, number: int) -> None:
+        super().__init__()
+        norm = (nn.LayerNorm(width), nn.RMSNorm(width), nn.LayerNorm(width, elementwise_affine=False))[number % 3]
+        self.block = nn.Sequential(norm, nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width))
+        self.scale = nn.Parameter(torch.randn(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.block(x.permute(0, 2, 3, 1)) * self.scale).permute(0, 3, 1, 2)
 
 
 class RandomNet(nn.Module):
@@ -71,7 +123,18 @@ class RandomNet(nn.Module):
             built = (nn.ReLU(), nn.SiLU(), nn.Sigmoid(), nn.Hardswish(), nn.ReLU6(inplace=True))[number % 5]
             if number % 5 == 4:  # in place on a copy: other steps may still read the value
                 built = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(width), built)
-        elif step.kind == "residual":
+        elif step.kind == "group_norm":
+            groups = [g for g in range(1, width + 1) if width % g == 0]
+            built = nn.GroupNorm(groups[number % len(groups)], width)
+        elif step.kind == "instance_norm":
+            built = nn.InstanceNorm2d(width, affine=bool(number % 2))
+        elif step.kind == "attention":
+            built = Attention(width, number)
+        elif step.kind == "transformer":
+            built = nn.Sequential(nn.GroupNorm(1, width), Attention(width, number))
+        elif step.kind == "channels_last":
+            built = ChannelsLast(width, number)
+        elif step.kind in ("residual", "twice"):
             built = nn.Sequential(
                 self._conv(width, 5, number), nn.BatchNorm2d(5), nn.ReLU(), self._conv(5, width, number // 2)
             )
@@ -98,8 +161,13 @@ class RandomNet(nn.Module):
     def _run(self, step: Step, layer: nn.Module, values: list[torch.Tensor]) -> torch.Tensor:
         value, number = values[step.value % len(values)], step.number
         other = values[number % len(values)]
-        if step.kind == "residual":
+        if step.kind in ("residual", "transformer", "channels_last"):
             return value + layer(value)
+        if step.kind == "twice":
+            value = value + layer(value)
+            return value + layer(value)
+        if step.kind == "transposed_mean":
+            return value - value.transpose(2, 3).mean((2, 3), keepdim=True)
         if step.kind == "add":
             return value + layer(other)
         if step.kind == "product":

@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import compress, reshape
 from fxcat.passes.chains import move
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Size, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -79,7 +79,9 @@ class Reshape(Reshaping):
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = node.kwargs.get("shape", node.args[1] if len(node.args) == 2 else node.args[1:])
         if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
-            return None  # another value's shape: it has changed with that value
+            wanted = enumerate(zip(moved.number(given), moved.shape, strict=True))
+            mixed = [Size(given, axis) if number == size else size for axis, (number, size) in wanted]
+            return Replacement((node.args[0], tuple(mixed)), {})
         sizes = list(given) if isinstance(given, tuple | list) else [given]
         for axis, size in enumerate(sizes):
             number = moved.number(size) if isinstance(size, fx.Node) else size

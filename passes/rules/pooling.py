@@ -86,7 +86,7 @@ class GridSample(Rule):
         return channelwise(flow, node, node.meta["value"].dim() - 2)
 
     def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return node.all_input_nodes[:1]
+        return (node.all_input_nodes[0],)
 
 
 @rule(torch.mean, torch.sum, torch.amax, "mean", "sum", "amax")

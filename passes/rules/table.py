@@ -76,8 +76,16 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """In the arguments of a `Replacement`: one size of a shape that a node holds."""
+
+    shape: fx.Node
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class Replacement:
-    """A call that replaces a node's: None keeps the target."""
+    """A call that replaces a node's: None keeps the target. Sequences in `args` may hold `Size`s."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
