@@ -55,6 +55,10 @@ class Structure:
 class Program(Protocol):
     """What the compiler does for a `GatedModule` (implemented in `fxcat.passes`)."""
 
+    def install(self, network: nn.Module) -> None:
+        """Make the graph with gates the network's `forward`."""
+        ...
+
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
         """A copy of the network without gates and without what is 0. The network is not changed."""
         ...
@@ -108,6 +112,7 @@ class GatedModule(nn.Module):
         self.cost_model = cost_model.to(device)
         self.program = program
         self.parts = parts
+        self._is_installed = False
         self._set_required()
         self.register_buffer("open_at_start", torch.ones(sum(p.count for p in parts), dtype=torch.bool))
         self.register_buffer("_numbers", torch.arange(sum(p.count for p in parts)), persistent=False)
@@ -121,6 +126,10 @@ class GatedModule(nn.Module):
         self.last_batch = next(
             (len(a) for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.dim()), 1
         )
+        if not self._is_installed:
+            # compiled when it is first run: much of it never is, between shrinks or when only the summary is wanted
+            self.program.install(self.network)
+            self._is_installed = True
         samples.fill(self.gate_vector())
         try:
             return self.network(*args, **kwargs)
@@ -188,6 +197,7 @@ class GatedModule(nn.Module):
         origin = torch.cat([shrunk.unit_origin, shrunk.section_origin + count]).to(theta.device)
         self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
         self.cost_model = shrunk.cost_model.to(theta.device)
+        self._is_installed = False
         self._set_required()
         self._numbers = self._numbers[origin]
         self.open_at_start.zero_()[self._numbers] = True

@@ -63,6 +63,7 @@ def analyse(
         for block in flow.blocks:
             flow.freeze_block(block, "gates='layers': units are not gated")
     units = resolve_units(flow, chains)
+    flow.release()
     inference = reached(graph, 0)
     macs = full_macs(flow, graph)
     found = find_sections(graph, macs) if options.sections else ()

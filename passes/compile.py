@@ -43,7 +43,11 @@ class Compiled(Program):
         copy_data(targets, sources)
         _remove_gates(small, self.gated)
         rewrite.apply(small, self.analysis.graph, plan)
+        install(small, plan.graph)
         return small
+
+    def install(self, network: nn.Module) -> None:
+        install(network, self.gated.graph)
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = make_plan(self.analysis, units, sections)
@@ -120,7 +124,6 @@ def _add_gates(network: nn.Module, gated: GatedGraph) -> None:
     network.add_module(SAMPLES, GateSamples(gated.layout, network).to(device))
     for path, subclass in gated.folded.items():
         network.get_submodule(path).__class__ = subclass
-    install(network, gated.graph)
 
 
 def _remove_gates(network: nn.Module, gated: GatedGraph) -> None:

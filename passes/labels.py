@@ -163,6 +163,12 @@ class Flow:
                 start, pending = i + 1, 0
         return parent
 
+    def release(self) -> None:
+        """Forget what was united, once units are resolved: thousands of small tensors."""
+        self._left.clear()
+        self._right.clear()
+        self.freezes.clear()
+
 
 CHUNK = 1 << 15
 """How many pairs of labels are united at once: enough to be fast, few enough to need little memory."""

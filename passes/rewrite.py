@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from fxcat.passes.codegen import install
 from fxcat.passes.plan import Plan
 from fxcat.passes.slicing import add_buffers, slice_modules
 
@@ -42,4 +41,3 @@ def apply(root: nn.Module, before: fx.Graph, plan: Plan) -> None:
     remove_unused(root, before, plan.graph)
     for path in plan.out_of_place:
         setattr(root.get_submodule(path), "inplace", False)  # noqa: B010  (modules declare no such attribute)
-    install(root, plan.graph)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
@@ -52,13 +54,12 @@ def describe(analysis: Analysis) -> Structure:
 def _activation_bytes(analysis: Analysis) -> dict[str, int]:
     """Bytes of every op's result for one example."""
     sizes: dict[str, int] = {}
-    batch = 1
-    for node in analysis.graph.nodes:
-        tensors = [t for t in tree_leaves(node.meta.get("value")) if isinstance(t, torch.Tensor)]
-        if node.op == "placeholder":
-            batch = max(batch, *(len(t) for t in tensors if t.dim()), 1)
-        elif node in analysis.inference and node.op != "get_attr":
-            sizes[node.name] = sum(t.numel() * t.element_size() for t in tensors) // batch
+    for node in analysis.inference:
+        if node.op not in ("placeholder", "get_attr"):
+            value = node.meta.get("value")
+            values: list[Any] = [value] if isinstance(value, torch.Tensor) else tree_leaves(value)
+            total = sum(t.numel() * t.element_size() for t in values if isinstance(t, torch.Tensor))
+            sizes[node.name] = total // analysis.flow.batch
     return sizes
 
 

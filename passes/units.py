@@ -127,14 +127,19 @@ def required_sets(flow: Flow, units: Units) -> tuple[torch.Tensor, ...]:
     moved = [n for n, r in flow.rules.items() if r is not None and r.movement and _leaves_out(flow, n)]
     arrays = {id(x): x for node in moved for x in leaves(flow.values[node])}
     arrays |= {id(x): x for axes in units.parameters.values() for axis, x in axes.items() if axis >= 0}
+    whole = tuple(torch.arange(g.start, g.start + g.count) for g in units.groups)
+    group_of = torch.repeat_interleave(torch.arange(len(units.groups)), starts.diff()).tolist()
     sets: dict[bytes, torch.Tensor] = {}
     for labels in arrays.values():
-        numbers = units.of_label[labels].unique()
-        if not len(numbers) or numbers[0] == NO_UNIT:
+        numbers = units.of_label[labels].reshape(-1)
+        first = int(numbers[0]) if len(numbers) else NO_UNIT
+        if first == NO_UNIT or torch.equal(numbers[: len(whole[group_of[first]])], whole[group_of[first]]):
+            continue  # the usual case, and a quick test: a whole group comes first
+        numbers = numbers.unique()
+        if numbers[0] == NO_UNIT:
             continue
         group = torch.bucketize(numbers, starts, right=True) - 1
         counts = group.bincount(minlength=len(units.groups))
         if not bool((counts == starts.diff())[counts > 0].any()):
             sets[numbers.numpy().tobytes()] = numbers
-    whole = tuple(torch.arange(g.start, g.start + g.count) for g in units.groups)
     return (*whole, *sets.values())

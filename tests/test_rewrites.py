@@ -74,6 +74,7 @@ return head
 def test_gates_fold_into_what_makes_a_unit_non_zero() -> None:
     """The excitation's sigmoid breaks the zero, but the product with a clean value restores it: no gate there."""
     net = fxcat.prepare(Residual(), torch.zeros(1, 3, 12, 12), verbose=False)
+    net(torch.zeros(1, 3, 12, 12))  # compiles it
     assert body(net.network) == GATED.splitlines()
 
 
