@@ -3,12 +3,14 @@
     python benchmarks/prepare_time.py
 
 One thread, alternating repeats with a garbage collection before each (the peer leaves cycles behind), medians. Memory:
-growth of the resident set in a fresh process, against the size of the weights.
+growth of the resident set in a fresh process, against the size of the weights and against what `copy.deepcopy(model)`
+takes, the least that leaves the caller's model untouched.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -39,7 +41,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return elapsed
 
 
-def peak_growth(name: str) -> dict[str, int]:
+def peak_growth(name: str, *, copy_only: bool) -> dict[str, int]:
     """Run in a process of its own (Linux): by how much the resident set grew at most, and the bytes of the weights."""
     torch.set_num_threads(1)
     fxcat.prepare(build("squeezenet1_1"), torch.empty(1, 3, 64, 64), verbose=False)  # load what is loaded lazily
@@ -49,10 +51,15 @@ def peak_growth(name: str) -> dict[str, int]:
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory that is only reused would hide growth
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = status("VmRSS")
-    net = fxcat.prepare(model, torch.empty(1, 3, 224, 224), verbose=False)
+    result = copy.deepcopy(model) if copy_only else fxcat.prepare(model, torch.empty(1, 3, 224, 224), verbose=False)
     peak = status("VmHWM")
-    del net
+    del result
     return {"weights": weights, "growth": peak - before}
+
+
+def measured_apart(name: str, *flags: str) -> dict[str, int]:
+    command = [sys.executable, __file__, "--memory-of", name, *flags]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def status(key: str) -> int:
@@ -66,9 +73,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path, default=Path("runs/prepare_time.json"))
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--copy-only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(json.dumps(peak_growth(options.memory_of)))
+        print(json.dumps(peak_growth(options.memory_of, copy_only=options.copy_only)))
         return
     torch.set_num_threads(1)
     example = torch.randn(1, 3, 224, 224)
@@ -80,8 +88,7 @@ def main() -> None:
         for _ in range(options.repeats):
             ours.append(seconds(lambda m=model: fxcat.prepare(m, example, verbose=False)))
             theirs.append(seconds(lambda m=model: tp.DependencyGraph().build_dependency(m, example_inputs=example)))
-        command = [sys.executable, __file__, "--memory-of", name]
-        memory = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        memory, plain = measured_apart(name), measured_apart(name, "--copy-only")
         rows.append(
             {
                 "model": name,
@@ -91,6 +98,7 @@ def main() -> None:
                 "weights MB": memory["weights"] / 1e6,
                 "peak growth MB": memory["growth"] / 1e6,
                 "growth / weights": memory["growth"] / memory["weights"],
+                "growth / deepcopy": memory["growth"] / plain["growth"],
             }
         )
         write_json(options.json, rows)

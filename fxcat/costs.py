@@ -24,16 +24,34 @@ Integers = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """How many entries of an axis are live: `constant` plus Σ `weights`·ξ[`units`], where `units` ascend."""
+    """How many entries of an axis are live: `constant` plus Σ weight·ξ[unit].
+
+    Units come in runs, shape (3, runs): numbers `start` … `stop` − 1, ascending, each with the same `weight`.
+    """
 
     constant: int
-    units: Integers
-    weights: Integers
+    runs: Integers
+
+    @classmethod
+    def counting(cls, units: npt.NDArray[np.integer[Any]], constant: int = 0) -> Axis:
+        """The axis with an entry for every number in `units` (in any order), and `constant` more."""
+        numbers, weights = np.unique(units, return_counts=True)
+        first = np.flatnonzero((np.diff(numbers, prepend=-2) != 1) | (np.diff(weights, prepend=0) != 0))
+        last = np.append(first, len(numbers))[1:] - 1
+        return cls(constant, np.stack([numbers[first], numbers[last] + 1, weights[first]]).astype(np.int32))
 
     @property
     def width(self) -> int:
         """Entries when everything is alive."""
-        return self.constant + int(self.weights.sum())
+        start, stop, weight = self.runs
+        return self.constant + int(((stop - start) * weight).sum())
+
+    @property
+    def units(self) -> Integers:
+        """Numbers of the units and their weights, shape (2, units); numbers ascend."""
+        start, stop, weight = self.runs
+        numbers = [np.arange(a, b, dtype=np.int32) for a, b in zip(start, stop, strict=True)]
+        return np.stack([np.concatenate([*numbers, start[:0]]), weight.repeat(stop - start)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,7 @@ class CostModel(nn.Module):
 
     def __init__(self, terms: Sequence[CostTerm]) -> None:
         super().__init__()
-        one = Axis(1, np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32))
+        one = Axis.counting(np.zeros(0, dtype=np.int32), 1)
         rows: dict[Axis, int] = {one: 0}
         contexts: dict[tuple[int, ...], int] = {(): 0}
         pairs: dict[tuple[int, int], int] = {}
@@ -68,7 +86,8 @@ class CostModel(nn.Module):
             index[i] = (*pair, pairs[pair], contexts.setdefault(term.sections, len(contexts)))
         depth = max(len(c) for c in contexts)
         padded = [[*(s + 1 for s in c), *[0] * (depth - len(c))] for c in contexts]
-        self._store("rows", _entries(tuple(rows)))
+        numbered = [np.insert(axis.runs, 0, i, axis=0) for i, axis in enumerate(rows)]
+        self._store("runs", np.concatenate(numbered, axis=1))
         self._store("shared", np.concatenate(shared, axis=1))
         self._store("index", index)
         self._store("contexts", np.asarray(padded, dtype=np.int64))
@@ -91,8 +110,9 @@ class CostModel(nn.Module):
         units, sections = units.double(), sections.double()
         # one spare unit: a network may have sections only
         padded = torch.cat([units, units.new_zeros(1)])
-        row, unit, weight = self.get_buffer("rows").unbind(0)
-        live = self.get_buffer("constants").double().index_add(0, row, padded[unit] * weight)
+        before = torch.cat([units.new_zeros(1), units.cumsum(0)])
+        row, start, stop, weight = self.get_buffer("runs").unbind(0)
+        live = self.get_buffer("constants").double().index_add(0, row, (before[stop] - before[start]) * weight)
         first, second, overlap, context = self.get_buffer("index").unbind(1)
         combinations = live[first] * live[second]
         if self._overlaps > 1:
@@ -110,24 +130,13 @@ class CostModel(nn.Module):
         return Cost(macs, params)
 
 
-def _entries(axes: Sequence[Axis]) -> Integers:
-    """Numbers of axes, units, weights: shape (3, entries). The first entry is empty: a network may have no units."""
-    entries = np.zeros((3, 1 + sum(len(a.units) for a in axes)), dtype=np.int32)
-    start = 1
-    for i, axis in enumerate(axes):
-        end = start + len(axis.units)
-        entries[0, start:end], entries[1, start:end], entries[2, start:end] = i, axis.units, axis.weights
-        start = end
-    return entries
-
-
 def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:
     """Units of both axes with the products of their weights."""
-    if not len(a.units) or not len(b.units) or a.units[-1] < b.units[0] or b.units[-1] < a.units[0]:
+    if not a.runs.size or not b.runs.size or a.runs[1, -1] <= b.runs[0, 0] or b.runs[1, -1] <= a.runs[0, 0]:
         return None
-    units, at_a, at_b = np.intersect1d(a.units, b.units, assume_unique=True, return_indices=True)
-    weights = a.weights[at_a] * b.weights[at_b]
-    return np.stack([np.full_like(units, row), units, weights]) if len(units) else None
+    (of_a, weights_a), (of_b, weights_b) = a.units, b.units
+    units, at_a, at_b = np.intersect1d(of_a, of_b, assume_unique=True, return_indices=True)
+    return np.stack([np.full_like(units, row), units, weights_a[at_a] * weights_b[at_b]]) if len(units) else None
 
 
 def cost_graph(

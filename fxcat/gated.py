@@ -137,12 +137,11 @@ class GatedModule(nn.Module):
             samples.clear()
 
     def _set_required(self) -> None:
-        """`structure.required` as one matrix; rows are padded with the number after the last gate."""
-        rows, gates = self.structure.required, sum(p.count for p in self.parts)
-        matrix = torch.full((len(rows), max((len(r) for r in rows), default=1)), gates)
-        for i, row in enumerate(rows):
-            matrix[i, : len(row)] = row
-        self.register_buffer("required", matrix.to(self.gate_vector.theta.device), persistent=False)
+        """`structure.required` as pairs, shape (2, members): the number of the set and the number of a unit in it."""
+        sets = self.structure.required
+        number = torch.repeat_interleave(torch.tensor([len(s) for s in sets], dtype=torch.int64))
+        pairs = torch.stack([number, torch.cat([*sets, number[:0]])])
+        self.register_buffer("required", pairs.to(self.gate_vector.theta.device), persistent=False)
 
     @property
     def gates(self) -> Mapping[str, Gate]:

@@ -42,9 +42,12 @@ def smallest_cost(net: GatedModule) -> Cost[int]:
 
 def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
-    members = net.required
-    padded = torch.cat([score, score.new_full((1,), -torch.inf)])
-    return members.gather(1, padded[members].argmax(1, keepdim=True)).reshape(-1)
+    row, member = net.required
+    scores = score[member]
+    highest = scores.new_empty(len(net.structure.required)).scatter_reduce(0, row, scores, "amax", include_self=False)
+    tops = (scores == highest[row]).nonzero().reshape(-1)
+    # of equals the first: `tops` ascends, and so do the rows
+    return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]
 
 
 def check_reachable(net: GatedModule, target: Target) -> None:

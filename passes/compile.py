@@ -21,7 +21,7 @@ from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model
-from fxcat.passes.gating import GatedGraph, find_sites, insert_gates
+from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
@@ -32,7 +32,7 @@ class Compiled(Program):
     """The compiler's side of a `GatedModule`: the analysis of its graph. Never changed, so copies share it."""
 
     analysis: Analysis
-    gated: GatedGraph
+    gatings: Gatings
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         return self
@@ -41,21 +41,21 @@ class Compiled(Program):
         plan = make_plan(self.analysis, units, sections)
         small, targets, sources = copy_model(network)
         copy_data(targets, sources)
-        _remove_gates(small, self.gated)
+        _remove_gates(small, self.gatings)
         rewrite.apply(small, self.analysis.graph, plan)
         install(small, plan.graph)
         return small
 
     def install(self, network: nn.Module) -> None:
-        install(network, self.gated.graph)
+        install(network, insert_gates(self.analysis.graph, self.gatings.of_node))
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = make_plan(self.analysis, units, sections)
         analysis = analyse(plan.graph, plan.twin, (), self.analysis.options, _frozen(self.analysis, plan))
         compiled = _compile(analysis)
-        _remove_gates(network, self.gated)
+        _remove_gates(network, self.gatings)
         rewrite.apply(network, self.analysis.graph, plan)
-        _add_gates(network, compiled.gated)
+        _add_gates(network, compiled.gatings)
         origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
         parts = gate_parts(analysis)
         return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
@@ -74,7 +74,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModul
         compiled = _compiled_or_refused(model, captured, options)
         for name, constant in captured.constants.items():
             network.register_buffer(name, constant, persistent=False)
-        _add_gates(network, compiled.gated)
+        _add_gates(network, compiled.gatings)
         analysis = compiled.analysis
         result = GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
         copying.result()
@@ -116,19 +116,19 @@ def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
 
 def _compile(analysis: Analysis) -> Compiled:
     sites = find_sites(analysis.flow, analysis.units, analysis.sections)
-    return Compiled(analysis, insert_gates(analysis.graph, analysis.flow, analysis.units, sites))
+    return Compiled(analysis, place_gates(analysis.graph, analysis.flow, analysis.units, sites))
 
 
-def _add_gates(network: nn.Module, gated: GatedGraph) -> None:
+def _add_gates(network: nn.Module, gatings: Gatings) -> None:
     device = next((p.device for p in network.parameters()), None)
-    network.add_module(SAMPLES, GateSamples(gated.layout, network).to(device))
-    for path, subclass in gated.folded.items():
+    network.add_module(SAMPLES, GateSamples(gatings.layout, network).to(device))
+    for path, subclass in gatings.folded.items():
         network.get_submodule(path).__class__ = subclass
 
 
-def _remove_gates(network: nn.Module, gated: GatedGraph) -> None:
+def _remove_gates(network: nn.Module, gatings: Gatings) -> None:
     del network._modules[SAMPLES]
-    for path, subclass in gated.folded.items():
+    for path, subclass in gatings.folded.items():
         network.get_submodule(path).__class__ = subclass.__bases__[0]
 
 

@@ -5,10 +5,10 @@ In: labels, units, sections. Out: `CostTerm`s over unit and section numbers, and
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import fx, nn
 
@@ -99,7 +99,7 @@ def _parameter_terms(
     known = units.parameters.get(name, {})
     for axis, labels in (parameter_axes(name, parameter, units) if -1 in known else known).items():
         found = axes.of(labels)
-        if len(found.units):
+        if found.runs.size:
             sizes[axis] = 1
             factors.append(found)
     count = torch.Size(sizes).numel()
@@ -153,9 +153,8 @@ class _Axes:
 
     def _from_units(self, labels: torch.Tensor) -> Axis:
         numbers = self._of_label[labels.numpy()]
-        key = numbers.tobytes()
+        key = hashlib.blake2b(numbers.tobytes()).digest()  # the arrays themselves are large
         if key not in self._known:
             live = numbers[numbers != NO_UNIT]
-            unit, weight = np.unique(live.astype(np.int32), return_counts=True)
-            self._known[key] = Axis(numbers.size - live.size, unit, weight.astype(np.int32))
+            self._known[key] = Axis.counting(live, numbers.size - live.size)
         return self._known[key]

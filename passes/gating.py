@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -32,12 +33,24 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True)
-class GatedGraph:
-    """The graph with gates, where each slot finds its values, and the modules whose class folds a gate in."""
+class Gating:
+    """How one node is gated. Its module or function takes `arguments` at the end, or `counted` as the keyword `gate`;
+    its value is multiplied by `factor`."""
 
-    graph: fx.Graph
+    arguments: tuple[GateSlot, ...] = ()
+    counted: GateSlot | None = None
+    function: Callable[..., Any] | None = None
+    """What the node calls in place of its own function."""
+    factor: GateSlot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gatings:
+    """The gates of a graph, where each slot finds its values, and the modules whose class takes a gate."""
+
+    of_node: Mapping[fx.Node, Gating]
     layout: GateLayout
-    folded: dict[str, type[nn.Module]]
+    folded: Mapping[str, type[nn.Module]]
 
 
 class _Demand:
@@ -193,55 +206,65 @@ def find_sites(flow: Flow, units: Units, sections: Sequence[Section]) -> dict[fx
     return demand.sites
 
 
-def insert_gates(graph: fx.Graph, flow: Flow, units: Units, sites: dict[fx.Node, Site]) -> GatedGraph:
-    """A copy of the graph in which every site is gated; gate values are attributes of the module `SAMPLES`."""
-    gated = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
+def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Node, Site]) -> Gatings:
+    """How every site is gated: in the op itself (counted statistics, affine parameters), else by a multiplication."""
+    found: dict[fx.Node, Gating] = {}
     folded: dict[str, type[nn.Module]] = {}
     slots: list[tuple[GateSlot, Site]] = []
 
-    def read(slot: GateSlot, site: Site) -> fx.Node:
-        slots.append((slot, site))
-        return gated.create_node("get_attr", f"{SAMPLES}.{slot.name}")
+    def slot(site: Site, name: str, shape: tuple[int, ...], scales: tuple[str, str] | None = None) -> GateSlot:
+        slots.append((GateSlot(name, shape, scales), site))
+        return slots[-1][0]
 
     for node in graph.nodes:
         site = sites.get(node)
         counting = _counting(flow, units, node)
-        if site is None and counting is None:
-            copies[node] = gated.node_copy(node, copies.__getitem__)
-            continue
         if counting is not None:
             counted = Site(units.of_label[counting.labels])
-            gate = read(GateSlot(f"{node.name}_live", tuple(counting.labels.shape)), counted)
-            target = copies[node] = gated.node_copy(node, copies.__getitem__)
-            target.kwargs = {**target.kwargs, "gate": gate}
+            live = slot(counted, f"{node.name}_live", tuple(counting.labels.shape))
+            sections = Site(None, site.sections) if site is not None and site.sections else None
+            factor = None if sections is None else slot(sections, f"{node.name}_gate", (1,))
+            function = None if isinstance(counting.target, type) else counting.target
             if isinstance(counting.target, type):
                 folded[str(node.target)] = counting.target
-            else:
-                target.target = counting.target
-            if site is not None and site.sections:
-                gate = read(GateSlot(f"{node.name}_gate", (1,)), Site(None, site.sections))
-                copies[node] = gated.call_function(operator.mul, (target, gate))
-            continue
-        assert site is not None
-        folding = _folding(flow, node, site)
-        shape = (1,) if site.units is None else tuple(site.units.shape)
-        if folding is None:
-            gate = read(GateSlot(f"{node.name}_gate", shape), site)
-            copies[node] = gated.call_function(operator.mul, (gated.node_copy(node, copies.__getitem__), gate))
-            continue
-        path = str(node.target)
-        folded[path] = folding.subclass
-        if folding.parameters:
-            width = node.meta["value"].shape[1]
-            gates = [read(GateSlot(f"{node.name}_{p}", (width,), (path, p)), site) for p in folding.parameters]
-        else:
-            gates = [read(GateSlot(f"{node.name}_gate", (math.prod(shape),)), site)]
-        target = copies[node] = gated.node_copy(node, copies.__getitem__)
-        target.args = (*target.args, *gates)
+            found[node] = Gating(counted=live, function=function, factor=factor)
+        elif site is not None:
+            folding = _folding(flow, node, site)
+            shape = (1,) if site.units is None else tuple(site.units.shape)
+            if folding is None:
+                found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape))
+                continue
+            path = str(node.target)
+            folded[path] = folding.subclass
+            width = (node.meta["value"].shape[1],)
+            scaled = [slot(site, f"{node.name}_{p}", width, (path, p)) for p in folding.parameters]
+            found[node] = Gating(tuple(scaled) or (slot(site, f"{node.name}_gate", (math.prod(shape),)),))
     # slots that scale parameters come first: they are multiplied together
     slots.sort(key=lambda s: s[0].scales is None)
-    return GatedGraph(gated, GateLayout(_gate_index(slots, units), tuple(slot for slot, _ in slots)), folded)
+    return Gatings(found, GateLayout(_gate_index(slots, units), tuple(slot for slot, _ in slots)), folded)
+
+
+def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph:
+    """A copy of the graph with gates; their values are attributes of the module `SAMPLES`."""
+    gated = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+
+    def read(slot: GateSlot) -> fx.Node:
+        return gated.create_node("get_attr", f"{SAMPLES}.{slot.name}")
+
+    for node in graph.nodes:
+        gating = gatings.get(node, _NOT_GATED)
+        arguments = tuple(read(slot) for slot in gating.arguments)
+        counted = {} if gating.counted is None else {"gate": read(gating.counted)}
+        target = copies[node] = gated.node_copy(node, copies.__getitem__)
+        target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
+        target.target = gating.function or target.target
+        if gating.factor is not None:
+            copies[node] = gated.call_function(operator.mul, (target, read(gating.factor)))
+    return gated
+
+
+_NOT_GATED = Gating()
 
 
 def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tensor:

@@ -28,7 +28,7 @@ def describe(analysis: Analysis) -> Structure:
         total.add(macs, params)
         for axis in term.axes:
             if axis not in groups_of:
-                owners = owner[axis.units]  # ascending, as units are
+                owners = owner[axis.units[0]]  # ascending, as units are
                 groups_of[axis] = owners[np.flatnonzero(np.diff(owners, prepend=-1))].tolist()
         groups = {g for axis in term.axes for g in groups_of[axis]}
         for i in groups:
