@@ -256,11 +256,12 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
         gating = gatings.get(node, _NOT_GATED)
         arguments = tuple(read(slot) for slot in gating.arguments)
         counted = {} if gating.counted is None else {"gate": read(gating.counted)}
+        factor = None if gating.factor is None else read(gating.factor)
         target = copies[node] = gated.node_copy(node, copies.__getitem__)
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
         target.target = gating.function or target.target
-        if gating.factor is not None:
-            copies[node] = gated.call_function(operator.mul, (target, read(gating.factor)))
+        if factor is not None:
+            copies[node] = gated.call_function(operator.mul, (target, factor))
     return gated
 
 

@@ -65,10 +65,13 @@ class Flow:
     def __post_init__(self) -> None:
         self._modules.update(self.root.named_modules(remove_duplicate=False))
         # Tied weights are one tensor under several names: the first name stands for all.
+        first: dict[int, tuple[str, str]] = {}
         for path, module in self._modules.items():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
-                    self._names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+                    found = first.setdefault(id(tensor), (path, name))
+                    if found != (path, name):
+                        self._names[id(tensor)] = ".".join(filter(None, found))
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""
@@ -120,9 +123,9 @@ class Flow:
         module = self.module(node)
         return self.name_of(getattr(module, name), f"{node.target}.{name}")
 
-    def name_of(self, tensor: torch.Tensor, default: str) -> str:
-        """The first name of a parameter or buffer: tied weights have several."""
-        return self._names.get(id(tensor), default)
+    def name_of(self, tensor: torch.Tensor, known: str) -> str:
+        """The first name of a parameter or buffer that is known by some name: tied weights have several."""
+        return self._names.get(id(tensor), known)
 
     def attribute_name(self, node: fx.Node) -> str:
         """Canonical name of the parameter or buffer that a get_attr node reads."""
