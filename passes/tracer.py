@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.execute import run_node
-from fxcat.passes.rules.table import find_decomposition, function_rule, is_leaf
+from fxcat.passes.rules.table import autograd_call, find_decomposition, function_rule, is_leaf
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,9 @@ class Guard:
 
     node: fx.Node
     value: object
+
+
+_APPLY: Any = vars(torch.autograd.Function)["apply"]
 
 
 class ExampleProxy(fx.Proxy):
@@ -104,7 +107,11 @@ class ExampleTracer(fx.Tracer):
         """
         self._inputs = inputs
         try:
-            with torch.no_grad(), patch.object(_symbolic_trace, "_create_wrapped_func", self._descending):
+            with (
+                torch.no_grad(),
+                patch.object(_symbolic_trace, "_create_wrapped_func", self._descending),
+                patch.object(torch.autograd.Function, "apply", classmethod(self._apply)),
+            ):
                 return self.trace(root)
         except CaptureError:
             raise
@@ -133,6 +140,12 @@ class ExampleTracer(fx.Tracer):
             return self.create_proxy("call_function", function, args, kwargs)
 
         return call
+
+    def _apply(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        """What `function.apply` does: one node, since its backward pass may be anything."""
+        if self._executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
+            return _APPLY.__get__(None, function)(*args, **kwargs)
+        return self.create_proxy("call_function", autograd_call(function), args, kwargs)
 
     def _erase_after(self, last: fx.Node) -> None:
         for node in reversed(self.graph.nodes):

@@ -44,7 +44,10 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
 
 
 class Elementwise(Rule):
-    """Base of the rules below; an op of several tensors unites them."""
+    """Base of the rules below; an op of several tensors unites them. A module has the shape of its input."""
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return broadcast(flow, node)
@@ -63,9 +66,6 @@ class ZeroToZero(Elementwise):
 
     zero = Zero.PRESERVES
 
-    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        return value
-
     def samples(self) -> tuple[Sample, ...]:
         modules = (nn.ReLU(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5), nn.Tanh())
         return tuple(Sample(m, (2, 6, 3, 3)) for m in modules)
@@ -79,9 +79,6 @@ class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""
 
     zero = Zero.BREAKS
-
-    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        return value
 
     def samples(self) -> tuple[Sample, ...]:
         return tuple(Sample(m, (2, 6, 3, 3)) for m in (nn.Sigmoid(), nn.Hardsigmoid(), nn.Softplus()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -201,7 +202,11 @@ _OVERRIDABLE = ("forward", "_conv_forward")
 
 
 def rule(*targets: type[nn.Module] | Callable[..., Any] | str, **options: Any) -> Callable[[type[R]], type[R]]:
-    """Register a `Rule` subclass, instantiated with `options`, for module classes, functions and method names."""
+    """Register a `Rule` subclass, instantiated with `options`.
+
+    `targets`: module classes, functions, subclasses of `torch.autograd.Function`, and names of tensor methods. Raises
+    `FxcatError` if one of them has a rule already.
+    """
 
     def register(cls: type[R]) -> type[R]:
         instance = cls(**options)
@@ -209,12 +214,26 @@ def rule(*targets: type[nn.Module] | Callable[..., Any] | str, **options: Any) -
             table: dict[Any, Rule] = _METHODS if isinstance(target, str) else _FUNCTIONS
             if isinstance(target, type) and issubclass(target, nn.Module):
                 table = _MODULES
+            if isinstance(target, type) and issubclass(target, torch.autograd.Function):
+                target = autograd_call(target)
             if target in table:
                 raise FxcatError(f"there is a rule for {target!r} already", remedy="register each op once")
             table[target] = instance
         return cls
 
     return register
+
+
+@cache
+def autograd_call(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """The function that stands for `function.apply` in a graph: its backward pass is its own, it is not traced into."""
+
+    def apply(*args: Any) -> Any:
+        return function.apply(*args)  # pyright: ignore[reportUnknownMemberType]
+
+    apply.__name__ = apply.__qualname__ = function.__name__
+    apply.__module__ = function.__module__
+    return apply
 
 
 def module_rule(module: nn.Module) -> Rule | None:

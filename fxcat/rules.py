@@ -1,0 +1,49 @@
+"""How to teach fxcat an op of your own: register a `Rule` for a module class, a function or a method name.
+
+    from fxcat.rules import Elementwise, Zero, rule
+
+    @rule(Swish)  # your nn.Module class, or a function
+    class SwishRule(Elementwise):  # each channel apart, labels pass through
+        zero = Zero.PRESERVES  # f(0) = 0
+
+Without a rule your module is traced through, as any other; a function that cannot be traced is one opaque node, whose
+units are frozen and reported. A rule keeps the module, or the function (mark it with `torch.fx.wrap`), as one node.
+Rules of convolutions and linear layers (`Conv`, `Linear`) apply to subclasses that do not override `forward`.
+"""
+
+from fxcat.passes.rules.contraction import Conv, Linear
+from fxcat.passes.rules.elementwise import Elementwise
+from fxcat.passes.rules.table import (
+    Contraction,
+    Counting,
+    Folding,
+    Labels,
+    Moved,
+    Replacement,
+    Rule,
+    Sample,
+    Size,
+    Term,
+    Zero,
+    decomposition,
+    rule,
+)
+
+__all__ = [
+    "Contraction",
+    "Conv",
+    "Counting",
+    "Elementwise",
+    "Folding",
+    "Labels",
+    "Linear",
+    "Moved",
+    "Replacement",
+    "Rule",
+    "Sample",
+    "Size",
+    "Term",
+    "Zero",
+    "decomposition",
+    "rule",
+]

@@ -1,0 +1,138 @@
+"""Ops of users: rules and decompositions registered from outside the package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from exactness import check, randomise
+from torch import nn
+
+import fxcat
+from fxcat.passes.rules import table
+from fxcat.rules import Elementwise, Labels, Rule, Term, Zero, decomposition, rule
+
+
+class ScaleFunction(torch.autograd.Function):
+    """Twice the input, with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return 3 * gradients[0]
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ScaleFunction.apply(x)  # pyright: ignore
+
+
+class Swish(nn.Module):
+    """Each channel apart, with a branch that cannot be traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if bool((x == 0).all()) else x * torch.sigmoid(x)
+
+
+class Pointwise(nn.Module):
+    """A 1×1 convolution with weights (in, out), computed in a way of its own."""
+
+    def __init__(self, entering: int, leaving: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(entering, leaving))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.numel():
+            raise ValueError("empty")
+        return torch.einsum("nchw,cd->ndhw", x, self.weight)
+
+
+class PointwiseRule(Rule):
+    """What a user writes for a layer with weights."""
+
+    zero = Zero.BREAKS
+    parameters = ("weight",)
+
+    def flow(self, flow: Any, node: torch.fx.Node) -> Labels:
+        entering = flow.axis(node.all_input_nodes[0], 1)
+        out = flow.fresh(flow.module(node).weight.shape[1], str(node.target))
+        flow.bind(node, "weight", 0, entering)
+        flow.bind(node, "weight", 1, out)
+        return out.reshape(1, -1, 1, 1)
+
+    def needs_zero(self, flow: Any, node: torch.fx.Node) -> tuple[torch.fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Any, node: torch.fx.Node) -> tuple[Term, ...]:
+        axes = flow.parameters[f"{node.target}.weight"]
+        return (Term(node.meta["value"].shape[2:].numel(), (axes[0], axes[1])),)
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is gone after it."""
+    for name in ("_MODULES", "_FUNCTIONS", "_METHODS", "_DECOMPOSITIONS"):
+        monkeypatch.setattr(table, name, dict(getattr(table, name)))
+    yield
+
+
+def network(middle: nn.Module) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), middle, nn.Conv2d(8, 3, 1)).double().train()
+    randomise(model, 0)
+    return model
+
+
+def test_an_autograd_function_is_opaque_reported_and_keeps_its_gradient() -> None:
+    model = nn.Sequential(network(Doubled()), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)).double()
+    net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), verbose=False)
+    assert [g.name for g in net.structure.groups] == ["0.2", "1"]
+    assert any("ScaleFunction" in p.where and "unknown operation" in p.reason for p in net.structure.pinned)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    gradients = [torch.autograd.grad(m(x).sum(), next(m.parameters()))[0] for m in (model.eval(), net.eval())]
+    assert torch.allclose(*gradients, rtol=1e-12)
+
+
+def test_a_rule_for_an_autograd_function_makes_its_units_prunable() -> None:
+    @rule(ScaleFunction)
+    class _(Elementwise):
+        zero = Zero.PRESERVES
+
+    report = check(network(Doubled()), "doubled", (1, 3, 8, 8), (2, 3, 6, 6))
+    assert not report.failures
+    assert report.units == 8
+
+
+def test_a_rule_for_a_module() -> None:
+    """The example of the README."""
+
+    @rule(Swish)
+    class _(Elementwise):
+        zero = Zero.PRESERVES
+
+    report = check(network(Swish()), "swish", (1, 3, 8, 8), (2, 3, 6, 6))
+    assert not report.failures
+    assert report.units == 8
+
+
+def test_a_rule_for_a_module_with_weights() -> None:
+    rule(Pointwise)(PointwiseRule)
+    report = check(network(nn.Sequential(Pointwise(8, 12), Pointwise(12, 8))), "pointwise", (1, 3, 8, 8), (2, 3, 6, 6))
+    assert not report.failures
+    assert report.units == 8 + 12 + 8
+    assert report.coverage == 1.0
+
+
+def test_a_decomposition_is_captured_instead_of_the_module() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x) if x.sum() > 1e9 else x.clamp(min=0)
+
+    decomposition(Branching)(lambda module, x: torch.relu(x))
+    report = check(network(Branching()), "branching", (1, 3, 8, 8), (2, 3, 6, 6))
+    assert not report.failures
+    assert report.units == 8
