@@ -1,4 +1,4 @@
-"""Invariants I1–I4 on torchvision's convolutional classifiers under random gate settings.
+"""Invariants I1–I4 on every torchvision model under random gate settings.
 
     python benchmarks/exactness.py --all
 

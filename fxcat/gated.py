@@ -117,15 +117,13 @@ class GatedModule(nn.Module):
         self.register_buffer("open_at_start", torch.ones(sum(p.count for p in parts), dtype=torch.bool))
         self.register_buffer("_numbers", torch.arange(sum(p.count for p in parts)), persistent=False)
         self.last_batch = 1
-        """Examples in the last batch: the first dimension of the first tensor that was passed in."""
+        """Examples in the last batch: the length of the first list or tensor that was passed in."""
         self.train(network.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
-        self.last_batch = next(
-            (len(a) for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor) and a.dim()), 1
-        )
+        self.last_batch = next((len(a) for a in (*args, *kwargs.values()) if _is_batch(a)), 1)
         if not self._is_installed:
             # compiled when it is first run: much of it never is, between shrinks or when only the summary is wanted
             self.program.install(self.network)
@@ -203,6 +201,10 @@ class GatedModule(nn.Module):
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         self.train(self.training)
         return shrunk
+
+
+def _is_batch(argument: Any) -> bool:
+    return isinstance(argument, list) or (isinstance(argument, torch.Tensor) and argument.dim() > 0)
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

@@ -10,12 +10,14 @@ from torch import fx, nn
 
 from fxcat.costs import CostTerm
 from fxcat.passes import guards
-from fxcat.passes.capture import effects
+from fxcat.passes.arrays import place
+from fxcat.passes.capture import Captured, effects
 from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
 from fxcat.passes.labels import Flow, flow_labels
+from fxcat.passes.regions import Region
+from fxcat.passes.rules.boundary import region_output
 from fxcat.passes.sections import Section, find_sections
-from fxcat.passes.tracer import Guard
 from fxcat.passes.units import Units, resolve_units
 
 
@@ -34,8 +36,9 @@ class Analysis:
 
     graph: fx.Graph
     twin: nn.Module
-    guards: tuple[Guard, ...]
     options: Options
+    batch: int
+    regions: tuple[Region, ...]
     flow: Flow
     units: Units
     sections: tuple[Section, ...]
@@ -45,15 +48,16 @@ class Analysis:
 
 
 def analyse(
-    graph: fx.Graph,
-    twin: nn.Module,
-    conditions: Sequence[Guard],
+    captured: Captured,
     options: Options,
     frozen: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
 ) -> Analysis:
     """Analyse a graph whose nodes hold example values. `frozen`: per parameter axis a mask of what must stay."""
-    flow = flow_labels(graph, twin, options.ignore)
-    guards.freeze_guarded(flow, graph, conditions)
+    graph = captured.graph
+    flow = flow_labels(graph, captured.twin, captured.batch, options.ignore)
+    guards.freeze_guarded(flow, graph, captured.guards)
+    for pin in captured.pins:
+        guards.freeze_axis(flow, pin.node, pin.axis, place(pin.node), pin.reason)
     for name, axes in (frozen or {}).items():
         for axis, mask in axes.items():
             if axis in flow.parameters.get(name, {}):
@@ -70,7 +74,10 @@ def analyse(
     sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
     needed = inference | reached(graph, 1)
     terms = cost_terms(flow, units, sections, inference, needed)
-    return Analysis(graph, twin, tuple(conditions), options, flow, units, sections, terms, macs, inference)
+    return Analysis(
+        *(graph, captured.twin, options, captured.batch, captured.regions),
+        *(flow, units, sections, terms, macs, inference),
+    )
 
 
 def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:
@@ -81,6 +88,7 @@ def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:
         wanted = wanted[phase]  # pyright: ignore
     stack: list[fx.Node] = []
     fx.map_arg(wanted, stack.append)
+    stack += [n for n in graph.nodes if n.target is region_output and n.args[3] == phase]
     changes = effects(graph)
     seen: set[fx.Node] = set()
     while stack:

@@ -1,87 +1,177 @@
 """Capture: a model as one graph over its own modules.
 
-In: a model and example inputs. Out: `Captured`: a copy of the model, its meta twin (same structure, no data), one
-graph whose nodes hold example values, and the guards. If the model behaves differently in training, the graph holds
-both behaviours, with the nodes they share only once, and its output is `(inference, training)`.
+In: a model and example inputs. Out: `Captured`: the model's meta twin (same structure, no data), one graph whose nodes
+hold example values, and the guards. If the model behaves differently in training, the graph holds both behaviours,
+with the nodes they share only once, and its output is `(inference, training)`. What cannot be traced as a whole is
+captured in regions.
 """
 
 from __future__ import annotations
 
-import inspect
 import operator
 import types
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from fxcat.errors import InputError
+from fxcat.errors import CaptureError, InputError
 from fxcat.passes.arguments import thaw
 from fxcat.passes.copying import meta_twin
+from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
+from fxcat.passes.regions import Call, Pin, Region, Regions, Traced, find_regions
 from fxcat.passes.rules.table import is_leaf
 from fxcat.passes.tracer import ExampleTracer, Guard
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A captured model. `twin` is for analysis, `root` (None while analysing only) has the weights."""
+    """A captured model: its meta twin and a graph over it, whole or of `regions`.
+
+    `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
+    example inputs. `pins`: units that the Python between regions needs. `refused`: why the rest was not captured.
+    """
 
     twin: nn.Module
     graph: fx.Graph
     guards: tuple[Guard, ...]
     constants: Mapping[str, torch.Tensor]
+    batch: int
+    regions: tuple[Region, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    refused: Mapping[str, CaptureError] = field(default_factory=dict[str, CaptureError])
 
 
-def bind_inputs(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """Example inputs by parameter name of `forward`, tensors on the meta device.
+def capture(model: nn.Module, example_inputs: Any) -> Captured:
+    """Capture a model whole if it can be traced and takes tensors, in regions otherwise.
 
-    Raises `InputError` when they do not fit its signature.
+    Raises `InputError` when the inputs do not fit `forward`, and `CaptureError` (module path, source line, reason) when
+    nothing can be captured; the model is not touched.
     """
-    values = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    call = _bind(model, args)
+    # a list (the images of a detector) may have another length the next time
+    if any(isinstance(a, list) for a in call.arguments.values()):
+        return _in_regions(model, call, None)
     try:
-        bound = inspect.signature(model.forward).bind(*values)
+        return _whole(model, call)
+    except CaptureError as error:
+        return _in_regions(model, call, error)
+
+
+def _bind(model: nn.Module, args: tuple[Any, ...]) -> Call:
+    try:
+        call = Call.of(model, args, {})
     except TypeError as error:
         raise InputError(
             f"example_inputs do not fit {type(model).__name__}.forward: {error}",
             remedy="give a tensor, or a tuple with one entry per argument of forward",
         ) from error
-    names: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        if inspect.signature(model.forward).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-            names |= {f"{name}_{i}": v for i, v in enumerate(value)}
-        else:
-            names[name] = value
-    for name, value in names.items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(
-                f"example input {name!r} is a {type(value).__name__}, not a tensor",
-                remedy="give tensors as example_inputs",
-            )
-    return {n: torch.empty_like(v, device="meta") for n, v in names.items()}
+    if not call.tensors:
+        kinds = ", ".join(type(a).__name__ for a in args)
+        raise InputError(f"there is no tensor in example_inputs ({kinds})", remedy="give tensors as example_inputs")
+    return call
 
 
-def capture(model: nn.Module, example_inputs: Any) -> Captured:
-    """Trace a model in inference mode, and in training mode too if any of its Python looks at `training`.
+def _batch(call: Call) -> int:
+    """Examples in the inputs: entries of a list of images, or of the first axis of tensors."""
+    lists = [len(a) for a in call.arguments.values() if isinstance(a, list)]
+    return max(lists or [len(x) for x in call.inputs if x.dim() > 1 and len(x) > 0], default=1)
 
-    Raises `CaptureError` (module path, source line, reason); the model is not touched.
-    """
-    inputs = bind_inputs(model, example_inputs)
+
+def _whole(model: nn.Module, call: Call) -> Captured:
     twin = meta_twin(model)
-    reads = _watch_training(twin)
-    inference, guards, constants = _trace(twin, inputs, training=False)
-    if reads:
-        training, more, others = _trace(twin, inputs, training=True)
-        inference, renamed = _merge(inference, training)
-        guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
-        constants |= others
-    _functionalise(inference)
+    names = [n for n, a in call.arguments.items() if isinstance(a, Slot)]
+    if len(names) == len(call.arguments):
+        traced = _trace_phases(twin, dict(zip(names, call.inputs, strict=True)), None)
+    else:
+        return _one_region(model, call)
     if _has_kept_values(twin):
         twin = meta_twin(model)
-        vars(twin).update({n: c.to("meta") for n, c in constants.items()})
-    return Captured(twin, inference, guards, constants)
+        vars(twin).update({n: c.to("meta") for n, c in traced.constants.items()})
+    return Captured(twin, traced.graph, traced.guards, traced.constants, _batch(call))
+
+
+def _trace_phases(twin: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None) -> Traced:
+    """Trace a module in inference mode, and in training mode too if any of its Python looks at `training`."""
+    reads = _watch_training(twin)
+    graph, guards, constants = _trace(twin, inputs, call, training=False)
+    if reads:
+        training, more, others = _trace(twin, inputs, call, training=True)
+        graph, renamed = _merge(graph, training)
+        guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
+        constants |= others
+    _functionalise(graph)
+    return Traced(graph, guards, constants, ())
+
+
+def _trace_region(module: nn.Module, call: Call) -> Traced:
+    """Trace a module whose arguments and results are nested values."""
+    results: list[Any] = []
+
+    def forward(function: Callable[..., Any], twin: nn.Module, *values: Any) -> tuple[Any, ...]:
+        args, kwargs = call.filled(values)
+        result, proxies = template(map_leaves(function(twin, *args, **kwargs), _opened), fx.Proxy)
+        strange = [type(a).__name__ for a in leaves(result) if not isinstance(a, (Slot, *CONSTANTS))]
+        strange += ["number" for p in proxies if not isinstance(p.node.meta["value"], torch.Tensor)]
+        if strange:
+            raise CaptureError(f"it returns a {strange[0]}, not tensors", where=type(module).__name__)
+        results.append(result)
+        return tuple(proxies)
+
+    inputs = {f"input_{i}": x for i, x in enumerate(call.inputs)}
+    traced = _trace_phases(meta_twin(module), inputs, forward)
+    output = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
+    if not output.meta.get("phases") and results[0] != results[-1]:
+        output.args = ((output.args[0], output.args[0]),)
+        output.meta["phases"] = True
+    phases = tuple(results) if output.meta.get("phases") else (results[0],)
+    return Traced(traced.graph, traced.guards, traced.constants, phases)
+
+
+def _opened(leaf: Any) -> Any:
+    """A proxy of several values as a tuple of proxies."""
+    is_tuple = isinstance(leaf, fx.Proxy) and isinstance(leaf.node.meta["value"], tuple | list)
+    return tuple(map_leaves(part, _opened) for part in leaf) if is_tuple else leaf
+
+
+def _one_region(model: nn.Module, call: Call) -> Captured:
+    """The whole model as a region, since its arguments are nested values."""
+    found = Regions()
+    sources = [found.placeholder(x) for x in call.inputs]
+    for node in found.add("", call, _trace_region(model, call), sources):
+        found.pins.append(Pin(node, None, "output of the network"))
+    found.graph.output(())
+    return _from_regions(model, call, found)
+
+
+def _in_regions(model: nn.Module, call: Call, refused: CaptureError | None) -> Captured:
+    """Raises `refused`, the reason why the model cannot be traced whole, if nothing inside it can be either."""
+    tensors = [torch.rand(t.shape, dtype=t.dtype) if t.is_meta else t for t in call.tensors]
+    try:
+        found = find_regions(model, *call.filled(tensors), _trace_region)
+        if not found.regions:
+            raise CaptureError("no part of the model can be captured", where=type(model).__name__)
+    except CaptureError as error:
+        raise refused or error from error
+    if refused is not None:
+        found.refused = {"": refused, **found.refused}
+    return _from_regions(model, call, found)
+
+
+def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
+    twin = meta_twin(model)
+    for name, constant in found.constants.items():
+        path, _, leaf = name.rpartition(".")
+        twin.get_submodule(path).register_buffer(leaf, constant.to("meta"), persistent=False)
+    for node in found.graph.nodes:
+        if node.op == "get_attr":
+            node.meta["value"] = operator.attrgetter(str(node.target))(twin)
+    graph, parts = found.graph, (tuple(found.guards), found.constants, _batch(call))
+    return Captured(twin, graph, *parts, tuple(found.regions), tuple(found.pins), found.refused)
 
 
 def _has_kept_values(twin: nn.Module) -> bool:
@@ -101,7 +191,7 @@ _MODULE_STATE = frozenset(vars(nn.Module()))
 
 
 def _trace(
-    twin: nn.Module, inputs: Mapping[str, Any], *, training: bool
+    twin: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None, *, training: bool
 ) -> tuple[fx.Graph, tuple[Guard, ...], dict[str, torch.Tensor]]:
     known = set(vars(twin))
     # A copy that nobody traced before: models that cache tensors break when traced twice.
@@ -111,7 +201,7 @@ def _trace(
         if is_leaf(module):
             module.training = False
     tracer = ExampleTracer()
-    graph = tracer.trace_module(twin, inputs)
+    graph = tracer.trace_module(twin, inputs, call)
     constants = {n: v for n, v in vars(twin).items() if n not in known and isinstance(v, torch.Tensor)}
     return graph, tuple(tracer.guards), constants
 

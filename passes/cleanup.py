@@ -10,13 +10,14 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fxcat.passes.capture import INPLACE_OPERATORS, effects, is_inplace
+from fxcat.passes.rules.boundary import is_kept
 
 
 def remove_dead(graph: fx.Graph) -> bool:
-    """Erase every node that neither reaches an output nor asserts something. Returns whether there was one."""
+    """Erase every node that neither reaches an output nor has to be kept. Returns whether there was one."""
     changes = effects(graph)
     kept: set[fx.Node] = set()
-    stack = [n for n in graph.nodes if n.op in ("placeholder", "output") or n.target is torch._assert]  # pyright: ignore[reportPrivateUsage]
+    stack = [n for n in graph.nodes if n.op in ("placeholder", "output") or is_kept(n)]
     while stack:
         node = stack.pop()
         if node not in kept:

@@ -6,20 +6,86 @@ of their own over the same modules.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx, nn
 
+from fxcat.passes.capture import effects
 from fxcat.passes.cleanup import remove_dead
+from fxcat.passes.nested import CONSTANTS, pack, unpack
+from fxcat.passes.regions import Region
+from fxcat.passes.rules.boundary import is_kept, owners, region_input, region_output
 
 _numbers = itertools.count()
 
 
-def install(root: nn.Module, graph: fx.Graph) -> None:
-    """Make the graph the `forward` of `root`. Its output is `(inference, training)`, or one value for both."""
+def install(root: nn.Module, graph: fx.Graph, regions: Sequence[Region] = ()) -> None:
+    """Make the graph the `forward` of `root`, or the parts of it that belong to regions those of their modules."""
+    if not regions:
+        _install(root, graph)
+    for number, region in enumerate(regions):
+        module = root.get_submodule(region.path)
+        _install(module, region_graph(graph, number, region, original_class(module).forward))
+
+
+def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable[..., Any]) -> fx.Graph:
+    """The graph of one region over its own module: it takes its arguments apart and puts its results together."""
+    returned = [n for n in graph.nodes if n.target is region_output and n.args[1] == number]
+    inside = _inside(graph, number, returned)
+    result = fx.Graph()
+    found: dict[int, fx.Node] = {}
+    for name, pattern in region.arguments.items():
+        unpack(result, _placeholder(result, inspect.signature(forward).parameters[name]), pattern, found)
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node not in inside:
+            continue
+        if node.target is region_input:
+            copies[node] = found[node.args[2]]
+            continue
+        copy = copies[node] = result.node_copy(node, copies.__getitem__)
+        if node.op in ("call_module", "get_attr"):
+            copy.target = str(node.target).removeprefix(f"{region.path}.")
+    phases: list[Any] = []
+    for phase, pattern in enumerate(region.results):
+        values = [copies[n.args[0]] for n in returned if n.args[3] == phase]
+        phases.append(pack(result, pattern, values))
+    output = result.output(phases[0] if len(phases) == 1 else tuple(phases))
+    if len(phases) > 1:
+        output.meta["phases"] = True
+    return result
+
+
+def _inside(graph: fx.Graph, number: int, returned: list[fx.Node]) -> set[fx.Node]:
+    """What a region's results are computed from, and what is asserted about it."""
+    owner = owners(graph)
+    changes = effects(graph)
+    inside: set[fx.Node] = set()
+    stack = [n.all_input_nodes[0] for n in returned]
+    stack += [n for n in graph.nodes if is_kept(n) and n.target is not region_output and owner.get(n) == number]
+    while stack:
+        node = stack.pop()
+        if node not in inside:
+            inside.add(node)
+            stack += changes.get(node, ())
+            stack += () if node.target is region_input else node.all_input_nodes
+    return inside
+
+
+def _placeholder(graph: fx.Graph, parameter: inspect.Parameter) -> fx.Node:
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    default = parameter.default
+    if default is parameter.empty or not isinstance(default, CONSTANTS):
+        return graph.placeholder(stars + parameter.name)
+    return graph.placeholder(parameter.name, default_value=default)
+
+
+def _install(root: nn.Module, graph: fx.Graph) -> None:
+    """The graph's output is `(inference, training)`, or one value for both."""
     base = original_class(root)
     phases = split_phases(graph)
     members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__, "_captured_class": base}

@@ -23,6 +23,7 @@ from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model
 from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
+from fxcat.passes.regions import Region
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
 
@@ -41,21 +42,23 @@ class Compiled(Program):
         plan = make_plan(self.analysis, units, sections)
         small, targets, sources = copy_model(network)
         copy_data(targets, sources)
-        _remove_gates(small, self.gatings)
+        _remove_gates(small, self)
         rewrite.apply(small, self.analysis.graph, plan)
-        install(small, plan.graph)
+        install(small, plan.graph, self.analysis.regions)
         return small
 
     def install(self, network: nn.Module) -> None:
-        install(network, insert_gates(self.analysis.graph, self.gatings.of_node))
+        install(network, insert_gates(self.analysis.graph, self.gatings.of_node), self.analysis.regions)
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = make_plan(self.analysis, units, sections)
-        analysis = analyse(plan.graph, plan.twin, (), self.analysis.options, _frozen(self.analysis, plan))
+        before = self.analysis
+        smaller = Captured(plan.twin, plan.graph, (), {}, before.batch, before.regions)
+        analysis = analyse(smaller, before.options, _frozen(before, plan))
         compiled = _compile(analysis)
-        _remove_gates(network, self.gatings)
+        _remove_gates(network, self)
         rewrite.apply(network, self.analysis.graph, plan)
-        _add_gates(network, compiled.gatings)
+        _add_gates(network, compiled)
         origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
         parts = gate_parts(analysis)
         return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
@@ -73,8 +76,9 @@ def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModul
         captured = capture(model, example_inputs)
         compiled = _compiled_or_refused(model, captured, options)
         for name, constant in captured.constants.items():
-            network.register_buffer(name, constant, persistent=False)
-        _add_gates(network, compiled.gatings)
+            path, _, leaf = name.rpartition(".")
+            network.get_submodule(path).register_buffer(leaf, constant, persistent=False)
+        _add_gates(network, compiled)
         analysis = compiled.analysis
         result = GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
         copying.result()
@@ -98,7 +102,7 @@ def _no_garbage_collection() -> Generator[None, None, None]:
 
 
 def _compiled_or_refused(model: nn.Module, captured: Captured, options: Options) -> Compiled:
-    analysis = analyse(captured.graph, captured.twin, captured.guards, options)
+    analysis = analyse(captured, options)
     if not analysis.units.groups and not analysis.sections:
         reasons = "; ".join(f"{p.where}: {p.reason}" for p in analysis.units.pinned[:5])
         raise NothingToPruneError(
@@ -119,17 +123,28 @@ def _compile(analysis: Analysis) -> Compiled:
     return Compiled(analysis, place_gates(analysis.graph, analysis.flow, analysis.units, sites))
 
 
-def _add_gates(network: nn.Module, gatings: Gatings) -> None:
+def _add_gates(network: nn.Module, compiled: Compiled) -> None:
     device = next((p.device for p in network.parameters()), None)
-    network.add_module(SAMPLES, GateSamples(gatings.layout, network).to(device))
+    gatings = compiled.gatings
+    samples = GateSamples(gatings.layout, network).to(device)
+    network.add_module(SAMPLES, samples)
+    for region in _inner_regions(compiled):
+        # an attribute, not a second submodule: every region's code reads the one that the network holds
+        vars(network.get_submodule(region.path))[SAMPLES] = samples
     for path, subclass in gatings.folded.items():
         network.get_submodule(path).__class__ = subclass
 
 
-def _remove_gates(network: nn.Module, gatings: Gatings) -> None:
+def _remove_gates(network: nn.Module, compiled: Compiled) -> None:
     del network._modules[SAMPLES]
-    for path, subclass in gatings.folded.items():
+    for region in _inner_regions(compiled):
+        del vars(network.get_submodule(region.path))[SAMPLES]
+    for path, subclass in compiled.gatings.folded.items():
         network.get_submodule(path).__class__ = subclass.__bases__[0]
+
+
+def _inner_regions(compiled: Compiled) -> list[Region]:
+    return [r for r in compiled.analysis.regions if r.path]
 
 
 def _frozen(analysis: Analysis, plan: Plan) -> dict[str, dict[int, torch.Tensor]]:

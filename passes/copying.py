@@ -45,6 +45,11 @@ def copy_model(model: nn.Module) -> tuple[nn.Module, list[torch.Tensor], list[to
     return _Copier(empty).module(model), targets, sources
 
 
+def share(model: nn.Module) -> nn.Module:
+    """A copy whose tensors have the data of the model's."""
+    return _Copier(torch.Tensor.detach).module(model)
+
+
 def copy_data(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     """Copy all at once: one call that does not hold Python's lock, so that it can run beside other work."""
     if targets:

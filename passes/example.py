@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import typing
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -12,23 +15,33 @@ _LINEARS = (nn.Linear,)
 _CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def find_example_inputs(model: nn.Module) -> torch.Tensor:
+def find_example_inputs(model: nn.Module) -> Any:
     """One random example: the first layer's channels, and the image size the model states or 224.
 
-    Raises `InputError` if the model's first layer is neither a convolution nor linear.
+    A list with one image where `forward` says that it takes a list of tensors. Raises `InputError` if the model's first
+    layer is neither a convolution nor linear.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             rank = module.weight.dim() - 2
             size = _stated_size(model) or _DEFAULT_SIZE[rank]
-            shape = (1, module.in_channels, *([size] * rank))
-            return torch.empty(shape, dtype=module.weight.dtype, device="meta")
+            image = torch.empty((module.in_channels, *([size] * rank)), dtype=module.weight.dtype, device="meta")
+            return [image] if _takes_list(model) else image[None]
         if isinstance(module, nn.Linear):
             return torch.empty((1, module.in_features), dtype=module.weight.dtype, device="meta")
     raise InputError(
         "no example inputs were given, and none can be found: the model has no convolution or linear layer",
         remedy="call fxcat.prepare(model, example_inputs)",
     )
+
+
+def _takes_list(model: nn.Module) -> bool:
+    try:
+        hints = typing.get_type_hints(model.forward)
+    except NameError:
+        return False
+    hints.pop("return", None)
+    return next(iter(hints.values()), None) in (list[torch.Tensor], typing.List[torch.Tensor])  # noqa: UP006
 
 
 def _stated_size(model: nn.Module) -> int | None:

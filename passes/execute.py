@@ -25,9 +25,18 @@ def run_node(node: fx.Node, root: nn.Module) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     module = operator.attrgetter(str(node.target))(root)
-    rule = module_rule(module) if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) else None
-    inferred = None if rule is None else rule.infer(module, args[0])
+    inferred = infer(module, args, kwargs)
     return module.forward(*args, **kwargs) if inferred is None else inferred
+
+
+def infer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """What the module's rule knows about its output's example value without running the module."""
+    rule = module_rule(module)
+    if rule is None:
+        return None
+    if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+        return rule.infer(module, args[0])
+    return rule.infer_module(module, args, kwargs)
 
 
 def propagate(graph: fx.Graph, root: nn.Module) -> None:

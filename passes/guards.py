@@ -24,13 +24,18 @@ def freeze_guarded(flow: Flow, graph: fx.Graph, guards: Sequence[Guard]) -> None
     deciding = [g.node for g in guards] + [i for n in assertions for i in n.all_input_nodes]
     for node in deciding:
         for tensor, axis in asked_sizes(node):
-            labels = flow.values[tensor]
-            if not isinstance(labels, torch.Tensor):
-                continue
-            if axis is not None and labels.shape[axis] < labels.numel():
-                flow.unite(labels, labels.narrow(axis, 0, 1))  # units may still lie along the other axes
-            elif labels.numel() > 1:
-                flow.freeze(labels, place(node), "a branch depends on the number of units")
+            freeze_axis(flow, tensor, axis, place(node), "a branch depends on the number of units")
+
+
+def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:
+    """Freeze the size of one axis (None: all) of a value."""
+    labels = flow.values[tensor]
+    if not isinstance(labels, torch.Tensor):
+        return
+    if axis is not None and labels.shape[axis] < labels.numel():
+        flow.unite(labels, labels.narrow(axis, 0, 1))  # units may still lie along the other axes
+    elif labels.numel() > 1:
+        flow.freeze(labels, where, reason)
 
 
 def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:

@@ -196,20 +196,14 @@ def join(parent: Integers, left: Integers, right: Integers) -> None:
             parent[:] = jumped
 
 
-def flow_labels(graph: fx.Graph, root: nn.Module, ignored: Sequence[str] = ()) -> Flow:
-    """Run every node's rule once, in graph order."""
-    flow = Flow(root)
-    sizes = [len(n.meta["value"]) for n in graph.nodes if n.op == "placeholder" and _has_batch(n.meta["value"])]
-    flow.batch = max(sizes, default=1)
+def flow_labels(graph: fx.Graph, root: nn.Module, batch: int, ignored: Sequence[str] = ()) -> Flow:
+    """Run every node's rule once, in graph order. `batch`: examples in the example inputs."""
+    flow = Flow(root, batch=batch)
     for node in graph.nodes:
         flow.values[node] = _flow_node(flow, node)
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
     return flow
-
-
-def _has_batch(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) > 0
 
 
 def _flow_node(flow: Flow, node: fx.Node) -> Labels:

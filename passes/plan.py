@@ -21,6 +21,7 @@ from fxcat.passes.arrays import place
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.execute import propagate
+from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.table import Labels, Moved, Rule, Size
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
@@ -204,7 +205,9 @@ def _replace_broken_chains(
             position = torch.full((int(live.max()) + 1,), -1)
             position[live] = torch.arange(len(live))
             order = position[order]
-        name = f"channel_order{number}"
+        region = owners(analysis.graph).get(chain.sink)
+        path = "" if region is None else analysis.regions[region].path
+        name = f"{path}.channel_order{number}" if path else f"channel_order{number}"
         buffers[name] = order
         with graph.inserting_before(sink):
             index = graph.create_node("get_attr", name)

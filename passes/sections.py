@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.capture import effects
+from fxcat.passes.rules.boundary import region_input, region_output
 
 SUMS = {torch.add, operator.add, operator.iadd, "add", "add_"}
 
@@ -86,7 +87,8 @@ def _section_at(
     if not work or work <= sum(weight.get(n, 0) for n in cheap) or nodes & cheap:
         return None
     leaves_only_by_exit = all(u in nodes or (n is last and u is join) for n in nodes for u in n.users)
-    if not leaves_only_by_exit:
+    crosses = any(n.target in (region_input, region_output) for n in nodes)
+    if not leaves_only_by_exit or crosses:
         return None
     return Section("", join, entry, last, shortcut, frozenset(nodes))
 

@@ -33,7 +33,8 @@ def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep, entering: Mappin
 
 
 def add_buffers(root: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
-    """Register new index tensors on the root."""
+    """Register new index tensors, by their full names."""
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     for name, value in buffers.items():
-        root.register_buffer(name, value.to(device))
+        path, _, leaf = name.rpartition(".")
+        root.get_submodule(path).register_buffer(leaf, value.to(device))

@@ -97,15 +97,20 @@ class ExampleTracer(fx.Tracer):
         self.proxy_buffer_attributes = True
         self.guards: list[Guard] = []
         self._inputs: Mapping[str, Any] = {}
+        self._call: Callable[..., Any] | None = None
         self._executing = False
         self._path = ""
 
-    def trace_module(self, root: nn.Module, inputs: Mapping[str, Any]) -> fx.Graph:
+    def trace_module(
+        self, root: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None = None
+    ) -> fx.Graph:
         """Trace `root`; `inputs` maps parameter names of its `forward` to example values.
+
+        `call`, if given, is called with `forward`, the module and the inputs, which may then have names of their own.
 
         Raises `CaptureError` with module path and source line when the model cannot be traced.
         """
-        self._inputs = inputs
+        self._inputs, self._call = inputs, call
         try:
             with (
                 torch.no_grad(),
@@ -215,6 +220,8 @@ class ExampleTracer(fx.Tracer):
         direct = names == positional[: len(names)] or signature.parameters.keys().isdisjoint(names)
 
         def call(module: nn.Module, *values: Any) -> Any:
+            if self._call is not None:
+                return self._call(root_fn, module, *values)
             if direct:
                 return root_fn(module, *values)
             return root_fn(module, **dict(zip(names, values, strict=True)))

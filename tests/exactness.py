@@ -17,8 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 import fxcat
 from fxcat.gated import GatedModule
+from fxcat.passes.nested import fill
+from fxcat.passes.plan import make_plan
+from fxcat.passes.rules.boundary import region_input
 
-Inputs = tuple[torch.Tensor, ...]
+Inputs = tuple[Any, ...]
 Shapes = tuple[int, ...] | tuple[tuple[int, ...], ...]
 
 DOUBLE_TOLERANCE = 1e-10
@@ -66,8 +69,10 @@ def randomise(model: nn.Module, seed: int) -> None:
             for name, buffer in module.named_buffers(recurse=False):
                 if name == "running_mean":
                     normal(buffer, 0.3)
-                elif name == "running_var":
+                elif name in ("running_var", "weight"):
                     uniform(buffer, 0.5, 1.5)
+                elif name == "bias":
+                    normal(buffer, 0.3)
 
 
 def calibrate(model: nn.Module, inputs: torch.Tensor) -> None:
@@ -104,6 +109,8 @@ def difference(a: Any, b: Any) -> float:
         if isinstance(y, torch.Tensor):
             if x.shape != y.shape or not bool(torch.isfinite(y).all()):
                 return float("inf")
+            if not y.numel():
+                continue
             worst = max(worst, (x - y).abs().max().item() / max(1.0, y.abs().max().item()))
     return worst
 
@@ -115,12 +122,25 @@ def fixed_seed(seed: int) -> Iterator[None]:
         yield
 
 
-def counted_macs(module: nn.Module, inputs: Inputs) -> int:
+def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
     """Multiply-adds that PyTorch's own counter sees."""
     counter = flop_counter.FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        module(*inputs)
+        module(*inputs, **(named or {}))
     return counter.get_total_flops() // 2
+
+
+def counted_region_macs(net: GatedModule, small: nn.Module) -> int:
+    """What PyTorch counts on every region alone, for tensors of the shapes that it got in the example run."""
+    analysis, count = net.program.analysis, net.gate_vector.unit_count
+    hard = net.gate_vector.hard()
+    graph = make_plan(analysis, hard[:count], hard[count:]).graph
+    total = 0
+    for number, region in enumerate(analysis.regions):
+        entering = [n for n in graph.nodes if n.target is region_input and n.args[1] == number]
+        values = {n.args[2]: torch.randn(n.meta["value"].shape, dtype=n.meta["value"].dtype) for n in entering}
+        total += counted_macs(small.get_submodule(region.path), (), fill(region.arguments, values))
+    return total
 
 
 def operators(module: nn.Module) -> Counter[str]:
@@ -134,6 +154,11 @@ def operators(module: nn.Module) -> Counter[str]:
     return kinds
 
 
+def tensors(shapes: Shapes, dtype: torch.dtype, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    several = (shapes,) if isinstance(shapes[0], int) else shapes
+    return tuple(torch.randn(s, generator=generator, dtype=dtype) for s in several)  # pyright: ignore
+
+
 def check(
     model: nn.Module,
     name: str,
@@ -144,21 +169,25 @@ def check(
     train: bool = True,
 ) -> Report:
     """Check one model with example inputs of `shape` (or shapes), and on inputs of another shape `other`."""
+    dtype = next(model.parameters()).dtype
+    generator = torch.Generator().manual_seed(1)
+    example, inputs = (tensors(s, dtype, generator) for s in (shape, other))
+    return check_on(model, name, example, inputs, inputs if train else None, settings=settings)
+
+
+def check_on(
+    model: nn.Module, name: str, example: Inputs, inputs: Inputs, training: Inputs | None, *, settings: int = 3
+) -> Report:
+    """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none)."""
     report = Report(name)
     tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
-    dtype = next(model.parameters()).dtype
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(1)
-    example, inputs = (
-        tuple(torch.randn(s, generator=generator, dtype=dtype) for s in ((g,) if isinstance(g[0], int) else g))
-        for g in (shape, other)
-    )
     net = fxcat.prepare(model, example, verbose=False)
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
     report.units = sum(g.units for g in net.structure.groups)
     report.coverage = net.structure.coverage
     base = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
-    _check_open(report, model, net, inputs, train, tolerance)
+    _check_open(report, model, net, {"eval": inputs, "train": training}, tolerance)
     net.eval()
     for seed in range(settings):
         random_gates(net, seed)
@@ -170,8 +199,8 @@ def check(
         report.require(found <= tolerance, f"I2 setting {seed}: {found:.1e}")
         _check_costs(report, net, small, example, seed)
         _check_clean(report, small, base, seed)
-        if train and seed == 0:
-            _check_trainable(report, small, inputs)
+        if training is not None and seed == 0:
+            _check_trainable(report, small, training)
     report.require(
         all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the caller's model was changed"
     )
@@ -179,10 +208,12 @@ def check(
 
 
 def _check_open(
-    report: Report, model: nn.Module, net: GatedModule, inputs: Inputs, train: bool, tolerance: float
+    report: Report, model: nn.Module, net: GatedModule, of_mode: dict[str, Inputs | None], tolerance: float
 ) -> None:
     reference = copy.deepcopy(model)
-    for mode in ("eval", "train") if train else ("eval",):
+    for mode, inputs in of_mode.items():
+        if inputs is None:
+            continue
         reference.train(mode == "train")
         net.train(mode == "train")
         with torch.no_grad(), fixed_seed(7):
@@ -210,7 +241,7 @@ def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:
 def _check_costs(report: Report, net: GatedModule, small: nn.Module, example: Inputs, seed: int) -> None:
     said = net.hard_cost()
     params = sum(p.numel() for p in small.parameters())
-    macs = counted_macs(small, example)
+    macs = counted_region_macs(net, small) if net.program.analysis.regions else counted_macs(small, example)
     report.require(said.params == params, f"I3 setting {seed}: {said.params} parameters said, {params} counted")
     report.require(said.macs == macs, f"I3 setting {seed}: {said.macs} MACs said, {macs} counted")
 

@@ -1,6 +1,6 @@
 """The op table: importing this package registers every rule."""
 
-from fxcat.passes.rules import attention, contraction, elementwise, movement, norm, pooling, product
+from fxcat.passes.rules import attention, boundary, contraction, elementwise, movement, norm, pooling, product, regional
 from fxcat.passes.rules.table import (
     Labels,
     Rule,
@@ -21,6 +21,7 @@ __all__ = [
     "Term",
     "Zero",
     "attention",
+    "boundary",
     "contraction",
     "elementwise",
     "find_rule",
@@ -30,6 +31,7 @@ __all__ = [
     "norm",
     "pooling",
     "product",
+    "regional",
     "registered",
     "rule",
 ]

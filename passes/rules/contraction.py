@@ -142,9 +142,70 @@ class Conv(Rule):
         return module  # pyright: ignore[reportReturnType]
 
 
+@rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+class ConvTranspose(Conv):
+    """Transposed convolutions: the weight's first axis is that of all inputs, the second that of a group's outputs."""
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return None
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        module = self._module(flow, node)
+        channels = -module.weight.dim() + 1
+        entering, outer = consumed(flow, node, channels)
+        if outer is not None:
+            flow.freeze(outer, node, "units along an axis that the convolution runs over")
+        groups, width_in, width_out = _groups(module)
+        blocks = entering.reshape(groups, width_in)
+        if groups > 1 and _whole_groups(module):
+            flow.unite(blocks, blocks[:, :1])
+            out = blocks[:, 0].repeat_interleave(width_out)
+        else:
+            flow.unite(blocks, blocks[:1])
+            bound = flow.bound(node, "weight", 1)
+            position = flow.fresh(width_out, str(node.target)) if bound is None else bound
+            flow.bind(node, "weight", 1, position)
+            out = position.repeat(groups)
+        flow.bind(node, "weight", 0, entering)
+        flow.bind(node, "bias", 0, out)
+        return along(out, channels, node.meta["value"].dim())
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        module, value = self._module(flow, node), node.all_input_nodes[0].meta["value"]
+        groups, width_in, width_out = _groups(module)
+        positions = value.numel() // module.in_channels // flow.batch
+        per_pair = positions * math.prod(module.kernel_size)
+        axes = flow.parameters[flow.parameter_name(node, "weight")]
+        if groups > 1 and _whole_groups(module):
+            return (Term(per_pair * width_in * width_out, (axes[0][::width_in],)),)
+        return (Term(per_pair, (axes[0], axes[1])),)
+
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
+        assert isinstance(module, _TRANSPOSED)
+        if module.groups > 1 and _whole_groups(module):
+            module.groups = module.weight.shape[0] * module.groups // module.in_channels
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
+
+    def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
+        return None
+
+    def samples(self) -> tuple[Sample, ...]:
+        return (
+            Sample(nn.ConvTranspose2d(6, 4, 2, stride=2), (2, 6, 4, 4)),
+            Sample(nn.ConvTranspose2d(6, 6, 3, groups=6, padding=1, bias=False), (2, 6, 4, 4)),
+            Sample(nn.ConvTranspose2d(12, 16, 3, groups=2, output_padding=1, stride=2), (2, 12, 4, 4)),
+            Sample(nn.ConvTranspose1d(6, 4, 3), (2, 6, 5)),
+            Sample(nn.ConvTranspose3d(6, 4, 2), (2, 6, 3, 3, 3)),
+        )
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
 def _groups(module: nn.Module) -> tuple[int, int, int]:
     """Groups, input channels per group, output channels per group."""
-    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED))
     return module.groups, module.in_channels // module.groups, module.out_channels // module.groups
 
 

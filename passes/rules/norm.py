@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along
@@ -62,6 +63,23 @@ class BatchNorm(Rule):
         )
 
 
+@rule(FrozenBatchNorm2d)
+class FrozenBatchNorm(BatchNorm):
+    """BatchNorm with constants: all four are buffers, whose lengths are the only sizes that it states."""
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value if value.dim() == 4 and value.shape[1] == module.get_buffer("weight").shape[0] else None
+
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
+        pass
+
+    def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
+        return Folding(_GatedFrozen, ("weight", "bias")) if type(module) is FrozenBatchNorm2d else None
+
+    def samples(self) -> tuple[Sample, ...]:
+        return (Sample(FrozenBatchNorm2d(6), (2, 6, 3, 3)),)
+
+
 def _gated_forward(
     self: nn.BatchNorm2d, input: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -91,6 +109,17 @@ _GATED: dict[Any, Any] = {
     base: type(f"Gated{base.__name__}", (base,), {"forward": _gated_forward, "__module__": __name__})
     for base in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 }
+
+
+class _GatedFrozen(FrozenBatchNorm2d):
+    """Scale and shift that were multiplied by the gate: (γξ)·(x − mean)/σ + βξ."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        scale = weight * (self.get_buffer("running_var") + self.eps).rsqrt()
+        shift = bias - self.get_buffer("running_mean") * scale
+        return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
 
 
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

@@ -204,12 +204,26 @@ def whole_slices(flow: Flow, node: fx.Node, axis: int) -> torch.Tensor:
 
 @rule(F.normalize)
 class Normalize(Rule):
-    """F.normalize over an axis without units."""
+    """F.normalize. Entries that are zero add nothing to a norm; units along other axes too go as whole slices."""
 
     zero = Zero.PRESERVES
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return whole_slices(flow, node, int(arguments(node).get("dim", 1)))
+        return flow.of(node.all_input_nodes[0]) if self._counts(flow, node) else whole_slices(flow, node, _dim(node))
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],) if self._counts(flow, node) else ()
+
+    @staticmethod
+    def _counts(flow: Flow, node: fx.Node) -> bool:
+        """Whether all units lie along the axis, and the norm is a sum over its entries."""
+        labels = flow.of(node.all_input_nodes[0])
+        power: Any = arguments(node).get("p", 2.0)
+        return labels.shape[_dim(node)] == labels.numel() > 1 and power > 0
+
+
+def _dim(node: fx.Node) -> int:
+    return int(arguments(node).get("dim", 1))
 
 
 @rule(F.linear)

@@ -134,6 +134,10 @@ class Rule:
         """
         return None
 
+    def infer_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """The same for a module with several inputs, or with others than tensors."""
+        return None
+
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
         """The same for a function."""
         return None

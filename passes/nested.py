@@ -1,0 +1,121 @@
+"""Nested values: lists, tuples, named tuples, dicts and dataclasses with tensors somewhere inside.
+
+A template is such a value with a `Slot` in the place of every tensor.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of tensor number `index`."""
+
+    index: int
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same value with every leaf changed."""
+    if isinstance(value, dict):
+        items = {k: map_leaves(v, change) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return items if type(value) is dict else type(value)(items)  # pyright: ignore
+    if isinstance(value, tuple | list):
+        parts: list[Any] = [map_leaves(v, change) for v in value]  # pyright: ignore[reportUnknownVariableType]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # pyright: ignore
+    if _is_record(value):
+        return dataclasses.replace(value, **{n: map_leaves(v, change) for n, v in _fields(value)})
+    return change(value)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The leaves in order."""
+    if isinstance(value, dict):
+        value = list(value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    elif _is_record(value):
+        value = [v for _, v in _fields(value)]
+    if isinstance(value, tuple | list):
+        for item in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def template(value: Any, kind: type | tuple[type, ...]) -> tuple[Any, list[Any]]:
+    """A template of a value, and the leaves of the given type that its slots stand for."""
+    found: list[Any] = []
+
+    def replace(leaf: Any) -> Any:
+        if not isinstance(leaf, kind):
+            return leaf
+        found.append(leaf)
+        return Slot(len(found) - 1)
+
+    return map_leaves(value, replace), found
+
+
+def fill(pattern: Any, values: Sequence[Any] | Mapping[int, Any]) -> Any:
+    """A template with values in its slots."""
+    return map_leaves(pattern, lambda leaf: values[leaf.index] if isinstance(leaf, Slot) else leaf)
+
+
+CONSTANTS = (bool, int, float, str, torch.dtype, torch.device, type(None))
+
+
+def unpack(graph: fx.Graph, node: fx.Node, pattern: Any, found: dict[int, fx.Node]) -> None:
+    """Nodes that take a value apart as its template says, and check all the rest of it."""
+    if isinstance(pattern, Slot):
+        found[pattern.index] = node
+    elif isinstance(pattern, dict):
+        for key, item in pattern.items():  # pyright: ignore[reportUnknownVariableType]
+            unpack(graph, graph.call_function(operator.getitem, (node, key)), item, found)
+    elif isinstance(pattern, tuple | list):
+        count: int = len(pattern)  # pyright: ignore[reportUnknownArgumentType]
+        length = graph.call_function(builtins.len, (node,))
+        equal = graph.call_function(operator.eq, (length, count))
+        graph.call_function(torch._assert, (equal, f"captured with {count} values"))  # pyright: ignore[reportPrivateUsage]
+        for i, item in enumerate(pattern):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            unpack(graph, graph.call_function(operator.getitem, (node, i)), item, found)
+    elif _is_record(pattern):
+        for name, item in _fields(pattern):
+            unpack(graph, graph.call_function(builtins.getattr, (node, name)), item, found)
+    else:
+        same = operator.is_ if pattern is None or isinstance(pattern, bool) else operator.eq
+        equal = graph.call_function(same, (node, pattern))
+        graph.call_function(torch._assert, (equal, f"captured with {pattern!r}"))  # pyright: ignore[reportPrivateUsage]
+
+
+def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node]) -> Any:
+    """An argument of a node that rebuilds a value from its template."""
+    if isinstance(pattern, Slot):
+        return values[pattern.index]
+    if isinstance(pattern, dict):
+        items = {k: pack(graph, v, values) for k, v in pattern.items()}  # pyright: ignore[reportUnknownVariableType]
+        if type(pattern) is dict:  # pyright: ignore[reportUnknownArgumentType]
+            return items
+        return graph.call_function(type(pattern), ([(k, v) for k, v in items.items()],))  # pyright: ignore
+    if isinstance(pattern, tuple | list):
+        parts: list[Any] = [pack(graph, v, values) for v in pattern]  # pyright: ignore[reportUnknownVariableType]
+        if hasattr(pattern, "_fields"):  # pyright: ignore[reportUnknownArgumentType]
+            return graph.call_function(type(pattern), tuple(parts))  # pyright: ignore
+        return parts if isinstance(pattern, list) else tuple(parts)
+    if _is_record(pattern):
+        fields = {n: pack(graph, v, values) for n, v in _fields(pattern)}
+        return graph.call_function(type(pattern), (), fields)
+    return pattern
+
+
+def _is_record(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type | Slot)
+
+
+def _fields(value: Any) -> list[tuple[str, Any]]:
+    return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init]

@@ -1,0 +1,60 @@
+"""Boundaries of regions: captured parts of a model inside Python that was not captured.
+
+Each region's graph is a slice of one graph: from its `region_input`s to its `region_output`s. Values that Python only
+passes on lead from an output of one region to an input of another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from fxcat.passes.rules.table import Labels, Rule, Zero, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+NO_REGION = -1
+"""The number of what a single module returns that Python calls."""
+
+
+def region_input(value: torch.Tensor, region: int, index: int) -> torch.Tensor:
+    """The tensor number `index` among the arguments of a region."""
+    return value
+
+
+def region_output(value: torch.Tensor, region: int, index: int, phase: int) -> torch.Tensor:
+    """The tensor number `index` that a region returns, in inference (phase 0) or in training (1)."""
+    return value
+
+
+def is_kept(node: fx.Node) -> bool:
+    """Whether a node is needed though no node reads it: assertions, and what a region returns."""
+    return node.target in (torch._assert, region_output)  # pyright: ignore[reportPrivateUsage]
+
+
+def owners(graph: fx.Graph) -> dict[fx.Node, int]:
+    """The number of the region that each node belongs to, as far as its inputs tell."""
+    found: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.target in (region_input, region_output):
+            found[node] = node.args[1]  # pyright: ignore[reportArgumentType]
+        else:
+            owner = next((found[i] for i in node.all_input_nodes if i in found), None)
+            if owner is not None:
+                found[node] = owner
+    return found
+
+
+@rule(region_input, region_output)
+class Boundary(Rule):
+    """Values pass as they are."""
+
+    zero = Zero.PRESERVES
+    movement = True
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return flow.values[node.all_input_nodes[0]]
