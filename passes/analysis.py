@@ -16,7 +16,7 @@ from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
 from fxcat.passes.labels import Flow, flow_labels
 from fxcat.passes.regions import Region
-from fxcat.passes.rules.boundary import region_output
+from fxcat.passes.rules.boundary import owners, region_output
 from fxcat.passes.sections import Section, find_sections
 from fxcat.passes.units import Units, resolve_units
 
@@ -32,19 +32,30 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Everything known about a graph. `graph` and `twin` hold example values; the weights are elsewhere."""
+    """Everything known about a captured model."""
 
-    graph: fx.Graph
-    twin: nn.Module
+    captured: Captured
     options: Options
-    batch: int
-    regions: tuple[Region, ...]
     flow: Flow
     units: Units
     sections: tuple[Section, ...]
     terms: tuple[CostTerm, ...]
     macs: dict[fx.Node, int]
     inference: frozenset[fx.Node]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Its nodes hold example values."""
+        return self.captured.graph
+
+    @property
+    def twin(self) -> nn.Module:
+        """The modules without data; the weights are elsewhere."""
+        return self.captured.twin
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return self.captured.regions
 
 
 def analyse(
@@ -55,6 +66,7 @@ def analyse(
     """Analyse a graph whose nodes hold example values. `frozen`: per parameter axis a mask of what must stay."""
     graph = captured.graph
     flow = flow_labels(graph, captured.twin, captured.batch, options.ignore)
+    _link_calls(flow, captured)
     guards.freeze_guarded(flow, graph, captured.guards)
     for pin in captured.pins:
         guards.freeze_axis(flow, pin.node, pin.axis, place(pin.node), pin.reason)
@@ -74,10 +86,16 @@ def analyse(
     sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
     needed = inference | reached(graph, 1)
     terms = cost_terms(flow, units, sections, inference, needed)
-    return Analysis(
-        *(graph, captured.twin, options, captured.batch, captured.regions),
-        *(flow, units, sections, terms, macs, inference),
-    )
+    return Analysis(captured, options, flow, units, sections, terms, macs, inference)
+
+
+def _link_calls(flow: Flow, captured: Captured) -> None:
+    """What all calls of a region pass to it is one value, and each of its ops costs as often as it is called."""
+    for tie in captured.ties:
+        flow.ties.setdefault(tie.entry, []).append(tie.source)
+        flow.unite(flow.of(tie.source), flow.of(tie.entry))
+    if any(count > 1 for count in captured.calls.values()):
+        flow.repeats |= {n: captured.calls.get(number, 1) for n, number in owners(captured.graph).items()}
 
 
 def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:

@@ -22,7 +22,7 @@ from fxcat.errors import CaptureError, InputError
 from fxcat.passes.arguments import thaw
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
-from fxcat.passes.regions import Call, Pin, Region, Regions, Traced, find_regions
+from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced, find_regions
 from fxcat.passes.rules.table import is_leaf
 from fxcat.passes.tracer import ExampleTracer, Guard
 
@@ -32,7 +32,8 @@ class Captured:
     """A captured model: its meta twin and a graph over it, whole or of `regions`.
 
     `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
-    example inputs. `pins`: units that the Python between regions needs. `refused`: why the rest was not captured.
+    example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
+    rest was not captured.
     """
 
     twin: nn.Module
@@ -41,6 +42,8 @@ class Captured:
     constants: Mapping[str, torch.Tensor]
     batch: int
     regions: tuple[Region, ...] = ()
+    calls: Mapping[int, int] = field(default_factory=dict[int, int])
+    ties: tuple[Tie, ...] = ()
     pins: tuple[Pin, ...] = ()
     refused: Mapping[str, CaptureError] = field(default_factory=dict[str, CaptureError])
 
@@ -53,9 +56,8 @@ def capture(model: nn.Module, example_inputs: Any) -> Captured:
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     call = _bind(model, args)
-    # a list (the images of a detector) may have another length the next time
-    if any(isinstance(a, list) for a in call.arguments.values()):
-        return _in_regions(model, call, None)
+    if call.has_lists:  # the images of a detector
+        return _in_regions(model, call, CaptureError("it takes a list, which may have another length the next time"))
     try:
         return _whole(model, call)
     except CaptureError as error:
@@ -148,17 +150,16 @@ def _one_region(model: nn.Module, call: Call) -> Captured:
     return _from_regions(model, call, found)
 
 
-def _in_regions(model: nn.Module, call: Call, refused: CaptureError | None) -> Captured:
-    """Raises `refused`, the reason why the model cannot be traced whole, if nothing inside it can be either."""
+def _in_regions(model: nn.Module, call: Call, refused: CaptureError) -> Captured:
+    """`refused`: why the model cannot be captured whole. It is raised if nothing inside the model can be captured."""
     tensors = [torch.rand(t.shape, dtype=t.dtype) if t.is_meta else t for t in call.tensors]
     try:
         found = find_regions(model, *call.filled(tensors), _trace_region)
         if not found.regions:
             raise CaptureError("no part of the model can be captured", where=type(model).__name__)
     except CaptureError as error:
-        raise refused or error from error
-    if refused is not None:
-        found.refused = {"": refused, **found.refused}
+        raise (error if call.has_lists else refused) from error
+    found.refused = {"": refused, **found.refused}
     return _from_regions(model, call, found)
 
 
@@ -170,8 +171,10 @@ def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
     for node in found.graph.nodes:
         if node.op == "get_attr":
             node.meta["value"] = operator.attrgetter(str(node.target))(twin)
-    graph, parts = found.graph, (tuple(found.guards), found.constants, _batch(call))
-    return Captured(twin, graph, *parts, tuple(found.regions), tuple(found.pins), found.refused)
+    return Captured(
+        *(twin, found.graph, tuple(found.guards), found.constants, _batch(call)),
+        *(tuple(found.regions), found.calls, tuple(found.ties), tuple(found.pins), found.refused),
+    )
 
 
 def _has_kept_values(twin: nn.Module) -> bool:

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model
 from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
-from fxcat.passes.regions import Region
+from fxcat.passes.regions import Region, Tie
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
 
@@ -53,8 +53,10 @@ class Compiled(Program):
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = make_plan(self.analysis, units, sections)
         before = self.analysis
-        smaller = Captured(plan.twin, plan.graph, (), {}, before.batch, before.regions)
-        analysis = analyse(smaller, before.options, _frozen(before, plan))
+        new = {old: node for node, old in plan.origin.items()}
+        ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
+        left = replace(before.captured, twin=plan.twin, graph=plan.graph, guards=(), constants={}, pins=(), ties=ties)
+        analysis = analyse(left, before.options, _frozen(before, plan))
         compiled = _compile(analysis)
         _remove_gates(network, self)
         rewrite.apply(network, self.analysis.graph, plan)

@@ -28,7 +28,7 @@ def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
             for factor in term.factors:
                 width *= factor.numel()
             total += term.coefficient * width
-        result[node] = total
+        result[node] = total * flow.repeats.get(node, 1)
     return result
 
 
@@ -53,7 +53,8 @@ def cost_terms(
         if rule is not None and node in inference:
             for term in rule.macs(flow, node):
                 factors = tuple(axes.of(f) for f in term.factors)
-                terms.append(CostTerm(node.name, term.coefficient, 0, factors, context))
+                macs = term.coefficient * flow.repeats.get(node, 1)
+                terms.append(CostTerm(node.name, macs, 0, factors, context))
         _note_uses(flow, node, uses, context)
     for node in flow.values:
         if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):

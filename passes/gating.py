@@ -91,15 +91,17 @@ class _Demand:
     def _expense(self, start: fx.Node) -> int:
         """How many multiplications of whole values it takes to make a value's dead units zero."""
         stack = [(start, False)]
+        seen: set[fx.Node] = set()
         while stack:
             node, ready = stack.pop()
-            if node in self._expenses:
+            if node in self._expenses or (node in seen and not ready):
                 continue
+            seen.add(node)
             sources = self._sources(node, None) if self._has_units(node) else []
             if sources is None:
                 self._expenses[node] = 0 if node in self.sites or _folding(self.flow, node, Site()) else 1
             elif ready:
-                costs = [self._expenses[s] for s in sources]
+                costs = [self._expenses.get(s, 0) for s in sources]  # a region may be called with its own result
                 self._expenses[node] = min(costs, default=0) if sources and self._any_will_do(node) else sum(costs)
             else:
                 stack.append((node, True))

@@ -57,6 +57,10 @@ class Flow:
     contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
     outer: dict[fx.Node, torch.Tensor] = field(default_factory=dict[fx.Node, torch.Tensor])
     """Labels of contractions whose input has units along axes that they leave alone."""
+    ties: dict[fx.Node, list[fx.Node]] = field(default_factory=dict[fx.Node, list[fx.Node]])
+    """Other values that stand for a node's input at times."""
+    repeats: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
+    """How often nodes run in one forward pass, where that is not once."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _names: dict[int, str] = field(default_factory=dict[int, str])

@@ -44,6 +44,14 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Tie:
+    """A further call of a region passes the value of `source` where the first one passed that of `entry`."""
+
+    source: fx.Node
+    entry: fx.Node
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """Units that must stay: all of a value's, or those along one of its axes."""
 
@@ -81,10 +89,20 @@ class Call:
         arguments, tensors = template(dict(bound.arguments), torch.Tensor)
         return cls(bound, arguments, tuple(tensors), tuple(torch.empty_like(t, device="meta") for t in tensors))
 
+    def is_like(self, other: Call) -> bool:
+        """Whether another call has the same structure and shapes."""
+        shapes = [x.shape for x in self.inputs] == [x.shape for x in other.inputs]
+        return shapes and self.arguments == other.arguments
+
     def filled(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with other values in the place of the tensors."""
         bound = inspect.BoundArguments(self.bound.signature, fill(self.arguments, values))
         return bound.args, bound.kwargs
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether an argument is a list: of variable length, where tuples and dicts are taken to be of one kind."""
+        return any(isinstance(a, list) for a in self.arguments.values())
 
     @property
     def is_plain(self) -> bool:
@@ -93,7 +111,7 @@ class Call:
 
 
 class _CalledAgain(Exception):
-    """A region was called a second time."""
+    """A region was called in another way than before, or something inside it was called by itself."""
 
 
 @dataclass(slots=True)
@@ -104,6 +122,9 @@ class Regions:
     regions: list[Region] = field(default_factory=list[Region])
     guards: list[Guard] = field(default_factory=list[Guard])
     pins: list[Pin] = field(default_factory=list[Pin])
+    ties: list[Tie] = field(default_factory=list[Tie])
+    calls: dict[int, int] = field(default_factory=dict[int, int])
+    """How often each region was called."""
     constants: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     refused: dict[str, CaptureError] = field(default_factory=dict[str, CaptureError])
     """Why modules with weights were not captured."""
@@ -117,6 +138,7 @@ class Regions:
     def add(self, path: str, call: Call, traced: Traced, sources: Sequence[fx.Node]) -> list[fx.Node]:
         """Add a region that takes its tensors from `sources`. Returns the nodes of its results in inference."""
         number = len(self.regions)
+        self.calls[number] = 1
         self.regions.append(Region(path, call.arguments, traced.results))
         prefix = f"{path}." if path else ""
         entering = iter(
@@ -145,6 +167,15 @@ class Regions:
         for nodes in results[1:]:
             self.pins += [Pin(n, None, "what a region returns in training") for n in nodes]
         return results[0]
+
+    def repeat(self, number: int, sources: Sequence[fx.Node]) -> list[fx.Node]:
+        """Note another call of a region. Returns the nodes of its results in inference."""
+        self.calls[number] += 1
+        for node in self.graph.nodes:
+            if node.target is region_input and node.args[1] == number:
+                self.ties.append(Tie(sources[node.args[2]], node))
+        returned = [n for n in self.graph.nodes if n.target is region_output and n.args[1] == number]
+        return [n for n in returned if n.args[3] == 0]
 
     def node(self, function: Callable[..., Any], args: tuple[Any, ...], value: torch.Tensor) -> fx.Node:
         """A call of a function with a known result."""
@@ -186,7 +217,8 @@ class _Run:
         self._repeated = repeated
         self._paths = {id(m): path for path, m in self._runner.named_modules()}
         self._known: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
-        self._captured: set[str] = set()
+        self._captured: dict[str, tuple[int, Call]] = {}
+        self._executed: set[str] = {""}
         self._places: list[str] = []
         self._generator = torch.Generator().manual_seed(0)
 
@@ -204,8 +236,24 @@ class _Run:
             result = self._runner.forward(*args, **kwargs)
         for tensor in _tensors(result):
             self.pin(tensor, None, "output of the network")
+        self._pin_borders()
         self.found.graph.output(())
         return self.found
+
+    def _pin_borders(self) -> None:
+        """Code that did not run this time may use whatever a region returns, if there is any such code."""
+        idle = [
+            path
+            for path, module in self._runner.named_modules()
+            if any(p is not None for p in module._parameters.values())
+            and not any(path == c or path.startswith(c + ".") for c in self._captured)
+            and path not in self._executed
+        ]
+        if idle:
+            reason = f"{idle[0]!r} did not run on the example inputs, and may use it"
+            for node in list(self.found.graph.nodes):
+                if node.target is region_output:
+                    self.found.pins.append(Pin(node, None, reason))
 
     def _call(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._pause():
@@ -215,6 +263,7 @@ class _Run:
             except CaptureError as error:
                 if any(True for _ in module.parameters()) and not isinstance(error, _NotTried):
                     self.found.refused[path] = error
+        self._executed.add(path)
         self._own_tensors(module)
         self._places.append(path)
         result = module.forward(*args, **kwargs)
@@ -232,16 +281,27 @@ class _Run:
         weights = any(True for _ in module.parameters())
         if not call.is_plain or not (weights or any(id(t) in self._known for t in call.tensors)):
             raise _NotTried("its arguments are not tensors and flags", where=path)
-        if any(path == p or path.startswith(p + ".") for p in self._repeated):
-            raise CaptureError("it is called several times by code that cannot be captured", where=path)
-        if path in self._captured:
-            raise _CalledAgain(path)
+        if path in self._repeated:
+            raise CaptureError("it is called in several ways, or by parts, by code that cannot be captured", where=path)
+        sources = [self._source(t) for t in call.tensors]
+        if path in self._captured and self._captured[path][1].is_like(call):
+            number = self._captured[path][0]
+            results = self.found.repeat(number, sources)
+            return fill(self.found.regions[number].results[0], [self._stand_in(n) for n in results])
+        self._check_overlap(path)
+        if any(p.startswith(path + ".") for p in (*self._captured, *self._executed)):
+            raise CaptureError("its parts were called by themselves before", where=path)
         traced = self._trace(self._model.get_submodule(path), call)
         if not weights and traced.guards:
             raise _NotTried("its branches depend on sizes", where=path)
-        self._captured.add(path)
-        results = self.found.add(path, call, traced, [self._source(t) for t in call.tensors])
+        self._captured[path] = len(self.found.regions), call
+        results = self.found.add(path, call, traced, sources)
         return fill(traced.results[0], [self._stand_in(n) for n in results])
+
+    def _check_overlap(self, path: str) -> None:
+        for region in self._captured:
+            if path == region or path.startswith(region + "."):
+                raise _CalledAgain(region)
 
     def _leaf(self, path: str, module: nn.Module, call: Call) -> torch.Tensor:
         """A node for a module that is called by code that was not captured: gates cannot be folded into it."""
@@ -252,10 +312,11 @@ class _Run:
                 value = meta_twin(module).forward(*args, **kwargs)
             except Exception as error:
                 raise CaptureError(f"its result's shape cannot be found: {error}", where=path) from error
-        if not isinstance(value, torch.Tensor) or any(
-            not isinstance(a, (Slot, *CONSTANTS)) for a in leaves(call.arguments)
-        ):
+        strange = [a for a in leaves(call.arguments) if not isinstance(a, (Slot, *CONSTANTS))]
+        if not isinstance(value, torch.Tensor) or strange:
             raise CaptureError("its arguments or results are not tensors", where=path)
+        self._check_overlap(path)
+        self._executed.add(path)
         node_args, node_kwargs = call.filled([self._source(t) for t in call.tensors])
         node = self.found.graph.call_module(path, node_args, node_kwargs)
         node.meta.update(value=value, path=path)

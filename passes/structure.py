@@ -12,7 +12,7 @@ from fxcat.costs import Axis, CostTerm
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.units import required_sets
-from fxcat.records import Cost, Group, SectionInfo
+from fxcat.records import Cost, Group, Pinned, SectionInfo
 
 
 def describe(analysis: Analysis) -> Structure:
@@ -41,7 +41,7 @@ def describe(analysis: Analysis) -> Structure:
         sections=tuple(
             SectionInfo(s.name, t.macs, t.params) for s, t in zip(analysis.sections, in_section, strict=True)
         ),
-        pinned=units.pinned,
+        pinned=_not_captured(analysis) + units.pinned,
         cost=Cost(total.macs, total.params),
         required=required_sets(analysis.flow, units),
         coverage=covered / max(1, total.macs),
@@ -49,6 +49,12 @@ def describe(analysis: Analysis) -> Structure:
         edges=tuple((i.name, n.name) for n in analysis.inference for i in n.all_input_nodes),
         activation_bytes=_activation_bytes(analysis),
     )
+
+
+def _not_captured(analysis: Analysis) -> tuple[Pinned, ...]:
+    refused = analysis.captured.refused.items()
+    name = type(analysis.twin).__name__
+    return tuple(Pinned(path or name, f"could not be captured: {error.what}", 0) for path, error in refused)
 
 
 def _activation_bytes(analysis: Analysis) -> dict[str, int]:

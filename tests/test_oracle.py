@@ -104,7 +104,7 @@ def compare(name: str) -> None:
     size = 299 if name == "inception_v3" else 64
     example = torch.randn(1, 3, size, size)
     captured = capture(model, example)
-    found = fxcat_units(analyse(captured.graph, captured.twin, captured.guards, Options()))
+    found = fxcat_units(analyse(captured, Options()))
     theirs = oracle_units(model, example)
     seen = {parameter for unit in theirs for parameter, _, _ in unit}
     ours = {frozenset(e for e in unit if e[0] in seen) for unit in found} - {frozenset()}

@@ -43,7 +43,8 @@ def owners(graph: fx.Graph) -> dict[fx.Node, int]:
         if node.target in (region_input, region_output):
             found[node] = node.args[1]  # pyright: ignore[reportArgumentType]
         else:
-            owner = next((found[i] for i in node.all_input_nodes if i in found), None)
+            inner = [i for i in node.all_input_nodes if i.target is not region_output]
+            owner = next((found[i] for i in inner if i in found), None)
             if owner is not None:
                 found[node] = owner
     return found
@@ -58,3 +59,6 @@ class Boundary(Rule):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return flow.values[node.all_input_nodes[0]]
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0], *flow.ties.get(node, ()))

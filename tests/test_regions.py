@@ -1,0 +1,244 @@
+"""Capture by regions: models whose own Python cannot be traced, nested arguments and results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from exactness import Report, check_on, randomise
+from torch import nn
+
+import fxcat
+
+
+def block(entering: int, leaving: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(entering, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, leaving, 3, padding=1),
+        nn.ReLU(),
+    )
+
+
+class Branching(nn.Module):
+    """A stem, a branch that depends on values of the input, two blocks, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = block(3, 8), block(8, 8), block(8, 8)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.stem(x if x.mean() < 1e9 else x / 2)
+        return self.head(self.second(self.first(features)))
+
+
+class Looking(Branching):
+    """Its Python needs the number of channels of one value, and another value itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.stem(x if x.mean() < 1e9 else x / 2)
+        scaled = self.first(features)
+        size = scaled.shape[-1] * scaled.shape[1] / scaled.size(1)
+        return self.head(self.second(scaled)) * size + features.sum()
+
+
+class Siamese(Branching):
+    """One encoder for both halves of the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.mean() > 1e9:
+            return x
+        return self.head(self.second(self.first(self.stem(x)))) + self.head(self.second(self.first(self.stem(x * 2))))
+
+
+class Inside(Branching):
+    """It calls a part of a block by itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.mean() < 1e9
+        features = self.first(self.stem(x))
+        return self.head(self.second(features + self.first[0](self.stem(x))[:, :8]))
+
+
+class Idle(Branching):
+    """One block runs for bright images only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.first(self.stem(x))
+        return self.head(features if x.mean() < 1e9 else self.second(features))
+
+
+class Recurrent(Branching):
+    """One block runs on its own results, as often as it takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = self.stem(x)
+        for _ in range(3 if x.mean() < 1e9 else 2):
+            state = self.first(state)
+        return self.head(self.second(state))
+
+
+class Pyramid(Branching):
+    """One block for values of several sizes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.mean() < 1e9
+        features = self.stem(x)
+        coarse = self.first(nn.functional.avg_pool2d(features, 2))
+        return self.head(self.second(self.first(features))) + self.head(self.second(coarse))
+
+
+class InPlace(Branching):
+    """Its Python changes a value that a block returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*block(3, 8)[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.mean() < 1e9
+        features = self.stem(x)
+        features += 1
+        return self.head(self.second(self.first(features)))
+
+
+def checked(model: nn.Module, *shape: int) -> Report:
+    model = model.double().train()
+    randomise(model, 0)
+    example, others = (torch.randn(1, *shape).double(),), (torch.randn(3, *shape).double(),)
+    report = check_on(model, type(model).__name__, example, others, others)
+    assert not report.failures
+    return report
+
+
+def prepared(model: nn.Module) -> fxcat.GatedModule:
+    return fxcat.prepare(model, torch.randn(1, 3, 8, 8), verbose=False)
+
+
+@pytest.mark.parametrize("cls", [Branching, Looking, Siamese, Recurrent, Pyramid, Inside, Idle, InPlace])
+def test_invariants_where_the_root_cannot_be_traced(cls: type[nn.Module]) -> None:
+    assert checked(cls(), 3, 8, 8).units >= 12
+
+
+def test_units_pass_from_region_to_region() -> None:
+    net = prepared(Branching())
+    assert {g.name for g in net.structure.groups} == {
+        *("stem.0", "stem.3", "first.0", "first.3", "second.0", "second.3"),
+    }
+    assert net.structure.coverage == 1.0
+    first = net.structure.pinned[0]
+    assert first.where == "Branching" and "depends on the values" in first.reason
+
+
+def test_what_python_looks_at_is_pinned() -> None:
+    net = prepared(Looking())
+    assert {g.name for g in net.structure.groups} == {"stem.0", "first.0", "second.0", "second.3"}
+    reasons = {p.reason for p in net.structure.pinned}
+    assert any("sum in Looking" in r for r in reasons)
+    assert any("size is read" in r for r in reasons)
+
+
+def test_a_region_called_again_is_gated_once() -> None:
+    net = prepared(Siamese())
+    assert len(net.structure.groups) == 6
+    assert net.start_cost.macs == 2 * prepared(Branching()).start_cost.macs
+
+
+def test_a_region_called_with_its_own_result_keeps_its_outer_width_in_one_group() -> None:
+    groups = {g.name: g.units for g in prepared(Recurrent()).structure.groups}
+    assert groups == {"stem.0": 12, "stem.3": 8, "first.0": 12, "second.0": 12, "second.3": 8}
+
+
+def test_a_module_called_in_several_ways_is_left_alone_and_reported() -> None:
+    net = prepared(Pyramid())
+    assert any(p.where == "first" and "several ways" in p.reason for p in net.structure.pinned)
+
+
+def test_code_that_did_not_run_may_need_anything() -> None:
+    net = prepared(Idle())
+    assert {g.name for g in net.structure.groups} == {"stem.0", "first.0"}
+    assert any("'second' did not run" in p.reason or "'second.0' did not run" in p.reason for p in net.structure.pinned)
+
+
+def test_training_and_shrinking_in_regions() -> None:
+    torch.manual_seed(0)
+    net = prepared(Branching())
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05, momentum=0.9)
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=24)
+    x, y = torch.randn(8, 3, 8, 8), torch.randint(5, (8,))
+    for _ in range(24):
+        loss = nn.functional.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        controller.step()
+    small = fxcat.finalize(net).eval()
+    assert 0.4 < net.hard_cost().macs / net.start_cost.macs <= 0.5
+    assert torch.allclose(small(x), net.eval()(x), atol=1e-5)
+    assert isinstance(small, Branching)
+
+
+class Pair(NamedTuple):
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclasses.dataclass
+class Result:
+    logits: torch.Tensor
+    name: str = "result"
+
+
+class Nested(nn.Module):
+    """Takes a dict and a tuple, returns one of several kinds of values."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.left, self.right = block(3, 8), block(3, 8)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: dict[str, torch.Tensor], more: tuple[torch.Tensor, ...], *, scale: Any = None) -> Any:
+        x = self.left(images["a"]) + self.right(more[0])
+        y = self.head(x if scale is None else x * scale)
+        results = {
+            "dict": {"out": y},
+            "ordered": OrderedDict(out=y, features=x),
+            "named": Pair(x, y),
+            "record": Result(y),
+            "list": [y, (x, None)],
+        }
+        return results[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["dict", "ordered", "named", "record", "list"])
+def test_nested_arguments_and_results(kind: str) -> None:
+    model = Nested(kind).double()
+    randomise(model, 0)
+    example, others = (({"a": torch.randn(n, 3, 6, 6).double()}, (torch.randn(n, 3, 6, 6).double(),)) for n in (1, 3))
+    expected, net = model.eval()(*others), fxcat.prepare(model, example, verbose=False)
+    net.gates["left.0"].theta[3:] = 0.0
+    small = fxcat.finalize(net)
+    found = net(*others), small(*others)
+    for result in (expected, *found):
+        assert type(result) is type(expected)
+    if kind == "record":
+        found = tuple({"out": r.logits} for r in found)
+        assert type(expected) is Result and expected.name == "result"
+    assert fxcat.finalize(net).left[0].weight.shape[0] == 3  # pyright: ignore
+    from exactness import difference
+
+    assert difference(found[1], found[0]) < 1e-12
+
+
+def test_another_structure_of_arguments_is_refused() -> None:
+    model = Nested("dict")
+    x = torch.randn(1, 3, 6, 6)
+    net = fxcat.prepare(model, ({"a": x}, (x,)), verbose=False)
+    with pytest.raises(AssertionError, match="captured with 1 values"):
+        net({"a": x}, (x, x))
