@@ -1,7 +1,7 @@
 """Arguments for a module: from what the caller gave, or found from the module, to random values at any batch size.
 
 In: example inputs (values, or only shapes on the meta device). Out: a tuple of arguments for `forward`, pytrees of
-tensors on the CPU whose dimension 0 is the batch.
+tensors on the CPU whose dimension 0 is the batch, and of lists of images, whose length is the batch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _FLOATS = (torch.float16, torch.float32, torch.float64)
 _OTHERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def example_arguments(module: nn.Module, given: torch.Tensor | tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The arguments of `forward`, checked. Raises `InputError` if they have no common batch dimension."""
+def example_arguments(module: nn.Module, given: Any) -> tuple[Any, ...]:
+    """The arguments of `forward`, checked. Raises `InputError` if they have no common batch dimension: that is asked of
+    all tensors but those in lists of images."""
     values = _found(module) if given is None else given
     arguments = values if isinstance(values, tuple) else (values,)
     tensors = tensors_of(arguments)
@@ -32,11 +33,11 @@ def example_arguments(module: nn.Module, given: torch.Tensor | tuple[Any, ...] |
                 f"an example input is {tensor.dtype}, which ONNX Runtime cannot be given",
                 remedy="export module.float() with float32 inputs",
             )
-    shapes = [tuple(t.shape) for t in tensors]
+    shapes = [tuple(t.shape) for t in tree_leaves(arguments, is_leaf=is_images) if isinstance(t, torch.Tensor)]
     if any(not s for s in shapes) or len({s[0] for s in shapes}) > 1:
         raise InputError(
             f"the example inputs have shapes {shapes}: dimension 0 is not one common batch",
-            remedy="give every tensor a batch dimension first, of the same size",
+            remedy="give every tensor a batch dimension first, of the same size, or images (C, H, W) in a list",
         )
     return arguments
 
@@ -46,25 +47,58 @@ def tensors_of(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def at_batch(arguments: tuple[Any, ...], batch: int, seed: int) -> tuple[Any, ...]:
-    """The arguments at another batch size: normal floats from an own generator; other types repeat the rows given,
-    whose values may have to be valid indices. Constants stay."""
+def is_images(value: Any) -> bool:
+    """Whether a value is a list of tensors (C, H, W): the form in which detectors take images of different sizes."""
+    return (
+        isinstance(value, list) and len(value) > 0 and all(isinstance(v, torch.Tensor) and v.dim() == 3 for v in value)  # pyright: ignore[reportUnknownVariableType]
+    )
+
+
+def has_images(arguments: tuple[Any, ...]) -> bool:
+    """Whether there is a list of images among the arguments. Their number is fixed in a file."""
+    return any(is_images(leaf) for leaf in tree_leaves(arguments, is_leaf=is_images))
+
+
+def batch_of(arguments: tuple[Any, ...]) -> int:
+    """The batch size that the arguments have: the number of images in a list, or dimension 0."""
+    leaves = tree_leaves(arguments, is_leaf=is_images)
+    return len(next((v for v in leaves if is_images(v)), None) or tensors_of(arguments)[0])
+
+
+def given_values(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The arguments as they are, on the CPU, or None if they are only shapes."""
+    if any(t.is_meta for t in tensors_of(arguments)):
+        return None
+    return tree_map(lambda v: v.detach().cpu() if isinstance(v, torch.Tensor) else v, arguments)
+
+
+def at_batch(arguments: tuple[Any, ...], batch: int | None, seed: int) -> tuple[Any, ...]:
+    """The arguments at another batch size (None: at their own): normal floats from an own generator; other types repeat
+    the rows given, whose values may have to be valid indices. Images in lists keep their number, and are uniform in
+    [0, 1]. Constants stay."""
     generator = torch.Generator().manual_seed(seed)
 
     def leaf(value: Any) -> Any:
+        if is_images(value):
+            return [image(v) for v in value]
         if not isinstance(value, torch.Tensor):
             return value
-        shape = (batch, *value.shape[1:])
+        shape = value.shape if batch is None else (batch, *value.shape[1:])
         if value.dtype in _FLOATS:
             return torch.randn(shape, generator=generator).to(value.dtype)
         if value.is_meta:
             return torch.zeros(shape, dtype=value.dtype)
-        return value.detach().cpu()[torch.arange(batch) % len(value)]
+        return value.detach().cpu()[torch.arange(shape[0]) % len(value)]
 
-    return tree_map(leaf, arguments)
+    def image(value: torch.Tensor) -> torch.Tensor:
+        if value.dtype in _FLOATS:
+            return torch.rand(value.shape, generator=generator).to(value.dtype)
+        return torch.zeros(value.shape, dtype=value.dtype) if value.is_meta else value.detach().cpu()
+
+    return tree_map(leaf, arguments, is_leaf=is_images)
 
 
-def _found(module: nn.Module) -> torch.Tensor | tuple[torch.Tensor, ...]:
+def _found(module: nn.Module) -> Any:
     shapes = getattr(module, "fxcat_example_shapes", None)
     if shapes is None:
         return find_example_inputs(module)

@@ -35,7 +35,8 @@ def measure_latency(
     provider: str = CPU,
 ) -> float:
     """Median milliseconds of one run at a batch size, after a warm-up. Inputs are random; their shapes are those of
-    `example_inputs` (dimension 0 replaced by `batch`), else those that the file states."""
+    `example_inputs` (dimension 0 replaced by `batch`), else those that the file states. A file whose batch is fixed
+    runs at that."""
     return _medians([_runner(path, example_inputs, batch, provider)], repeats)[0]
 
 
@@ -56,12 +57,13 @@ def compare_latency(
 def _runner(path: str | os.PathLike[str], given: Any, batch: int, provider: str) -> Callable[[], object]:
     session = open_session(path, provider)
     examples = _stated_inputs(session, path) if given is None else given if isinstance(given, tuple) else (given,)
-    values = feed(session, at_batch(examples, batch, seed=0))
+    fixed = all(isinstance(size, int) for entry in session.get_inputs() for size in entry.shape[:1])
+    values = feed(session, at_batch(examples, None if fixed else batch, seed=0))
     return lambda: session.run(None, values)
 
 
 def _stated_inputs(session: Any, path: str | os.PathLike[str]) -> tuple[torch.Tensor, ...]:
-    """The inputs that a file declares, without values."""
+    """The inputs that a file declares, without values; a dynamic batch is 1."""
     found: list[torch.Tensor] = []
     for entry in session.get_inputs():
         sizes = entry.shape[1:]
@@ -71,7 +73,8 @@ def _stated_inputs(session: Any, path: str | os.PathLike[str]) -> tuple[torch.Te
                 where=os.fspath(path),
                 remedy="give example_inputs",
             )
-        found.append(torch.empty((1, *sizes), dtype=_TYPES[entry.type], device="meta"))
+        batch = entry.shape[0] if isinstance(entry.shape[0], int) else 1
+        found.append(torch.empty((batch, *sizes), dtype=_TYPES[entry.type], device="meta"))
     return tuple(found)
 
 

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from fxcat.errors import ExportError, InputError, StorageError
-from fxcat.exporters.inputs import example_arguments
+from fxcat.exporters.inputs import batch_of, example_arguments, has_images
 from fxcat.exporters.latency import measure_latency
-from fxcat.exporters.program import build_program, inference_copy
+from fxcat.exporters.program import build_program, inference_copy, strip_metadata
 from fxcat.exporters.runtime import provider_for
 from fxcat.exporters.staging import staged
-from fxcat.exporters.verify import BATCHES, FileFacts, check_file, compare_outputs
+from fxcat.exporters.tracing import trace_program
+from fxcat.exporters.verify import BATCHES, FileFacts, check_file, compare_outputs, trials
 from fxcat.gated import GatedModule
 
 _log = logging.getLogger(__name__)
@@ -32,8 +33,9 @@ class ExportReport:
     """What was written.
 
     `bytes`: with external weights, if any. `operators`: ONNX operator → number of nodes. `max_error`: the largest
-    difference from PyTorch over all `batches`, relative to max(1, max |output|). `latency_ms`: median milliseconds at
-    batch 1 in ONNX Runtime on `provider`. Without verification there are no batches, and the last three are None.
+    difference from PyTorch over all `batches`, relative to max(1, max |output|); one batch means that it is fixed.
+    `latency_ms`: median milliseconds at the first batch in ONNX Runtime on `provider`. Without verification there are
+    no batches, and the last three are None.
     """
 
     path: Path
@@ -49,16 +51,21 @@ class ExportReport:
 def export_onnx(
     module: nn.Module,
     path: str | os.PathLike[str],
-    example_inputs: torch.Tensor | tuple[Any, ...] | None = None,
+    example_inputs: torch.Tensor | list[torch.Tensor] | tuple[Any, ...] | None = None,
     *,
     verify: bool = True,
     opset: int | None = None,
+    dynamic_batch: bool = True,
 ) -> ExportReport:
     """Export `module` in inference mode with a dynamic batch, verified in ONNX Runtime at batch 1 and 4.
 
     `example_inputs`: a tensor of shape (N, …) or a tuple of the arguments of `forward`; found from the module if not
     given. Only shapes matter: tensors may be on the meta device. `opset`: the exporter's default if not given.
     Weights beyond 2 GB lie in `<path>.data`. The module is not touched.
+
+    `dynamic_batch=False`: the file takes the batch size of the example inputs only, and is verified on them and on
+    random ones. So it is always where an argument is a list of images (C, H, W), as for detectors: their number and
+    sizes are those of the example (`report.batches` tells), and each is an input of its own.
 
     Raises `StorageError` (the path cannot be written), `InputError`, and `ExportError` (the export failed, or the
     file does not compute what the module computes).
@@ -71,16 +78,24 @@ def export_onnx(
     with staged(target) as temporary:
         arguments = example_arguments(module, example_inputs)
         reference = inference_copy(module)
-        _write(build_program(reference, arguments, opset), temporary)
+        images = has_images(arguments)
+        dynamic = dynamic_batch and not images
+        inputs = trials(arguments, dynamic)
+        if images:
+            program = trace_program(reference, inputs[0], opset)
+        else:
+            program = build_program(reference, arguments, opset, dynamic)
+        strip_metadata(program.model)
+        _write(program, temporary)
         facts = _facts(temporary, opset)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
         report = ExportReport(target, size, facts.opset, facts.operators)
         if verify:
-            agreement = compare_outputs(temporary, reference, arguments, provider_for(module))
+            agreement = compare_outputs(temporary, reference, inputs, provider_for(module))
             latency = measure_latency(temporary, arguments, provider=agreement.provider)
             report = ExportReport(
                 *(target, size, facts.opset, facts.operators),
-                batches=BATCHES,
+                batches=BATCHES if dynamic else (batch_of(arguments),),
                 max_error=agreement.max_error,
                 provider=agreement.provider,
                 latency_ms=latency,

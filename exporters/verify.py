@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import torch
 from torch import nn
 
 from fxcat.errors import ExportError
-from fxcat.exporters.inputs import at_batch
+from fxcat.exporters.inputs import at_batch, batch_of, given_values
 from fxcat.exporters.outputs import named_tensors
 from fxcat.exporters.runtime import feed, open_session
 
 _log = logging.getLogger(__name__)
 BATCHES = (1, 4)
 """Batch sizes at which a file is compared with its module. Neither is the one at which the module is captured."""
+_SEEDS = (1, 2)
+"""Of the random inputs at a fixed batch size."""
 TOLERANCE = 1e-4
 """Largest difference, relative to max(1, max |output|)."""
 HALF_TOLERANCE = 1e-2
@@ -70,15 +72,24 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def compare_outputs(path: Path, reference: nn.Module, arguments: tuple[Any, ...], provider: str) -> Agreement:
-    """Run file and module (on the CPU, in inference mode) on the same random inputs at every batch size of `BATCHES`.
+def trials(arguments: tuple[Any, ...], dynamic: bool) -> list[tuple[Any, ...]]:
+    """Inputs to compare a file with its module on: random ones at every batch size of `BATCHES` if the batch is
+    dynamic; else the example inputs, if they have values, and random ones like them."""
+    if dynamic:
+        return [at_batch(arguments, batch, seed=batch) for batch in BATCHES]
+    given = given_values(arguments)
+    return ([] if given is None else [given]) + [at_batch(arguments, None, seed) for seed in _SEEDS]
+
+
+def compare_outputs(path: Path, reference: nn.Module, trials: Sequence[tuple[Any, ...]], provider: str) -> Agreement:
+    """Run file and module (on the CPU, in inference mode) on the same inputs, several times.
 
     Raises `ExportError` if an output differs by more than the tolerance, or if the file does not run.
     """
     session = open_session(path, provider, exact=True)
     worst = largest = 0.0
-    for batch in BATCHES:
-        inputs = at_batch(arguments, batch, seed=batch)
+    for inputs in trials:
+        batch = batch_of(inputs)
         try:
             with torch.no_grad():
                 expected = list(named_tensors(reference(*inputs)))
@@ -96,7 +107,7 @@ def compare_outputs(path: Path, reference: nn.Module, arguments: tuple[Any, ...]
             worst = max(worst, _difference(torch.from_numpy(value), wanted, f"output {name} at batch {batch}"))
             largest = max(largest, _largest(wanted.double()))
     if largest <= TOLERANCE:
-        _log.warning("every output is at most %.0e: within the tolerance, so the comparison says little", largest)
+        _log.warning("all outputs are empty or at most %.0e, within the tolerance: the comparison says little", largest)
     return Agreement(worst, str(session.get_providers()[0]))
 
 

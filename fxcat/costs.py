@@ -140,11 +140,11 @@ def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:
 
 
 def cost_graph(
-    terms: Sequence[CostTerm], edges: Sequence[tuple[str, str]], activation_bytes: Mapping[str, int]
+    terms: Sequence[CostTerm], edges: tuple[Sequence[str], Sequence[str]], activation_bytes: Mapping[str, int]
 ) -> nx.DiGraph[str]:
     """One node per op and parameter, with the sums of its terms at full width."""
     graph: nx.DiGraph[str] = nx.DiGraph()
-    graph.add_edges_from(edges)
+    graph.add_edges_from(zip(*edges, strict=True))
     for name in (*graph, *(t.owner for t in terms)):
         graph.add_node(name, macs=0, params=0, activation_bytes=activation_bytes.get(name, 0), terms=[])
     for term in terms:

@@ -29,7 +29,7 @@ class Structure:
     """What was found.
 
     `required`: sets of unit numbers of which one each must stay. `coverage`: share of the MACs in ops with at least one
-    prunable axis or inside a section.
+    prunable axis or inside a section. `edges`: names of ops, and of the ops that read their results.
     """
 
     groups: tuple[Group, ...]
@@ -39,7 +39,7 @@ class Structure:
     required: tuple[torch.Tensor, ...]
     coverage: float
     terms: tuple[CostTerm, ...]
-    edges: tuple[tuple[str, str], ...]
+    edges: tuple[tuple[str, ...], tuple[str, ...]]
     activation_bytes: Mapping[str, int]
 
     @property
@@ -139,7 +139,7 @@ class GatedModule(nn.Module):
         sets = self.structure.required
         number = torch.repeat_interleave(torch.tensor([len(s) for s in sets], dtype=torch.int64))
         pairs = torch.stack([number, torch.cat([*sets, number[:0]])])
-        self.register_buffer("required", pairs.to(self.gate_vector.theta.device), persistent=False)
+        self.register_buffer("required", pairs.int().to(self.gate_vector.theta.device), persistent=False)
 
     @property
     def gates(self) -> Mapping[str, Gate]:

@@ -42,7 +42,7 @@ def smallest_cost(net: GatedModule) -> Cost[int]:
 
 def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
-    row, member = net.required
+    row, member = net.required.long()
     scores = score[member]
     highest = scores.new_empty(len(net.structure.required)).scatter_reduce(0, row, scores, "amax", include_self=False)
     tops = (scores == highest[row]).nonzero().reshape(-1)

@@ -46,7 +46,10 @@ def describe(analysis: Analysis) -> Structure:
         required=required_sets(analysis.flow, units),
         coverage=covered / max(1, total.macs),
         terms=terms,
-        edges=tuple((i.name, n.name) for n in analysis.inference for i in n.all_input_nodes),
+        edges=(
+            tuple(i.name for n in analysis.inference for i in n.all_input_nodes),
+            tuple(n.name for n in analysis.inference for _ in n.all_input_nodes),
+        ),
         activation_bytes=_activation_bytes(analysis),
     )
 

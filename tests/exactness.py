@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from fxcat.gated import GatedModule
 from fxcat.passes.nested import fill
 from fxcat.passes.plan import make_plan
 from fxcat.passes.rules.boundary import region_input
+from fxcat.records import Pinned
 
 Inputs = tuple[Any, ...]
 Shapes = tuple[int, ...] | tuple[tuple[int, ...], ...]
@@ -37,6 +39,8 @@ class Report:
     units: int = 0
     sections: int = 0
     coverage: float = 0.0
+    prepare_seconds: float = 0.0
+    pinned: tuple[Pinned, ...] = ()
     open_eval: float = 0.0
     open_train: float = 0.0
     removal: float = 0.0
@@ -182,7 +186,10 @@ def check_on(
     report = Report(name)
     tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    start = time.perf_counter()
     net = fxcat.prepare(model, example, verbose=False)
+    report.prepare_seconds = time.perf_counter() - start
+    report.pinned = net.structure.pinned
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
     report.units = sum(g.units for g in net.structure.groups)
     report.coverage = net.structure.coverage

@@ -287,7 +287,7 @@ def test_a_file_of_another_network_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     export_onnx(Small(), path, EXAMPLE, verify=False)
     with pytest.raises(ExportError, match="differs"):
-        verify.compare_outputs(path, Small().eval(), (EXAMPLE,), "CPUExecutionProvider")
+        verify.compare_outputs(path, Small().eval(), [(EXAMPLE,)], "CPUExecutionProvider")
 
 
 def test_nan_is_noticed(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_nan_is_noticed(tmp_path: Path) -> None:
     with torch.no_grad():
         net.fc.bias[0] = torch.nan
     with pytest.raises(ExportError, match="differs"):
-        verify.compare_outputs(path, net.eval(), (EXAMPLE,), "CPUExecutionProvider")
+        verify.compare_outputs(path, net.eval(), [(EXAMPLE,)], "CPUExecutionProvider")
 
 
 def test_outputs_too_small_to_compare_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

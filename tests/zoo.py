@@ -25,10 +25,9 @@ def classifiers() -> list[str]:
     return [n for n in names if n.startswith(CONVOLUTIONAL)]
 
 
-def captured_whole() -> list[str]:
-    """Every model that is no detector and not quantized."""
-    names = torchvision.models.list_models(exclude="quantized_*")
-    return [n for n in names if n not in DETECTION]
+def trainable() -> list[str]:
+    """Every model that is not quantized."""
+    return torchvision.models.list_models(exclude="quantized_*")
 
 
 def build(name: str) -> nn.Module:
