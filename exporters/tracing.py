@@ -57,7 +57,7 @@ def trace_program(reference: nn.Module, inputs: tuple[Any, ...], opset: int | No
             raise ExportError(
                 f"torch.onnx cannot trace {type(reference).__name__}: {first_line(error)}",
                 where=source_line(error),
-                remedy="see the cause above: an operator has no ONNX form in this opset, or needs shapes that are known",
+                remedy="see the cause above: an operator has no ONNX form in this opset or needs known shapes",
             ) from error
         return torch.onnx.ONNXProgram(ir.from_proto(onnx.load(str(path))), None)
 
