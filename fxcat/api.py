@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from fxcat.errors import InputError
+from fxcat.errors import CaptureError, InputError
 from fxcat.gated import GatedModule
 from fxcat.passes.analysis import Options
 from fxcat.passes.compile import build
-from fxcat.passes.example import find_example_inputs
+from fxcat.passes.example import example_candidates
 from fxcat.report import prepared
 
 _GATES = {"units+layers": (True, True), "units": (True, False), "layers": (False, True)}
@@ -21,7 +21,7 @@ _GATES = {"units+layers": (True, True), "units": (True, False), "layers": (False
 
 def prepare(
     model: nn.Module,
-    example_inputs: torch.Tensor | tuple[Any, ...] | None = None,
+    example_inputs: Any = None,
     *,
     gates: Literal["units+layers", "units", "layers"] = "units+layers",
     ignore: Sequence[str] = (),
@@ -29,8 +29,9 @@ def prepare(
 ) -> GatedModule:
     """Capture a model, find what can be removed from it, and insert gates. The model itself is not touched.
 
-    `example_inputs`: a tensor (N, C, H, W), or a tuple with one tensor per argument of `forward`; only shapes and
-    types matter. Found from the model if not given. `gates`: what may be removed. `ignore`: paths of modules that
+    `example_inputs`: a tensor (N, C, H, W), or a tuple with the arguments of `forward`, which may be dicts, tuples or
+    lists of tensors; only shapes and types matter, unless the model's own Python cannot be traced. Found from the model
+    if not given. `gates`: what may be removed. `ignore`: paths of modules that
     stay as they are, with all they hold. `verbose`: print what was found and what is left alone, and why.
 
     Raises `InputError`, `CaptureError` (module path, source line, reason) and `NothingToPruneError`.
@@ -39,13 +40,28 @@ def prepare(
         raise InputError(f"prepare() got a {type(model).__name__}, not a torch.nn.Module")
     if gates not in _GATES:
         raise InputError(f"gates={gates!r} is unknown", remedy=f"choose one of {', '.join(map(repr, _GATES))}")
-    inputs = find_example_inputs(model) if example_inputs is None else example_inputs
-    units, sections = _GATES[gates]
     _check_ignored(model, ignore)
-    net = build(model, inputs, Options(units, sections, tuple(ignore)))
+    net = _build(model, example_inputs, Options(*_GATES[gates], tuple(ignore)))
     if verbose:
         sys.stdout.write(prepared(net) + "\n")
     return net
+
+
+def _build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModule:
+    if example_inputs is not None:
+        return build(model, example_inputs, options)
+    candidates = example_candidates(model)
+    refused: list[CaptureError | InputError] = []
+    for in_regions, inputs in itertools.product((False, True), candidates):
+        try:
+            return build(model, inputs, options, in_regions=in_regions)
+        except (CaptureError, InputError) as error:
+            refused.append(error)
+    raise type(refused[0])(
+        f"none of the example inputs that were tried fits; with the first: {refused[0].what}",
+        where=refused[0].where,
+        remedy="call fxcat.prepare(model, example_inputs)",
+    ) from refused[0]
 
 
 def _check_ignored(model: nn.Module, ignore: Sequence[str]) -> None:

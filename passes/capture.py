@@ -48,19 +48,21 @@ class Captured:
     refused: Mapping[str, CaptureError] = field(default_factory=dict[str, CaptureError])
 
 
-def capture(model: nn.Module, example_inputs: Any) -> Captured:
-    """Capture a model whole if it can be traced and takes tensors, in regions otherwise.
+def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -> Captured:
+    """Capture a model whole if it can be traced, otherwise in regions, unless they are not wanted.
 
     Raises `InputError` when the inputs do not fit `forward`, and `CaptureError` (module path, source line, reason) when
     nothing can be captured; the model is not touched.
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     call = _bind(model, args)
-    if call.has_lists:  # the images of a detector
-        return _in_regions(model, call, CaptureError("it takes a list, which may have another length the next time"))
     try:
+        if call.has_lists:  # the images of a detector
+            raise CaptureError("it takes a list, which may have another length the next time", where=_name(model))
         return _whole(model, call)
     except CaptureError as error:
+        if not in_regions:
+            raise
         return _in_regions(model, call, error)
 
 
@@ -76,6 +78,10 @@ def _bind(model: nn.Module, args: tuple[Any, ...]) -> Call:
         kinds = ", ".join(type(a).__name__ for a in args)
         raise InputError(f"there is no tensor in example_inputs ({kinds})", remedy="give tensors as example_inputs")
     return call
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__
 
 
 def _batch(call: Call) -> int:
@@ -156,7 +162,7 @@ def _in_regions(model: nn.Module, call: Call, refused: CaptureError) -> Captured
     try:
         found = find_regions(model, *call.filled(tensors), _trace_region)
         if not found.regions:
-            raise CaptureError("no part of the model can be captured", where=type(model).__name__)
+            raise CaptureError("no part of the model can be captured", where=_name(model))
     except CaptureError as error:
         raise (error if call.has_lists else refused) from error
     found.refused = {"": refused, **found.refused}

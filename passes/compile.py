@@ -66,8 +66,8 @@ class Compiled(Program):
         return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
 
 
-def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModule:
-    """Capture, analyse and gate a copy of `model`.
+def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True) -> GatedModule:
+    """Capture, analyse and gate a copy of `model`; if allowed, in regions where it cannot be traced as a whole.
 
     Raises `CaptureError`, `InputError`, and `NothingToPruneError` when there is neither a unit nor a section.
     """
@@ -75,7 +75,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModul
         # copying weights waits for memory and lets Python go on: do both at once
         network, targets, sources = copy_model(model)
         copying = background.submit(copy_data, targets, sources)
-        captured = capture(model, example_inputs)
+        captured = capture(model, example_inputs, in_regions=in_regions)
         compiled = _compiled_or_refused(model, captured, options)
         for name, constant in captured.constants.items():
             path, _, leaf = name.rpartition(".")

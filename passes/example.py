@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from typing import Any
 
@@ -10,29 +11,51 @@ from torch import nn
 
 from fxcat.errors import InputError
 
-_DEFAULT_SIZE = {1: 1024, 2: 224, 3: 112}
-_LINEARS = (nn.Linear,)
-_CONVS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((1024,), (16000,), (128,)),
+    2: ((224, 224), (299, 299), (32, 32)),
+    3: ((16, 112, 112), (16, 224, 224), (32, 32, 32)),
+}
+"""What to try, by the number of spatial axes of the first convolution."""
 
 
 def find_example_inputs(model: nn.Module) -> Any:
-    """One random example: the first layer's channels, and the image size the model states or 224.
+    """The likeliest of `example_candidates`."""
+    return example_candidates(model)[0]
 
-    A list with one image where `forward` says that it takes a list of tensors. Raises `InputError` if the model's first
-    layer is neither a convolution nor linear.
+
+def example_candidates(model: nn.Module) -> list[Any]:
+    """Example inputs for a model, likeliest first; tensors are on the meta device.
+
+    One image with the channels of the first layer, in the size that the model states or a usual one; the same for every
+    argument that `forward` requires; a list with one image where it says that it takes a list of tensors. Raises
+    `InputError` if the model's first layer is neither a convolution nor linear.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             rank = module.weight.dim() - 2
-            size = _stated_size(model) or _DEFAULT_SIZE[rank]
-            image = torch.empty((module.in_channels, *([size] * rank)), dtype=module.weight.dtype, device="meta")
-            return [image] if _takes_list(model) else image[None]
-        if isinstance(module, nn.Linear):
-            return torch.empty((1, module.in_features), dtype=module.weight.dtype, device="meta")
+            stated = _stated_size(model)
+            usual = _SIZES[rank] if stated is None else ((stated,) * rank, *_SIZES[rank])
+            shapes = [(module.in_channels, *size) for size in dict.fromkeys(usual)]
+        elif isinstance(module, nn.Linear):
+            shapes = [(module.in_features,)]
+        else:
+            continue
+        images = [torch.empty(s, dtype=module.weight.dtype, device="meta") for s in shapes]
+        if _takes_list(model):
+            return [([image],) for image in images]
+        return [(image[None],) * _required(model) for image in images]
     raise InputError(
         "no example inputs were given, and none can be found: the model has no convolution or linear layer",
         remedy="call fxcat.prepare(model, example_inputs)",
     )
+
+
+def _required(model: nn.Module) -> int:
+    """How many arguments `forward` must be given."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.default is p.empty and p.kind in positional for p in parameters))
 
 
 def _takes_list(model: nn.Module) -> bool:
@@ -54,5 +77,6 @@ def _stated_size(model: nn.Module) -> int | None:
     name = type(model).__name__.lower()
     if name in zoo.list_models():
         weights = zoo.get_model_weights(name)
-        return int(next(iter(weights)).transforms.keywords["crop_size"])
+        size = next(iter(weights)).transforms.keywords["crop_size"]
+        return size if isinstance(size, int) else max(size)
     return None
