@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxcat.costs import Axis, CostTerm
+from fxcat.passes.execute import run_node
 from fxcat.passes.labels import Flow
+from fxcat.passes.rules.table import Rule, Term
 from fxcat.passes.sections import Section
 from fxcat.passes.units import NO_UNIT, Units
 
@@ -23,13 +26,28 @@ def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
     result: dict[fx.Node, int] = {}
     for node, rule in flow.rules.items():
         total = 0
-        for term in rule.macs(flow, node) if rule is not None else ():
+        for term in _node_terms(flow, node, rule):
             width = 1
             for factor in term.factors:
                 width *= factor.numel()
             total += term.coefficient * width
         result[node] = total * flow.repeats.get(node, 1)
     return result
+
+
+def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...]:
+    """MACs of a node. What an op without a rule does is counted while it runs on its example values; it is frozen."""
+    if rule is not None:
+        return rule.macs(flow, node)
+    if node not in flow.counted:
+        counter = FlopCounterMode(display=False)
+        try:
+            with counter, torch.no_grad():
+                run_node(node, flow.root, in_full=True)
+        except Exception:  # what it computes depends on values: nothing is known about it
+            return ()
+        flow.counted[node] = counter.get_total_flops() // 2 // flow.batch
+    return (Term(flow.counted[node], ()),) if flow.counted[node] else ()
 
 
 def cost_terms(
@@ -50,8 +68,8 @@ def cost_terms(
             _note_uses(flow, node, uses, None)
             continue
         context = contexts.get(node, ())
-        if rule is not None and node in inference:
-            for term in rule.macs(flow, node):
+        if node in inference:
+            for term in _node_terms(flow, node, rule):
                 factors = tuple(axes.of(f) for f in term.factors)
                 macs = term.coefficient * flow.repeats.get(node, 1)
                 terms.append(CostTerm(node.name, macs, 0, factors, context))

@@ -12,20 +12,23 @@ from fxcat.passes.arguments import thaw
 from fxcat.passes.rules.table import function_rule, module_rule
 
 
-def run_node(node: fx.Node, root: nn.Module) -> Any:
-    """Execute one node on the example values of its inputs. Modules run through `forward`: hooks do not fire."""
+def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False) -> Any:
+    """Execute one node on the example values of its inputs. Modules run through `forward`: hooks do not fire.
+
+    `in_full`: even if a rule knows the shape of the result.
+    """
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(root)
     args, kwargs = thaw(node.args), thaw(node.kwargs)
     if node.op == "call_function":
         assert callable(node.target)
         rule = function_rule(node.target)
-        inferred = None if rule is None else rule.infer_call(args, kwargs)
+        inferred = None if rule is None or in_full else rule.infer_call(args, kwargs)
         return node.target(*args, **kwargs) if inferred is None else inferred
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     module = operator.attrgetter(str(node.target))(root)
-    inferred = infer(module, args, kwargs)
+    inferred = None if in_full else infer(module, args, kwargs)
     return module.forward(*args, **kwargs) if inferred is None else inferred
 
 

@@ -61,6 +61,8 @@ class Flow:
     """Other values that stand for a node's input at times."""
     repeats: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
     """How often nodes run in one forward pass, where that is not once."""
+    counted: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
+    """MACs of nodes without a rule, for one example."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _names: dict[int, str] = field(default_factory=dict[int, str])
@@ -207,7 +209,23 @@ def flow_labels(graph: fx.Graph, root: nn.Module, batch: int, ignored: Sequence[
         flow.values[node] = _flow_node(flow, node)
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
+    _settle_doubly_used(flow)
     return flow
+
+
+def _settle_doubly_used(flow: Flow) -> None:
+    """A parameter whose axes a module binds, and that is also read as a value: an entry of a matrix would be of two
+    units."""
+    for name, axes in flow.parameters.items():
+        elements = axes.get(-1)
+        bound = [labels for axis, labels in axes.items() if axis >= 0]
+        if elements is None or not bound:
+            continue
+        if elements.dim() == 1:
+            flow.unite(elements, bound[0])
+            continue
+        for labels in (elements, *bound):
+            flow.freeze(labels, name, "used as a layer's weight and, elsewhere, as a value")
 
 
 def _flow_node(flow: Flow, node: fx.Node) -> Labels:

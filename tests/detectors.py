@@ -18,7 +18,11 @@ def build(name: str) -> nn.Module:
     options: dict[str, Any] = {} if name in SIZES else {"min_size": 128, "max_size": 160}
     if "rcnn" in name:
         options |= {"box_score_thresh": 1e-4, "box_detections_per_img": 20}  # random weights are sure of nothing
-    return torchvision.models.get_model(name, weights=None, weights_backbone=None, **options)
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **options)
+    if "rcnn" in name:
+        # boxes within one cell of a feature map look the same and get the same score: rounding would choose among them
+        model.rpn.min_size = 70.0  # pyright: ignore
+    return model
 
 
 def calibrate(model: nn.Module, inputs: Inputs) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import flop_counter
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import fxcat
 from fxcat.gated import GatedModule
@@ -212,9 +212,9 @@ def check_on(
     for seed in range(settings):
         random_gates(net, seed)
         with torch.no_grad():
-            expected = net(*inputs)
             small = fxcat.finalize(net)
-            found = difference(small(*inputs), expected)
+            given = _well_posed(net, inputs, tolerance)
+            found = difference(small(*given), net(*given))
         report.removal = max(report.removal, found)
         report.require(found <= tolerance, f"I2 setting {seed}: {found:.1e}")
         _check_costs(report, net, small, example, seed)
@@ -225,6 +225,29 @@ def check_on(
         all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the caller's model was changed"
     )
     return report
+
+
+def _well_posed(net: GatedModule, inputs: Inputs, tolerance: float) -> Inputs:
+    """Inputs at which the network itself does not jump when every layer's result is rounded differently: where a
+    detector gives two boxes the same score, rounding alone decides which one it keeps, and other images are taken."""
+    if not isinstance(inputs[0], list):
+        return inputs
+    generator = torch.Generator().manual_seed(0)
+
+    def rounded(module: nn.Module, args: Any, result: torch.Tensor) -> torch.Tensor:
+        return result * (1 + 1e-14 * torch.randn(result.shape, generator=generator, dtype=result.dtype))
+
+    for _ in range(5):
+        expected = net(*inputs)
+        layers = [m for m in net.network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        handles = [m.register_forward_hook(rounded) for m in layers]
+        jumps = [difference(net(*inputs), expected) for _ in range(2)]
+        for handle in handles:
+            handle.remove()
+        if max(jumps) <= tolerance:
+            return inputs
+        inputs = tree_map(lambda x: torch.rand(x.shape, generator=generator, dtype=x.dtype), inputs)
+    raise AssertionError("the network jumps on five inputs")
 
 
 def _check_open(

@@ -1,0 +1,156 @@
+"""fxcat and torch-pruning side by side: build, remove half of every group, run, export to ONNX with equal outputs.
+
+    python benchmarks/peers.py --all
+
+Every attempt runs in a process of its own with a time limit; finished rows are kept in the JSON file and not repeated.
+A cell is the seconds it took, or the first line of what went wrong. Both remove half of each group's units: fxcat the
+second half, torch-pruning those of least magnitude, without the layers that give the classes. Random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import print_table, write_json
+from detectors import build as build_detector
+from detectors import inputs as detector_inputs
+from exactness import difference, randomise
+from torch import nn
+from zoo import DETECTION, build, shapes, trainable
+
+import fxcat
+
+STEPS = ("build", "prune", "forward", "export")
+CLASSES = (1000, 400, 91, 21)
+
+
+def example_of(name: str) -> tuple[Any, ...]:
+    if name in DETECTION:
+        return detector_inputs(torch.float32)[0]
+    return tuple(torch.randn(s) for s in shapes(name)[0])
+
+
+class Fxcat:
+    def __init__(self, model: nn.Module, example: tuple[Any, ...]) -> None:
+        self.model, self.example = model, example
+
+    def build(self) -> None:
+        self.net = fxcat.prepare(self.model, self.example, verbose=False)
+
+    def prune(self) -> None:
+        for gate in self.net.gates.values():
+            if gate.kind == "units":
+                gate.theta[gate.count // 2 :] = 0.0
+        self.model = fxcat.finalize(self.net)
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.model.eval()(*self.example)
+
+    def export(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            fixed = {"dynamic_batch": False} if len(self.example) > 1 else {}
+            fxcat.export_onnx(self.model, Path(folder) / "model.onnx", self.example, **fixed)
+
+
+class TorchPruning(Fxcat):
+    def build(self) -> None:
+        import torch_pruning as tp
+
+        last = [m for m in self.model.modules() if getattr(m, "out_features", None) in CLASSES]
+        last += [m for m in self.model.modules() if getattr(m, "out_channels", None) in CLASSES]
+        importance = tp.importance.MagnitudeImportance(p=2)
+        arguments: dict[str, Any] = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": last}
+        example = self.example[0] if len(self.example) == 1 else self.example
+        self.pruner = tp.pruner.MagnitudePruner(self.model, example, **arguments)
+
+    def prune(self) -> None:
+        before = sum(p.numel() for p in self.model.parameters())
+        self.pruner.step()
+        if sum(p.numel() for p in self.model.parameters()) == before:
+            raise RuntimeError("nothing was removed")
+
+    def export(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "model.onnx")
+            with torch.no_grad():
+                expected = self.model(*self.example)
+            program: Any = torch.onnx.export(self.model, self.example, path, dynamo=True, verbose=False)
+            found = program(*self.example)
+            expected = list(expected.values()) if isinstance(expected, dict) else expected
+            if difference(list(found), expected if isinstance(expected, list | tuple) else [expected]) > 1e-4:
+                raise RuntimeError("outputs differ")
+
+
+TOOLS: dict[str, type[Fxcat]] = {"fxcat": Fxcat, "torch-pruning": TorchPruning}
+
+
+def attempt(tool: str, name: str) -> dict[str, Any]:
+    """Run all steps until one fails."""
+    model = (build_detector(name) if name in DETECTION else build(name)).eval()
+    randomise(model, 0)
+    runner = TOOLS[tool](model, example_of(name))
+    result: dict[str, Any] = {}
+    for step in STEPS:
+        call: Callable[[], None] = getattr(runner, step)
+        start = time.perf_counter()
+        try:
+            call()
+        except Exception as error:
+            lines = str(error).splitlines() or [""]
+            result[step] = f"{type(error).__name__}: {lines[0]}"[:200]
+            break
+        result[step] = round(time.perf_counter() - start, 2)
+    return result
+
+
+def attempt_apart(tool: str, name: str, limit: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, name, "--attempt", tool]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"build": f"more than {limit} s"}
+    lines = done.stdout.splitlines()
+    return json.loads(lines[-1]) if done.returncode == 0 and lines else {"build": f"exit code {done.returncode}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="model names; --all for every one")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--limit", type=int, default=300, help="seconds per model and tool")
+    parser.add_argument("--json", type=Path, default=Path("runs/peers.json"))
+    parser.add_argument("--attempt", choices=TOOLS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.attempt:
+        print(json.dumps(attempt(options.attempt, options.models[0])))
+        return
+    names = trainable() if options.all else options.models
+    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    for name in names:
+        if any(r["model"] == name for r in rows):
+            continue
+        row: dict[str, Any] = {"model": name}
+        for tool in TOOLS:
+            done = attempt_apart(tool, name, options.limit)
+            row |= {f"{tool} {step}": done.get(step, "") for step in STEPS}
+        rows.append(row)
+        write_json(options.json, rows)
+        sys.stderr.write(f"{row}\n")
+    print_table("each step: seconds, or what went wrong", rows)
+    for tool in TOOLS:
+        counts = {step: sum(isinstance(r[f"{tool} {step}"], float | int) for r in rows) for step in STEPS}
+        print(tool, ", ".join(f"{step} {count}/{len(rows)}" for step, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()

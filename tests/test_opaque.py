@@ -1,0 +1,107 @@
+"""What is handled or frozen by design, and reported: never a wrong result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from exactness import Report, check, randomise
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import fxcat
+
+
+def network(*layers: nn.Module) -> nn.Module:
+    model = nn.Sequential(*layers).double().train()
+    randomise(model, 0)
+    return model
+
+
+def checked(model: nn.Module, *shape: int) -> Report:
+    report = check(model, "opaque", (1, *shape), (3, *shape))
+    assert not report.failures
+    return report
+
+
+def reasons(model: nn.Module, *shape: int) -> str:
+    net = fxcat.prepare(model, torch.zeros(1, *shape, dtype=torch.float64), verbose=False)
+    return "; ".join(f"{p.where}: {p.reason}" for p in net.structure.pinned)
+
+
+class Autoencoder(nn.Module):
+    """The decoder uses the encoder's weight, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8))
+        self.out = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(nn.functional.linear(self.encoder(x), self.encoder[2].weight.t())))  # pyright: ignore
+
+
+class Tied(nn.Module):
+    """Two layers hold the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight = self.a.weight
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.b(torch.relu(self.a(torch.relu(self.enter(x)))))))
+
+
+@pytest.mark.parametrize("cls", [Autoencoder, Tied])
+def test_tied_weights(cls: Callable[[], nn.Module]) -> None:
+    assert checked(network(cls()), 6).units >= 2
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrised_weights_are_kept_whole_and_reported(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    def build() -> nn.Module:
+        return network(
+            *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), wrap(nn.Conv2d(8, 8, 3, padding=1)), nn.ReLU()),
+            *(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        )
+
+    assert checked(build(), 3, 8, 8).units == 6
+    assert "ParametrizedConv2d" in reasons(build(), 3, 8, 8)
+
+
+def test_frozen_layers_are_pruned_like_others() -> None:
+    model = network(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    model[0].requires_grad_(False)  # pyright: ignore
+    net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), verbose=False)
+    net.gates["0"].theta[3:] = 0.0
+    small = fxcat.finalize(net)
+    assert small[0].weight.shape == (3, 3, 3, 3) and not small[0].weight.requires_grad  # pyright: ignore
+
+
+def test_a_recurrent_layer_is_opaque() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.lstm, self.out = nn.Linear(4, 8), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+            self.more = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.more(self.lstm(torch.relu(self.enter(x)))[0])))
+
+    assert checked(network(Reader()), 5, 4).units == 8
+    assert "unknown operation LSTM" in reasons(network(Reader()), 5, 4)
+
+
+def test_a_module_called_several_times_has_one_gate() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.shared, self.out = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.enter(x)))))))
+
+    assert checked(network(Twice()), 3, 6, 6).groups == 1
