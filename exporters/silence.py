@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Generator
+
+import torch
 
 
 @contextlib.contextmanager
@@ -25,3 +28,20 @@ def quiet() -> Generator[None, None, None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def quiet_tracing() -> Generator[None, None, None]:
+    """The same for the tracing exporter, which also writes the graph to standard output when it fails: from C++, past
+    `sys.stdout`."""
+    # Standard error is not buffered: nothing is left to appear afterwards.
+    torch._C._jit_set_onnx_log_output_stream("stderr")
+    error = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere, quiet():
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(error, 2)
+        os.close(error)
+        torch._C._jit_set_onnx_log_output_stream("stdout")

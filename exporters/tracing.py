@@ -23,7 +23,7 @@ from fxcat.exporters.forward import flat
 from fxcat.exporters.inputs import tensors_of
 from fxcat.exporters.outputs import named_tensors, output_names
 from fxcat.exporters.reasons import first_line, source_line
-from fxcat.exporters.silence import quiet
+from fxcat.exporters.silence import quiet_tracing
 
 _OPSET = 18
 _NEWEST_OPSET = 20
@@ -40,7 +40,7 @@ def trace_program(reference: nn.Module, inputs: tuple[Any, ...], opset: int | No
         )
     taken, returned = _input_names(reference, inputs), output_names(reference, inputs)
     # Through a file, because what is kept in memory must not exceed 2 GB.
-    with tempfile.TemporaryDirectory() as folder, flat(reference, inputs), quiet(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, flat(reference, inputs), quiet_tracing(), torch.no_grad():
         path = Path(folder) / "traced.onnx"
         try:
             torch.onnx.export(

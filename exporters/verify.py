@@ -27,6 +27,10 @@ TOLERANCE = 1e-4
 """Largest difference, relative to max(1, max |output|)."""
 HALF_TOLERANCE = 1e-2
 """The same for float16 outputs, whose spacing is 1e-3."""
+_REMEDY = (
+    "look for a branch on the batch size or on values in forward: an export keeps only one side of it; "
+    "or for a choice that rounding decides, such as the order of nearly equal scores"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ def _difference(found: torch.Tensor, wanted: torch.Tensor, where: str) -> float:
             f"the exported file gives {found.dtype} of shape {tuple(found.shape)}, "
             f"the module {wanted.dtype} of shape {tuple(wanted.shape)}",
             where=where,
+            remedy=_REMEDY,
         )
     a, b = found.double(), wanted.double()
     # NaN and infinity agree if both sides have the same; what is left is compared as numbers.
@@ -128,7 +133,7 @@ def _difference(found: torch.Tensor, wanted: torch.Tensor, where: str) -> float:
         raise ExportError(
             f"the exported file differs from the module by {worst:.1e}, relative (allowed: {tolerance:.0e})",
             where=where,
-            remedy="look for a branch on the batch size or on values in forward: an export keeps only one side of it",
+            remedy=_REMEDY,
         )
     return worst
 

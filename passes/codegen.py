@@ -18,7 +18,7 @@ from fxcat.passes.capture import effects
 from fxcat.passes.cleanup import remove_dead
 from fxcat.passes.nested import CONSTANTS, pack, unpack
 from fxcat.passes.regions import Region
-from fxcat.passes.rules.boundary import is_kept, owners, region_input, region_output
+from fxcat.passes.rules.boundary import owners, region_input, region_output
 
 _numbers = itertools.count()
 
@@ -35,7 +35,7 @@ def install(root: nn.Module, graph: fx.Graph, regions: Sequence[Region] = ()) ->
 def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable[..., Any]) -> fx.Graph:
     """The graph of one region over its own module: it takes its arguments apart and puts its results together."""
     returned = [n for n in graph.nodes if n.target is region_output and n.args[1] == number]
-    inside = _inside(graph, number, returned)
+    inside = _inside(graph, number)
     result = fx.Graph()
     found: dict[int, fx.Node] = {}
     for name, pattern in region.arguments.items():
@@ -60,13 +60,12 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
     return result
 
 
-def _inside(graph: fx.Graph, number: int, returned: list[fx.Node]) -> set[fx.Node]:
-    """What a region's results are computed from, and what is asserted about it."""
-    owner = owners(graph)
+def _inside(graph: fx.Graph, number: int) -> set[fx.Node]:
+    """The nodes of a region, with the parameters that they read. Some reach no result, but update statistics."""
     changes = effects(graph)
     inside: set[fx.Node] = set()
-    stack = [n.all_input_nodes[0] for n in returned]
-    stack += [n for n in graph.nodes if is_kept(n) and n.target is not region_output and owner.get(n) == number]
+    stack = [n for n, owner in owners(graph).items() if owner == number and n.target is not region_output]
+    stack += [n.all_input_nodes[0] for n in graph.nodes if n.target is region_output and n.args[1] == number]
     while stack:
         node = stack.pop()
         if node not in inside:

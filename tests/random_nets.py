@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 KINDS = (
     *("conv", "grouped", "depthwise", "norm", "activation", "add", "residual", "cat", "excite", "shuffle", "split"),
     *("slice", "pool", "pad", "product", "shift", "pre_activation"),
     *("group_norm", "instance_norm", "attention", "transformer", "channels_last", "twice", "transposed_mean"),
+    *("transposed", "frozen_norm"),
 )
 
 
@@ -123,6 +125,12 @@ class RandomNet(nn.Module):
             built = (nn.ReLU(), nn.SiLU(), nn.Sigmoid(), nn.Hardswish(), nn.ReLU6(inplace=True))[number % 5]
             if number % 5 == 4:  # in place on a copy: other steps may still read the value
                 built = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm2d(width), built)
+        elif step.kind == "transposed":
+            groups = 2 if number % 3 == 0 and width % 2 == 0 else 1
+            leaving["transposed"] = 4 + number - number % 2
+            built = nn.ConvTranspose2d(width, leaving["transposed"], 3, padding=1, groups=groups, bias=number % 2 == 0)
+        elif step.kind == "frozen_norm":
+            built = FrozenBatchNorm2d(width)
         elif step.kind == "group_norm":
             groups = [g for g in range(1, width + 1) if width % g == 0]
             built = nn.GroupNorm(groups[number % len(groups)], width)
@@ -191,3 +199,19 @@ class RandomNet(nn.Module):
             batch, channels, height, width = even.shape
             return even.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(even.shape)
         return layer(value)
+
+
+class Opaque(RandomNet):
+    """The same, by Python that cannot be traced: every layer is a region, or called by itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.mean() > 1e9:
+            raise ValueError("the image is too bright")
+        return super().forward(x)
+
+
+class Several(RandomNet):
+    """The same for a pair of images and a dict with another one."""
+
+    def forward(self, pair: tuple[torch.Tensor, torch.Tensor], more: dict[str, torch.Tensor]) -> torch.Tensor:
+        return super().forward(pair[0]) + super().forward(pair[1] * more["image"])

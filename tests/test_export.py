@@ -13,6 +13,8 @@ import onnxruntime as ort
 import pytest
 import torch
 import torchvision
+import zoo
+from exactness import randomise
 from torch import nn
 
 import fxcat
@@ -94,6 +96,13 @@ class OtherTogether(Small):
 class FixedBatch(Small):
     def forward(self, x: torch.Tensor) -> Any:
         return super().forward(x).view(2, 5)
+
+
+class Halves(Small):
+    """Chunks of the batch itself: how many there are depends on it."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return torch.chunk(super().forward(x), 2)[0]
 
 
 class OnValues(Small):
@@ -216,6 +225,64 @@ def test_dataclass_output(tmp_path: Path) -> None:
     assert close(run(path, x)[2], net(x).more[1])
 
 
+def test_fixed_batch(tmp_path: Path) -> None:
+    net, path = FixedBatch(), tmp_path / "net.onnx"
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(ExportError, match="dynamic_batch=False"):
+        export_onnx(net, path, x)
+    report = export_onnx(net, path, x, dynamic_batch=False)
+    assert report.batches == (2,)
+    assert report.max_error is not None and report.max_error <= 1e-4
+    assert report.latency_ms is not None and report.latency_ms > 0
+    graph = onnx.load(str(path)).graph
+    sizes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)]
+    assert sizes == [[2, 3, 16, 16], [2, 5]]
+    assert close(run(path, x)[0], net.eval()(x))
+    assert measure_latency(path, repeats=1) > 0 and measure_latency(path, x, repeats=1) > 0
+
+
+def test_fixed_batch_of_one_that_forward_insists_on(tmp_path: Path) -> None:
+    class Alone(Small):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x).view(1, 5)
+
+    with pytest.raises(InputError, match="dynamic_batch=False"):
+        export_onnx(Alone(), tmp_path / "net.onnx", EXAMPLE)
+    assert export_onnx(Alone(), tmp_path / "net.onnx", EXAMPLE, dynamic_batch=False).batches == (1,)
+
+
+def test_chunks_of_a_dynamic_batch(tmp_path: Path) -> None:
+    class Pairs(Small):
+        """Two images through one encoder, as RAFT has it."""
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+            first, second = torch.cat([self.features(x), self.features(y)]).chunk(2)
+            return self.fc(first * second.chunk(chunks=2, dim=1)[0].sum(1, keepdim=True))
+
+    net, path = Pairs(), tmp_path / "net.onnx"
+    assert export_onnx(net, path, (EXAMPLE, EXAMPLE)).batches == (1, 4)
+    x, y = torch.randn(2, 3, 3, 16, 16)
+    assert close(run(path, x, y)[0], net.eval()(x, y))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("name", ["raft_small", "raft_large"])
+def test_optical_flow(tmp_path: Path, name: str, dynamic: bool) -> None:
+    net = zoo.build(name)
+    randomise(net, 0)
+    images = tuple(torch.rand(2, 2, 3, 128, 128))
+    with torch.no_grad():
+        # With random weights, each of the twelve updates would amplify what the one before was wrong by.
+        net.update_block.flow_head.conv2.weight *= 0.1  # type: ignore[operator,union-attr]
+        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.momentum = 1.0
+        net.train()(*images)
+    report = export_onnx(net, tmp_path / "net.onnx", images, dynamic_batch=dynamic)
+    assert report.batches == ((1, 4) if dynamic else (2,))
+    assert report.max_error is not None and report.max_error <= 1e-4
+
+
 def test_integer_inputs_stay_valid(tmp_path: Path) -> None:
     net, path = TwoInputs(), tmp_path / "net.onnx"
     rows = torch.tensor([2, 0, 1])
@@ -261,6 +328,7 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
         (OtherAlone, r"differs from the module.*\n  where: output output at batch 1"),
         (OtherTogether, "Constraints violated"),
         (FixedBatch, "cannot capture FixedBatch"),
+        (Halves, "Constraints violated"),
         (OnValues, "cannot capture OnValues"),
     ],
 )
