@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,8 +62,12 @@ def analyse(
     captured: Captured,
     options: Options,
     frozen: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
+    joins: Container[fx.Node] | None = None,
 ) -> Analysis:
-    """Analyse a graph whose nodes hold example values. `frozen`: per parameter axis a mask of what must stay."""
+    """Analyse a graph whose nodes hold example values.
+
+    `frozen`: per parameter axis a mask of what must stay. `joins`: where sections may end (None: anywhere).
+    """
     graph = captured.graph
     flow = flow_labels(graph, captured.twin, captured.batch, options.ignore)
     _link_calls(flow, captured)
@@ -83,6 +87,7 @@ def analyse(
     inference = reached(graph, 0)
     macs = full_macs(flow, graph)
     found = find_sections(graph, macs) if options.sections else ()
+    found = [s for s in found if joins is None or s.join in joins]
     sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
     needed = inference | reached(graph, 1)
     terms = cost_terms(flow, units, sections, inference, needed)

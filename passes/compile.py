@@ -56,7 +56,9 @@ class Compiled(Program):
         new = {old: node for node, old in plan.origin.items()}
         ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
         left = replace(before.captured, twin=plan.twin, graph=plan.graph, guards=(), constants={}, pins=(), ties=ties)
-        analysis = analyse(left, before.options, _frozen(before, plan))
+        # what was no section must not become one where a branch beside it has gone
+        joins = {new[s.join] for s in before.sections if s.join in new}
+        analysis = analyse(left, before.options, _frozen(before, plan), joins)
         compiled = _compile(analysis)
         _remove_gates(network, self)
         rewrite.apply(network, self.analysis.graph, plan)

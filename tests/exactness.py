@@ -209,6 +209,7 @@ def check_on(
     base = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
     _check_open(report, model, net, {"eval": inputs, "train": training}, tolerance)
     net.eval()
+    given = inputs
     for seed in range(settings):
         random_gates(net, seed)
         with torch.no_grad():
@@ -221,6 +222,7 @@ def check_on(
         _check_clean(report, small, base, seed)
         if training is not None and seed == 0:
             _check_trainable(report, small, training)
+    _check_shrink(report, net, given, tolerance)
     report.require(
         all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the caller's model was changed"
     )
@@ -269,6 +271,18 @@ def _check_open(
     for key, buffer in net.network.named_buffers():
         if key in buffers and buffer.is_floating_point():
             report.require(difference(buffer, buffers[key]) <= tolerance, f"I1 buffer {key}")
+
+
+def _check_shrink(report: Report, net: GatedModule, inputs: Inputs, tolerance: float) -> None:
+    """Removal in place, as during training; then the same once more."""
+    with torch.no_grad():
+        expected = net(*inputs)
+        net.shrink()
+        found = difference(net(*inputs), expected)
+        report.require(found <= tolerance, f"I2 shrunk in place: {found:.1e}")
+        random_gates(net, 99)
+        found = difference(fxcat.finalize(net)(*inputs), net(*inputs))
+        report.require(found <= tolerance, f"I2 after a shrink: {found:.1e}")
 
 
 def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:

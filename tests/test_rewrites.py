@@ -7,7 +7,8 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import difference, randomise
+import torchvision
+from exactness import difference, random_gates, randomise
 from torch import nn
 
 import fxcat
@@ -203,3 +204,17 @@ def test_cost_graph_holds_every_op_once() -> None:
     assert costs.has_edge("relu", "inner")
     assert sum(d["macs"] for _, d in costs.nodes(data=True)) == net.start_cost.macs
     assert sum(d["params"] for _, d in costs.nodes(data=True)) == net.start_cost.params
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shrink_makes_no_new_sections(seed: int) -> None:
+    """Where the attention branch is gone, the sum after it may look like the end of a section that was none before."""
+    model = torchvision.models.VisionTransformer(16, 4, 4, 4, 64, 128, num_classes=10).double()
+    randomise(model, seed)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 16, 16).double(), verbose=False).eval()
+    random_gates(net, seed)
+    x = torch.randn(2, 3, 16, 16).double()
+    with torch.no_grad():
+        expected = net(x)
+        net.shrink()
+        assert difference(net(x), expected) < 1e-12
