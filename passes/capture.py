@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 from fxcat.errors import CaptureError, InputError
 from fxcat.passes.arguments import thaw
 from fxcat.passes.copying import meta_twin
+from fxcat.passes.discovery import find_regions
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
-from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced, find_regions
+from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
 from fxcat.passes.tracer import ExampleTracer, Guard
 

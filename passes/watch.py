@@ -1,0 +1,123 @@
+"""Watching what Python does with tensors: which it uses, and which of their sizes it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from fxcat.passes.nested import leaves
+
+
+class Watched(Protocol):
+    """Who knows the tensors that are watched."""
+
+    paused: bool
+
+    @property
+    def place(self) -> str:
+        """Where the code is that runs now."""
+        ...
+
+    def is_known(self, tensor: Any) -> bool: ...
+
+    def pin(self, tensor: torch.Tensor, axis: int | None, reason: str) -> None:
+        """Python needs a tensor, or the size of one of its axes."""
+        ...
+
+
+class _Shape(tuple[int, ...]):
+    """The shape of a region's result: notes which sizes are read."""
+
+    read: Callable[[int], None]
+
+    @classmethod
+    def of(cls, shape: torch.Size, read: Callable[[int], None]) -> _Shape:
+        result = cls(shape)
+        result.read = read
+        return result
+
+    def __getitem__(self, index: Any) -> Any:
+        for axis in range(len(self))[index] if isinstance(index, slice) else [range(len(self))[index]]:
+            self.read(axis)
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[int]:
+        self.read_all()
+        return super().__iter__()
+
+    def __eq__(self, other: object) -> bool:
+        self.read_all()
+        return tuple.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return tuple.__hash__(self)
+
+    def __add__(self, other: Any) -> Any:
+        self.read_all()
+        return super().__add__(other)
+
+    def numel(self) -> int:
+        self.read_all()
+        return torch.Size(tuple.__iter__(self)).numel()
+
+    def read_all(self) -> None:
+        for axis in range(len(self)):
+            self.read(axis)
+
+
+_HARMLESS = frozenset(
+    (
+        *("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "is_cuda", "is_meta", "is_sparse"),
+        *("is_quantized", "is_nested", "grad_fn", "itemsize", "_version", "dim", "ndimension", "size", "numel"),
+        *("__len__", "__hash__", "is_floating_point", "is_complex", "is_contiguous", "get_device"),
+    )
+)
+"""What may be asked of a region's result: sizes are noted apart."""
+
+
+class Watch(TorchFunctionMode):
+    """Notes what Python does with regions' results."""
+
+    def __init__(self, run: Watched) -> None:
+        super().__init__()
+        self._run = run
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        run = self._run
+        if run.paused:
+            return func(*args, **kwargs)
+        name = func.__name__
+        if name == "__get__":
+            name = func.__self__.__name__
+        given = list(leaves((args, kwargs)))
+        used = [t for t in given if run.is_known(t)]
+        result = func(*map(_plain, args), **{k: _plain(v) for k, v in kwargs.items()})
+        if used and name == "shape":
+            return _Shape.of(result, lambda axis: self._read(used[0], axis))
+        if used and name in ("size", "numel", "__len__"):
+            asked = [0] if name == "__len__" else [*args[1:2], *kwargs.values()]
+            for axis in asked or range(used[0].dim()):
+                self._read(used[0], axis)
+        elif name not in _HARMLESS and not any(result is t for t in used):
+            for tensor in used:
+                run.pin(tensor, None, f"used by code that cannot be captured: {name} in {run.place}")
+        return result
+
+    def _read(self, tensor: torch.Tensor, axis: int) -> None:
+        reason = f"its size is read by code that cannot be captured, in {self._run.place}"
+        self._run.pin(tensor, axis % tensor.dim(), reason)
+
+
+def _plain(value: Any) -> Any:
+    """An argument without watched shapes, which not all of PyTorch takes for tuples."""
+    if isinstance(value, _Shape):
+        return torch.Size(value)
+    if isinstance(value, tuple | list) and any(isinstance(v, _Shape) for v in value):  # pyright: ignore
+        return type(value)(_plain(v) for v in value)  # pyright: ignore
+    return value
