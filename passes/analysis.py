@@ -16,7 +16,7 @@ from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
 from fxcat.passes.labels import Flow, flow_labels
 from fxcat.passes.regions import Region
-from fxcat.passes.rules.boundary import owners, region_output
+from fxcat.passes.rules.boundary import inside, owners, region_output
 from fxcat.passes.sections import Section, find_sections
 from fxcat.passes.units import Units, resolve_units
 
@@ -73,7 +73,7 @@ def analyse(
     _link_calls(flow, captured)
     guards.freeze_guarded(flow, graph, captured.guards)
     for pin in captured.pins:
-        guards.freeze_axis(flow, pin.node, pin.axis, place(pin.node), pin.reason)
+        guards.freeze_axis(flow, pin.node, pin.axis, place(inside(pin.node)), pin.reason)
     for name, axes in (frozen or {}).items():
         for axis, mask in axes.items():
             if axis in flow.parameters.get(name, {}):

@@ -91,7 +91,5 @@ def place(node: fx.Node) -> str:
         return str(node.target)
     if node.op in ("placeholder", "output", "get_attr"):
         return str(node.target)
-    if getattr(node.target, "__name__", "") in ("region_input", "region_output"):
-        return place(node.all_input_nodes[0])
     path = node.meta.get("path") or "(root)"
     return f"{path}: {getattr(node.target, '__name__', str(node.target))}"

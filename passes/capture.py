@@ -72,7 +72,7 @@ def _bind(model: nn.Module, args: tuple[Any, ...]) -> Call:
         call = Call.of(model, args, {})
     except TypeError as error:
         raise InputError(
-            f"example_inputs do not fit {type(model).__name__}.forward: {error}",
+            f"example_inputs do not fit {_name(model)}.forward: {error}",
             remedy="give a tensor, or a tuple with one entry per argument of forward",
         ) from error
     if not call.tensors:
@@ -92,12 +92,10 @@ def _batch(call: Call) -> int:
 
 
 def _whole(model: nn.Module, call: Call) -> Captured:
-    twin = meta_twin(model)
-    names = [n for n, a in call.arguments.items() if isinstance(a, Slot)]
-    if len(names) == len(call.arguments):
-        traced = _trace_phases(twin, dict(zip(names, call.inputs, strict=True)), None)
-    else:
+    if not all(isinstance(a, Slot) for a in call.arguments.values()):
         return _one_region(model, call)
+    twin = meta_twin(model)
+    traced = _trace_phases(twin, dict(zip(call.arguments, call.inputs, strict=True)), None)
     if _has_kept_values(twin):
         twin = meta_twin(model)
         vars(twin).update({n: c.to("meta") for n, c in traced.constants.items()})

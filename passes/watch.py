@@ -102,7 +102,7 @@ class Watch(TorchFunctionMode):
             return _Shape.of(result, lambda axis: self._read(used[0], axis))
         if used and name in ("size", "numel", "__len__"):
             asked = [0] if name == "__len__" else [*args[1:2], *kwargs.values()]
-            for axis in asked or range(used[0].dim()):
+            for axis in [a for a in asked if a is not None] or range(used[0].dim()):
                 self._read(used[0], axis)
         elif name not in _HARMLESS and not any(result is t for t in used):
             for tensor in used:

@@ -97,24 +97,15 @@ def test_an_autograd_function_is_opaque_reported_and_keeps_its_gradient() -> Non
     assert torch.allclose(*gradients, rtol=1e-12)
 
 
-def test_a_rule_for_an_autograd_function_makes_its_units_prunable() -> None:
-    @rule(ScaleFunction)
+@pytest.mark.parametrize(("op", "layer"), [(ScaleFunction, Doubled), (Swish, Swish)])
+def test_a_rule_makes_units_prunable(op: type, layer: type[nn.Module]) -> None:
+    """For an autograd function, and for a module: the example of the README."""
+
+    @rule(op)
     class _(Elementwise):
         zero = Zero.PRESERVES
 
-    report = check(network(Doubled()), "doubled", (1, 3, 8, 8), (2, 3, 6, 6))
-    assert not report.failures
-    assert report.units == 8
-
-
-def test_a_rule_for_a_module() -> None:
-    """The example of the README."""
-
-    @rule(Swish)
-    class _(Elementwise):
-        zero = Zero.PRESERVES
-
-    report = check(network(Swish()), "swish", (1, 3, 8, 8), (2, 3, 6, 6))
+    report = check(network(layer()), layer.__name__, (1, 3, 8, 8), (2, 3, 6, 6))
     assert not report.failures
     assert report.units == 8
 

@@ -36,6 +36,11 @@ def is_kept(node: fx.Node) -> bool:
     return node.target in (torch._assert, region_output)  # pyright: ignore[reportPrivateUsage]
 
 
+def inside(node: fx.Node) -> fx.Node:
+    """What a region returns at an output, as the node that computes it; any other node is its own."""
+    return node.all_input_nodes[0] if node.target is region_output else node
+
+
 def owners(graph: fx.Graph) -> dict[fx.Node, int]:
     """The number of the region that each node belongs to, as far as its inputs tell."""
     found: dict[fx.Node, int] = {}
