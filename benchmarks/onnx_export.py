@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torchvision
 from common import print_table, write_json
-from exactness import calibrate, random_gates, randomise
+from exactness import random_gates
+from models import well_scaled
 from torch import nn
-from zoo import build
 
 import fxcat
 
@@ -34,11 +34,7 @@ MODELS = (
 
 def row(name: str, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
-    model = build(name)
-    randomise(model, 0)
-    size = 299 if name == "inception_v3" else 96
-    example = torch.randn(1, 3, size, size)
-    calibrate(model, torch.randn(4, 3, size, size))
+    model, example = well_scaled(name)
     net = fxcat.prepare(model, example, verbose=False)
     random_gates(net, 0)
     before = fxcat.export_onnx(model, folder / "before.onnx", example)

@@ -3,8 +3,9 @@
     python benchmarks/peers.py --all
 
 Every attempt runs in a process of its own with a time limit; finished rows are kept in the JSON file and not repeated.
-A cell is the seconds it took, or the first line of what went wrong. Both remove half of each group's units: fxcat the
-second half, torch-pruning those of least magnitude, without the layers that give the classes. Random weights.
+A cell is the seconds it took, or the first line of what went wrong; "error" is the largest difference between ONNX
+Runtime and PyTorch, relative to max(1, largest output): above 1e-4 is a failure. Both remove half of each group: fxcat
+the second half, torch-pruning the units of least magnitude, without the layers that give the classes. Random weights.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from typing import Any
 
 import torch
 from common import print_table, write_json
-from detectors import build as build_detector
-from detectors import inputs as detector_inputs
-from exactness import difference, randomise
+from exactness import difference
+from models import well_scaled
 from torch import nn
-from zoo import DETECTION, build, shapes, trainable
+from zoo import trainable
 
 import fxcat
 
@@ -33,15 +33,10 @@ STEPS = ("build", "prune", "forward", "export")
 CLASSES = (1000, 400, 91, 21)
 
 
-def example_of(name: str) -> tuple[Any, ...]:
-    if name in DETECTION:
-        return detector_inputs(torch.float32)[0]
-    return tuple(torch.randn(s) for s in shapes(name)[0])
-
-
 class Fxcat:
     def __init__(self, model: nn.Module, example: tuple[Any, ...]) -> None:
-        self.model, self.example = model, example
+        self.model, self.example, self.unpruned = model, example, model
+        self.error: float | None = None
 
     def build(self) -> None:
         self.net = fxcat.prepare(self.model, self.example, verbose=False)
@@ -58,8 +53,15 @@ class Fxcat:
 
     def export(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            fixed = {"dynamic_batch": False} if len(self.example) > 1 else {}
-            fxcat.export_onnx(self.model, Path(folder) / "model.onnx", self.example, **fixed)
+            path = Path(folder) / "model.onnx"
+            try:
+                self.error = fxcat.export_onnx(self.model, path, self.example).max_error
+            except fxcat.FxcatError:
+                try:
+                    fxcat.export_onnx(self.unpruned, path, self.example)
+                except fxcat.FxcatError as error:
+                    raise RuntimeError(f"the unpruned model cannot be exported either: {error}") from error
+                raise
 
 
 class TorchPruning(Fxcat):
@@ -87,8 +89,9 @@ class TorchPruning(Fxcat):
             program: Any = torch.onnx.export(self.model, self.example, path, dynamo=True, verbose=False)
             found = program(*self.example)
             expected = list(expected.values()) if isinstance(expected, dict) else expected
-            if difference(list(found), expected if isinstance(expected, list | tuple) else [expected]) > 1e-4:
-                raise RuntimeError("outputs differ")
+            self.error = difference(list(found), expected if isinstance(expected, list | tuple) else [expected])
+            if self.error > 1e-4:
+                raise RuntimeError(f"outputs differ by {self.error:.1e}")
 
 
 TOOLS: dict[str, type[Fxcat]] = {"fxcat": Fxcat, "torch-pruning": TorchPruning}
@@ -96,9 +99,7 @@ TOOLS: dict[str, type[Fxcat]] = {"fxcat": Fxcat, "torch-pruning": TorchPruning}
 
 def attempt(tool: str, name: str) -> dict[str, Any]:
     """Run all steps until one fails."""
-    model = (build_detector(name) if name in DETECTION else build(name)).eval()
-    randomise(model, 0)
-    runner = TOOLS[tool](model, example_of(name))
+    runner = TOOLS[tool](*well_scaled(name))
     result: dict[str, Any] = {}
     for step in STEPS:
         call: Callable[[], None] = getattr(runner, step)
@@ -110,7 +111,7 @@ def attempt(tool: str, name: str) -> dict[str, Any]:
             result[step] = f"{type(error).__name__}: {lines[0]}"[:200]
             break
         result[step] = round(time.perf_counter() - start, 2)
-    return result
+    return result | {"error": runner.error}
 
 
 def attempt_apart(tool: str, name: str, limit: int) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def main() -> None:
         row: dict[str, Any] = {"model": name}
         for tool in TOOLS:
             done = attempt_apart(tool, name, options.limit)
-            row |= {f"{tool} {step}": done.get(step, "") for step in STEPS}
+            row |= {f"{tool} {column}": done.get(column, "") for column in (*STEPS, "error")}
         rows.append(row)
         write_json(options.json, rows)
         sys.stderr.write(f"{row}\n")

@@ -9,10 +9,15 @@ import torch
 from torch import fx
 
 Labels: TypeAlias = "torch.Tensor | tuple[Labels, ...] | None"
-"""Labels of a value: an int64 tensor broadcastable to a tensor's shape, a tuple for tuples, None for the rest."""
+"""Labels of a value: an int32 tensor broadcastable to a tensor's shape, a tuple for tuples, None for the rest."""
 
 FROZEN = 0
 """The label of everything that is always live."""
+
+
+def frozen(shape: tuple[int, ...]) -> torch.Tensor:
+    """Labels of that shape that are all `FROZEN`."""
+    return torch.zeros(shape, dtype=torch.int32)
 
 
 def compress(labels: torch.Tensor) -> torch.Tensor:
@@ -59,7 +64,7 @@ def reshape(labels: torch.Tensor, source: torch.Size, result: torch.Size) -> tor
 def unlabelled(value: Any) -> Labels:
     """Label 0 for every tensor in a value."""
     if isinstance(value, torch.Tensor):
-        return torch.zeros((1,) * value.dim(), dtype=torch.int64)
+        return frozen((1,) * value.dim())
     if isinstance(value, tuple | list):
         items: Iterable[Any] = value
         return tuple(unlabelled(v) for v in items)

@@ -25,6 +25,7 @@ from fxcat.passes.discovery import find_regions
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.slicing import add_buffer
 from fxcat.passes.tracer import ExampleTracer, Guard
 
 
@@ -171,8 +172,7 @@ def _in_regions(model: nn.Module, call: Call, refused: CaptureError) -> Captured
 def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
     twin = meta_twin(model)
     for name, constant in found.constants.items():
-        path, _, leaf = name.rpartition(".")
-        twin.get_submodule(path).register_buffer(leaf, constant.to("meta"), persistent=False)
+        add_buffer(twin, name, constant.to("meta"), persistent=False)
     for node in found.graph.nodes:
         if node.op == "get_attr":
             node.meta["value"] = operator.attrgetter(str(node.target))(twin)

@@ -24,6 +24,7 @@ from fxcat.passes.copying import copy_data, copy_model
 from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
+from fxcat.passes.slicing import add_buffer
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
 
@@ -80,8 +81,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         captured = capture(model, example_inputs, in_regions=in_regions)
         compiled = _compiled_or_refused(model, captured, options)
         for name, constant in captured.constants.items():
-            path, _, leaf = name.rpartition(".")
-            network.get_submodule(path).register_buffer(leaf, constant, persistent=False)
+            add_buffer(network, name, constant, persistent=False)
         _add_gates(network, compiled)
         analysis = compiled.analysis
         result = GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
@@ -174,7 +174,7 @@ def _unit_origins(old: Analysis, new: Analysis, plan: Plan) -> torch.Tensor:
             index = plan.keep.get(name, {}).get(axis)
             before = before if index is None else before[index]
             after = new.units.of_label[labels]
-            origin[after[after != NO_UNIT]] = before[after != NO_UNIT]
+            origin[after[after != NO_UNIT]] = before[after != NO_UNIT].long()
     return origin
 
 

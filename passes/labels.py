@@ -87,7 +87,7 @@ class Flow:
         """`count` new labels, 1-D. Labels that no producer (a contraction) owns or joins are not units."""
         self.blocks.append(Block(self.count, count, owner, producer))
         self.count += count
-        return torch.arange(self.count - count, self.count)
+        return torch.arange(self.count - count, self.count, dtype=torch.int32)
 
     def of(self, node: fx.Node) -> torch.Tensor:
         """Labels of a node whose value is one tensor."""
@@ -122,7 +122,7 @@ class Flow:
 
     def freeze_block(self, block: Block, reason: str) -> None:
         """Freeze all labels of a producer."""
-        self.freeze(torch.arange(block.start, block.start + block.count), block.owner, reason)
+        self.freeze(torch.arange(block.start, block.start + block.count, dtype=torch.int32), block.owner, reason)
 
     def parameter_name(self, node: fx.Node, name: str) -> str:
         """Full, canonical name of a parameter or buffer of a node's module."""

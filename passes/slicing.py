@@ -36,5 +36,10 @@ def add_buffers(root: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
     """Register new index tensors, by their full names."""
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     for name, value in buffers.items():
-        path, _, leaf = name.rpartition(".")
-        root.get_submodule(path).register_buffer(leaf, value.to(device))
+        add_buffer(root, name, value.to(device))
+
+
+def add_buffer(root: nn.Module, name: str, value: torch.Tensor, *, persistent: bool = True) -> None:
+    """Register a buffer of a submodule by its full name."""
+    path, _, leaf = name.rpartition(".")
+    root.get_submodule(path).register_buffer(leaf, value, persistent=persistent)

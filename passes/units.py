@@ -85,9 +85,7 @@ def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
         numbers[members] = np.arange(start, start + len(members))
         groups.append(UnitRange(name, start, len(members)))
         start += len(members)
-    return Units(
-        torch.from_numpy(numbers[roots].astype(np.int64)), _unique_names(groups), tuple(pinned), flow.parameters, chains
-    )
+    return Units(torch.from_numpy(numbers[roots]), _unique_names(groups), tuple(pinned), flow.parameters, chains)
 
 
 def _pinned(flow: Flow) -> list[Pinned]:

@@ -79,7 +79,7 @@ def randomise(model: nn.Module, seed: int) -> None:
                     normal(buffer, 0.3)
 
 
-def calibrate(model: nn.Module, inputs: torch.Tensor) -> None:
+def calibrate(model: nn.Module, inputs: Inputs) -> None:
     """Running statistics from data: with random ones activations grow from layer to layer, and single precision alone
     (PyTorch against itself in double) then differs by as much as an exporter may."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -87,7 +87,7 @@ def calibrate(model: nn.Module, inputs: torch.Tensor) -> None:
     for norm in norms:
         norm.momentum = 1.0
     with torch.no_grad():
-        model.train()(inputs)
+        model.train()(*inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arrays import along
+from fxcat.passes.arrays import along, frozen
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Term, Zero, rule
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
         outer = labels.narrow(axis, 0, 1)
         flow.unite(labels, outer)
         flow.outer[node] = outer
-        return torch.zeros(size, dtype=torch.int64), outer
+        return frozen((size,)), outer
     first = labels
     for other in range(labels.dim()):
         first = first.narrow(other, 0, 1) if other != axis else first

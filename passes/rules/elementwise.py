@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
+from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
             partners.append(labels)
     for other in partners[1:]:
         flow.unite(partners[0], other)
-    return min(partners, key=lambda p: p.numel()) if partners else torch.zeros((1,) * dims, dtype=torch.int64)
+    return min(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
 
 
 class Elementwise(Rule):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import compress, reshape
+from fxcat.passes.arrays import compress, frozen, reshape
 from fxcat.passes.chains import move
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Size, Zero, rule
 
@@ -243,7 +243,7 @@ class Item(Movement):
             if isinstance(entry, slice) and labels.shape[axis] > 1 and thaw(entry.step) not in (None, 1):
                 flow.freeze(labels, node, "units along an axis that is sliced with a step")
         if 0 in node.meta["value"].shape:
-            return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+            return frozen((1,) * node.meta["value"].dim())
         return compress(_indexed(labels, source.meta["value"].shape, entries))
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
@@ -319,7 +319,7 @@ def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels
         index = entries[0].meta["value"]
         return rows.reshape((1,) * index.dim() + tuple(rows.shape[1:]))
     flow.freeze(labels, node, "lookup by values")
-    return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+    return frozen((1,) * node.meta["value"].dim())
 
 
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
@@ -327,7 +327,7 @@ class Creation(Rule):
     """New values: the tensor they are made from only gives type and device."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+        return frozen((1,) * node.meta["value"].dim())
 
 
 @rule(F.pad, nn.ZeroPad2d)
@@ -350,7 +350,7 @@ class Pad(Rule):
         amounts = _pad_amounts(node)
         if amounts is None or labels.numel() != labels.shape[axis]:
             flow.freeze(labels, node, "padded along the units' axis")
-            return torch.zeros((1,) * len(shape), dtype=torch.int64)
+            return frozen((1,) * len(shape))
         before, after = amounts[2 * (len(shape) - 1 - axis) :][:2]
         flat = labels.reshape(-1)
         new = flow.fresh(before + after, str(node.meta.get("path")), producer=False)

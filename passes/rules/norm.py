@@ -16,7 +16,7 @@ from torch import fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import along
+from fxcat.passes.arrays import along, frozen
 from fxcat.passes.rules.table import Counting, Folding, Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class BatchNorm(Rule):
         labels = flow.axis(source, 1)
         if labels is None:
             flow.freeze(flow.of(source), node, "units along an axis that BatchNorm averages over")
-            labels = torch.zeros(node.meta["value"].shape[1], dtype=torch.int64)
+            labels = frozen((node.meta["value"].shape[1],))
         for name in self.parameters:
             flow.bind(node, name, 0, labels)
         return along(labels, 1, node.meta["value"].dim())
@@ -133,7 +133,7 @@ class InstanceNorm(Rule):
         labels = flow.axis(source, 1)
         if labels is None or node.meta["value"].dim() != flow.of(source).dim():
             flow.freeze(flow.of(source), node, "units along an axis that InstanceNorm averages over")
-            labels = torch.zeros(node.meta["value"].shape[1], dtype=torch.int64)
+            labels = frozen((node.meta["value"].shape[1],))
         for name in self.parameters:
             flow.bind(node, name, 0, labels)
         return along(labels, 1, node.meta["value"].dim())
@@ -363,7 +363,7 @@ class GroupNorm(Rule):
         labels = flow.axis(source, 1)
         if labels is None:
             flow.freeze(flow.of(source), node, "units along an axis that GroupNorm averages over")
-            return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+            return frozen((1,) * node.meta["value"].dim())
         groups, width = self._sizes(flow.module(node))
         blocks = labels.reshape(groups, width)
         flow.unite(blocks, blocks[:, :1] if groups >= width else blocks[:1])

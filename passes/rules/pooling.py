@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def channelwise(flow: Flow, node: fx.Node, spatial: int) -> Labels:
     labels = flow.of(source)
     if any(size > 1 for size in labels.shape[labels.dim() - spatial :]):
         flow.freeze(labels, node, "units along an axis that pooling mixes")
-        return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+        return frozen((1,) * node.meta["value"].dim())
     return labels
 
 
@@ -101,7 +102,7 @@ class Reduction(Rule):
         axes = _reduced(node, len(shape))
         if any(labels.shape[a] > 1 for a in axes):
             flow.freeze(labels, node, "reduced over the units")
-            return torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+            return frozen((1,) * node.meta["value"].dim())
         if node.meta["value"].dim() == len(shape):
             return labels
         return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import along
+from fxcat.passes.arrays import along, frozen
 from fxcat.passes.rules.contraction import consumed, per_slice
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
@@ -68,7 +68,7 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
     count = 1
     for letter, size in sizes.items():
         count *= 1 if letter in known else size
-    labels = torch.zeros((1,) * len(result), dtype=torch.int64)
+    labels = frozen((1,) * len(result))
     carriers: tuple[fx.Node, ...] = ()
     if kept:
         labels = along(known[kept[0]], result.index(kept[0]), len(result))
@@ -141,7 +141,7 @@ class Einsum(Product):
         if not plain or len(parts) != 2:
             for source in node.all_input_nodes:
                 flow.freeze(flow.values[source], node, f"einsum {equation!r}")
-            labels = torch.zeros((1,) * node.meta["value"].dim(), dtype=torch.int64)
+            labels = frozen((1,) * node.meta["value"].dim())
             return labels, Contraction((), (), ())
         pairs: Any = zip(operands, parts, strict=True)
         return multiply(flow, node, [factor(flow, n, letters) for n, letters in pairs], result)
@@ -254,7 +254,7 @@ class LinearFunction(Rule):
         if flow.values[weight] is not None:
             flow.freeze(flow.values[weight], node, "a weight that is computed")
             flow.freeze(entering, node, "a weight that is computed")
-            return torch.zeros(width, dtype=torch.int64)
+            return frozen((width,))
         name = flow.attribute_name(weight)
         flow.bind_axis(name, 1, entering)
         out = flow.bound_axis(name, 0)

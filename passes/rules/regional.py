@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign, RoIPool, roi_align, roi_pool
 
-from fxcat.passes.arrays import along
+from fxcat.passes.arrays import along, frozen
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class RegionPooling(Rule):
                 axes.append(labels)
         for other in axes[1:]:
             flow.unite(axes[0], other)
-        return along(axes[0], 1, 4) if axes else torch.zeros((1,) * 4, dtype=torch.int64)
+        return along(axes[0], 1, 4) if axes else frozen((1,) * 4)
 
     def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         found: list[fx.Node] = []
