@@ -65,7 +65,7 @@ class Checkpoints:
             return
         tensors = {f"network.{k}": v for k, v in net.network.state_dict().items()}
         tensors["theta"] = net.gate_vector.theta
-        tensors["open"] = net.open_at_start
+        tensors["numbers"] = net.gate_vector.numbers
         metadata = {"format": "fxcat-checkpoint-1", "history": json.dumps([asdict(e) for e in history.epochs])}
         write_tensors(self.folder / "last.safetensors", tensors, metadata)
         if history.best is record:

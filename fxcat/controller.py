@@ -1,39 +1,44 @@
 """`GateController`: trains the gates beside the user's own optimizer, decides, and shrinks the network.
 
 Three phases. Warm-up: all gates open, only their worth is measured. Gated: gates are sampled, θ follows projected
-Adam steps on J(W, Θ) = E[loss] + complexity; structures at zero with drift to zero are dead. Then the final choice
-is made, the dead leave network and optimizer physically, and the plain small network trains on.
+steps down J(W, Θ) = E[loss] + complexity; structures at zero with drift to zero are dead, and leave network and
+optimizer physically every so often. Then the final choice is made, and the plain small network trains on.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from torch import nn
 
+from fxcat.carry import average_net, shrink_all
+from fxcat.decisions import DEAD, Decisions, ProjectedDescent
 from fxcat.errors import InputError, TrainingError
+from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
-from fxcat.objective import AdaptivePressure, FixedPressure, cost_gradients
+from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure
 from fxcat.records import Pressure, Target
 from fxcat.selection import best_of_groups, check_reachable, is_section, select_structure
-from fxcat.slicing import select
 from fxcat.worth import Worth
 
 Phase = Literal["warm-up", "gated", "plain"]
 
-DEAD = 0.05
-"""θ at or below this, with a drift to zero for `PATIENCE` steps, is dead; θ at 1 − DEAD or above is not in play."""
-PATIENCE = 10
-PRICES_EVERY = 4
-"""Steps between two evaluations of the cost gradient, which changes slowly."""
+PRICES_EVERY = 8
+"""Steps between two evaluations of the prices, which change slowly."""
+WORTH_SHRINKING = 0.02
+"""Share of the present MACs that the dead must have before the network is made anew without them."""
 
 
 class GateController:
     """The engine of training; call `step()` after every `optimizer.step()`.
 
     `total_steps`: optimizer steps of the whole run. `warmup`, `until`: the shares of it at which gates begin and end.
-    `gate_lr`: step of θ; by default θ can cross [0, 1] in a tenth of the gated phase.
+    `shrinks`: how often, at most, what is dead leaves the network while gates are trained. `gate_lr`: step of θ; by
+    default θ can cross [0, 1] in a tenth of the gated phase. `averages`: copies of the network that follow it
+    (`torch.optim.swa_utils.AveragedModel(net)`) and shrink with it.
 
     Raises `InputError` (bad phases, an optimizer without the network's weights) and `TargetError` (unreachable).
     """
@@ -48,40 +53,45 @@ class GateController:
         total_steps: int,
         warmup: float = 0.1,
         until: float = 0.55,
+        shrinks: int = 8,
         gate_lr: float | None = None,
+        averages: Sequence[nn.Module] = (),
         seed: int = 0,
     ) -> None:
         if (target is None) == (pressure is None):
             raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
-        if total_steps < 1 or not 0 <= warmup < until <= 1:
+        if total_steps < 1 or not 0 <= warmup < until <= 1 or shrinks < 0:
             raise InputError(
-                f"total_steps={total_steps}, warmup={warmup}, until={until} do not make a schedule",
-                remedy="total_steps ≥ 1 and 0 ≤ warmup < until ≤ 1",
+                f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
+                remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
             )
         _check_optimizer(net, optimizer)
+        for average in averages:
+            average_net(average)
         if target is not None:
             check_reachable(net, target)
-        self.net, self.optimizer, self.target, self.pressure = net, optimizer, target, pressure
+        self.net, self.optimizer, self.target, self.averages = net, optimizer, target, tuple(averages)
         self.first_gated = round(warmup * total_steps)
         self.first_plain = max(self.first_gated + 1, round(until * total_steps))
         self.total_steps = total_steps
         self.steps = 0
-        steps = self.first_plain - self.first_gated
-        self.gate_lr = gate_lr if gate_lr is not None else min(0.1, max(1e-3, 10.0 / steps))
-        self.complexity = AdaptivePressure(target) if target is not None else FixedPressure(_given(pressure))
-        self._layers = pressure.layers if pressure is not None else 0.5
-        self._reset(net.gate_vector.theta)
+        gated = self.first_plain - self.first_gated
+        self._shrink_at = {self.first_gated + round(gated * i / (shrinks + 1)) for i in range(1, shrinks + 1)}
+        self.prices: PricePolicy
+        if pressure is None:
+            assert target is not None
+            self.prices, layers = TargetPressure(target), 0.5
+        else:
+            self.prices, layers = FixedPressure(pressure), pressure.layers
+        theta = net.gate_vector.theta
+        gates, device = theta.numel(), theta.device
+        self.worth = Worth(gates, device)
+        self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 10.0 / gated)))
+        self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
+        self._emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
+        self._slopes: torch.Tensor | None = None
         net.gate_vector.seed(seed)
         net.gate_vector.sampling = False
-
-    def _reset(self, theta: torch.Tensor) -> None:
-        self.worth = Worth(theta.numel(), theta.device)
-        self._momentum = torch.zeros_like(theta, dtype=torch.float32)
-        self._scale = torch.zeros_like(theta, dtype=torch.float32)
-        self._falling = torch.zeros_like(theta, dtype=torch.int64)
-        self._prices: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._emphasis = torch.where(is_section(self.net), 2 * self._layers, 2 * (1 - self._layers))
-        self.dead = torch.zeros_like(theta, dtype=torch.bool)
 
     @property
     def phase(self) -> Phase:
@@ -115,52 +125,38 @@ class GateController:
                 self._update_theta()
         if self.steps == self.first_gated:
             vector.sampling = True
-            self._begin()
         if self.steps >= self.first_plain:
             self._finish()
             return True
-        return False
-
-    def _begin(self) -> None:
-        """Start with a pressure that already moves the least valuable tenth of the cost."""
-        if isinstance(self.complexity, AdaptivePressure):
-            _, gradients = cost_gradients(self.net, self.net.gate_vector.theta, self.complexity.active)
-            price = gradients.sum(0)
-            ratio = (self.worth.value.double() / price.clamp(min=1e-15)).sort().values
-            self.complexity.start_at(float(ratio[len(ratio) // 10].clamp(min=1e-9)))
+        return self.steps in self._shrink_at and self._shrink_dead()
 
     def _update_theta(self) -> None:
-        theta = self.net.gate_vector.theta
-        if self._prices is None or self.steps % PRICES_EVERY == 0:
-            self._prices = cost_gradients(self.net, theta, self.complexity.active)
-        fractions, gradients = self._prices
-        progress = (self.steps - self.first_gated) / (self.first_plain - self.first_gated)
-        self.complexity.update(fractions, progress)
-        weights = self.complexity.weights().to(gradients.device)
-        slope = (weights[:, None] * gradients).sum(0).float()
-        slope *= self._emphasis
-        drift = slope - self.worth.value
-        self._momentum.lerp_(drift, 0.1)
-        self._scale.lerp_(drift.square(), 0.01)
-        count = self.steps - self.first_gated
-        momentum = self._momentum / (1 - 0.9**count)
-        scale = (self._scale / (1 - 0.99**count)).sqrt()
-        move = self.gate_lr * momentum / scale.clamp(min=1e-20)
-        with torch.no_grad():
-            theta.copy_((theta - move.to(theta.dtype)).clamp(0, 1).masked_fill(self.dead, 0.0))
-        self._decide(momentum)
+        theta = self.net.gate_vector.theta.detach()
+        worth, dead = self.worth.value, self.decisions.dead
+        if self._slopes is None or self.steps % PRICES_EVERY == 0:
+            self.prices.update(self.net, worth, dead, self.progress)
+            _, gradients = cost_gradients(self.net, theta)
+            slopes = (self.prices.weights.to(gradients.device)[:, None] * gradients).sum(0)
+            self._slopes = slopes.float() * self._emphasis
+        drift = self.descent.step(theta, self._slopes, worth)
+        best = best_of_groups(self.net, worth.masked_fill(dead, -torch.inf))
+        theta[best] = 1.0  # the best unit of a group never dies
+        self.decisions.update(theta, drift)
+        theta.masked_fill_(self.decisions.dead, 0.0)
 
-    def _decide(self, drift: torch.Tensor) -> None:
-        """Mark what is at zero and stays there; the best unit of a group never dies."""
-        theta = self.net.gate_vector.theta
-        best = best_of_groups(self.net, self.worth.value.masked_fill(self.dead, -torch.inf))
-        with torch.no_grad():
-            theta[best] = theta[best].clamp(min=1.0)
-        sinking = (theta.detach() <= DEAD) & (drift > 0)
-        self._falling = torch.where(sinking, self._falling + 1, 0)
-        self.dead |= self._falling >= PATIENCE
-        with torch.no_grad():
-            theta.masked_fill_(self.dead, 0.0)
+    @property
+    def progress(self) -> float:
+        """How far the gated phase has come, in [0, 1]."""
+        return min(1.0, max(0.0, (self.steps - self.first_gated) / (self.first_plain - self.first_gated)))
+
+    def _shrink_dead(self) -> bool:
+        """Remove what is dead, if that makes enough of a difference."""
+        alive = (~self.decisions.dead).to(self.net.gate_vector.theta.dtype)
+        everything = cost_fractions(self.net, torch.ones_like(alive))
+        if float(cost_fractions(self.net, alive)[0]) > (1 - WORTH_SHRINKING) * float(everything[0]):
+            return False
+        self.shrink(alive)
+        return True
 
     def _finish(self) -> None:
         """Fix the structure, shrink network and optimizer, and leave the rest of the run to plain training."""
@@ -172,32 +168,21 @@ class GateController:
         with torch.no_grad():
             vector.theta.copy_(setting)
         vector.sampling = False
-        self.shrink()
+        self.shrink(setting)
         vector.theta.requires_grad_(False)
 
-    def shrink(self) -> None:
-        """Remove everything with θ ≤ ½ from the network and from the optimizer's state; parameters keep identity."""
-        before = dict(self.net.network.named_parameters())
-        shapes = {n: p.shape for n, p in before.items()}
-        shrunk = self.net.shrink()
-        for name, axes in shrunk.keep.items():
-            if name in before:
-                state: dict[str, Any] = self.optimizer.state.get(before[name], {})
-                for key, value in state.items():
-                    if isinstance(value, torch.Tensor) and value.shape == shapes[name]:
-                        state[key] = select(value, axes)
-        left = {id(p) for p in self.net.network.parameters()}
-        gone = {id(p): p for p in before.values() if id(p) not in left}
-        for group in self.optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for parameter in gone.values():
-            self.optimizer.state.pop(parameter, None)
-        self._reset(self.net.gate_vector.theta)
+    def shrink(self, keep: torch.Tensor) -> None:
+        """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
 
-
-def _given(pressure: Pressure | None) -> Pressure:
-    assert pressure is not None
-    return pressure
+        Parameters keep their identity. Raises `PlanError` and `InputError`; then nothing has changed.
+        """
+        units = self.net.gate_vector.unit_count
+        shrunk = shrink_all(self.net, keep, self.optimizer, self.averages)
+        origin = shrunk.gate_origin(units).to(keep.device)
+        for state in (self.worth, self.descent, self.decisions):
+            state.restrict(origin)
+        self._emphasis = self._emphasis[origin]
+        self._slopes = None
 
 
 def _check_optimizer(net: GatedModule, optimizer: torch.optim.Optimizer) -> None:

@@ -80,6 +80,10 @@ class Shrunk:
     unit_origin: torch.Tensor
     section_origin: torch.Tensor
 
+    def gate_origin(self, units: int) -> torch.Tensor:
+        """For every gate that is left its old number; there were so many `units`."""
+        return torch.cat([self.unit_origin, self.section_origin + units])
+
 
 class GatedModule(nn.Module):
     """A captured network with gates. Made by `fxcat.prepare`; call it like the model it was made from.
@@ -89,9 +93,6 @@ class GatedModule(nn.Module):
 
     gate_vector: GateVector
     cost_model: CostModel
-    open_at_start: torch.Tensor
-    """Which gates of the network as it was prepared are still there; bool, one entry per gate."""
-    _numbers: torch.Tensor
     required: torch.Tensor
 
     def __init__(
@@ -114,25 +115,28 @@ class GatedModule(nn.Module):
         self.parts = parts
         self._is_installed = False
         self._set_required()
-        self.register_buffer("open_at_start", torch.ones(sum(p.count for p in parts), dtype=torch.bool))
-        self.register_buffer("_numbers", torch.arange(sum(p.count for p in parts)), persistent=False)
         self.last_batch = 1
         """Examples in the last batch: the length of the first list or tensor that was passed in."""
         self.train(network.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        sample = self._draw((*args, *kwargs.values()))
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
-        self.last_batch = next((len(a) for a in (*args, *kwargs.values()) if _is_batch(a)), 1)
-        if not self._is_installed:
-            # compiled when it is first run: much of it never is, between shrinks or when only the summary is wanted
-            self.program.install(self.network)
-            self._is_installed = True
-        samples.fill(self.gate_vector())
+        samples.fill(self.gate_vector(sample))
         try:
             return self.network(*args, **kwargs)
         finally:
             samples.clear()
+
+    @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
+    def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
+        self.last_batch = next((len(a) for a in arguments if _is_batch(a)), 1)
+        if not self._is_installed:
+            # compiled when it is first run: much of it never is, between shrinks or when only the summary is wanted
+            self.program.install(self.network)
+            self._is_installed = True
+        return self.gate_vector.draw()
 
     def _set_required(self) -> None:
         """`structure.required` as pairs, shape (2, members): the number of the set and the number of a unit in it."""
@@ -183,21 +187,20 @@ class GatedModule(nn.Module):
         count = self.gate_vector.unit_count
         return self.program.finalized(self.network, hard[:count], hard[count:])
 
-    def shrink(self) -> Shrunk:
-        """Remove units and sections with θ ≤ ½ from the network, in place; the rest of θ is kept.
+    def shrink(self, keep: torch.Tensor | None = None) -> Shrunk:
+        """Remove units and sections from the network, in place; the rest of θ is kept.
 
-        Parameter objects stay the same, with smaller data and gradients. Raises `PlanError`; then nothing changed.
+        `keep`: which gates stay, 0/1 of shape (gates,); by default those with θ > ½. Parameter objects stay the same,
+        with smaller data and gradients. Raises `PlanError`; then nothing changed.
         """
-        hard, theta = self.gate_vector.hard(), self.gate_vector.theta.detach()
-        count = self.gate_vector.unit_count
-        shrunk = self.program.shrunk(self.network, hard[:count], hard[count:])
-        origin = torch.cat([shrunk.unit_origin, shrunk.section_origin + count]).to(theta.device)
+        theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
+        keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
+        shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
+        origin = shrunk.gate_origin(count).to(theta.device)
         self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
         self.cost_model = shrunk.cost_model.to(theta.device)
         self._is_installed = False
         self._set_required()
-        self._numbers = self._numbers[origin]
-        self.open_at_start.zero_()[self._numbers] = True
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         self.train(self.training)
         return shrunk

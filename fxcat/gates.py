@@ -112,11 +112,15 @@ class GateVector(nn.Module):
     """θ of all units, then of all sections, in one parameter of shape (U + S,); its gradient is straight-through."""
 
     theta: nn.Parameter
+    numbers: torch.Tensor
+    """Of the gates that are left, among those that there were at first; int64, one entry per gate."""
 
     def __init__(self, units: int, sections: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.ones(units + sections, dtype=dtype))
+        self.register_buffer("numbers", torch.arange(units + sections), persistent=False)
         self.unit_count = units
+        self.count_at_start = units + sections
         self.sampling = True
         self.sample: torch.Tensor | None = None
         self._generator = torch.Generator().manual_seed(0)
@@ -133,25 +137,32 @@ class GateVector(nn.Module):
         """0/1 gates as inference uses them: open where θ > ½."""
         return (self.theta.detach() > 0.5).to(self.theta.dtype)
 
-    def forward(self) -> torch.Tensor:
-        """A sample of all gates, shape (U + S,), differentiable in θ by the straight-through estimator (§5.3)."""
+    def draw(self) -> torch.Tensor:
+        """Values of all gates for one forward pass, 0/1 of shape (U + S,): a sample in training."""
         if not self.training:
             return self.hard()
         theta = self.theta
         if self.sampling and theta.requires_grad:
-            draw = torch.rand(theta.shape, generator=self._generator).to(theta.device)
-            sample = (draw < theta.detach()).to(theta.dtype)
+            # for the gates that have gone too, so that a shrink does not change the others' samples
+            draw = torch.rand(self.count_at_start, generator=self._generator).to(theta.device)
+            sample = (draw[self.numbers] < theta.detach()).to(theta.dtype)
         else:
             sample = self.hard()
         self.sample = sample
-        if theta.requires_grad and torch.is_grad_enabled():
-            sample = sample + (theta - theta.detach())
+        return sample
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        """The sample as a function of θ: the straight-through estimator (§5.3) in training."""
+        theta = self.theta
+        if self.training and theta.requires_grad and torch.is_grad_enabled():
+            return sample + (theta - theta.detach())
         return sample
 
     def restrict(self, origin: torch.Tensor, units: int) -> None:
         """Keep the entries `origin` only, as `units` units and then sections; the parameter object stays the same."""
         gradient = None if self.theta.grad is None else self.theta.grad[origin]
         replace_data(self.theta, self.theta.detach()[origin], gradient)
+        self.numbers = self.numbers[origin]
         self.unit_count = units
 
     def seed(self, seed: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from fxcat.errors import TargetError
+from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
-from fxcat.objective import cost_fractions, cost_gradients
 from fxcat.records import Cost, Target
 
 SLACK = 0.01
@@ -72,28 +72,38 @@ def select_structure(net: GatedModule, target: Target, score: torch.Tensor, pref
     protected = torch.zeros_like(setting, dtype=torch.bool)
     protected[best_of_groups(net, score)] = True
     wanted = torch.tensor([1.0 if t is None else t for t in (target.flops, target.params)], dtype=torch.float64)
-    setting = _close_until(net, setting, score, wanted.to(setting.device), protected)
+    setting, _ = close_until(net, setting, score, wanted.to(setting.device), protected)
     return _open_while_fitting(net, setting, score, wanted.to(setting.device))
 
 
-def _close_until(
+def close_until(
     net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, protected: torch.Tensor
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Close what has the least score per cost until the cost fractions are at most `wanted`.
+
+    Returns the setting and the clearing prices, shape (2,): a unit of MACs fraction and of parameters fraction costs
+    so much score where the last one was closed. Changes `setting` in place.
+    """
+    prices = torch.zeros_like(wanted)
+    mix: torch.Tensor | None = None
     while True:
         fractions, gradients = cost_gradients(net, setting)
-        excess = fractions - wanted
-        worst = int(excess.argmax())
-        if excess[worst] <= 0:
-            return setting
-        price = gradients[worst]
+        excess = (fractions - wanted).clamp(min=0)
+        if not bool((excess > 0).any()):
+            return setting, prices
+        mix = excess / excess.sum() if mix is None else mix
+        price = (mix[:, None] * gradients).sum(0)
         candidates = ((setting > 0.5) & ~protected & (price > 0)).nonzero().reshape(-1)
         if not len(candidates):
             raise TargetError("the target cannot be reached without emptying a group")
-        order = candidates[(score[candidates].double() / price[candidates]).argsort()]
-        saved = price[order].cumsum(0)
+        ratio = score[candidates].double() / price[candidates]
+        order = ratio.argsort()
+        saved = price[candidates[order]].cumsum(0)
         # Marginal costs change as structures go: take a part of what seems to be enough, then look again.
-        enough = int((saved < 0.5 * excess[worst]).sum()) + 1
-        setting[order[: max(1, enough)]] = 0.0
+        enough = int((saved < 0.5 * (mix * excess).sum()).sum()) + 1
+        closed = order[:enough]
+        prices = torch.maximum(prices, mix * ratio[closed].max())
+        setting[candidates[closed]] = 0.0
 
 
 def _open_while_fitting(

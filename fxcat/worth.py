@@ -34,6 +34,12 @@ class Worth:
         self.difference.mul_(self.decay).add_(seen, alpha=1 - self.decay)
         self._difference_weight = self.decay * self._difference_weight + 1 - self.decay
 
+    def restrict(self, origin: torch.Tensor) -> None:
+        """Keep the entries `origin` only."""
+        self.curvature = self.curvature[origin]
+        self.difference = self.difference[origin]
+        self._curvature_weight = self._curvature_weight[origin]
+
     @property
     def value(self) -> torch.Tensor:
         """The smoothed estimate in units of the loss; never negative: noise alone must not close a gate."""

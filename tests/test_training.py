@@ -7,47 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import random_gates, randomise
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from small_task import Net, loader
 
 import fxcat
 from fxcat.selection import smallest_cost
-
-
-class Net(nn.Module):
-    """A small residual net."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-        self.block = nn.Sequential(
-            nn.Conv2d(16, 24, 3, padding=1, bias=False),
-            nn.BatchNorm2d(24),
-            nn.ReLU(),
-            nn.Conv2d(24, 16, 3, padding=1, bias=False),
-            nn.BatchNorm2d(16),
-        )
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        x = F.relu(x + self.block(x))
-        return self.head(x.mean((2, 3)))
-
-
-def batches(count: int, seed: int = 0) -> TensorDataset:
-    """Images whose brightest quadrant is their class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(4, (count,), generator=generator)
-    images = torch.randn(count, 3, 8, 8, generator=generator)
-    for i, label in enumerate(labels.tolist()):
-        images[i, label % 3, :, :] += 1.0 + label
-    return TensorDataset(images, labels)
-
-
-def loader(count: int = 256) -> DataLoader[tuple[torch.Tensor, ...]]:
-    return DataLoader(batches(count), batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -85,40 +48,6 @@ def test_own_loop_and_optimizer_state() -> None:
     for parameter in net.weight_parameters():
         assert id(parameter) in held
         assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
-
-
-def test_shrinking_changes_nothing_but_size() -> None:
-    """With dead gates held at zero, training with and without physical removal is the same."""
-    model = Net().double()
-    randomise(model, 0)
-    nets = [fxcat.prepare(model, torch.zeros(1, 3, 8, 8), verbose=False) for _ in range(2)]
-    random_gates(nets[0], 3, sections=0.0)
-    nets[1].gate_vector.theta.data.copy_(nets[0].gate_vector.theta)
-    optimizers = [torch.optim.SGD(n.weight_parameters(), lr=0.05, momentum=0.9) for n in nets]
-    for net in nets:
-        net.gate_vector.sampling = False
-    losses: list[list[float]] = [[], []]
-    images, labels = batches(32).tensors
-    for step in range(20):
-        if step == 5:
-            before = {n: p for n, p in nets[1].network.named_parameters()}
-            shapes = {n: p.shape for n, p in before.items()}
-            shrunk = nets[1].shrink()
-            for name, axes in shrunk.keep.items():
-                if name in before:
-                    buffer = optimizers[1].state[before[name]]["momentum_buffer"]
-                    assert buffer.shape == shapes[name]
-                    for axis, index in axes.items():
-                        buffer = buffer.index_select(axis, index)
-                    optimizers[1].state[before[name]]["momentum_buffer"] = buffer
-        for i, net in enumerate(nets):
-            loss = F.cross_entropy(net(images.double()), labels)
-            optimizers[i].zero_grad()
-            loss.backward()
-            optimizers[i].step()
-            losses[i].append(loss.item())
-    assert sum(p.numel() for p in nets[1].network.parameters()) < sum(p.numel() for p in nets[0].network.parameters())
-    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-8, atol=0.0)
 
 
 def test_expected_cost_is_the_mean_over_samples() -> None:

@@ -1,0 +1,26 @@
+"""Expected cost of a gated network as fractions of the start network, and what every gate adds to it."""
+
+from __future__ import annotations
+
+import torch
+
+from fxcat.gated import GatedModule
+
+
+def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:
+    """Expected MACs and parameters at θ as fractions of the start network; double, shape (2,)."""
+    count = net.gate_vector.unit_count
+    start = net.start_cost
+    scale = torch.tensor([max(start.macs, 1), max(start.params, 1)], dtype=torch.float64, device=theta.device)
+    return net.cost_model(theta[:count], theta[count:]) / scale
+
+
+def cost_gradients(net: GatedModule, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cost fractions, shape (2,), and their gradients in θ, shape (2, gates)."""
+    at = theta.detach().double().requires_grad_()
+    gradients = at.new_zeros((2, at.numel()))
+    with torch.enable_grad():
+        fractions = cost_fractions(net, at)
+        for i, fraction in enumerate(fractions.unbind(0)):
+            gradients[i] = torch.autograd.grad(fraction, at, retain_graph=True)[0]
+    return fractions.detach(), gradients

@@ -1,0 +1,197 @@
+"""Removal during training: nothing changes but the size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import random_gates, randomise
+from small_task import Net, batches, loader
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fxcat
+from fxcat.carry import shrink_all
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+Optimizers = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Optimizers] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+}
+
+
+class Deep(nn.Module):
+    """Two residual blocks of the small net, so that a section can go and another stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, second = Net(), Net()
+        self.stem, self.first, self.second, self.head = first.stem, first.block, second.block, second.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = F.relu(x + self.first(x))
+        x = F.relu(x + self.second(x))
+        return self.head(x.mean((2, 3)))
+
+
+def two_nets(*, sampled: bool) -> tuple[list[fxcat.GatedModule], torch.Tensor]:
+    """Twice the same network with gates, some of them dead; the others are sampled, or open."""
+    model = Deep().double()
+    randomise(model, 0)
+    nets = [fxcat.prepare(model, EXAMPLE, verbose=False) for _ in range(2)]
+    random_gates(nets[0], 4)
+    alive = nets[0].gate_vector.hard()
+    theta = alive * (0.8 if sampled else 1.0)
+    for net in nets:
+        net.gate_vector.theta.data.copy_(theta)
+        net.gate_vector.sampling = sampled
+    return nets, alive
+
+
+def train(net: fxcat.GatedModule, optimizer: torch.optim.Optimizer, seed: int = 0) -> float:
+    images, labels = batches(32, seed).tensors
+    loss = F.cross_entropy(net(images.double()), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@pytest.mark.parametrize("sampled", (False, True))
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_shrinking_changes_nothing_but_size(optimizer: str, sampled: bool) -> None:
+    """With dead gates held at zero, 20 steps of training with and without physical removal are the same."""
+    nets, alive = two_nets(sampled=sampled)
+    optimizers = [OPTIMIZERS[optimizer](n.weight_parameters()) for n in nets]
+    averages = [AveragedModel(n, multi_avg_fn=get_ema_multi_avg_fn(0.9)) for n in nets]
+    held = {id(p) for g in optimizers[1].param_groups for p in g["params"]}
+    losses: list[list[float]] = [[], []]
+    for step in range(20):
+        if step == 5:
+            shrink_all(nets[1], alive, optimizers[1], [averages[1]])
+        for i, net in enumerate(nets):
+            losses[i].append(train(net, optimizers[i]))
+            averages[i].update_parameters(net)
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-8, atol=0.0)
+    large, small = (sum(p.numel() for p in n.network.parameters()) for n in nets)
+    assert small < 0.7 * large
+    assert small == sum(p.numel() for p in nets[0].finalized().parameters())
+    images = batches(32, 1).tensors[0].double()
+    with torch.no_grad():
+        for pair in (nets, averages):
+            torch.testing.assert_close(pair[1].eval()(images), pair[0].eval()(images), rtol=1e-8, atol=1e-12)
+    left = [p for g in optimizers[1].param_groups for p in g["params"]]
+    assert {id(p) for p in left} <= held
+    assert {id(p) for p in left} == {id(p) for p in nets[1].weight_parameters()}
+
+
+def test_factored_optimizer_state_follows() -> None:
+    nets, alive = two_nets(sampled=False)
+    optimizer = torch.optim.Adafactor(nets[0].weight_parameters(), lr=0.01)
+    train(nets[0], optimizer)
+    shrink_all(nets[0], alive, optimizer)
+    train(nets[0], optimizer)
+    weight = nets[0].network.get_parameter("stem.0.weight")
+    assert optimizer.state[weight]["row_var"].shape == (*weight.shape[:-1], 1)
+
+
+def test_state_that_cannot_follow_is_refused_before_anything_changes() -> None:
+    nets, alive = two_nets(sampled=False)
+    net = nets[0]
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.01, momentum=0.9)
+    train(net, optimizer)
+    weight = net.network.get_parameter("head.weight")
+    optimizer.state[weight]["preconditioner"] = torch.eye(weight.shape[0])
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(fxcat.InputError, match="'preconditioner'"):
+        shrink_all(net, alive, optimizer)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    train(net, optimizer)
+
+
+def test_the_network_becomes_smaller_step_by_step() -> None:
+    """Several removals in one run; the schedule of the target is followed, and no parameter object is replaced."""
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    optimizer = torch.optim.AdamW(net.weight_parameters(), lr=3e-3)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 160)
+    average = AveragedModel(net)
+    controller = fxcat.GateController(
+        net, optimizer, target=fxcat.Target(flops=0.3), total_steps=160, averages=[average]
+    )
+    known = {id(p) for p in net.weight_parameters()}
+    macs = [net.start_cost.macs]
+    for _ in range(20):
+        for x, y in loader():
+            loss = F.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average.update_parameters(net)
+            if controller.step():
+                macs.append(net.structure.cost.macs)
+                assert {id(p) for p in net.weight_parameters()} <= known
+            scheduler.step()
+    assert len(macs) >= 4
+    assert macs == sorted(macs, reverse=True)
+    assert 0.29 < net.hard_cost().macs / net.start_cost.macs <= 0.3
+    images = batches(64, 1).tensors[0]
+    assert average.eval()(images).shape == net.eval()(images).shape
+    assert isinstance(average.module, fxcat.GatedModule)
+    assert fxcat.finalize(average.module)(images).shape == (64, 4)
+
+
+def test_an_average_of_something_else_is_refused() -> None:
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.1)
+    with pytest.raises(fxcat.InputError, match="averages="):
+        fxcat.GateController(
+            net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9, averages=[AveragedModel(Net())]
+        )
+
+
+def losses_of(forward: Callable[[fxcat.GatedModule], Any], *, autocast: bool) -> list[float]:
+    torch.manual_seed(0)
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    call = forward(net)
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05, momentum=0.9)
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=24)
+    losses: list[float] = []
+    for _ in range(3):
+        for x, y in loader():
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = F.cross_entropy(call(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            controller.step()
+            losses.append(loss.item())
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+    return losses
+
+
+@pytest.mark.parametrize("autocast", (False, True))
+def test_compiled_training_is_the_same(autocast: bool) -> None:
+    """torch.compile sees the network in one graph, and compiles it anew after a shrink."""
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    plain = losses_of(lambda net: net, autocast=autocast)
+    compiled = losses_of(lambda net: torch.compile(net, backend=backend), autocast=autocast)
+    assert compiled == plain
+    convolutions = [sum("conv2d" in str(n.target) for n in g.graph.nodes) for g in graphs]
+    assert all(c >= 1 for c in convolutions)
+    assert 2 <= len(graphs) <= 10
+    assert plain[-1] < 0.5 * plain[0]
