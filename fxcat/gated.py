@@ -120,7 +120,7 @@ class GatedModule(nn.Module):
         self.train(network.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        sample = self._draw((*args, *kwargs.values()))
+        sample: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
         samples.fill(self.gate_vector(sample))
