@@ -25,14 +25,16 @@ def prepare(
     *,
     gates: Literal["units+layers", "units", "layers"] = "units+layers",
     ignore: Sequence[str] = (),
+    gate_inputs: bool = False,
     verbose: bool = True,
 ) -> GatedModule:
     """Capture a model, find what can be removed from it, and insert gates. The model itself is not touched.
 
     `example_inputs`: a tensor (N, C, H, W), or a tuple with the arguments of `forward`, which may be dicts, tuples or
     lists of tensors; only shapes and types matter, unless the model's own Python cannot be traced. Found from the model
-    if not given. `gates`: what may be removed. `ignore`: paths of modules that
-    stay as they are, with all they hold. `verbose`: print what was found and what is left alone, and why.
+    if not given. `gates`: what may be removed. `ignore`: paths of modules that stay as they are, with all they hold.
+    `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
+    those that are left. `verbose`: print what was found and what is left alone, and why.
 
     Raises `InputError`, `CaptureError` (module path, source line, reason) and `NothingToPruneError`.
     """
@@ -41,7 +43,7 @@ def prepare(
     if gates not in _GATES:
         raise InputError(f"gates={gates!r} is unknown", remedy=f"choose one of {', '.join(map(repr, _GATES))}")
     _check_ignored(model, ignore)
-    net = _build(model, example_inputs, Options(*_GATES[gates], tuple(ignore)))
+    net = _build(model, example_inputs, Options(*_GATES[gates], tuple(ignore), gate_inputs))
     if verbose:
         sys.stdout.write(prepared(net) + "\n")
     return net

@@ -23,11 +23,12 @@ from fxcat.passes.units import Units, resolve_units
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `prepare` was asked for: kinds of gates, and module paths to leave alone."""
+    """What `prepare` was asked for: kinds of gates, module paths to leave alone, and whether to gate input features."""
 
     units: bool = True
     sections: bool = True
     ignore: tuple[str, ...] = ()
+    inputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def analyse(
     `frozen`: per parameter axis a mask of what must stay. `joins`: where sections may end (None: anywhere).
     """
     graph = captured.graph
-    flow = flow_labels(graph, captured.twin, captured.batch, options.ignore)
+    flow = flow_labels(graph, captured.twin, captured.batch, options.ignore, captured.orders)
     _link_calls(flow, captured)
     guards.freeze_guarded(flow, graph, captured.guards)
     for pin in captured.pins:

@@ -35,7 +35,7 @@ class Captured:
 
     `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
     example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
-    rest was not captured.
+    rest was not captured. `orders`: buffers of indices that rewrites put in, with values (the meta twin has none).
     """
 
     twin: nn.Module
@@ -48,6 +48,7 @@ class Captured:
     ties: tuple[Tie, ...] = ()
     pins: tuple[Pin, ...] = ()
     refused: Mapping[str, CaptureError] = field(default_factory=dict[str, CaptureError])
+    orders: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 
 def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -> Captured:

@@ -21,10 +21,11 @@ from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model
+from fxcat.passes.entries import with_entries
 from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
-from fxcat.passes.slicing import add_buffer
+from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
 
@@ -40,7 +41,7 @@ class Compiled(Program):
         return self
 
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
-        plan = make_plan(self.analysis, units, sections)
+        plan = make_plan(self.analysis, units, sections, final=True)
         small, targets, sources = copy_model(network)
         copy_data(targets, sources)
         _remove_gates(small, self)
@@ -56,7 +57,9 @@ class Compiled(Program):
         before = self.analysis
         new = {old: node for node, old in plan.origin.items()}
         ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
-        left = replace(before.captured, twin=plan.twin, graph=plan.graph, guards=(), constants={}, pins=(), ties=ties)
+        orders = {**before.captured.orders, **plan.buffers}
+        changed = {"twin": plan.twin, "graph": plan.graph, "ties": ties, "orders": orders}
+        left = replace(before.captured, **changed, guards=(), constants={}, pins=())
         # what was no section must not become one where a branch beside it has gone
         joins = {new[s.join] for s in before.sections if s.join in new}
         analysis = analyse(left, before.options, _frozen(before, plan), joins)
@@ -79,7 +82,9 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         network, targets, sources = copy_model(model)
         copying = background.submit(copy_data, targets, sources)
         captured = capture(model, example_inputs, in_regions=in_regions)
+        captured = with_entries(captured) if options.inputs else captured
         compiled = _compiled_or_refused(model, captured, options)
+        add_buffers(network, captured.orders)
         for name, constant in captured.constants.items():
             add_buffer(network, name, constant, persistent=False)
         _add_gates(network, compiled)

@@ -8,7 +8,7 @@ that is frozen. Label 0 means "not a unit: always live".
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,8 @@ class Flow:
     """Other values that stand for a node's input at times."""
     repeats: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
     """How often nodes run in one forward pass, where that is not once."""
+    orders: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    """Indices that `index_select` nodes of earlier rewrites use, by the name of their buffer."""
     counted: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
     """MACs of nodes without a rule, for one example."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
@@ -202,9 +204,11 @@ def join(parent: Integers, left: Integers, right: Integers) -> None:
             parent[:] = jumped
 
 
-def flow_labels(graph: fx.Graph, root: nn.Module, batch: int, ignored: Sequence[str] = ()) -> Flow:
-    """Run every node's rule once, in graph order. `batch`: examples in the example inputs."""
-    flow = Flow(root, batch=batch)
+def flow_labels(
+    graph: fx.Graph, root: nn.Module, batch: int, ignored: Sequence[str], orders: Mapping[str, torch.Tensor]
+) -> Flow:
+    """Run every node's rule once, in graph order. `batch`: examples in the example inputs; `orders`: see `Captured`."""
+    flow = Flow(root, batch=batch, orders=orders)
     for node in graph.nodes:
         flow.values[node] = _flow_node(flow, node)
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
@@ -259,6 +263,8 @@ def freeze_node(flow: Flow, node: fx.Node, reason: str) -> None:
 def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
     """Every element of a parameter gets a label of its own: what meets it tells which of its axes hold units."""
     value = node.meta["value"]
+    if str(node.target) in flow.orders:
+        return None  # replaced as a whole when what it selects from changes
     if not isinstance(value, torch.Tensor) or value.numel() == 1 or not value.is_floating_point():
         return unlabelled(value)  # tables of indices are no units
     rules = [find_rule(user, None) for user in node.users if user.op == "call_function"]

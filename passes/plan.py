@@ -6,6 +6,7 @@ parameter and buffer axis keeps. Computing it touches no weights; its checks rai
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fxcat.passes.copying import meta_twin
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.boundary import owners
+from fxcat.passes.rules.movement import ENTRY
 from fxcat.passes.rules.table import Labels, Moved, Rule, Size
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
@@ -110,8 +112,10 @@ class _Setting:
         return None if labels is None else self.live_axes(node, labels, value.shape)
 
 
-def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor) -> Plan:
+def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
     """Plan the removal of all units and sections that are 0. Shapes: (U,) and (S,).
+
+    `final`: no other removal will follow, and nothing has to stay for it.
 
     Raises `PlanError` if a group that is still needed would be emptied, or a check fails.
     """
@@ -127,6 +131,9 @@ def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor) -
     setting = _Setting(analysis, units)
     keep = _kept_indices(analysis, setting, _remaining(graph, copies))
     buffers = _replace_broken_chains(analysis, setting, graph, copies)
+    buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))
+    if final:
+        _bypass_whole_entries(analysis, copies, buffers)
     cleanup.remove_dead(graph)
     for old in _remaining(graph, copies):
         _adapt(analysis, setting, copies, old)
@@ -193,27 +200,59 @@ def _replace_broken_chains(
     """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
     buffers: dict[str, torch.Tensor] = {}
     remaining = set(graph.nodes)
-    for number, chain in enumerate(analysis.units.chains):
+    free = itertools.count(len(analysis.captured.orders))
+    for chain in analysis.units.chains:
         sink = copies[chain.sink]
         if sink not in remaining or all(_is_rectangle(setting, n) for n in chain.inner):
             continue
-        before = setting.live_axes(chain.source, analysis.flow.of(chain.source), chain.source.meta["value"].shape)
-        after = setting.live_axes(chain.sink, analysis.flow.of(chain.sink), chain.sink.meta["value"].shape)
-        live, wanted = before[chain.axis], after[chain.axis]
-        order = chain.order if wanted is None else chain.order[wanted]
-        if live is not None:
-            position = torch.full((int(live.max()) + 1,), -1)
-            position[live] = torch.arange(len(live))
-            order = position[order]
         region = owners(analysis.graph).get(chain.sink)
         path = "" if region is None else analysis.regions[region].path
-        name = f"{path}.channel_order{number}" if path else f"channel_order{number}"
-        buffers[name] = order
+        name = f"{path}.channel_order{next(free)}".lstrip(".")
+        buffers[name] = _surviving_order(setting, chain.source, chain.sink, chain.axis, chain.order)
         with graph.inserting_before(sink):
             index = graph.create_node("get_attr", name)
             select = graph.call_function(torch.index_select, (copies[chain.source], chain.axis, index))
         sink.replace_all_uses_with(select)
     return buffers
+
+
+def _surviving_order(setting: _Setting, source: fx.Node, sink: fx.Node, axis: int, order: torch.Tensor) -> torch.Tensor:
+    """What is left of sink[i] = source[order[i]] along an axis, counted in what is left of the source."""
+    live, wanted = setting.of_value(source)[axis], setting.of_value(sink)[axis]
+    order = order if wanted is None else order[wanted]
+    if live is None:
+        return order
+    position = torch.full((source.meta["value"].shape[axis],), -1)
+    position[live] = torch.arange(len(live))
+    return position[order]
+
+
+def _surviving_orders(analysis: Analysis, setting: _Setting, used: list[fx.Node]) -> dict[str, torch.Tensor]:
+    """New indices for the selections that earlier rewrites have put in and whose values have units that go."""
+    orders: dict[str, torch.Tensor] = {}
+    for node in used:
+        if node.target is not torch.index_select:
+            continue
+        source, axis, index = node.args
+        assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, fx.Node)
+        old = analysis.captured.orders.get(str(index.target))
+        if old is not None:
+            new = _surviving_order(setting, source, node, axis, old)
+            if not torch.equal(new, old):
+                orders[str(index.target)] = new
+    return orders
+
+
+def _bypass_whole_entries(
+    analysis: Analysis, copies: Mapping[fx.Node, fx.Node], buffers: Mapping[str, torch.Tensor]
+) -> None:
+    """A selection of all input features selects nothing."""
+    for old, new in copies.items():
+        if old.meta.get(ENTRY):
+            source, index = old.all_input_nodes
+            name = str(index.target)
+            if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[1]:
+                new.replace_all_uses_with(new.all_input_nodes[0])
 
 
 def _is_rectangle(setting: _Setting, node: fx.Node) -> bool:

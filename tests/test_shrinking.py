@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from exactness import random_gates, randomise
 from small_task import Net, batches, loader
 from torch import nn
@@ -195,3 +196,20 @@ def test_compiled_training_is_the_same(autocast: bool) -> None:
     assert all(c >= 1 for c in convolutions)
     assert 2 <= len(graphs) <= 10
     assert plain[-1] < 0.5 * plain[0]
+
+
+def test_shuffles_stay_free_in_repeated_shrinks() -> None:
+    """A shuffle that has become an index_select is still no obstacle, and no two of them share their indices."""
+    model = torchvision.models.shufflenet_v2_x0_5(num_classes=10).double().eval()
+    randomise(model, 0)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 64, 64), verbose=False).eval()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    names = [n for n, g in net.gates.items() if g.kind == "units"]
+    with torch.no_grad():
+        for first in range(3):
+            for name in names[first::3]:
+                net.gates[name].theta[1::3] = 0.0
+            expected = net(images)
+            net.shrink()
+            torch.testing.assert_close(net(images), expected, rtol=1e-10, atol=1e-10)
+            assert [n for n, g in net.gates.items() if g.kind == "units"] == names
