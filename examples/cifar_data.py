@@ -38,28 +38,32 @@ def load_cifar10(folder: Path | None, size: int = 32) -> tuple[torch.Tensor, tor
 
 @dataclass
 class Batches:
-    """Shuffled batches with random flips and shifts (training), or plain ones in order."""
+    """Shuffled batches, the incomplete last one left out, or all in order; with random flips and shifts or plain."""
 
     images: torch.Tensor
     labels: torch.Tensor
     batch_size: int
     augment: bool
+    shuffle: bool | None = None
+    """As `augment` if not given."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.seed)
+        self.shuffle = self.augment if self.shuffle is None else self.shuffle
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.images), self.batch_size)
-        return full + (rest > 0 and not self.augment)
+        return full + (rest > 0 and not self.shuffle)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        if not self.augment:
+        if not self.shuffle:
             yield from zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
             return
         order = torch.randperm(len(self.images), generator=self._generator)
         for chosen in order[: len(self) * self.batch_size].split(self.batch_size):
-            yield self._augmented(self.images[chosen]), self.labels[chosen]
+            images = self.images[chosen]
+            yield self._augmented(images) if self.augment else images, self.labels[chosen]
 
     def _augmented(self, images: torch.Tensor) -> torch.Tensor:
         """Flip half of the images; shift each by up to an eighth of its size, padded with zeros."""

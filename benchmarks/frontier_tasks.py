@@ -1,0 +1,65 @@
+"""The models and data of `frontier.py`: how to build each, also narrower, and what it is trained on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from lenet_models import load_mnist
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from cifar_data import Batches, load_cifar10
+from cifar_resnet import CifarResNet
+
+Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """`build(width)`: the network with all widths times `width`."""
+
+    build: Callable[[float], nn.Module]
+    data: str
+    lr: float
+    quick_epochs: int
+    full_epochs: int
+
+    def load(self, folder: Path | None, size: int) -> Data:
+        if self.data == "mnist":
+            return load_mnist(folder or Path("data"))
+        return load_cifar10(folder, size)
+
+    def batches(self, data: Data, seed: int) -> tuple[Batches, Batches]:
+        """Training and test batches; only natural images are flipped and shifted."""
+        augment = self.data != "mnist"
+        train = Batches(data[0], data[1], 128, augment=augment, shuffle=True, seed=seed)
+        return train, Batches(data[2], data[3], 500, augment=False, shuffle=False)
+
+
+def lenet_5(width: float) -> nn.Module:
+    a, b, c = (max(1, round(width * n)) for n in (20, 50, 500))
+    return nn.Sequential(
+        *(nn.Conv2d(1, a, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(a, b, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(16 * b, c), nn.ReLU(inplace=True), nn.Linear(c, 10)),
+    )
+
+
+def mobilenet(width: float) -> nn.Module:
+    """torchvision's MobileNetV2 for small images: the stem does not stride."""
+    model = torchvision.models.mobilenet_v2(num_classes=10, width_mult=width, round_nearest=1)
+    model.features[0][0].stride = (1, 1)  # pyright: ignore
+    return model
+
+
+TASKS = {
+    "lenet_5": Task(lenet_5, "mnist", 0.05, 8, 40),
+    "resnet20": Task(lambda width: CifarResNet(20, width), "cifar10", 0.2, 20, 200),
+    "resnet56": Task(lambda width: CifarResNet(56, width), "cifar10", 0.2, 20, 200),
+    "mobilenet_v2": Task(mobilenet, "cifar10", 0.1, 20, 200),
+}

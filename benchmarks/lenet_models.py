@@ -1,0 +1,38 @@
+"""LeNet-300-100 and LeNet-5-Caffe, and MNIST for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.datasets import MNIST
+
+MEAN, STD = 0.1307, 0.3081
+
+
+def lenet_300_100() -> nn.Sequential:
+    """784-300-100-10, on images given as rows of pixels."""
+    return nn.Sequential(
+        *(nn.Linear(784, 300), nn.ReLU(inplace=True)),
+        *(nn.Linear(300, 100), nn.ReLU(inplace=True)),
+        nn.Linear(100, 10),
+    )
+
+
+def lenet_5_caffe() -> nn.Sequential:
+    """20-50-500-10, as in Caffe's examples."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 20, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(20, 50, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(inplace=True), nn.Linear(500, 10)),
+    )
+
+
+def load_mnist(root: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Training images (60000, 1, 28, 28), standardised, and labels; then those of the test. Downloaded if missing."""
+    parts: list[torch.Tensor] = []
+    for train in (True, False):
+        data = MNIST(str(root), train=train, download=True)
+        parts += [(data.data[:, None].float() / 255 - MEAN) / STD, data.targets]
+    return parts[0], parts[1], parts[2], parts[3]

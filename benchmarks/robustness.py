@@ -1,0 +1,115 @@
+"""Does the same pressure find the same size? LeNet-5 on MNIST from several seeds, initialisations and start widths.
+
+    python benchmarks/robustness.py --data path/to/MNIST/root --seeds 5
+
+`Pressure.nu` is per fraction of the start network's MACs; here it is scaled with them, so that a MAC costs the same for
+every start width (DESIGN §5.6). Finished runs are kept in the JSON file and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import print_table, write_json
+from frontier_tasks import TASKS, Data
+from torch import nn
+
+import fxcat
+
+WIDTHS = (1.0, 1.5, 2.0)
+INITIALISATIONS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "kaiming normal": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+    "xavier uniform": nn.init.xavier_uniform_,
+    "orthogonal": nn.init.orthogonal_,
+}
+
+
+def run(seed: int, start: str, width: float, nu: float, epochs: int, data: Data) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    task = TASKS["lenet_5"]
+    model = task.build(width)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            INITIALISATIONS[start](parameter.data)
+    example = data[0][:1]
+    reference = fxcat.prepare(task.build(1.0), example, verbose=False).start_cost.macs
+    net = fxcat.prepare(model, example, verbose=False)
+    pressure = fxcat.Pressure(nu=nu * net.start_cost.macs / reference)
+    train, test = task.batches(data, seed)
+    began = time.perf_counter()
+    history = fxcat.fit(
+        *(net, train, test),
+        **{"epochs": epochs, "pressure": pressure, "lr": task.lr, "seed": seed, "device": "cpu", "progress": False},
+    )
+    gated = [e for e in history.epochs if e.phase == "gated"]
+    return {
+        "seed": seed,
+        "initialisation": start,
+        "width": width,
+        "nu": nu,
+        "epochs": epochs,
+        "accuracy %": 100 * (history.epochs[-1].val_accuracy or 0.0),
+        "MACs": net.hard_cost().macs,
+        "undecided in the last gated epoch": gated[-1].undecided,
+        "seconds": round(time.perf_counter() - began),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--nu", type=float, default=0.5)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--json", type=Path, default=Path("runs/robustness.json"))
+    options = parser.parse_args()
+    data = TASKS["lenet_5"].load(options.data, 28)
+    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    chosen: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        for start in INITIALISATIONS:
+            for width in WIDTHS:
+                key: dict[str, Any] = {"seed": seed, "initialisation": start, "width": width}
+                key |= {"nu": options.nu, "epochs": options.epochs}
+                found = next((r for r in rows if r.items() >= key.items()), None)
+                if found is None:
+                    found = run(seed, start, width, options.nu, options.epochs, data)
+                    rows.append(found)
+                    write_json(options.json, rows)
+                    sys.stderr.write(f"{found}\n")
+                chosen.append(found)
+    print_table(f"LeNet-5, MNIST, pressure {options.nu} at width 1", summary(chosen))
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spread over all runs, and over those that share an initialisation or a start width."""
+    parts: dict[str, list[dict[str, Any]]] = {"all": rows}
+    for key in ("initialisation", "width"):
+        for value in dict.fromkeys(r[key] for r in rows):
+            parts[f"{key} {value}"] = [r for r in rows if r[key] == value]
+    result: list[dict[str, Any]] = []
+    for name, some in parts.items():
+        macs, accuracies = [r["MACs"] for r in some], [r["accuracy %"] for r in some]
+        result.append(
+            {
+                "runs": f"{name} ({len(some)})",
+                "mean MACs": round(statistics.mean(macs)),
+                "variation of MACs %": 100 * statistics.pstdev(macs) / statistics.mean(macs),
+                "mean accuracy %": f"{statistics.mean(accuracies):.2f}",
+                "accuracy, highest − lowest": f"{max(accuracies) - min(accuracies):.2f}",
+                "deviation of accuracy": statistics.pstdev(accuracies),
+            }
+        )
+    return result
+
+
+if __name__ == "__main__":
+    main()
