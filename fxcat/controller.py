@@ -16,6 +16,7 @@ from torch import nn
 
 from fxcat.carry import average_net, shrink_all
 from fxcat.decisions import DEAD, Decisions, ProjectedDescent
+from fxcat.distributed import from_main, world_size
 from fxcat.errors import InputError, TrainingError
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
@@ -39,6 +40,9 @@ class GateController:
     `shrinks`: how often, at most, what is dead leaves the network while gates are trained. `gate_lr`: step of θ; by
     default θ can cross [0, 1] in a tenth of the gated phase. `averages`: copies of the network that follow it
     (`torch.optim.swa_utils.AveragedModel(net)`) and shrink with it.
+
+    Under `torchrun`, train through `DistributedDataParallel(net)`: all processes draw the same samples and decide the
+    same. Whenever `step()` returns True, parameters have other sizes: make a new `DistributedDataParallel(net)`.
 
     Raises `InputError` (bad phases, an optimizer without the network's weights) and `TargetError` (unreachable).
     """
@@ -120,7 +124,7 @@ class GateController:
                 remedy="call controller.step() after loss.backward(), in train() mode, with the loss made from net(x)",
             )
         if math.isfinite(float(gradient.sum())) and vector.sample is not None:
-            self.worth.update(gradient, vector.sample, self.net.last_batch)
+            self.worth.update(gradient, vector.sample, self.net.last_batch * world_size())
             if phase == "gated":
                 self._update_theta()
         if self.steps == self.first_gated:
@@ -143,6 +147,7 @@ class GateController:
         theta[best] = 1.0  # the best unit of a group never dies
         self.decisions.update(theta, drift)
         theta.masked_fill_(self.decisions.dead, 0.0)
+        from_main(theta)
 
     @property
     def progress(self) -> float:
@@ -152,6 +157,7 @@ class GateController:
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
         alive = (~self.decisions.dead).to(self.net.gate_vector.theta.dtype)
+        from_main(alive)
         everything = cost_fractions(self.net, torch.ones_like(alive))
         if float(cost_fractions(self.net, alive)[0]) > (1 - WORTH_SHRINKING) * float(everything[0]):
             return False
@@ -165,6 +171,7 @@ class GateController:
         if self.target is not None:
             score = self.worth.value * (vector.theta.detach().float() + 1e-3)
             setting = select_structure(self.net, self.target, score, setting)
+        from_main(setting)
         with torch.no_grad():
             vector.theta.copy_(setting)
         vector.sampling = False

@@ -1,0 +1,75 @@
+"""What `test_distributed.py` runs in several processes: `torchrun … distributed_worker.py <output folder> <what>`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import fxcat
+
+STEPS, BATCH = 60, 32
+
+
+class Net(nn.Module):
+    """Residual and without batch statistics, so that two halves of a batch give what the whole gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 16, 3, padding=1))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head((x + self.block(x)).mean((2, 3)))
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(4, (BATCH,), generator=generator)
+    images = torch.randn(BATCH, 3, 8, 8, generator=generator, dtype=torch.float64)
+    images[:, 0] += labels[:, None, None]
+    return images, labels
+
+
+def own_loop(folder: Path, *, dies: bool) -> None:
+    """Train through `GateController`; `dies`: the second process ends in the middle."""
+    rank, processes = distributed.get_rank(), distributed.get_world_size()
+    torch.manual_seed(0)
+    net = fxcat.prepare(Net().double(), torch.zeros(1, 3, 8, 8), verbose=False).train()
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05, momentum=0.9)
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.4), total_steps=STEPS)
+    model = DistributedDataParallel(net)
+    shrinks = 0
+    for step in range(STEPS):
+        if dies and step == STEPS // 2 and rank == 1:
+            os._exit(3)
+        x, y = (part.chunk(processes)[rank] for part in batch(step))
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if controller.step():
+            shrinks += 1
+            model = DistributedDataParallel(net)
+    state = {"weights": dict(net.network.named_parameters()), "numbers": net.gate_vector.numbers, "shrinks": shrinks}
+    torch.save(state, folder / f"{processes}-{rank}.pt")
+
+
+def main() -> None:
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    own_loop(folder, dies=what == "dies")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
