@@ -153,7 +153,7 @@ class _Run:
             macs,
             params,
             self.controller.undecided,
-            {n: int((g.theta > 0.5).sum()) for n, g in self.net.gates.items()},
+            self.net.live_units(),
         )
         self.history.epochs.append(record)
         bar.finished(record)

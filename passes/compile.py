@@ -21,6 +21,7 @@ from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model
+from fxcat.passes.costing import parameter_axes
 from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
@@ -67,6 +68,13 @@ class Compiled(Program):
         origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
         parts = gate_parts(analysis)
         return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
+
+    def unit_axes(self) -> dict[str, dict[int, torch.Tensor]]:
+        units, twin = self.analysis.units, self.analysis.twin
+        return {
+            name: {axis: units.of_label[labels].long() for axis, labels in parameter_axes(name, tensor, units).items()}
+            for name, tensor in (*twin.named_parameters(), *twin.named_buffers())
+        }
 
 
 def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True) -> GatedModule:
