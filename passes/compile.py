@@ -55,6 +55,7 @@ class Compiled(Program):
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = make_plan(self.analysis, units, sections)
         before = self.analysis
+        rewrite.remove_unused(plan.twin, before.graph, plan.graph)  # what has gone must cost nothing
         new = {old: node for node, old in plan.origin.items()}
         ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
         left = replace(before.captured, twin=plan.twin, graph=plan.graph, guards=(), constants={}, pins=(), ties=ties)

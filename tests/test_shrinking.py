@@ -195,3 +195,13 @@ def test_compiled_training_is_the_same(autocast: bool) -> None:
     assert all(c >= 1 for c in convolutions)
     assert 2 <= len(graphs) <= 10
     assert plain[-1] < 0.5 * plain[0]
+
+
+def test_what_has_gone_costs_nothing() -> None:
+    net = fxcat.prepare(Deep(), EXAMPLE, verbose=False)
+    net.gates["first.section"].set(0.0)
+    net.gates["second.0"].theta[3:] = 0.0
+    wanted = net.hard_cost()
+    net.shrink()
+    assert net.hard_cost() == wanted
+    assert sum(p.numel() for p in fxcat.finalize(net).parameters()) == wanted.params
