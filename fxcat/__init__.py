@@ -21,6 +21,7 @@ from fxcat.gates import Gate
 from fxcat.history import History
 from fxcat.one_shot import one_shot, warm_start
 from fxcat.records import Cost, Pressure, Target
+from fxcat.structure_plot import plot_structure
 from fxcat.version import __version__
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "fit",
     "importance",
     "one_shot",
+    "plot_structure",
     "prepare",
     "warm_start",
 ]

@@ -183,18 +183,24 @@ class GatedModule(nn.Module):
         cost = self.cost_model.cost(hard[:count], hard[count:])
         return Cost(round(cost.macs.item()), round(cost.params.item()))
 
-    def live_units(self) -> dict[str, int]:
-        """What `finalize` would leave of the start network: for each of its groups the number of units, for each of its
-        sections 1 or 0. Names are those at the start, also of what has gone since."""
-        start, hard = self.start_structure, self.gate_vector.hard()
-        live = torch.zeros(self.gate_vector.count_at_start, dtype=torch.int64)
-        live[self.gate_vector.numbers.cpu()] = live_gates(self.structure, hard).long()
+    def live_gates(self) -> torch.Tensor:
+        """Which gates of the start network guard something that `finalize` would leave, whether they are still gates or
+        not; bool, shape (gates at the start,), on the CPU."""
+        hard = self.gate_vector.hard()
+        live = torch.zeros(self.gate_vector.count_at_start, dtype=torch.bool)
+        live[self.gate_vector.numbers.cpu()] = live_gates(self.structure, hard)
         left = live_parameters(self.structure, hard)
         for number, names in self._settled.items():
             live[number] = not left.isdisjoint(names)
+        return live
+
+    def live_units(self) -> dict[str, int]:
+        """What `finalize` would leave of the start network: for each of its groups the number of units, for each of its
+        sections 1 or 0. Names are those at the start, also of what has gone since."""
+        start = self.start_structure
         counts = [g.units for g in start.groups] + [1] * len(start.sections)
         names = [p.name for p in (*start.groups, *start.sections)]
-        return {n: int(part.sum()) for n, part in zip(names, live.split(counts), strict=True)}
+        return {n: int(part.sum()) for n, part in zip(names, self.live_gates().split(counts), strict=True)}
 
     def summary(self, target: Target | None = None) -> None:
         """Print groups and sections with their costs, the smallest reachable cost, what is pinned and why, and whether

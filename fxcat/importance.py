@@ -33,8 +33,8 @@ def norm_scale(net: GatedModule) -> torch.Tensor:
     """Scores from the weights alone; double, shape (gates,).
 
     The scale of a unit is the mean |γ| of the normalisations that carry it (Network Slimming, arXiv 1708.06519, §3),
-    and where its group has none the L2 norm of all weights that go with it (arXiv 1608.08710, §3.1; over coupled
-    layers: 2301.12900, §3.3). The scale of a section is the mean |γ| of its normalisations, else the mean norm of its
+    and where its group has none the L2 norm of all weights that go with it (over coupled layers as in DepGraph,
+    arXiv 2301.12900, §3). The scale of a section is the mean |γ| of its normalisations, else the mean norm of its
     filters (cf. arXiv 2007.05667). Scales differ between layers, so a unit's is divided by the mean of its group, a
     section's by the mean of all sections: the start network is taken as balanced, an average unit as worth the MACs
     that it costs. The score is the relative scale times those MACs, as a share of the start network's. A section
@@ -58,7 +58,8 @@ def norm_scale(net: GatedModule) -> torch.Tensor:
     has_norm = _group_means((carriers > 0).double(), groups) == 1
     units = torch.where(has_norm, gamma / carriers.clamp(min=1), square.sqrt())
     units /= _group_means(units, groups).clamp(min=LEAST_MEAN)
-    return torch.cat([units, _section_scales(net, tensors, norms)]) * marginal_macs(net)
+    scores = torch.cat([units, _section_scales(net, tensors, norms)]) * marginal_macs(net)
+    return scores.nan_to_num(nan=torch.inf, posinf=torch.inf)  # ∞ times no MACs: a section that only training needs
 
 
 def _group_means(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -89,10 +90,10 @@ def taylor(
 ) -> torch.Tensor:
     """Scores from the loss on some batches of `(inputs, targets)`; double, shape (gates,), for units and sections.
 
-    The score of a gate ξ is the mean over batches of (∂L/∂ξ)² at ξ = 1 (Molchanov et al. 2019, arXiv 1906.10771, §3.1,
-    gates of eq. 8), times half the batch size: then it estimates how much the loss grows without the gate, in units of
-    the loss (Theis et al. 2018, arXiv 1801.05787, eq. 7), and units and sections compare. All gates are open and every
-    module is in `eval()` meanwhile; weights, buffers, gradients, θ and modes are afterwards what they were.
+    The score of a gate ξ is the mean over batches of (∂L/∂ξ)² at ξ = 1 (Molchanov et al. 2019, arXiv 1906.10771, §3),
+    times half the batch size: then it estimates how much the loss grows without the gate, in units of the loss (Theis
+    et al. 2018, arXiv 1801.05787, §2), and units and sections compare. All gates are open and every module is in
+    `eval()` meanwhile; weights, buffers, gradients, θ and modes are afterwards what they were.
 
     Raises `InputError` without a batch, and `TrainingError` if a loss or its derivative is not finite.
     """

@@ -143,7 +143,7 @@ def test_taylor_changes_nothing(trained: nn.Module) -> None:
         importance.taylor(net, [])
     with pytest.raises(fxcat.TrainingError, match="batch 0"):
         importance.taylor(net, loader(), lambda output, _: output.sum() * torch.nan)
-    assert float(theta[3]) == 0.25 and [m.training for m in net.modules()] == modes
+    assert theta[3].item() == 0.25 and [m.training for m in net.modules()] == modes
 
 
 def test_torch_pruning_scores_channel_by_channel() -> None:
