@@ -37,28 +37,30 @@ def norm_scale(net: GatedModule) -> torch.Tensor:
     arXiv 2301.12900, §3). The scale of a section is the mean |γ| of its normalisations, else the mean norm of its
     filters (cf. arXiv 2007.05667). Scales differ between layers, so a unit's is divided by the mean of its group, a
     section's by the mean of all sections: the start network is taken as balanced, an average unit as worth the MACs
-    that it costs. The score is the relative scale times those MACs, as a share of the start network's. A section
+    that it costs. The score is the relative scale times those MACs, as a share of the start network's; for a section
+    times twice its MACs, since the units count each of them twice: that which reads and that which writes. A section
     without weights scores ∞.
     """
     theta = net.gate_vector.theta
-    tensors = {n: t.detach().double() for n, t in (*net.network.named_parameters(), *net.network.named_buffers())}
+    tensors = {n: t.detach() for n, t in (*net.network.named_parameters(), *net.network.named_buffers())}
     norms = {f"{path}.weight" for path, m in net.network.named_modules() if isinstance(m, _NORMS)}
     count = net.gate_vector.unit_count
     gamma, carriers, square = theta.new_zeros((3, count), dtype=torch.float64)
     for name, axes in net.program.unit_axes().items():
         for axis, numbers in axes.items():
-            inside, numbers = numbers >= 0, numbers[numbers >= 0].to(theta.device)
-            entries = tensors[name].movedim(axis, 0)[inside.to(theta.device)]
+            numbers, tensor = numbers.to(theta.device), tensors[name]
+            inside, others = numbers >= 0, [a for a in range(tensor.dim()) if a != axis]
             if name in norms:
-                gamma.index_add_(0, numbers, entries.abs())
-                carriers.index_add_(0, numbers, torch.ones_like(entries))
-            elif entries.dim() > 1:
-                square.index_add_(0, numbers, entries.square().flatten(1).sum(1))
+                gamma.index_add_(0, numbers[inside], tensor[inside].abs().double())
+                carriers.index_add_(0, numbers[inside], inside[inside].double())
+            elif others:
+                squares = tensor.square().sum(others, dtype=torch.float64)
+                square.index_add_(0, numbers[inside], squares[inside])
     groups = group_ids(net)[:count]
     has_norm = _group_means((carriers > 0).double(), groups) == 1
     units = torch.where(has_norm, gamma / carriers.clamp(min=1), square.sqrt())
     units /= _group_means(units, groups).clamp(min=LEAST_MEAN)
-    scores = torch.cat([units, _section_scales(net, tensors, norms)]) * marginal_macs(net)
+    scores = torch.cat([units, 2 * _section_scales(net, tensors, norms)]) * marginal_macs(net)
     return scores.nan_to_num(nan=torch.inf, posinf=torch.inf)  # ∞ times no MACs: a section that only training needs
 
 
@@ -74,8 +76,8 @@ def _section_scales(net: GatedModule, tensors: dict[str, torch.Tensor], norms: s
         terms = [t for t in net.structure.terms if t.params and number in t.sections]
         inside = {t.owner: tensors[t.owner] for t in terms}
         for scales, found in (
-            (gammas, [t.abs() for n, t in inside.items() if n in norms]),
-            (filters, [t.flatten(1).norm(dim=1) for t in inside.values() if t.dim() > 1]),
+            (gammas, [t.abs().double() for n, t in inside.items() if n in norms]),
+            (filters, [t.flatten(1).norm(dim=1).double() for t in inside.values() if t.dim() > 1]),
         ):
             if found:
                 scales[number] = torch.cat(found).mean()

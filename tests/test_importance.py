@@ -215,6 +215,14 @@ def test_one_shot_meets_the_target_from_below(make: Any, scorer: str) -> None:
         assert torch.allclose(small.eval()(batch[0]), net.eval()(batch[0]), atol=1e-4)
 
 
+def test_equal_scores_prune_evenly() -> None:
+    net = prepared(torchvision.models.resnet18())
+    fxcat.one_shot(net, importance.norm_scale(net), target=HALF)
+    live = net.live_units()
+    shares = [live[g.name] / g.units for g in net.structure.groups]
+    assert min(shares) > 0.5 and max(shares) < 0.95
+
+
 def test_one_shot_keeps_what_matters(trained: nn.Module) -> None:
     """Without any training afterwards, scores must do better than their reverse."""
     inputs, targets = batches(256).tensors
