@@ -1,5 +1,6 @@
 """fxcat: a graph-rewriting compiler pass that makes vision models smaller while they train."""
 
+from fxcat import importance
 from fxcat.api import finalize, prepare
 from fxcat.controller import GateController
 from fxcat.errors import (
@@ -18,7 +19,9 @@ from fxcat.fit import fit
 from fxcat.gated import GatedModule
 from fxcat.gates import Gate
 from fxcat.history import History
+from fxcat.one_shot import one_shot, warm_start
 from fxcat.records import Cost, Pressure, Target
+from fxcat.structure_plot import plot_structure
 from fxcat.version import __version__
 
 __all__ = [
@@ -43,5 +46,9 @@ __all__ = [
     "export_onnx",
     "finalize",
     "fit",
+    "importance",
+    "one_shot",
+    "plot_structure",
     "prepare",
+    "warm_start",
 ]

@@ -84,7 +84,8 @@ class GateController:
         self.prices: PricePolicy
         if pressure is None:
             assert target is not None
-            self.prices, layers = TargetPressure(target), 0.5
+            start = cost_fractions(net, net.gate_vector.theta.detach())
+            self.prices, layers = TargetPressure(target, start=start), 0.5
         else:
             self.prices, layers = FixedPressure(pressure), pressure.layers
         theta = net.gate_vector.theta

@@ -20,6 +20,7 @@ from fxcat.losses import count_correct, cross_entropy
 from fxcat.progress import Progress
 from fxcat.recalibrate import recalibrate, recalibrated
 from fxcat.records import Pressure, Target
+from fxcat.tensorboard import TensorBoard
 
 Loss = Callable[[Any, Any], torch.Tensor]
 CALIBRATION_BATCHES = 16
@@ -65,6 +66,7 @@ def fit(
     until: float = 0.55,
     device: str | torch.device | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
+    log_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
 ) -> History:
@@ -74,7 +76,8 @@ def fit(
     Nesterov momentum 0.9, weight decay 5e-4, `lr` with a short warm-up and cosine annealing, per step. With one, a
     given `scheduler` is stepped once per epoch. `warmup`, `until`: the shares of the run at which gates begin and
     end (see `GateController`). `checkpoint_dir`: receives `last.safetensors` after every epoch and
-    `best.safetensors` (best validation accuracy with the final structure).
+    `best.safetensors` (best validation accuracy with the final structure). `log_dir`: receives TensorBoard logs of
+    every epoch (`pip install "fxcat[tensorboard]"`).
 
     Raises `InputError`, `TargetError`, `StorageError`, and `TrainingError` when the loss is not finite.
     """
@@ -101,11 +104,12 @@ def fit(
     )
     run = _Run(net, controller, optimizer, loss, place, per_step)
     checkpoints = Checkpoints(checkpoint_dir)
-    with Progress(steps, enabled=progress) as bar:
+    with TensorBoard(log_dir) as logs, Progress(steps, enabled=progress) as bar:
         for epoch in range(epochs):
             record = run.epoch(epoch, train_loader, val_loader, bar)
             if scheduler is not None:
                 scheduler.step()
+            logs.write(record)
             checkpoints.save(net, run.history, record)
     net.eval()
     return run.history
@@ -153,7 +157,7 @@ class _Run:
             macs,
             params,
             self.controller.undecided,
-            {n: int((g.theta > 0.5).sum()) for n, g in self.net.gates.items()},
+            self.net.live_units(),
         )
         self.history.epochs.append(record)
         bar.finished(record)

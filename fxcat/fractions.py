@@ -24,3 +24,8 @@ def cost_gradients(net: GatedModule, theta: torch.Tensor) -> tuple[torch.Tensor,
         for i, fraction in enumerate(fractions.unbind(0)):
             gradients[i] = torch.autograd.grad(fraction, at, retain_graph=True)[0]
     return fractions.detach(), gradients
+
+
+def marginal_macs(net: GatedModule) -> torch.Tensor:
+    """What every gate adds to the MACs while all are open, as fractions of the start network; double, (gates,)."""
+    return cost_gradients(net, torch.ones_like(net.gate_vector.theta))[1][0]

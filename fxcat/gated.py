@@ -12,6 +12,7 @@ from torch import nn
 
 from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
+from fxcat.liveness import live_gates, live_parameters, parameters_of
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
 
@@ -67,6 +68,10 @@ class Program(Protocol):
         """Remove what is 0 from the network, in place. On an error nothing is changed."""
         ...
 
+    def unit_axes(self) -> Mapping[str, Mapping[int, torch.Tensor]]:
+        """Per parameter or buffer, for every axis that carries units: the unit number of each index, −1 for none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
@@ -106,6 +111,7 @@ class GatedModule(nn.Module):
         super().__init__()
         self.network = network
         self.structure = structure
+        self.start_structure = structure
         self.start_cost = structure.cost
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
@@ -114,6 +120,9 @@ class GatedModule(nn.Module):
         self.program = program
         self.parts = parts
         self._is_installed = False
+        self._settled: dict[int, frozenset[str]] = {}
+        """Gates that left the gate vector while what they gate stayed (the last unit of a group): their numbers at the
+        start, and the parameters that hold it."""
         self._set_required()
         self.last_batch = 1
         """Examples in the last batch: the length of the first list or tensor that was passed in."""
@@ -174,6 +183,25 @@ class GatedModule(nn.Module):
         cost = self.cost_model.cost(hard[:count], hard[count:])
         return Cost(round(cost.macs.item()), round(cost.params.item()))
 
+    def live_gates(self) -> torch.Tensor:
+        """Which gates of the start network guard something that `finalize` would leave, whether they are still gates or
+        not; bool, shape (gates at the start,), on the CPU."""
+        hard = self.gate_vector.hard()
+        live = torch.zeros(self.gate_vector.count_at_start, dtype=torch.bool)
+        live[self.gate_vector.numbers.cpu()] = live_gates(self.structure, hard)
+        left = live_parameters(self.structure, hard)
+        for number, names in self._settled.items():
+            live[number] = not left.isdisjoint(names)
+        return live
+
+    def live_units(self) -> dict[str, int]:
+        """What `finalize` would leave of the start network: for each of its groups the number of units, for each of its
+        sections 1 or 0. Names are those at the start, also of what has gone since."""
+        start = self.start_structure
+        counts = [g.units for g in start.groups] + [1] * len(start.sections)
+        names = [p.name for p in (*start.groups, *start.sections)]
+        return {n: int(part.sum()) for n, part in zip(names, self.live_gates().split(counts), strict=True)}
+
     def summary(self, target: Target | None = None) -> None:
         """Print groups and sections with their costs, the smallest reachable cost, what is pinned and why, and whether
         the target can be met."""
@@ -197,6 +225,7 @@ class GatedModule(nn.Module):
         keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
         origin = shrunk.gate_origin(count).to(theta.device)
+        self._settle(keep, origin)
         self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
         self.cost_model = shrunk.cost_model.to(theta.device)
         self._is_installed = False
@@ -204,6 +233,14 @@ class GatedModule(nn.Module):
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         self.train(self.training)
         return shrunk
+
+    def _settle(self, keep: torch.Tensor, origin: torch.Tensor) -> None:
+        """Note what stays in the network without a gate when only the gates `origin` are left."""
+        stays = live_gates(self.structure, keep)
+        stays[origin.cpu()] = False
+        numbers = self.gate_vector.numbers.tolist()
+        found = parameters_of(self.structure, stays.nonzero().reshape(-1).tolist())
+        self._settled |= {numbers[gate]: names for gate, names in found.items()}
 
 
 def _is_batch(argument: Any) -> bool:

@@ -8,11 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fxcat.errors import InputError, StorageError
+from fxcat.figures import new_figure, save_figure
 
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One epoch. Losses are means per example, accuracies and cost fractions lie in [0, 1]."""
+    """One epoch. Losses are means per example, accuracies and cost fractions lie in [0, 1].
+
+    `open_units`: how many units every group of the start network has left (0: it has gone with a section), and 1 or 0
+    for every section, by their names in the start network.
+    """
 
     epoch: int
     phase: str
@@ -45,22 +50,31 @@ class History:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the records as JSON. Raises `StorageError` if the path cannot be written."""
         try:
-            Path(path).write_text(json.dumps({"epochs": [asdict(e) for e in self.epochs]}, indent=1) + "\n")
+            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
         except OSError as error:
             raise StorageError(f"the history cannot be written: {error}", where=str(path)) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> History:
+        """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
+        try:
+            found = json.loads(Path(path).read_text())
+            return cls([EpochRecord(**e) for e in found["epochs"]], found["shrunk_at"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"no history can be read: {type(error).__name__}: {error}",
+                where=str(path),
+                remedy="give a file that History.save wrote",
+            ) from error
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot accuracy (or loss) and cost over the epochs into an image file.
 
         Raises `InputError` without matplotlib or without epochs, `StorageError` if the path cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError("plots need matplotlib", remedy='pip install "fxcat[plot]"') from error
         if not self.epochs:
             raise InputError("the history is empty", remedy="train for at least one epoch before plotting")
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        figure = new_figure(8, 5)
         top, bottom = figure.subplots(2, 1, sharex=True)
         epochs = [e.epoch + 1 for e in self.epochs]
         if self.epochs[0].train_accuracy is not None:
@@ -79,7 +93,4 @@ class History:
                 axes.axvline(self.shrunk_at + 1, color="grey", linestyle=":", label="shrunk")
         top.legend()
         bottom.legend()
-        try:
-            figure.savefig(path, dpi=120)
-        except OSError as error:
-            raise StorageError(f"the plot cannot be written: {error}", where=str(path)) from error
+        save_figure(figure, path)

@@ -45,19 +45,21 @@ class TargetPressure:
     J is linear in every θ, so gate i closes where worth_i < ν·∂C/∂θ_i. The ν that clears the schedule's cost is
     therefore known from the worths: it is the worth per cost of the last gate that has to go. (Dual ascent on log ν
     arrives at the same ν, but needs as many steps as the whole gated phase of a short run has, and a gain.)
-    The schedule reaches the target after `reach` of the gated phase.
+    The schedule falls from `start`, the cost fractions at the first θ (shape (2,), default 1), and reaches the target
+    after `reach` of the gated phase.
     """
 
-    def __init__(self, target: Target, *, reach: float = 0.6) -> None:
+    def __init__(self, target: Target, *, start: torch.Tensor | None = None, reach: float = 0.6) -> None:
         wanted = [target.flops, target.params]
         self._active = torch.tensor([w is not None for w in wanted])
         self._target = torch.tensor([1.0 if w is None else w for w in wanted], dtype=torch.float64)
+        self.start = torch.maximum(torch.ones_like(self._target) if start is None else start.cpu(), self._target)
         self._reach = reach
         self.weights = torch.where(self._active, LEAST, 0.0).double()
 
     def schedule(self, progress: float) -> torch.Tensor:
         """Cost fractions wanted at `progress`, shape (2,)."""
-        return 1 - (1 - self._target) * min(1.0, progress / self._reach)
+        return self.start - (self.start - self._target) * min(1.0, progress / self._reach)
 
     def update(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> None:
         """Clear the schedule's cost with the worths as they are now."""

@@ -117,10 +117,11 @@ def _open_while_fitting(
         if bool((room[limited] <= SLACK * 0.5 * wanted[limited]).any()):
             return setting
         fits = (gradients <= room[:, None]).all(0) | (wanted[:, None] >= 1).all(0)
-        candidates = ((setting < 0.5) & fits & ~tried).nonzero().reshape(-1)
+        # what costs nothing now lies in a closed section
+        candidates = ((setting < 0.5) & fits & ~tried & (gradients.sum(0) > 0)).nonzero().reshape(-1)
         if not len(candidates):
             return setting
-        price = gradients[:, candidates].sum(0).clamp(min=1e-15)
+        price = gradients[:, candidates].sum(0)
         best = candidates[(score[candidates].double() / price).argmax()]
         tried[best] = True
         opened = setting.clone()

@@ -21,6 +21,7 @@ from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model
+from fxcat.passes.costing import parameter_axes
 from fxcat.passes.entries import with_entries
 from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
@@ -55,6 +56,7 @@ class Compiled(Program):
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = make_plan(self.analysis, units, sections)
         before = self.analysis
+        rewrite.remove_unused(plan.twin, before.graph, plan.graph)  # what has gone must cost nothing
         new = {old: node for node, old in plan.origin.items()}
         ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
         orders = {**before.captured.orders, **plan.buffers}
@@ -70,6 +72,13 @@ class Compiled(Program):
         origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
         parts = gate_parts(analysis)
         return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
+
+    def unit_axes(self) -> dict[str, dict[int, torch.Tensor]]:
+        units, twin = self.analysis.units, self.analysis.twin
+        return {
+            name: {axis: units.of_label[labels].long() for axis, labels in parameter_axes(name, tensor, units).items()}
+            for name, tensor in (*twin.named_parameters(), *twin.named_buffers())
+        }
 
 
 def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True) -> GatedModule:

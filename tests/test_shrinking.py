@@ -213,3 +213,13 @@ def test_shuffles_stay_free_in_repeated_shrinks() -> None:
             net.shrink()
             torch.testing.assert_close(net(images), expected, rtol=1e-10, atol=1e-10)
             assert [n for n, g in net.gates.items() if g.kind == "units"] == names
+
+
+def test_what_has_gone_costs_nothing() -> None:
+    net = fxcat.prepare(Deep(), EXAMPLE, verbose=False)
+    net.gates["first.section"].set(0.0)
+    net.gates["second.0"].theta[3:] = 0.0
+    wanted = net.hard_cost()
+    net.shrink()
+    assert net.hard_cost() == wanted
+    assert sum(p.numel() for p in fxcat.finalize(net).parameters()) == wanted.params

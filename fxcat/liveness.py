@@ -1,0 +1,57 @@
+"""What a 0/1 setting leaves of a network: a unit is live if its own gate is open and so is a section that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fxcat.costs import CostTerm
+
+if TYPE_CHECKING:
+    from fxcat.gated import Structure
+
+
+def live_gates(structure: Structure, setting: torch.Tensor) -> torch.Tensor:
+    """Which gates are open and in no closed section; `setting` is 0/1 of shape (gates,), the result bool on the CPU."""
+    opened = _opened(setting)
+    units = len(opened) - len(structure.sections)
+    live = np.zeros_like(opened)
+    for term in _open_terms(structure, opened):
+        live[[units + s for s in term.sections]] = True
+        for axis in term.axes:
+            for start, stop, _ in axis.runs.T:
+                live[start:stop] = True
+    return torch.from_numpy(live & opened)
+
+
+def live_parameters(structure: Structure, setting: torch.Tensor) -> frozenset[str]:
+    """Names of the parameters that a setting leaves."""
+    return frozenset(t.owner for t in _open_terms(structure, _opened(setting)) if t.params)
+
+
+def parameters_of(structure: Structure, gates: Collection[int]) -> dict[int, frozenset[str]]:
+    """For every given gate the names of the parameters that hold its unit, or lie in its section."""
+    units = sum(g.units for g in structure.groups)
+    found: dict[int, set[str]] = {g: set() for g in gates}
+    for term in structure.terms if found else ():
+        if term.params:
+            runs = [(start, stop) for axis in term.axes for start, stop, _ in axis.runs.T]
+            for gate, names in found.items():
+                if gate - units in term.sections or any(start <= gate < stop for start, stop in runs):
+                    names.add(term.owner)
+    return {gate: frozenset(names) for gate, names in found.items()}
+
+
+def _opened(setting: torch.Tensor) -> npt.NDArray[np.bool_]:
+    return (setting.detach().cpu() > 0.5).numpy()
+
+
+def _open_terms(structure: Structure, opened: npt.NDArray[np.bool_]) -> Iterator[CostTerm]:
+    units = len(opened) - len(structure.sections)
+    for term in structure.terms:
+        if all(opened[units + s] for s in term.sections):
+            yield term
