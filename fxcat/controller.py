@@ -38,7 +38,7 @@ class GateController:
 
     `total_steps`: optimizer steps of the whole run. `warmup`, `until`: the shares of it at which gates begin and end.
     `shrinks`: how often, at most, what is dead leaves the network while gates are trained. `gate_lr`: step of θ; by
-    default θ can cross [0, 1] in a tenth of the gated phase. `averages`: copies of the network that follow it
+    default θ can cross [0, 1] in a fortieth of the gated phase. `averages`: copies of the network that follow it
     (`torch.optim.swa_utils.AveragedModel(net)`) and shrink with it.
 
     Under `torchrun`, train through `DistributedDataParallel(net)`: all processes draw the same samples and decide the
@@ -90,8 +90,8 @@ class GateController:
             self.prices, layers = FixedPressure(pressure), pressure.layers
         theta = net.gate_vector.theta
         gates, device = theta.numel(), theta.device
-        self.worth = Worth(gates, device)
-        self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 10.0 / gated)))
+        self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)))
+        self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 40.0 / gated)))
         self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
         self._emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
         self._slopes: torch.Tensor | None = None

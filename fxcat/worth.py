@@ -13,10 +13,10 @@ import torch
 
 
 class Worth:
-    """Exponential averages of the curvature and of the loss difference, one entry per gate."""
+    """Exponential averages of the curvature and of the loss difference, one entry per gate, over `window` steps."""
 
-    def __init__(self, gates: int, device: torch.device, *, decay: float = 0.95) -> None:
-        self.decay = decay
+    def __init__(self, gates: int, device: torch.device, *, window: int) -> None:
+        self.decay = 1 - 1 / window
         self.curvature = torch.zeros(gates, device=device)
         self.difference = torch.zeros(gates, device=device)
         self._curvature_weight = torch.zeros(gates, device=device)
