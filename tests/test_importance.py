@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from functools import partial
 from typing import Any
 
@@ -175,6 +176,13 @@ def test_other_estimators(estimator: str) -> None:
     scores = importance.from_torch_pruning(net, made, model, torch.randn(1, 3, 8, 8))
     fxcat.one_shot(net, scores, target=HALF)
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+
+
+def test_torch_pruning_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    model = Net()
+    with pytest.raises(fxcat.InputError, match=r"pip install .fxcat\[torch-pruning\]"):
+        importance.from_torch_pruning(prepared(model, 8), lambda _: None, model, torch.zeros(1, 3, 8, 8))
 
 
 def test_what_torch_pruning_cannot_score_is_listed() -> None:
