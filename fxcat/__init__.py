@@ -18,7 +18,9 @@ from fxcat.fit import fit
 from fxcat.gated import GatedModule
 from fxcat.gates import Gate
 from fxcat.history import History
+from fxcat.loading import load
 from fxcat.records import Cost, Pressure, Target
+from fxcat.storage import save
 from fxcat.version import __version__
 
 __all__ = [
@@ -43,5 +45,7 @@ __all__ = [
     "export_onnx",
     "finalize",
     "fit",
+    "load",
     "prepare",
+    "save",
 ]

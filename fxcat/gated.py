@@ -12,6 +12,7 @@ from torch import nn
 
 from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
+from fxcat.recipe import Recipe, attach
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
 
@@ -102,9 +103,12 @@ class GatedModule(nn.Module):
         parts: tuple[GatePart, ...],
         cost_model: CostModel,
         structure: Structure,
+        recipe: Recipe,
     ) -> None:
         super().__init__()
         self.network = network
+        self.recipe = recipe
+        """How the network became what it is; the last stage is that of this `prepare`."""
         self.structure = structure
         self.start_cost = structure.cost
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -185,7 +189,9 @@ class GatedModule(nn.Module):
         """The network without gates and without what is closed; `fxcat.finalize` is the public way."""
         hard = self.gate_vector.hard()
         count = self.gate_vector.unit_count
-        return self.program.finalized(self.network, hard[:count], hard[count:])
+        small = self.program.finalized(self.network, hard[:count], hard[count:])
+        attach(small, self._recipe_after(hard))
+        return small
 
     def shrink(self, keep: torch.Tensor | None = None) -> Shrunk:
         """Remove units and sections from the network, in place; the rest of θ is kept.
@@ -198,12 +204,16 @@ class GatedModule(nn.Module):
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
         origin = shrunk.gate_origin(count).to(theta.device)
         self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
+        self.recipe = self._recipe_after(keep)
         self.cost_model = shrunk.cost_model.to(theta.device)
         self._is_installed = False
         self._set_required()
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         self.train(self.training)
         return shrunk
+
+    def _recipe_after(self, keep: torch.Tensor) -> Recipe:
+        return (*self.recipe[:-1], self.recipe[-1].after(keep))
 
 
 def _is_batch(argument: Any) -> bool:

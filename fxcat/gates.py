@@ -7,6 +7,7 @@ A gate is a 0/1 random variable ξ ~ Bernoulli(θ) that multiplies a unit or a s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -136,6 +137,13 @@ class GateVector(nn.Module):
     def hard(self) -> torch.Tensor:
         """0/1 gates as inference uses them: open where θ > ½."""
         return (self.theta.detach() > 0.5).to(self.theta.dtype)
+
+    def open_but(self, closed: Sequence[int]) -> torch.Tensor:
+        """0/1 gates of which some are closed, by number. Raises `InputError` for numbers that there are not."""
+        numbers = torch.tensor(closed, dtype=torch.int64, device=self.theta.device)
+        if len(closed) and not 0 <= min(closed) <= max(closed) < self.theta.numel():
+            raise InputError(f"there is no gate {max(closed)} among {self.theta.numel()}")
+        return torch.ones_like(self.theta.detach()).index_fill_(0, numbers, 0.0)
 
     def draw(self) -> torch.Tensor:
         """Values of all gates for one forward pass, 0/1 of shape (U + S,): a sample in training."""
