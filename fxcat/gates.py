@@ -177,6 +177,15 @@ class GateVector(nn.Module):
         """Gates draw from a generator of their own, so that dropout and data order stay those of the plain run."""
         self._generator.manual_seed(seed)
 
+    @property
+    def random_state(self) -> torch.Tensor:
+        """State of that generator, bytes."""
+        return self._generator.get_state()
+
+    @random_state.setter
+    def random_state(self, state: torch.Tensor) -> None:
+        self._generator.set_state(state)
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxcat.contents import shapes_of
-from fxcat.errors import InputError, PlanError, StorageError
+from fxcat.errors import InputError, located
 from fxcat.passes.analysis import Options
 from fxcat.passes.compile import build
 from fxcat.recipe import Stage, check_gates, check_shapes, make_example
@@ -29,12 +29,10 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     if not isinstance(model, nn.Module):
         raise InputError(f"load() got a {type(model).__name__}, not a torch.nn.Module")
     stored = read(path)
-    try:
+    with located(str(path)):
         for stage in stored.recipe:
             model = _replayed(model, stage, example_inputs)
         put(model, stored)
-    except (InputError, PlanError, StorageError) as error:
-        raise type(error)(error.what, where=error.where or str(path), remedy=error.remedy) from error
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fxcat.contents import Shapes, extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
-from fxcat.errors import InputError, StorageError
+from fxcat.errors import InputError, StorageError, located
 from fxcat.files import read_tensors, write_tensors
 from fxcat.gated import GatedModule
 from fxcat.packing import pack, unpack
@@ -24,7 +24,7 @@ _EXTRA = "_extra_state"
 
 
 def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a small network: what `finalize` returned, perhaps trained further, or a `GatedModule` as `finalize` sees it.
+    """Write a small network: what `finalize` returned, or would return for a `GatedModule`; also after more training.
 
     The file holds the parameters and buffers under their own names, and how the structure came about; `load` makes the
     network again from the original architecture. It is written whole or not at all.
@@ -67,7 +67,8 @@ def read(path: str | os.PathLike[str]) -> Stored:
     tensors, texts = read_tensors(Path(path), KIND)
     try:
         extra = unpack(json.loads(texts["extra"]), tensors)
-        recipe, shapes = parse(texts["recipe"])
+        with located(str(path)):
+            recipe, shapes = parse(texts["recipe"])
         if not recipe or not all(stage.closed for stage in recipe):
             raise ValueError("a stage that was not finished")
     except (KeyError, TypeError, ValueError) as error:
