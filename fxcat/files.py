@@ -100,7 +100,7 @@ def _checksum(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> 
     digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
