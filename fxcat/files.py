@@ -35,11 +35,17 @@ def write_tensors(
     # one after the other: tensors may share memory, which the format refuses
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     header = {**texts, "format": kind, "checksum": _checksum(own, {**texts, "format": kind})}
+    try:
+        content = serialize(own, header)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise StorageError(
+            f"a tensor cannot be stored as safetensors: {error}", where=str(path), remedy="use another type of numbers"
+        ) from error
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         try:
             with temporary.open("wb") as file:
-                file.write(serialize(own, header))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             if previous is not None and path.exists():
@@ -49,7 +55,7 @@ def write_tensors(
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise StorageError(
             f"the file cannot be written: {error}", where=str(path), remedy="check the folder, its rights and its space"
         ) from error
