@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,23 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """`last.safetensors`, `previous.safetensors` and `best.safetensors` in a folder; nothing without a folder.
+    """`last.safetensors`, `previous.safetensors` and `best.safetensors` in a folder.
 
     The last and the previous one hold all that a run goes on from; the best one is a small network that `load` reads.
     Raises `StorageError` at once if the folder cannot be made or written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
-        self.folder = None if folder is None else Path(folder)
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._last, self._previous, self._best = (
+            self.folder / f"{name}.safetensors" for name in ("last", "previous", "best")
+        )
         self._resumed = False
         self._last_is_whole = False
-        if self.folder is None:
-            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f"writable.{os.getpid()}.tmp"
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
         except OSError as error:
             raise StorageError(
                 f"checkpoints cannot be written: {error}",
@@ -52,12 +53,10 @@ class Checkpoints:
 
         Raises `StorageError` if there are checkpoints, and none can be used.
         """
-        if self.folder is None:
-            return None
-        for path in (self._path("last"), self._path("best")):
+        for path in (self._last, self._best):
             remove_unfinished(self.folder, path.name)
         refused: list[StorageError] = []
-        for path in (self._path("last"), self._path("previous")):
+        for path in (self._last, self._previous):
             if not path.exists():
                 continue
             try:
@@ -79,25 +78,18 @@ class Checkpoints:
 
     def save(self, state: Mapping[str, Any], net: GatedModule, *, best: bool) -> None:
         """Write the state after an epoch, and the network too if it is the best one so far. Raises `StorageError`."""
-        if self.folder is None:
-            return
         tensors: dict[str, torch.Tensor] = {}
         packed = pack(dict(state), tensors, "state")
-        last, previous, best_path = (self._path(n) for n in ("last", "previous", "best"))
         with located(str(self.folder)):
             if not self._resumed:  # of an earlier run
-                _remove(previous, best_path)
+                _remove(self._previous, self._best)
             if best:
                 # before the state that says so: a process that is killed in between trains this epoch again
-                save(net, best_path)
+                save(net, self._best)
             # a damaged file must not push out the one before it
-            backup = previous if self._last_is_whole else None
-            write_tensors(last, KIND, tensors, {"state": json.dumps(packed)}, previous=backup)
+            backup = self._previous if self._last_is_whole else None
+            write_tensors(self._last, KIND, tensors, {"state": json.dumps(packed)}, previous=backup)
         self._resumed = self._last_is_whole = True
-
-    def _path(self, name: str) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{name}.safetensors"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -215,7 +215,6 @@ class GateController:
             "trains": vector.theta.requires_grad,
             "samples": vector.sampling,
             "random": vector.random_state,
-            "prices": self.prices.weights.clone(),
             "slopes": None if self._slopes is None else self._slopes.clone(),
         }
         for part, values in self._per_gate.items():
@@ -249,7 +248,6 @@ class GateController:
             vector.theta.copy_(state["theta"])
         vector.theta.requires_grad_(state["trains"])
         vector.sampling, vector.random_state = state["samples"], state["random"]
-        self.prices.weights = state["prices"].clone()
         self._slopes = None if state["slopes"] is None else state["slopes"].to(vector.theta.device, copy=True)
         for part, values in self._per_gate.items():
             values.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})

@@ -96,8 +96,8 @@ def fit(
         "epochs": epochs,
         "steps_per_epoch": len(train_loader),
         "seed": seed,
-        "optimizer": type(optimizer).__name__,
-        "scheduler": type(scheduler).__name__,
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
         "lr": lr if optimizer is None else None,
     }
     per_step: torch.optim.lr_scheduler.LRScheduler | None = None
@@ -119,10 +119,10 @@ def fit(
     run = _Run(net, controller, optimizer, loss, place, per_step)
     loaders = {"train_loader": train_loader} | ({} if val_loader is None else {"val_loader": val_loader})
     state = RunState(settings, controller, scheduler if per_step is None else per_step, loaders, run.history)
-    checkpoints = Checkpoints(checkpoint_dir)
-    if checkpoint_dir is not None:
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
+    if checkpoints is not None:
         state.check_storable()
-    found = checkpoints.newest() if resume else None
+    found = checkpoints.newest() if checkpoints is not None and resume else None
     if found is not None:
         with located(str(checkpoint_dir)):
             run.recent.extend(_move(inputs, place) for inputs in state.restore(found))
@@ -132,11 +132,18 @@ def fit(
             record = run.epoch(epoch, train_loader, val_loader, bar)
             if scheduler is not None:
                 scheduler.step()
-            if checkpoint_dir is not None:
-                recent = run.recent_needed(len(train_loader))
+            if checkpoints is not None:
+                recent = list(run.recent) if needs_recent(controller, len(train_loader)) else []
                 checkpoints.save(state.collect(recent), net, best=run.history.best is record)
     net.eval()
     return run.history
+
+
+def needs_recent(controller: GateController, steps: int) -> bool:
+    """Whether an epoch of so many steps may recalibrate before it has enough inputs of its own."""
+    if controller.phase == "plain":
+        return False
+    return steps < CALIBRATION_BATCHES or controller.may_shrink_within(CALIBRATION_BATCHES - 1)
 
 
 def _best_device() -> torch.device:
@@ -186,13 +193,6 @@ class _Run:
         self.history.epochs.append(record)
         bar.finished(record)
         return record
-
-    def recent_needed(self, steps: int) -> list[Any]:
-        """The recent inputs, if the next epoch, of so many steps, recalibrates before it has as many of its own."""
-        if self.controller.phase == "plain":
-            return []
-        fills = steps >= CALIBRATION_BATCHES
-        return [] if fills and not self.controller.may_shrink_within(CALIBRATION_BATCHES - 1) else list(self.recent)
 
     def _train_step(self, inputs: Any, targets: Any, totals: _Totals, epoch: int, step: int) -> None:
         output = self.net(inputs)
