@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="image size; 16 is four times cheaper")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
@@ -53,10 +54,12 @@ def main() -> None:
         target=fxcat.Target(flops=options.flops),
         lr=options.lr,
         checkpoint_dir=options.out,
+        resume=options.resume,
         seed=options.seed,
     )
     history.save(options.out / "history.json")
     small = fxcat.finalize(net)
+    fxcat.save(small, options.out / f"{options.model}.safetensors")
     report = fxcat.export_onnx(small, options.out / f"{options.model}.onnx", test_images[:2])
     last = history.epochs[-1]
     print(f"test accuracy {last.val_accuracy:.2%}, MACs {last.macs:.1%}, parameters {last.params:.1%} of the start")

@@ -19,8 +19,10 @@ from fxcat.fit import fit
 from fxcat.gated import GatedModule
 from fxcat.gates import Gate
 from fxcat.history import History
+from fxcat.loading import load
 from fxcat.one_shot import one_shot, warm_start
 from fxcat.records import Cost, Pressure, Target
+from fxcat.storage import save
 from fxcat.structure_plot import plot_structure
 from fxcat.version import __version__
 
@@ -47,8 +49,10 @@ __all__ = [
     "finalize",
     "fit",
     "importance",
+    "load",
     "one_shot",
     "plot_structure",
     "prepare",
+    "save",
     "warm_start",
 ]

@@ -8,8 +8,9 @@ optimizer physically every so often. Then the final choice is made, and the plai
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,11 +19,13 @@ from fxcat.carry import average_net, shrink_all
 from fxcat.decisions import DEAD, Decisions, ProjectedDescent
 from fxcat.distributed import from_main, world_size
 from fxcat.errors import InputError, TrainingError
-from fxcat.fractions import cost_fractions, cost_gradients
+from fxcat.fractions import cost_fractions
 from fxcat.gated import GatedModule
+from fxcat.per_gate import PerGate
 from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure
+from fxcat.recipe import check_gates
 from fxcat.records import Pressure, Target
-from fxcat.selection import best_of_groups, check_reachable, is_section, select_structure
+from fxcat.selection import best_of_groups, check_reachable, select_structure
 from fxcat.worth import Worth
 
 Phase = Literal["warm-up", "gated", "plain"]
@@ -75,6 +78,15 @@ class GateController:
         if target is not None:
             check_reachable(net, target)
         self.net, self.optimizer, self.target, self.averages = net, optimizer, target, tuple(averages)
+        self._settings: dict[str, Any] = {
+            "target": None if target is None else asdict(target),
+            "pressure": None if pressure is None else asdict(pressure),
+            "total_steps": total_steps,
+            "warmup": warmup,
+            "until": until,
+            "shrinks": shrinks,
+            "gate_lr": gate_lr,
+        }
         self.first_gated = round(warmup * total_steps)
         self.first_plain = max(self.first_gated + 1, round(until * total_steps))
         self.total_steps = total_steps
@@ -85,15 +97,14 @@ class GateController:
         if pressure is None:
             assert target is not None
             start = cost_fractions(net, net.gate_vector.theta.detach())
-            self.prices, layers = TargetPressure(target, start=start), 0.5
+            self.prices = TargetPressure(target, start=start)
         else:
-            self.prices, layers = FixedPressure(pressure), pressure.layers
+            self.prices = FixedPressure(pressure)
         theta = net.gate_vector.theta
         gates, device = theta.numel(), theta.device
         self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)))
         self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 40.0 / gated)))
         self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
-        self._emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
         self._slopes: torch.Tensor | None = None
         net.gate_vector.seed(seed)
         net.gate_vector.sampling = False
@@ -135,14 +146,15 @@ class GateController:
             return True
         return self.steps in self._shrink_at and self._shrink_dead()
 
+    def may_shrink_within(self, steps: int) -> bool:
+        """Whether the network may become smaller in one of the next `steps` steps."""
+        return any(self.steps < at <= self.steps + steps for at in (*self._shrink_at, self.first_plain))
+
     def _update_theta(self) -> None:
-        theta = self.net.gate_vector.theta.detach()
-        worth, dead = self.worth.value, self.decisions.dead
+        theta, dead = self.net.gate_vector.theta.detach(), self.decisions.dead
+        worth = self.prices.worth(self.worth)
         if self._slopes is None or self.steps % PRICES_EVERY == 0:
-            self.prices.update(self.net, worth, dead, self.progress)
-            _, gradients = cost_gradients(self.net, theta)
-            slopes = (self.prices.weights.to(gradients.device)[:, None] * gradients).sum(0)
-            self._slopes = slopes.float() * self._emphasis
+            self._slopes = self.prices.slopes(self.net, worth, dead, self.progress).float()
         drift = self.descent.step(theta, self._slopes, worth)
         best = best_of_groups(self.net, worth.masked_fill(dead, -torch.inf))
         theta[best] = 1.0  # the best unit of a group never dies
@@ -187,10 +199,75 @@ class GateController:
         units = self.net.gate_vector.unit_count
         shrunk = shrink_all(self.net, keep, self.optimizer, self.averages)
         origin = shrunk.gate_origin(units).to(keep.device)
-        for state in (self.worth, self.descent, self.decisions):
-            state.restrict(origin)
-        self._emphasis = self._emphasis[origin]
+        for values in self._per_gate.values():
+            values.restrict(origin)
         self._slopes = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the gates' training goes on from: tensors and plain data, by name.
+
+        Holds θ and what has left the network, but neither its weights nor the optimizer's state.
+        """
+        vector, stage = self.net.gate_vector, self.net.recipe[-1]
+        state: dict[str, Any] = {
+            "settings": dict(self._settings),
+            "gates": [list(g) for g in stage.gates],
+            "closed": [list(c) for c in stage.closed],
+            "steps": self.steps,
+            "theta": vector.theta.detach().clone(),
+            "trains": vector.theta.requires_grad,
+            "samples": vector.sampling,
+            "random": vector.random_state,
+            "slopes": None if self._slopes is None else self._slopes.clone(),
+        }
+        for part, values in self._per_gate.items():
+            state |= {f"{part}.{name}": value for name, value in values.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, with a network that has just been prepared and its new optimizer.
+
+        What had left the network leaves it again, and the optimizer and the averages too. So call this first, and then
+        `load_state_dict` of the network, the optimizer and the averages.
+
+        Raises `InputError` if the state is that of another network or run; then nothing has changed.
+        """
+        vector, stage = self.net.gate_vector, self.net.recipe[-1]
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise InputError(f"this is no state of a GateController: it has no {min(missing)!r}")
+        check_settings(self._settings, state["settings"])
+        check_gates(stage.gates, tuple((name, count) for name, count in state["gates"]))
+        closed = tuple(tuple(c) for c in state["closed"])
+        if closed[: len(stage.closed)] != stage.closed:
+            raise InputError(
+                "the network has lost other gates than the one that was stored",
+                remedy="call prepare() on the model again",
+            )
+        for numbers in closed[len(stage.closed) :]:
+            self.shrink(vector.open_but(numbers))
+        self.steps = state["steps"]
+        with torch.no_grad():
+            vector.theta.copy_(state["theta"])
+        vector.theta.requires_grad_(state["trains"])
+        vector.sampling, vector.random_state = state["samples"], state["random"]
+        self._slopes = None if state["slopes"] is None else state["slopes"].to(vector.theta.device, copy=True)
+        for part, values in self._per_gate.items():
+            values.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})
+
+    @property
+    def _per_gate(self) -> Mapping[str, PerGate]:
+        return {"worth": self.worth, "descent": self.descent, "decisions": self.decisions}
+
+
+def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a run that is to go on has other settings than it had."""
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise InputError(
+                f"the run that was stored had {name}={then.get(name)!r}, this one has {value!r}",
+                remedy="continue a run with the arguments that it was started with",
+            )
 
 
 def _check_optimizer(net: GatedModule, optimizer: torch.optim.Optimizer) -> None:

@@ -4,53 +4,52 @@ from __future__ import annotations
 
 import torch
 
+from fxcat.per_gate import PerGate
+
 DEAD = 0.05
 """θ at or below this, with a drift to zero for long enough, is dead; θ at 1 − DEAD or above is not in play."""
 
 
-class ProjectedDescent:
-    """Steps of θ in [0, 1] down ∂J/∂θ = slope − worth, with momentum, preconditioned by 1 / (slope + worth).
+class ProjectedDescent(PerGate):
+    """Steps of θ in [0, 1] down ∂J/∂θ = slope − worth, with momentum, preconditioned by 1 / (|slope| + |worth|).
 
     So the scale of losses and costs cancels at every moment (Adam's second moment remembers the large worths of early
     training for longer than the gated phase of a short run lasts), and the signs, which decide, stay.
     """
 
+    tensors = ("momentum",)
+    numbers = ("weight",)
+
     def __init__(self, gates: int, device: torch.device, lr: float) -> None:
         self.lr = lr
         self.momentum = torch.zeros(gates, device=device)
-        self._weight = 0.0
+        self.weight = 0.0
 
     def step(self, theta: torch.Tensor, slope: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
-        """Move θ in place; all of shape (gates,), slope and worth ≥ 0. Returns the smoothed drift, in [−1, 1]."""
-        drift = (slope - worth) / (slope + worth).clamp(min=1e-30)
+        """Move θ in place; all of shape (gates,). Returns the smoothed drift, in [−1, 1]."""
+        drift = (slope - worth) / (slope.abs() + worth.abs()).clamp(min=1e-30)
         self.momentum.lerp_(drift, 0.1)
-        self._weight += 0.1 * (1 - self._weight)
-        smoothed = self.momentum / self._weight
+        self.weight += 0.1 * (1 - self.weight)
+        smoothed = self.momentum / self.weight
         theta.sub_((self.lr * smoothed).to(theta.dtype)).clamp_(0, 1)
         return smoothed
 
-    def restrict(self, origin: torch.Tensor) -> None:
-        """Keep the entries `origin` only."""
-        self.momentum = self.momentum[origin]
 
-
-class Decisions:
+class Decisions(PerGate):
     """Gates that stay at zero: θ is small and its smoothed drift has pointed to zero for `patience` steps.
 
     Then weights and θ are in the domain of attraction of zero (arXiv 2205.04650, 2411.09127; DESIGN §5.5).
     """
 
+    tensors = ("dead", "falling")
+
     def __init__(self, gates: int, device: torch.device, patience: int) -> None:
         self.patience = patience
         self.dead = torch.zeros(gates, dtype=torch.bool, device=device)
-        self._falling = torch.zeros(gates, dtype=torch.int32, device=device)
+        self.falling = torch.zeros(gates, dtype=torch.int32, device=device)
 
     def update(self, theta: torch.Tensor, drift: torch.Tensor) -> None:
         """Add one step: θ and its smoothed drift, shape (gates,)."""
         sinking = (theta <= DEAD) & (drift > 0)
-        self._falling = torch.where(sinking, self._falling + 1, 0)
-        self.dead |= self._falling >= self.patience
-
-    def restrict(self, origin: torch.Tensor) -> None:
-        """Keep the entries `origin` only."""
-        self.dead, self._falling = self.dead[origin], self._falling[origin]
+        self.falling = torch.where(sinking, self.falling + 1, 0)
+        self.dead |= self.falling >= self.patience

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class FxcatError(Exception):
     """Base of all fxcat errors."""
@@ -48,3 +51,14 @@ class TrainingError(FxcatError):
 
 class StorageError(FxcatError):
     """A file cannot be read or written."""
+
+
+@contextmanager
+def located(where: str) -> Generator[None, None, None]:
+    """Errors in a block that name no place name this one."""
+    try:
+        yield
+    except FxcatError as error:
+        if error.where is not None:
+            raise
+        raise type(error)(error.what, where=where, remedy=error.remedy) from error

@@ -13,13 +13,14 @@ import torch
 
 from fxcat.checkpoint import Checkpoints
 from fxcat.controller import GateController
-from fxcat.errors import InputError, TrainingError
+from fxcat.errors import InputError, TrainingError, located
 from fxcat.gated import GatedModule
 from fxcat.history import EpochRecord, History
 from fxcat.losses import count_correct, cross_entropy
 from fxcat.progress import Progress
 from fxcat.recalibrate import recalibrate, recalibrated
 from fxcat.records import Pressure, Target
+from fxcat.run_state import RunState
 from fxcat.tensorboard import TensorBoard
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -66,6 +67,7 @@ def fit(
     until: float = 0.55,
     device: str | torch.device | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     log_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: int = 0,
@@ -75,17 +77,33 @@ def fit(
     `train_loader`, `val_loader` yield `(inputs, targets)`; `train_loader` needs a length. Without `optimizer`: SGD with
     Nesterov momentum 0.9, weight decay 5e-4, `lr` with a short warm-up and cosine annealing, per step. With one, a
     given `scheduler` is stepped once per epoch. `warmup`, `until`: the shares of the run at which gates begin and
-    end (see `GateController`). `checkpoint_dir`: receives `last.safetensors` after every epoch and
-    `best.safetensors` (best validation accuracy with the final structure). `log_dir`: receives TensorBoard logs of
-    every epoch (`pip install "fxcat[tensorboard]"`).
+    end (see `GateController`).
+
+    `checkpoint_dir`: receives after every epoch `last.safetensors`, all that the run goes on from, and keeps the one
+    before as `previous.safetensors`. `best.safetensors`, which `load` reads, is the network of the best validation
+    accuracy with the final structure. `resume`: go on from there, with the same arguments, a network that has just been
+    prepared, and an optimizer and data loaders that have just been made; the weights will be those of a run that was
+    not interrupted. A folder without checkpoints starts the run. Without `resume` those of an earlier run are replaced.
+
+    `log_dir`: receives TensorBoard logs of every epoch (`pip install "fxcat[tensorboard]"`).
 
     Raises `InputError`, `TargetError`, `StorageError`, and `TrainingError` when the loss is not finite.
     """
     if epochs < 1 or not isinstance(train_loader, Sized) or not len(train_loader):
         raise InputError("fit() needs epochs ≥ 1 and a training loader that has a length > 0")
+    if resume and checkpoint_dir is None:
+        raise InputError("resume=True, and no checkpoints to go on from", remedy="give checkpoint_dir= too")
     place = torch.device(device) if device is not None else _best_device()
     net.to(place)
     steps = len(train_loader) * epochs
+    settings = {
+        "epochs": epochs,
+        "steps_per_epoch": len(train_loader),
+        "seed": seed,
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
+        "scheduler": None if scheduler is None else type(scheduler).__name__,
+        "lr": lr if optimizer is None else None,
+    }
     per_step: torch.optim.lr_scheduler.LRScheduler | None = None
     if optimizer is None:
         if scheduler is not None:
@@ -103,16 +121,34 @@ def fit(
         seed=seed,
     )
     run = _Run(net, controller, optimizer, loss, place, per_step)
-    checkpoints = Checkpoints(checkpoint_dir)
-    with TensorBoard(log_dir) as logs, Progress(steps, enabled=progress) as bar:
-        for epoch in range(epochs):
+    loaders = {"train_loader": train_loader} | ({} if val_loader is None else {"val_loader": val_loader})
+    state = RunState(settings, controller, scheduler if per_step is None else per_step, loaders, run.history)
+    checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
+    if checkpoints is not None:
+        state.check_storable()
+    found = checkpoints.newest() if checkpoints is not None and resume else None
+    if found is not None:
+        with located(str(checkpoint_dir)):
+            run.recent.extend(_move(inputs, place) for inputs in state.restore(found))
+    done = len(run.history.epochs)
+    with TensorBoard(log_dir) as logs, Progress(steps, done * len(train_loader), enabled=progress) as bar:
+        for epoch in range(done, epochs):
             record = run.epoch(epoch, train_loader, val_loader, bar)
             if scheduler is not None:
                 scheduler.step()
             logs.write(record)
-            checkpoints.save(net, run.history, record)
+            if checkpoints is not None:
+                recent = list(run.recent) if needs_recent(controller, len(train_loader)) else []
+                checkpoints.save(state.collect(recent), net, best=run.history.best is record)
     net.eval()
     return run.history
+
+
+def needs_recent(controller: GateController, steps: int) -> bool:
+    """Whether an epoch of so many steps may recalibrate before it has enough inputs of its own."""
+    if controller.phase == "plain":
+        return False
+    return steps < CALIBRATION_BATCHES or controller.may_shrink_within(CALIBRATION_BATCHES - 1)
 
 
 def _best_device() -> torch.device:

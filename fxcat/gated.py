@@ -13,6 +13,7 @@ from torch import nn
 from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
 from fxcat.liveness import live_gates, live_parameters, parameters_of
+from fxcat.recipe import Recipe, attach
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
 
@@ -107,9 +108,12 @@ class GatedModule(nn.Module):
         parts: tuple[GatePart, ...],
         cost_model: CostModel,
         structure: Structure,
+        recipe: Recipe,
     ) -> None:
         super().__init__()
         self.network = network
+        self.recipe = recipe
+        """How the network became what it is; the last stage is that of this `prepare`."""
         self.structure = structure
         self.start_structure = structure
         self.start_cost = structure.cost
@@ -213,7 +217,9 @@ class GatedModule(nn.Module):
         """The network without gates and without what is closed; `fxcat.finalize` is the public way."""
         hard = self.gate_vector.hard()
         count = self.gate_vector.unit_count
-        return self.program.finalized(self.network, hard[:count], hard[count:])
+        small = self.program.finalized(self.network, hard[:count], hard[count:])
+        attach(small, self._recipe_after(hard))
+        return small
 
     def shrink(self, keep: torch.Tensor | None = None) -> Shrunk:
         """Remove units and sections from the network, in place; the rest of θ is kept.
@@ -227,6 +233,7 @@ class GatedModule(nn.Module):
         origin = shrunk.gate_origin(count).to(theta.device)
         self._settle(keep, origin)
         self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
+        self.recipe = self._recipe_after(keep)
         self.cost_model = shrunk.cost_model.to(theta.device)
         self._is_installed = False
         self._set_required()
@@ -241,6 +248,9 @@ class GatedModule(nn.Module):
         numbers = self.gate_vector.numbers.tolist()
         found = parameters_of(self.structure, stays.nonzero().reshape(-1).tolist())
         self._settled |= {numbers[gate]: names for gate, names in found.items()}
+
+    def _recipe_after(self, keep: torch.Tensor) -> Recipe:
+        return (*self.recipe[:-1], self.recipe[-1].after(keep))
 
 
 def _is_batch(argument: Any) -> bool:

@@ -7,6 +7,7 @@ A gate is a 0/1 random variable ξ ~ Bernoulli(θ) that multiplies a unit or a s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -137,6 +138,13 @@ class GateVector(nn.Module):
         """0/1 gates as inference uses them: open where θ > ½."""
         return (self.theta.detach() > 0.5).to(self.theta.dtype)
 
+    def open_but(self, closed: Sequence[int]) -> torch.Tensor:
+        """0/1 gates of which some are closed, by number. Raises `InputError` for numbers that there are not."""
+        numbers = torch.tensor(closed, dtype=torch.int64, device=self.theta.device)
+        if len(closed) and not 0 <= min(closed) <= max(closed) < self.theta.numel():
+            raise InputError(f"there is no gate {max(closed)} among {self.theta.numel()}")
+        return torch.ones_like(self.theta.detach()).index_fill_(0, numbers, 0.0)
+
     def draw(self) -> torch.Tensor:
         """Values of all gates for one forward pass, 0/1 of shape (U + S,): a sample in training."""
         if not self.training:
@@ -168,6 +176,15 @@ class GateVector(nn.Module):
     def seed(self, seed: int) -> None:
         """Gates draw from a generator of their own, so that dropout and data order stay those of the plain run."""
         self._generator.manual_seed(seed)
+
+    @property
+    def random_state(self) -> torch.Tensor:
+        """State of that generator, bytes."""
+        return self._generator.get_state()
+
+    @random_state.setter
+    def random_state(self, state: torch.Tensor) -> None:
+        self._generator.set_state(state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,38 +5,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 
+from fxcat.fractions import cost_gradients
 from fxcat.gated import GatedModule
 from fxcat.records import Pressure, Target
-from fxcat.selection import best_of_groups, close_until
-
-LEAST = 1e-12
-"""Pressure at which gates close that are worth nothing."""
+from fxcat.selection import best_of_groups, close_until, is_section
+from fxcat.worth import Worth
 
 
 class PricePolicy(Protocol):
     """Source of the slopes."""
 
-    weights: torch.Tensor
-    """How much loss a unit of MACs fraction and of parameters fraction is worth; double, shape (2,)."""
+    def worth(self, measured: Worth) -> torch.Tensor:
+        """What the slopes are compared with, shape (gates,)."""
+        ...
 
-    def update(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> None:
-        """Adapt to what the gates are worth, shape (gates,), at `progress` in [0, 1] through the gated phase."""
+    def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
+        """What every gate costs in units of the loss, shape (gates,); `progress`: in [0, 1] through the gated phase."""
+        ...
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a run that goes on must have again."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` gave."""
         ...
 
 
 class FixedPressure:
-    """ν and ρ as given; κ is the controller's."""
+    """ν, κ and ρ as given. Worths that noise makes negative count as nothing."""
 
     def __init__(self, pressure: Pressure) -> None:
-        rho, nu = pressure.params, pressure.nu
-        self.weights = torch.tensor([nu * (1 - rho), nu * rho], dtype=torch.float64)
+        self._pressure = pressure
 
-    def update(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> None:
-        """Nothing adapts."""
+    def worth(self, measured: Worth) -> torch.Tensor:
+        """Never negative."""
+        return measured.value
+
+    def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
+        """ν · 2(1−κ) · ∂C/∂θ for units, ν · 2κ · ∂C/∂θ for sections."""
+        nu, layers, rho = self._pressure.nu, self._pressure.layers, self._pressure.params
+        _, (macs, params) = cost_gradients(net, net.gate_vector.theta)
+        emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
+        return nu * emphasis * ((1 - rho) * macs + rho * params)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Nothing: the arguments of the run say it all."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Nothing to take over."""
 
 
 class TargetPressure:
@@ -44,28 +67,38 @@ class TargetPressure:
 
     J is linear in every θ, so gate i closes where worth_i < ν·∂C/∂θ_i. The ν that clears the schedule's cost is
     therefore known from the worths: it is the worth per cost of the last gate that has to go. (Dual ascent on log ν
-    arrives at the same ν, but needs as many steps as the whole gated phase of a short run has, and a gain.)
-    The schedule falls from `start`, the cost fractions at the first θ (shape (2,), default 1), and reaches the target
+    arrives at the same ν, but needs as many steps as the whole gated phase of a short run has, and a gain.) The
+    schedule is met, not undercut: where noise makes many worths negative, ν is negative too, and only as many close as
+    have to. It falls from `start`, the cost fractions at the first θ (shape (2,), default 1), and reaches the target
     after `reach` of the gated phase.
     """
 
     def __init__(self, target: Target, *, start: torch.Tensor | None = None, reach: float = 0.6) -> None:
         wanted = [target.flops, target.params]
-        self._active = torch.tensor([w is not None for w in wanted])
         self._target = torch.tensor([1.0 if w is None else w for w in wanted], dtype=torch.float64)
-        self.start = torch.maximum(torch.ones_like(self._target) if start is None else start.cpu(), self._target)
+        self._start = torch.maximum(torch.ones_like(self._target) if start is None else start.cpu(), self._target)
         self._reach = reach
-        self.weights = torch.where(self._active, LEAST, 0.0).double()
 
     def schedule(self, progress: float) -> torch.Tensor:
         """Cost fractions wanted at `progress`, shape (2,)."""
-        return self.start - (self.start - self._target) * min(1.0, progress / self._reach)
+        return self._start - (self._start - self._target) * min(1.0, progress / self._reach)
 
-    def update(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> None:
+    def worth(self, measured: Worth) -> torch.Tensor:
+        """As measured: among gates that seem to do harm, those that do most go first."""
+        return measured.estimate
+
+    def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
         """Clear the schedule's cost with the worths as they are now."""
         protected = torch.zeros_like(dead)
         protected[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = True
         alive = (~dead | protected).to(net.gate_vector.theta.dtype)
-        wanted = self.schedule(progress).to(worth.device)
-        _, prices = close_until(net, alive, worth, wanted, protected)
-        self.weights = torch.where(self._active, prices.cpu().clamp(min=LEAST), 0.0)
+        _, slopes = close_until(net, alive, worth, self.schedule(progress).to(worth.device), protected)
+        return slopes
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Where the schedule starts."""
+        return {"start": self._start}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self._start = state["start"].clone()

@@ -13,7 +13,7 @@ from fxcat.history import EpochRecord
 class Progress:
     """One bar over all steps: epoch, loss, accuracy, expected cost, and how many gates are still undecided."""
 
-    def __init__(self, steps: int, *, enabled: bool) -> None:
+    def __init__(self, steps: int, done: int = 0, *, enabled: bool) -> None:
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -22,7 +22,7 @@ class Progress:
             TimeRemainingColumn(),
             disable=not enabled,
         )
-        self._task = self._bar.add_task("training", total=steps, figures="")
+        self._task = self._bar.add_task("training", total=steps, completed=done, figures="")
 
     def __enter__(self) -> Progress:
         self._bar.start()

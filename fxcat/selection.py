@@ -81,28 +81,35 @@ def close_until(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Close what has the least score per cost until the cost fractions are at most `wanted`.
 
-    Returns the setting and the clearing prices, shape (2,): a unit of MACs fraction and of parameters fraction costs
-    so much score where the last one was closed. Changes `setting` in place.
+    Returns the setting (changed in place) and the clearing slopes, shape (gates,): what every gate costs, in units of
+    the score, at the price at which just enough close. A gate is closed if its score is at most its slope.
     """
-    prices = torch.zeros_like(wanted)
-    mix: torch.Tensor | None = None
+    mix = (wanted < 1).double()
+    mix = mix / mix.sum().clamp(min=1)
+    costs, clearing = torch.zeros_like(setting, dtype=torch.float64), -torch.inf
+    is_first = True
     while True:
         fractions, gradients = cost_gradients(net, setting)
         excess = (fractions - wanted).clamp(min=0)
+        if is_first and bool((excess > 0).any()):
+            mix = excess / excess.sum()
+        is_first = False
+        cost = (mix[:, None] * gradients).sum(0)
+        is_open = setting > 0.5
+        costs[is_open] = cost[is_open]  # those of closed gates stay what they were then
+        candidates = (is_open & ~protected & (cost > 0)).nonzero().reshape(-1)
+        ratio = score[candidates].double() / cost[candidates]
         if not bool((excess > 0).any()):
-            return setting, prices
-        mix = excess / excess.sum() if mix is None else mix
-        price = (mix[:, None] * gradients).sum(0)
-        candidates = ((setting > 0.5) & ~protected & (price > 0)).nonzero().reshape(-1)
+            least = float(ratio.min()) if len(ratio) else 0.0
+            return setting, costs * (clearing if clearing > -torch.inf else least)
         if not len(candidates):
             raise TargetError("the target cannot be reached without emptying a group")
-        ratio = score[candidates].double() / price[candidates]
         order = ratio.argsort()
-        saved = price[candidates[order]].cumsum(0)
+        saved = cost[candidates[order]].cumsum(0)
         # Marginal costs change as structures go: take a part of what seems to be enough, then look again.
         enough = int((saved < 0.5 * (mix * excess).sum()).sum()) + 1
         closed = order[:enough]
-        prices = torch.maximum(prices, mix * ratio[closed].max())
+        clearing = max(clearing, float(ratio[closed].max()))
         setting[candidates[closed]] = 0.0
 
 

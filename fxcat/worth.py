@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import torch
 
+from fxcat.per_gate import PerGate
 
-class Worth:
+
+class Worth(PerGate):
     """Exponential averages of the curvature and of the loss difference, one entry per gate, over `window` steps."""
+
+    tensors = ("curvature", "difference", "curvature_weight")
+    numbers = ("difference_weight",)
 
     def __init__(self, gates: int, device: torch.device, *, window: int) -> None:
         self.decay = 1 - 1 / window
         self.curvature = torch.zeros(gates, device=device)
         self.difference = torch.zeros(gates, device=device)
-        self._curvature_weight = torch.zeros(gates, device=device)
-        self._difference_weight = 0.0
+        self.curvature_weight = torch.zeros(gates, device=device)
+        self.difference_weight = 0.0
 
     def update(self, gradient: torch.Tensor, sample: torch.Tensor, batch: int) -> None:
         """Add one step: gradient and sample of shape (gates,), and the examples in the batch."""
@@ -28,19 +33,18 @@ class Worth:
         opened = sample > 0.5
         keep = torch.where(opened, self.decay, 1.0)
         self.curvature.mul_(keep).add_((1 - keep) * gradient.square() * batch)
-        self._curvature_weight.mul_(keep).add_(1 - keep)
-        half = 0.5 * self.curvature / self._curvature_weight.clamp(min=1e-12)
+        self.curvature_weight.mul_(keep).add_(1 - keep)
+        half = 0.5 * self.curvature / self.curvature_weight.clamp(min=1e-12)
         seen = torch.where(opened, half, -half) - gradient
         self.difference.mul_(self.decay).add_(seen, alpha=1 - self.decay)
-        self._difference_weight = self.decay * self._difference_weight + 1 - self.decay
+        self.difference_weight = self.decay * self.difference_weight + 1 - self.decay
 
-    def restrict(self, origin: torch.Tensor) -> None:
-        """Keep the entries `origin` only."""
-        self.curvature = self.curvature[origin]
-        self.difference = self.difference[origin]
-        self._curvature_weight = self._curvature_weight[origin]
+    @property
+    def estimate(self) -> torch.Tensor:
+        """The smoothed estimate in units of the loss; where a gate is worth little, noise can make it negative."""
+        return self.difference / max(self.difference_weight, 1e-12)
 
     @property
     def value(self) -> torch.Tensor:
-        """The smoothed estimate in units of the loss; never negative: noise alone must not close a gate."""
-        return (self.difference / max(self._difference_weight, 1e-12)).clamp(min=0.0)
+        """The same without negative values: noise alone must not close a gate."""
+        return self.estimate.clamp(min=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -29,6 +30,11 @@ class Options:
     sections: bool = True
     ignore: tuple[str, ...] = ()
     inputs: bool = False
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Options:
+        """From the names and values of the fields, as JSON gives them."""
+        return cls(stored["units"], stored["sections"], tuple(stored["ignore"]), stored["inputs"])
 
 
 @dataclass(frozen=True, slots=True)

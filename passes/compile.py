@@ -6,12 +6,13 @@ import gc
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
 from fxcat.errors import NothingToPruneError
 from fxcat.gated import GatedModule, GatePart, Program, Shrunk
@@ -29,6 +30,7 @@ from fxcat.passes.regions import Region, Tie
 from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
+from fxcat.recipe import Stage, attached, describe_example, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,13 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         for name, constant in captured.constants.items():
             add_buffer(network, name, constant, persistent=False)
         _add_gates(network, compiled)
-        analysis = compiled.analysis
-        result = GatedModule(network, compiled, gate_parts(analysis), CostModel(analysis.terms), describe(analysis))
+        analysis, parts = compiled.analysis, gate_parts(compiled.analysis)
+        gates = tuple((p.name, p.count) for p in parts)
+        example = describe_example(example_inputs)
+        stage = Stage(asdict(options), in_regions, example, shapes_of(model), gates)
+        before = attached(model)
+        recipe = (*(() if before is None else parse(before)[0]), stage)
+        result = GatedModule(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
         copying.result()
     return result
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(os.environ.get("FXCAT_SOURCE_ROOT", Path(__file__).resolve().parents[1]))
-FRONT = {"fxcat", "fxcat.api", "fxcat.rules"}
+FRONT = {"fxcat", "fxcat.api", "fxcat.loading", "fxcat.rules"}
 REWRITES = {"plan", "rewrite", "compile", "structure", "gating", "cleanup", "codegen", "slicing"}
 
 

@@ -102,7 +102,7 @@ def test_checkpoints_and_nan_loss(tmp_path: object) -> None:
     net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
     target = fxcat.Target(flops=0.5)
     history = fxcat.fit(net, loader(), loader(64), epochs=3, target=target, checkpoint_dir=folder, progress=False)
-    assert {p.name for p in folder.iterdir()} == {"last.safetensors", "best.safetensors"}
+    assert {p.name for p in folder.iterdir()} == {f"{n}.safetensors" for n in ("last", "previous", "best")}
     history.plot(folder / "plot.png")
     assert (folder / "plot.png").stat().st_size > 1000
     kept = (folder / "last.safetensors").read_bytes()

@@ -1,0 +1,137 @@
+"""How a small network came about: which model was prepared, and how, and which gates were closed, shrink after shrink.
+
+That determines its structure: replaying it on the same model makes the same network again. So a file holds no code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.contents import Shapes, first_difference, shapes_of
+from fxcat.errors import InputError, StorageError
+from fxcat.packing import pack, unpack
+
+ATTRIBUTE = "_fxcat_recipe"
+"""Of a finalized module: its recipe, as JSON. A text: it is copied with the module, and is not code."""
+
+_TYPES = {
+    str(t): t
+    for t in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One `prepare`, and what has left the network since.
+
+    `options`, `in_regions`, `example`: what was asked for; `example` is None if it cannot be described. `shapes`: of
+    the model. `gates`: names and counts. `closed`: for every shrink the numbers that the gates that were closed had.
+    """
+
+    options: Mapping[str, Any]
+    in_regions: bool
+    example: Any
+    shapes: Shapes
+    gates: tuple[tuple[str, int], ...]
+    closed: tuple[tuple[int, ...], ...] = ()
+
+    def after(self, keep: torch.Tensor) -> Stage:
+        """With one more shrink; `keep`: 0/1, shape (gates,)."""
+        return replace(self, closed=(*self.closed, tuple((keep == 0).nonzero().reshape(-1).tolist())))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stage:
+        return self
+
+
+Recipe = tuple[Stage, ...]
+"""Mostly one stage; more if a finalized module was prepared again."""
+
+
+Gates = tuple[tuple[str, int], ...]
+
+
+def check_shapes(found: Shapes, expected: Shapes) -> None:
+    """Raise `InputError` if a model is not the one that is expected."""
+    differs = first_difference(found, expected)
+    if differs is not None:
+        raise InputError(
+            f"this is another model than the one that was stored: {differs}",
+            remedy="make the model with the same constructor and arguments",
+        )
+
+
+def check_gates(found: Gates, expected: Gates) -> None:
+    """Raise `InputError` if a model was prepared in another way than expected."""
+    if found != expected:
+        pairs = zip(found, expected, strict=False)
+        first = next((f"{a[0]} ({a[1]}) instead of {b[0]} ({b[1]})" for a, b in pairs if a != b), "more or fewer")
+        raise InputError(
+            f"the model has other gates than the one that was stored: {first}",
+            remedy="use the same model, example inputs, gates= and ignore=, and version of fxcat",
+        )
+
+
+def describe_example(inputs: Any) -> Any:
+    """Shapes and types of example inputs, as JSON; None for inputs that hold anything but tensors and plain data."""
+    tensors: dict[str, torch.Tensor] = {}
+    try:
+        layout = pack(inputs, tensors, "input")
+    except InputError:
+        return None
+    kinds = {name: [list(t.shape), str(t.dtype)] for name, t in tensors.items()}
+    return {"layout": layout, "tensors": kinds} if all(k[1] in _TYPES for k in kinds.values()) else None
+
+
+def make_example(description: Any) -> Any:
+    """Inputs of these shapes and types; only those that are not numbers with a fraction have data."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (shape, kind) in description["tensors"].items():
+        dtype = _TYPES[kind]
+        tensors[name] = torch.zeros(shape, dtype=dtype, device="meta" if dtype.is_floating_point else "cpu")
+    return unpack(description["layout"], tensors)
+
+
+def attach(module: nn.Module, recipe: Recipe) -> None:
+    """Note in a finalized module how it was made, and what it was then."""
+    content = {"stages": [asdict(s) for s in recipe], "result": shapes_of(module)}
+    setattr(module, ATTRIBUTE, json.dumps(content))
+
+
+def attached(module: nn.Module) -> str | None:
+    """The recipe of a finalized module as JSON."""
+    text = vars(module).get(ATTRIBUTE)
+    return text if isinstance(text, str) else None
+
+
+def parse(text: str) -> tuple[Recipe, Shapes]:
+    """A recipe, and the shapes of the module that it was attached to. Raises `StorageError` if it is none."""
+    try:
+        content = json.loads(text)
+        return tuple(_stage(s) for s in content["stages"]), _shapes(content["result"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError("the recipe of the structure cannot be read", remedy="save the network again") from error
+
+
+def _stage(content: dict[str, Any]) -> Stage:
+    options: dict[str, Any] = content["options"]
+    return Stage(
+        {str(name): value for name, value in options.items()},
+        bool(content["in_regions"]),
+        content["example"],
+        _shapes(content["shapes"]),
+        tuple((str(name), int(count)) for name, count in content["gates"]),
+        tuple(tuple(int(g) for g in closed) for closed in content["closed"]),
+    )
+
+
+def _shapes(content: dict[str, Any]) -> Shapes:
+    return {str(name): tuple(int(s) for s in shape) for name, shape in content.items()}

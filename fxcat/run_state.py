@@ -1,0 +1,77 @@
+"""All that a run of `fit` goes on from, in one nested value, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from fxcat.contents import extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
+from fxcat.controller import GateController, check_settings
+from fxcat.errors import InputError
+from fxcat.history import EpochRecord, History
+from fxcat.optimizer_state import check_optimizer, optimizer_state, set_optimizer_state
+from fxcat.packing import pack
+from fxcat.randomness import check_loader, loader_state, random_states, set_loader_state, set_random_states
+from fxcat.recipe import check_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """The objects of a run that have a state. `loaders`: by the names of `fit`'s arguments."""
+
+    settings: Mapping[str, Any]
+    controller: GateController
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    loaders: Mapping[str, Any]
+    history: History
+
+    def check_storable(self) -> None:
+        """Raise `InputError` now if the state cannot be stored, rather than after the first epoch."""
+        pack(self.collect([]), {}, "state")
+
+    def collect(self, recent: list[Any]) -> dict[str, Any]:
+        """The state between two epochs; `recent`: inputs that the next epoch still needs."""
+        net = self.controller.net
+        return {
+            "settings": dict(self.settings),
+            "shapes": dict(net.recipe[-1].shapes),
+            "network": tensors_of(net.network),
+            "extra": extra_of(net.network),
+            "controller": self.controller.state_dict(),
+            "optimizer": optimizer_state(self.controller.optimizer, net.network),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "loaders": {name: loader_state(loader) for name, loader in self.loaders.items()},
+            "random": random_states(),
+            "history": {"epochs": [asdict(e) for e in self.history.epochs], "shrunk_at": self.history.shrunk_at},
+            "recent": recent,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> list[Any]:
+        """Go on from a state, with a network that has just been prepared; returns the recent inputs.
+
+        Raises `InputError` if it is that of another run; then nothing has changed.
+        """
+        net, optimizer = self.controller.net, self.controller.optimizer
+        check_settings(self.settings, state["settings"])
+        check_shapes(net.recipe[-1].shapes, state["shapes"])
+        check_optimizer(optimizer, net.network, state["optimizer"], state["network"])
+        for name, loader in self.loaders.items():
+            check_loader(loader, state["loaders"][name], f"{name}=")
+        self.controller.load_state_dict(state["controller"])
+        differs = first_difference(shapes_of(net.network), {n: tuple(t.shape) for n, t in state["network"].items()})
+        if differs is not None:
+            raise InputError(f"the network did not become what it was: {differs}", remedy="call prepare() as before")
+        put_tensors(net.network, state["network"])
+        put_extra(net.network, state["extra"])
+        set_optimizer_state(optimizer, net.network, state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        for name, loader in self.loaders.items():
+            set_loader_state(loader, state["loaders"][name])
+        self.history.epochs[:] = [EpochRecord(**e) for e in state["history"]["epochs"]]
+        self.history.shrunk_at = state["history"]["shrunk_at"]
+        set_random_states(state["random"])
+        return state["recent"]

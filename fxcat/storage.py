@@ -1,0 +1,89 @@
+"""Small networks as files: safetensors with the values, and a recipe of the structure as JSON. No pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.contents import Shapes, extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
+from fxcat.errors import InputError, StorageError, located
+from fxcat.files import read_tensors, write_tensors
+from fxcat.gated import GatedModule
+from fxcat.packing import pack, unpack
+from fxcat.recipe import Recipe, attached, parse
+
+KIND = "fxcat-network-1"
+_EXTRA = "_extra_state"
+"""Begins the names of tensors in modules' extra state."""
+
+
+def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a small network: what `finalize` returned, or would return for a `GatedModule`; also after more training.
+
+    The file holds the parameters and buffers under their own names, and how the structure came about; `load` makes the
+    network again from the original architecture. It is written whole or not at all.
+
+    Raises `InputError` for a module that `finalize` has not returned or whose structure was changed since, and
+    `StorageError` if the file cannot be written.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"save() got a {type(module).__name__}, not a torch.nn.Module")
+    small = module.finalized() if isinstance(module, GatedModule) else module
+    recipe = attached(small)
+    if recipe is None:
+        raise InputError(
+            f"save() got a {type(module).__name__} that finalize() has not returned: how it became small is not known",
+            remedy="save what fxcat.finalize(net) returns, before it is put into another module",
+        )
+    differs = first_difference(shapes_of(small), parse(recipe)[1])
+    if differs is not None:
+        raise InputError(
+            f"the network was changed after finalize(): {differs}; load() could not make it again",
+            remedy="save what finalize() returned, and change it after load()",
+        )
+    tensors = tensors_of(small)
+    extra = json.dumps(pack(extra_of(small), tensors, _EXTRA))
+    write_tensors(Path(path), KIND, tensors, {"recipe": recipe, "extra": extra})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The contents of a file. `shapes`: of the small network."""
+
+    recipe: Recipe
+    shapes: Shapes
+    tensors: dict[str, torch.Tensor]
+    extra: dict[str, Any]
+
+
+def read(path: str | os.PathLike[str]) -> Stored:
+    """Read what `save` has written. Raises `StorageError`."""
+    tensors, texts = read_tensors(Path(path), KIND)
+    try:
+        extra = unpack(json.loads(texts["extra"]), tensors)
+        with located(str(path)):
+            recipe, shapes = parse(texts["recipe"])
+        if not recipe or not all(stage.closed for stage in recipe):
+            raise ValueError("a stage that was not finished")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError("the file lacks a part", where=str(path), remedy="save the network again") from error
+    return Stored(recipe, shapes, {n: t for n, t in tensors.items() if n in shapes}, extra)
+
+
+def put(module: nn.Module, stored: Stored) -> None:
+    """Put values into a module of the stored structure. Raises `StorageError` if it has another one."""
+    found = {name: tuple(t.shape) for name, t in stored.tensors.items()}
+    differs = first_difference(shapes_of(module), found)
+    if differs is not None:
+        raise StorageError(
+            f"the structure that the recipe gives is not the one of the values: {differs}",
+            remedy="use the version of fxcat that has written the file",
+        )
+    put_tensors(module, stored.tensors)
+    put_extra(module, stored.extra)

@@ -1,0 +1,516 @@
+"""Checkpoints of `fit`: an interrupted run ends like one that was not, and what cannot be used is refused."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import multiprocessing
+import pickle
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from interrupted import (
+    EXAMPLE,
+    SETUPS,
+    Dropping,
+    Interrupted,
+    InterruptingLoss,
+    Result,
+    Setup,
+    in_own_process,
+    losses_per_epoch,
+    run,
+)
+from safetensors.torch import load_file, save_file
+from small_task import Net, batches
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fxcat
+from fxcat.fit import needs_recent
+from fxcat.packing import pack
+
+SHORT = Setup(epochs=3)
+"""Ends soon after it has shrunk."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More only wait for each other: the networks are tiny."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A finished run and its folder, to be copied."""
+    folder = tmp_path_factory.mktemp("short")
+    return folder, run(folder, SHORT)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / "copy"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_a_run_that_is_interrupted_in_every_epoch_ends_the_same(setup: str, tmp_path: Path) -> None:
+    """Every time with another seed: nothing may depend on what the new process happens to begin with."""
+    chosen = SETUPS[setup]
+    whole = run(None, chosen)
+    assert len(whole.net.recipe[-1].closed) >= 3
+    for seed in range(chosen.epochs):
+        stop = losses_per_epoch(chosen) + 3 if seed < chosen.epochs - 1 else 1
+        with pytest.raises(Interrupted):
+            run(tmp_path, chosen, resume=True, stop=stop, seed=seed)
+    assert run(tmp_path, chosen, resume=True, seed=99).same_as(whole)
+
+
+def test_a_finished_run_returns_at_once(short: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, whole = copied(short[0], tmp_path), short[1]
+    before = contents(folder)
+    again = run(folder, SHORT, resume=True, seed=1)
+    assert again.steps == 0
+    assert again.same_as(whole)
+    assert contents(folder) == before
+
+
+def test_without_resume_an_earlier_run_is_replaced(short: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = copied(short[0], tmp_path)
+    assert set(contents(folder)) == {"last.safetensors", "previous.safetensors", "best.safetensors"}
+    before = contents(folder)
+    with pytest.raises(Interrupted):
+        run(folder, SHORT, stop=3)
+    assert contents(folder) == before
+    with pytest.raises(Interrupted):
+        run(folder, SHORT, stop=losses_per_epoch(SHORT) + 1)
+    assert set(contents(folder)) == {"last.safetensors"}
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 0x10
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "truncated": lambda p: p.write_bytes(p.read_bytes()[:-7]),
+    "flipped": flipped,
+    "empty": lambda p: p.write_bytes(b""),
+    "text": lambda p: p.write_text("no checkpoint at all\n" * 20),
+    "foreign": lambda p: save_file({"weight": torch.zeros(3)}, p),
+    "a network": lambda p: shutil.copy(p.with_name("best.safetensors"), p),
+    "a folder": lambda p: (p.unlink(), p.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_previous_checkpoint_is_used(
+    damage: str, short: tuple[Path, Result], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, whole = copied(short[0], tmp_path), short[1]
+    DAMAGES[damage](folder / "last.safetensors")
+    if damage == "a folder":
+        (folder / "last.safetensors").rmdir()  # then it is merely missing
+    with caplog.at_level(logging.WARNING, "fxcat"):
+        again = run(folder, SHORT, resume=True, seed=1)
+    assert again.same_as(whole)
+    assert again.steps == losses_per_epoch(SHORT)
+    assert ("previous.safetensors instead" in caplog.text) is (damage != "a folder")
+    caplog.clear()
+    assert run(folder, SHORT, resume=True, seed=2).steps == 0
+    assert not caplog.records
+
+
+def test_a_damaged_checkpoint_does_not_push_out_the_previous_one(short: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = copied(short[0], tmp_path)
+    before = contents(folder)
+    flipped(folder / "last.safetensors")
+    run(folder, SHORT, resume=True)
+    assert contents(folder)["previous.safetensors"] == before["previous.safetensors"]
+
+
+@pytest.mark.parametrize("damage", set(DAMAGES) - {"a network", "a folder"})
+def test_no_usable_checkpoint_is_an_error(damage: str, short: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = copied(short[0], tmp_path)
+    for name in ("last", "previous"):
+        DAMAGES[damage](folder / f"{name}.safetensors")
+    before = contents(folder)
+    with pytest.raises(fxcat.StorageError, match=r"(?s)no checkpoint can be used: .*copy"):
+        run(folder, SHORT, resume=True)
+    assert contents(folder) == before
+
+
+class Wide(Dropping):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 5))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    (
+        (replace(SHORT, epochs=4), "epochs=3, this one has 4"),
+        (replace(SHORT, batch=64), "steps_per_epoch=8, this one has 4"),
+        (replace(SHORT, target=fxcat.Target(flops=0.6)), "'flops': 0.4.*'flops': 0.6"),
+        (replace(SHORT, target=None, pressure=fxcat.Pressure(1.0)), "target="),
+        (replace(SHORT, optimizer=SETUPS["adamw"].optimizer), "optimizer=None, this one has 'AdamW'"),
+        (replace(SHORT, seeded_loader=True), "train_loader= has other random generators"),
+        (replace(SHORT, model=Wide), r"another model.*head\.1\.weight has shape \[5, 16\], not \[4, 16\]"),
+    ),
+)
+def test_another_run_is_refused(other: Setup, words: str, short: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = copied(short[0], tmp_path)
+    before = contents(folder)
+    with pytest.raises(fxcat.InputError, match=f"(?s){words}.*{folder}"):
+        run(folder, other, resume=True)
+    assert contents(folder) == before
+
+
+def test_a_refused_state_changes_nothing(short: tuple[Path, Result]) -> None:
+    net = fxcat.prepare(Dropping(), EXAMPLE, verbose=False)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(fxcat.InputError, match="target="):
+        target = fxcat.Target(flops=0.9)
+        train = DataLoader(batches(256), 32, shuffle=True)
+        fxcat.fit(net, train, epochs=3, target=target, checkpoint_dir=short[0], resume=True, progress=False)
+    after = net.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_resume_needs_a_folder() -> None:
+    with pytest.raises(fxcat.InputError, match="checkpoint_dir="):
+        run(None, SHORT, resume=True)
+
+
+class Strange(torch.optim.lr_scheduler.LRScheduler):
+    """A scheduler whose state holds a function."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.rule = lambda epoch: 0.1
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [0.1]
+
+
+def test_state_that_is_no_data_is_refused_before_training(short: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = copied(short[0], tmp_path)
+    before = contents(folder)
+    setup = Setup(lambda p: torch.optim.SGD(p, lr=0.1), Strange)
+    with pytest.raises(fxcat.InputError, match=r"(?s)function cannot be stored.*state\.scheduler\.rule"):
+        run(folder, setup, stop=0)
+    assert contents(folder) == before
+
+
+class Holding(torch.optim.SGD):
+    """An optimizer that keeps an object for every parameter."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["object"] = object()
+        return super().step(closure)
+
+
+def test_state_that_is_no_data_overwrites_nothing(short: tuple[Path, Result], tmp_path: Path) -> None:
+    folder = copied(short[0], tmp_path)
+    before = contents(folder)
+    with pytest.raises(fxcat.InputError, match=r"(?s)object cannot be stored.*stem\.0\.weight\.object"):
+        run(folder, Setup(lambda p: Holding(p, lr=0.1)))
+    assert contents(folder) == before
+
+
+def test_loading_executes_nothing(short: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied(short[0], tmp_path)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a pickle was opened")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    assert run(folder, SHORT, resume=True).same_as(short[1])
+    fxcat.load(folder / "best.safetensors", Dropping())
+
+
+def test_the_best_network_is_kept(short: tuple[Path, Result]) -> None:
+    folder, whole = short
+    best = fxcat.load(folder / "best.safetensors", Dropping().eval())
+    images, labels = batches(64, 1).tensors
+    with torch.no_grad():
+        accuracy = (best(images).argmax(1) == labels).float().mean().item()
+    assert whole.history.best is not None
+    assert accuracy == pytest.approx(whole.history.best.val_accuracy)
+    assert sum(p.numel() for p in best.parameters()) == whole.net.hard_cost().params
+
+
+def test_the_best_network_is_written_before_the_state_that_says_so(
+    short: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert short[1].history.best is short[1].history.epochs[2]
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            run(tmp_path, SHORT, resume=True, stop=losses_per_epoch(SHORT) + 1)
+
+    def killed(*args: Any, **options: Any) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("fxcat.checkpoint.write_tensors", killed)
+    with pytest.raises(Interrupted):
+        run(tmp_path, SHORT, resume=True)
+    assert load_file(tmp_path / "best.safetensors").keys() == load_file(short[0] / "best.safetensors").keys()
+
+
+@pytest.mark.parametrize(
+    ("done", "steps", "needed"),
+    ((200, 100, False), (200, 15, True), (284, 100, False), (285, 100, True), (300, 100, False), (500, 15, False)),
+)
+def test_recent_batches_are_stored_only_where_they_are_needed(done: int, steps: int, needed: bool) -> None:
+    """They may be larger than the network. The network may shrink at step 300, and does at step 500."""
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.1)
+    target = fxcat.Target(flops=0.5)
+    controller = fxcat.GateController(net, optimizer, target=target, total_steps=1000, until=0.5, shrinks=1)
+    controller.steps = done
+    assert needs_recent(controller, steps) is needed
+
+
+# The user's own loop
+
+
+def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
+    """30 steps with an averaged copy, from a state on if there is one; returns the state too, at `stop` if given."""
+    torch.manual_seed(0 if state is None else 7)
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    controller = fxcat.GateController(
+        net,
+        optimizer,
+        target=fxcat.Target(flops=0.4),
+        total_steps=60,
+        averages=[average],
+        seed=0 if state is None else 7,
+    )
+    parts: dict[str, Any] = {"controller": controller, "net": net, "optimizer": optimizer, "average": average}
+    if state is not None:
+        loaded = torch.load(io.BytesIO(state), weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(loaded[name])
+    images, labels = batches(960).tensors
+    file = io.BytesIO()
+    for step in range(controller.steps, 60):
+        if step == stop:
+            break
+        chosen = slice(16 * step, 16 * step + 16)
+        loss = F.cross_entropy(net(images[chosen]), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(net)
+        controller.step()
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    return net, average, file.getvalue()
+
+
+def states(run: tuple[fxcat.GatedModule, AveragedModel, bytes]) -> dict[str, Any]:
+    return torch.load(io.BytesIO(run[2]), weights_only=True)
+
+
+def equal(a: Any, b: Any) -> bool:
+    ours: dict[str, torch.Tensor] = {}
+    theirs: dict[str, torch.Tensor] = {}
+    return pack(a, ours, "") == pack(b, theirs, "") and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+
+
+@pytest.fixture(scope="module")
+def own_loop_whole() -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
+    return own_loop(None, None)
+
+
+@pytest.mark.parametrize("stop", (3, 21, 30, 50))
+def test_own_loop_goes_on_from_the_controllers_state(
+    stop: int, own_loop_whole: tuple[fxcat.GatedModule, AveragedModel, bytes]
+) -> None:
+    """Before gates begin, between two moments at which slopes are made, after a shrink, and after the last one."""
+    part = own_loop(stop, None)
+    stored = states(part)["controller"]
+    assert (stored["slopes"] is not None) is (stop in (21, 30))
+    assert len(stored["closed"]) == {3: 0, 21: 0, 30: 1, 50: 2}[stop]
+    soon = stop + 2
+    assert equal(states(own_loop(soon, part[2])), states(own_loop(soon, None)))
+    ended = own_loop(None, part[2])
+    assert equal(states(ended), states(own_loop_whole))
+    assert ended[0].gate_vector.theta.requires_grad is own_loop_whole[0].gate_vector.theta.requires_grad
+
+
+def controller_for(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> fxcat.GateController:
+    net = fxcat.prepare(model, EXAMPLE, verbose=False)
+    return fxcat.GateController(
+        net, torch.optim.SGD(net.weight_parameters(), lr=0.1), target=fxcat.Target(flops=0.4), total_steps=60
+    )
+
+
+def test_the_controller_refuses_a_state_that_is_not_its_own() -> None:
+    controller = controller_for(Net())
+    state = controller.state_dict()
+    json.dumps({k: v for k, v in state.items() if not isinstance(v, torch.Tensor)})
+    with pytest.raises(fxcat.InputError, match="no state of a GateController"):
+        controller.load_state_dict({"steps": 3})
+    with pytest.raises(fxcat.InputError, match="other gates"):
+        controller_for(nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1))).load_state_dict(state)
+    net = controller.net
+    controller.shrink(net.gate_vector.open_but([0]))
+    smaller = controller.state_dict()
+    again = controller_for(Net())
+    again.shrink(again.net.gate_vector.open_but([1]))
+    with pytest.raises(fxcat.InputError, match="lost other gates"):
+        again.load_state_dict(smaller)
+    fresh = controller_for(Net())
+    fresh.load_state_dict(smaller)
+    assert fresh.net.structure.cost == net.structure.cost
+
+
+# Killed processes
+
+
+def start(folder: Path, result: Path, moment: tuple[str, int] | None = None, slow: float = 0.0) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fxcat", "interrupted"])
+    process = context.Process(target=in_own_process, args=(str(folder), str(result), moment, slow))
+    process.start()
+    return process
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The result of a run in a process of its own, and how long it took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    start(folder, folder / "warm up").join(120)
+    result, begin = folder / "result", time.perf_counter()
+    process = start(folder / "checkpoints", result)
+    process.join(120)
+    assert process.exitcode == 0
+    return result, time.perf_counter() - begin
+
+
+def ended_like(result: Path, expected: Path) -> bool:
+    found, wanted = load_file(result), load_file(expected)
+    return found.keys() == wanted.keys() and all(torch.equal(v, wanted[k]) for k, v in found.items())
+
+
+@pytest.mark.parametrize("moment", (("before", 1), ("after", 2), ("before", 3), ("after", 8)))
+def test_killed_while_a_file_is_put_in_its_place(
+    moment: tuple[str, int], undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    process = start(tmp_path / "run", tmp_path / "result", moment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "hanging").exists():
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    process = start(tmp_path / "run", tmp_path / "result")
+    process.join(120)
+    assert process.exitcode == 0
+    assert ended_like(tmp_path / "result", undisturbed[0])
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_killed_at_20_random_moments(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    """Writing takes about half of the time. A run that comes to its end is compared, and another one begins."""
+    expected, duration = undisturbed
+    moments = random.Random(0)
+    runs = killed = 0
+    while killed < 20 or runs == 0:
+        folder, result = tmp_path / f"run{runs}", tmp_path / f"result{runs}"
+        process = start(folder, result, slow=0.05)
+        process.join(moments.uniform(0, 1.5 * duration) if killed < 20 else 120)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            killed += 1
+        else:
+            assert process.exitcode == 0
+        if result.exists():
+            assert ended_like(result, expected)
+            runs += 1
+
+
+# What a state is made of
+
+
+def check_resume(loader: Callable[[int], Any], folder: Path) -> None:
+    """Three epochs, interrupted in the second; a new process has another seed."""
+
+    def trained(stop: int | None, seed: int, name: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+        given: dict[str, Any] = {"loss": InterruptingLoss(stop), "checkpoint_dir": folder / name, "resume": True}
+        fxcat.fit(net, loader(seed), epochs=3, target=fxcat.Target(flops=0.5), progress=False, **given)
+        return net.state_dict()
+
+    whole = trained(None, 0, "whole")
+    with pytest.raises(Interrupted):
+        trained(len(loader(0)) + 2, 0, "parts")
+    ended = trained(None, 5, "parts")
+    assert all(torch.equal(v, whole[k]) for k, v in ended.items())
+
+
+def test_data_loaders_with_a_state_of_their_own(tmp_path: Path) -> None:
+    class Own:
+        """Batches in an order that it draws itself."""
+
+        def __init__(self, seed: int) -> None:
+            self.random = random.Random(seed)
+
+        def __len__(self) -> int:
+            return 8
+
+        def __iter__(self) -> Any:
+            images, labels = batches(256).tensors
+            order = self.random.sample(range(256), 256)
+            return iter([(images[order[i : i + 32]], labels[order[i : i + 32]]) for i in range(0, 256, 32)])
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"random": self.random.getstate()}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.random.setstate(state["random"])
+
+    check_resume(Own, tmp_path)
+
+
+class Noisy(TensorDataset):
+    """Draws from the worker's random state."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        image, label = super().__getitem__(index)
+        return image + 0.1 * torch.rand(()), label
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("seeded", (False, True))
+def test_workers(seeded: bool, tmp_path: Path) -> None:
+    def noisy(seed: int) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(seed) if seeded else None
+        return DataLoader(Noisy(*batches(128).tensors), 32, shuffle=True, num_workers=1, generator=generator)
+
+    check_resume(noisy, tmp_path)
