@@ -6,6 +6,7 @@ parameter and buffer axis keeps. Computing it touches no weights; its checks rai
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -193,7 +194,9 @@ def _replace_broken_chains(
     """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
     buffers: dict[str, torch.Tensor] = {}
     remaining = set(graph.nodes)
-    for number, chain in enumerate(analysis.units.chains):
+    # an earlier shrink may have left some, and the chains that are left are numbered anew
+    taken = {str(n.target) for n in analysis.graph.nodes if n.op == "get_attr"}
+    for chain in analysis.units.chains:
         sink = copies[chain.sink]
         if sink not in remaining or all(_is_rectangle(setting, n) for n in chain.inner):
             continue
@@ -207,7 +210,9 @@ def _replace_broken_chains(
             order = position[order]
         region = owners(analysis.graph).get(chain.sink)
         path = "" if region is None else analysis.regions[region].path
-        name = f"{path}.channel_order{number}" if path else f"channel_order{number}"
+        prefix = f"{path}.channel_order" if path else "channel_order"
+        name = next(n for n in (f"{prefix}{i}" for i in itertools.count()) if n not in taken)
+        taken.add(name)
         buffers[name] = order
         with graph.inserting_before(sink):
             index = graph.create_node("get_attr", name)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from exactness import random_gates, randomise
 from small_task import Net, batches, loader
 from torch import nn
@@ -147,6 +148,22 @@ def test_the_network_becomes_smaller_step_by_step() -> None:
     assert average.eval()(images).shape == net.eval()(images).shape
     assert isinstance(average.module, fxcat.GatedModule)
     assert fxcat.finalize(average.module)(images).shape == (64, 4)
+
+
+def test_shuffles_that_break_one_after_the_other() -> None:
+    """Each leaves a buffer with its surviving permutation: a later one must not replace an earlier one."""
+    model = torchvision.models.shufflenet_v2_x0_5().double().eval()
+    randomise(model, 0)
+    images = torch.randn(1, 3, 64, 64).double()
+    net = fxcat.prepare(model, images, verbose=False)
+    net.gates["stage3.5.branch2.5"].theta[:2] = 0.0
+    net.shrink()
+    before = sum("channel_order" in name for name, _ in net.network.named_buffers())
+    random_gates(net, 3)
+    small = fxcat.finalize(net)
+    assert 0 < before < sum("channel_order" in name for name, _ in small.named_buffers())
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), net(images), rtol=1e-9, atol=1e-9)
 
 
 def test_an_average_of_something_else_is_refused() -> None:
