@@ -18,7 +18,7 @@ from fxcat.gated import GatedModule
 from fxcat.packing import pack, unpack
 from fxcat.storage import save
 
-KIND = "fxcat-checkpoint-1"
+KIND = "fxcat-checkpoint-2"
 
 _log = logging.getLogger(__name__)
 

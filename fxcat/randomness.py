@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 from fxcat.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 def random_states() -> dict[str, Any]:
@@ -62,6 +65,16 @@ def check_loader(loader: Any, state: Mapping[str, Any], name: str) -> None:
         raise InputError(
             f"{name} has other random generators than the one of the run that was stored",
             remedy="make the data loader in the same way, with generator= if it had one",
+        )
+
+
+def warn_of_lost_state(loader: Any, name: str) -> None:
+    """Say so if a part of a loader's state cannot be stored."""
+    if getattr(loader, "persistent_workers", False):
+        _log.warning(
+            "%s has persistent workers, whose random states cannot be stored: a resumed run will see other data than "
+            "one that is not interrupted. Leave persistent_workers out if that matters",
+            name,
         )
 
 

@@ -14,7 +14,14 @@ from fxcat.errors import InputError
 from fxcat.history import EpochRecord, History
 from fxcat.optimizer_state import check_optimizer, optimizer_state, set_optimizer_state
 from fxcat.packing import pack
-from fxcat.randomness import check_loader, loader_state, random_states, set_loader_state, set_random_states
+from fxcat.randomness import (
+    check_loader,
+    loader_state,
+    random_states,
+    set_loader_state,
+    set_random_states,
+    warn_of_lost_state,
+)
 from fxcat.recipe import check_shapes
 
 
@@ -29,8 +36,10 @@ class RunState:
     history: History
 
     def check_storable(self) -> None:
-        """Raise `InputError` now if the state cannot be stored, rather than after the first epoch."""
+        """Raise `InputError` now if the state cannot be stored, rather than after the first epoch; warn if not all."""
         pack(self.collect([]), {}, "state")
+        for name, loader in self.loaders.items():
+            warn_of_lost_state(loader, f"{name}=")
 
     def collect(self, recent: list[Any]) -> dict[str, Any]:
         """The state between two epochs; `recent`: inputs that the next epoch still needs."""

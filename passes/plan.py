@@ -200,14 +200,17 @@ def _replace_broken_chains(
     """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
     buffers: dict[str, torch.Tensor] = {}
     remaining = set(graph.nodes)
-    free = itertools.count(len(analysis.captured.orders))
+    # an earlier shrink may have left some, and the chains that are left are numbered anew
+    taken = {str(n.target) for n in analysis.graph.nodes if n.op == "get_attr"}
     for chain in analysis.units.chains:
         sink = copies[chain.sink]
         if sink not in remaining or all(_is_rectangle(setting, n) for n in chain.inner):
             continue
         region = owners(analysis.graph).get(chain.sink)
         path = "" if region is None else analysis.regions[region].path
-        name = f"{path}.channel_order{next(free)}".lstrip(".")
+        prefix = f"{path}.channel_order" if path else "channel_order"
+        name = next(n for n in (f"{prefix}{i}" for i in itertools.count()) if n not in taken)
+        taken.add(name)
         buffers[name] = _surviving_order(setting, chain.source, chain.sink, chain.axis, chain.order)
         with graph.inserting_before(sink):
             index = graph.create_node("get_attr", name)

@@ -46,7 +46,7 @@ class Setup:
     target: fxcat.Target | None = TARGET
     pressure: fxcat.Pressure | None = None
     epochs: int = 8
-    batch: int = 32
+    batch: int = 8
     seeded_loader: bool = False
     model: Callable[[], nn.Module] = Dropping
 
@@ -63,7 +63,7 @@ SETUPS = {
     "adamw": Setup(
         lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True), target=None, pressure=fxcat.Pressure(nu=5.0, layers=0.3)
     ),
-    "long epochs": Setup(epochs=4, batch=8),
+    "long epochs": Setup(epochs=4, batch=4),
 }
 
 

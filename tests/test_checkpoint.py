@@ -506,7 +506,10 @@ class Noisy(TensorDataset):
         return image + 0.1 * torch.rand(()), label
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+FORKS = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@FORKS
 @pytest.mark.parametrize("seeded", (False, True))
 def test_workers(seeded: bool, tmp_path: Path) -> None:
     def noisy(seed: int) -> DataLoader[Any]:
@@ -514,3 +517,13 @@ def test_workers(seeded: bool, tmp_path: Path) -> None:
         return DataLoader(Noisy(*batches(128).tensors), 32, shuffle=True, num_workers=1, generator=generator)
 
     check_resume(noisy, tmp_path)
+
+
+@FORKS
+def test_persistent_workers_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    train = DataLoader(batches(64), 32, num_workers=1, persistent_workers=True)
+    given: dict[str, Any] = {"loss": InterruptingLoss(0), "checkpoint_dir": tmp_path, "progress": False}
+    with pytest.raises(Interrupted):
+        fxcat.fit(net, train, epochs=1, target=fxcat.Target(flops=0.5), **given)
+    assert "train_loader= has persistent workers" in caplog.text

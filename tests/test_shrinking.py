@@ -150,6 +150,22 @@ def test_the_network_becomes_smaller_step_by_step() -> None:
     assert fxcat.finalize(average.module)(images).shape == (64, 4)
 
 
+def test_shuffles_that_break_one_after_the_other() -> None:
+    """Each leaves a buffer with its surviving permutation: a later one must not replace an earlier one."""
+    model = torchvision.models.shufflenet_v2_x0_5().double().eval()
+    randomise(model, 0)
+    images = torch.randn(1, 3, 64, 64).double()
+    net = fxcat.prepare(model, images, verbose=False)
+    net.gates["stage3.5.branch2.5"].theta[:2] = 0.0
+    net.shrink()
+    before = sum("channel_order" in name for name, _ in net.network.named_buffers())
+    random_gates(net, 3)
+    small = fxcat.finalize(net)
+    assert 0 < before < sum("channel_order" in name for name, _ in small.named_buffers())
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), net(images), rtol=1e-9, atol=1e-9)
+
+
 def test_an_average_of_something_else_is_refused() -> None:
     net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
     optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.1)
