@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fxcat
 
-STEPS, BATCH = 60, 32
+STEPS, BATCH = 160, 32
 
 
 class Net(nn.Module):

@@ -167,7 +167,7 @@ class Wide(Dropping):
     ("other", "words"),
     (
         (replace(SHORT, epochs=4), "epochs=3, this one has 4"),
-        (replace(SHORT, batch=64), "steps_per_epoch=8, this one has 4"),
+        (replace(SHORT, batch=64), "steps_per_epoch=32, this one has 4"),
         (replace(SHORT, target=fxcat.Target(flops=0.6)), "'flops': 0.4.*'flops': 0.6"),
         (replace(SHORT, target=None, pressure=fxcat.Pressure(1.0)), "target="),
         (replace(SHORT, optimizer=SETUPS["adamw"].optimizer), "optimizer=None, this one has 'AdamW'"),
@@ -188,7 +188,7 @@ def test_a_refused_state_changes_nothing(short: tuple[Path, Result]) -> None:
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(fxcat.InputError, match="target="):
         target = fxcat.Target(flops=0.9)
-        train = DataLoader(batches(256), 32, shuffle=True)
+        train = DataLoader(batches(256), 8, shuffle=True)
         fxcat.fit(net, train, epochs=3, target=target, checkpoint_dir=short[0], resume=True, progress=False)
     after = net.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in before.items())
@@ -295,7 +295,7 @@ def test_recent_batches_are_stored_only_where_they_are_needed(done: int, steps: 
 
 
 def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
-    """30 steps with an averaged copy, from a state on if there is one; returns the state too, at `stop` if given."""
+    """240 steps with an averaged copy, from a state on if there is one; returns the state too, at `stop` if given."""
     torch.manual_seed(0 if state is None else 7)
     net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
     optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
@@ -304,7 +304,7 @@ def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, 
         net,
         optimizer,
         target=fxcat.Target(flops=0.4),
-        total_steps=60,
+        total_steps=240,
         averages=[average],
         seed=0 if state is None else 7,
     )
@@ -313,12 +313,12 @@ def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, 
         loaded = torch.load(io.BytesIO(state), weights_only=True)
         for name, part in parts.items():
             part.load_state_dict(loaded[name])
-    images, labels = batches(960).tensors
+    images, labels = batches(1920).tensors
     file = io.BytesIO()
-    for step in range(controller.steps, 60):
+    for step in range(controller.steps, 240):
         if step == stop:
             break
-        chosen = slice(16 * step, 16 * step + 16)
+        chosen = slice(8 * step, 8 * step + 8)
         loss = F.cross_entropy(net(images[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -344,15 +344,15 @@ def own_loop_whole() -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
     return own_loop(None, None)
 
 
-@pytest.mark.parametrize("stop", (3, 21, 30, 50))
+@pytest.mark.parametrize("stop", (3, 61, 120, 200))
 def test_own_loop_goes_on_from_the_controllers_state(
     stop: int, own_loop_whole: tuple[fxcat.GatedModule, AveragedModel, bytes]
 ) -> None:
     """Before gates begin, between two moments at which slopes are made, after a shrink, and after the last one."""
     part = own_loop(stop, None)
     stored = states(part)["controller"]
-    assert (stored["slopes"] is not None) is (stop in (21, 30))
-    assert len(stored["closed"]) == {3: 0, 21: 0, 30: 1, 50: 2}[stop]
+    assert (stored["slopes"] is not None) is (stop == 61)
+    assert len(stored["closed"]) == {3: 0, 61: 0, 120: 4, 200: 5}[stop]
     soon = stop + 2
     assert equal(states(own_loop(soon, part[2])), states(own_loop(soon, None)))
     ended = own_loop(None, part[2])
