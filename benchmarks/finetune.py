@@ -2,7 +2,7 @@
 
     python benchmarks/finetune.py --data path/to/imagefolder
 
-A small ViT, Swin-T and ConvNeXt-T on CIFAR-10, and a Faster R-CNN on synthetic images of boxes; from scratch, for a few
+A small ViT, Swin-T and ConvNeXt-T on CIFAR-10, and an SSDlite on synthetic images of boxes; from scratch, for a few
 hundred steps in somebody's own loop, at half the FLOPs.
 """
 
@@ -36,8 +36,8 @@ def small_vit() -> nn.Module:
 
 
 def small_detector() -> nn.Module:
-    return torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=3, min_size=96, max_size=96
+    return torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=3
     )
 
 
