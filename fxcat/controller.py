@@ -146,9 +146,9 @@ class GateController:
             return True
         return self.steps in self._shrink_at and self._shrink_dead()
 
-    def may_shrink_within(self, steps: int) -> bool:
-        """Whether the network may become smaller in one of the next `steps` steps."""
-        return any(self.steps < at <= self.steps + steps for at in (*self._shrink_at, self.first_plain))
+    def ends_within(self, steps: int) -> bool:
+        """Whether the gated phase ends in one of the next `steps` steps."""
+        return self.steps < self.first_plain <= self.steps + steps
 
     def _update_theta(self) -> None:
         theta, dead = self.net.gate_vector.theta.detach(), self.decisions.dead

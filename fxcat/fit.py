@@ -148,7 +148,7 @@ def needs_recent(controller: GateController, steps: int) -> bool:
     """Whether an epoch of so many steps may recalibrate before it has enough inputs of its own."""
     if controller.phase == "plain":
         return False
-    return steps < CALIBRATION_BATCHES or controller.may_shrink_within(CALIBRATION_BATCHES - 1)
+    return steps < CALIBRATION_BATCHES or controller.ends_within(CALIBRATION_BATCHES - 1)
 
 
 def _best_device() -> torch.device:
@@ -213,7 +213,8 @@ class _Run:
         loss.backward()
         self.optimizer.step()
         self.recent.append(inputs)
-        if self.controller.step():
+        # a removal before the gated phase ends leaves what is computed as it was, statistics too
+        if self.controller.step() and self.controller.phase == "plain":
             recalibrate(self.net, self.recent)
             self.history.shrunk_at = epoch
         if self.per_step is not None:

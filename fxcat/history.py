@@ -34,7 +34,7 @@ class EpochRecord:
 
 @dataclass(slots=True)
 class History:
-    """Records of a run. `shrunk_at`: the epoch in which the network became small."""
+    """Records of a run. `shrunk_at`: the epoch in which the structure became final."""
 
     epochs: list[EpochRecord] = field(default_factory=list[EpochRecord])
     shrunk_at: int | None = None

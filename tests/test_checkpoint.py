@@ -279,10 +279,10 @@ def test_the_best_network_is_written_before_the_state_that_says_so(
 
 @pytest.mark.parametrize(
     ("done", "steps", "needed"),
-    ((200, 100, False), (200, 15, True), (284, 100, False), (285, 100, True), (300, 100, False), (500, 15, False)),
+    ((200, 100, False), (200, 15, True), (484, 100, False), (485, 100, True), (499, 100, True), (500, 15, False)),
 )
 def test_recent_batches_are_stored_only_where_they_are_needed(done: int, steps: int, needed: bool) -> None:
-    """They may be larger than the network. The network may shrink at step 300, and does at step 500."""
+    """They may be larger than the network. The structure becomes final at step 500."""
     net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
     optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.1)
     target = fxcat.Target(flops=0.5)
