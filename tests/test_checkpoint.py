@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import json
 import logging
 import multiprocessing
 import pickle
@@ -18,13 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from interrupted import (
     EXAMPLE,
     SETUPS,
     Dropping,
     Interrupted,
-    InterruptingLoss,
     Result,
     Setup,
     in_own_process,
@@ -34,12 +30,10 @@ from interrupted import (
 from safetensors.torch import load_file, save_file
 from small_task import Net, batches
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import fxcat
 from fxcat.fit import needs_recent
-from fxcat.packing import pack
 
 SHORT = Setup(epochs=3)
 """Ends soon after it has shrunk."""
@@ -291,105 +285,6 @@ def test_recent_batches_are_stored_only_where_they_are_needed(done: int, steps: 
     assert needs_recent(controller, steps) is needed
 
 
-# The user's own loop
-
-
-def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
-    """240 steps with an averaged copy, from a state on if there is one; returns the state too, at `stop` if given."""
-    torch.manual_seed(0 if state is None else 7)
-    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
-    optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    controller = fxcat.GateController(
-        net,
-        optimizer,
-        target=fxcat.Target(flops=0.4),
-        total_steps=240,
-        averages=[average],
-        seed=0 if state is None else 7,
-    )
-    parts: dict[str, Any] = {"controller": controller, "net": net, "optimizer": optimizer, "average": average}
-    if state is not None:
-        loaded = torch.load(io.BytesIO(state), weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(loaded[name])
-    images, labels = batches(1920).tensors
-    file = io.BytesIO()
-    for step in range(controller.steps, 240):
-        if step == stop:
-            break
-        chosen = slice(8 * step, 8 * step + 8)
-        loss = F.cross_entropy(net(images[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        average.update_parameters(net)
-        controller.step()
-    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
-    return net, average, file.getvalue()
-
-
-def states(run: tuple[fxcat.GatedModule, AveragedModel, bytes]) -> dict[str, Any]:
-    return torch.load(io.BytesIO(run[2]), weights_only=True)
-
-
-def equal(a: Any, b: Any) -> bool:
-    ours: dict[str, torch.Tensor] = {}
-    theirs: dict[str, torch.Tensor] = {}
-    return pack(a, ours, "") == pack(b, theirs, "") and all(torch.equal(v, theirs[k]) for k, v in ours.items())
-
-
-@pytest.fixture(scope="module")
-def own_loop_whole() -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
-    return own_loop(None, None)
-
-
-@pytest.mark.parametrize("stop", (3, 61, 120, 200))
-def test_own_loop_goes_on_from_the_controllers_state(
-    stop: int, own_loop_whole: tuple[fxcat.GatedModule, AveragedModel, bytes]
-) -> None:
-    """Before gates begin, between two moments at which slopes are made, after a shrink, and after the last one."""
-    part = own_loop(stop, None)
-    stored = states(part)["controller"]
-    assert (stored["slopes"] is not None) is (stop == 61)
-    assert len(stored["closed"]) == {3: 0, 61: 0, 120: 4, 200: 5}[stop]
-    soon = stop + 2
-    assert equal(states(own_loop(soon, part[2])), states(own_loop(soon, None)))
-    ended = own_loop(None, part[2])
-    assert equal(states(ended), states(own_loop_whole))
-    assert ended[0].gate_vector.theta.requires_grad is own_loop_whole[0].gate_vector.theta.requires_grad
-
-
-def controller_for(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> fxcat.GateController:
-    net = fxcat.prepare(model, EXAMPLE, verbose=False)
-    return fxcat.GateController(
-        net, torch.optim.SGD(net.weight_parameters(), lr=0.1), target=fxcat.Target(flops=0.4), total_steps=60
-    )
-
-
-def test_the_controller_refuses_a_state_that_is_not_its_own() -> None:
-    controller = controller_for(Net())
-    state = controller.state_dict()
-    json.dumps({k: v for k, v in state.items() if not isinstance(v, torch.Tensor)})
-    with pytest.raises(fxcat.InputError, match="no state of a GateController"):
-        controller.load_state_dict({"steps": 3})
-    with pytest.raises(fxcat.InputError, match="other gates"):
-        controller_for(nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1))).load_state_dict(state)
-    net = controller.net
-    controller.shrink(net.gate_vector.open_but([0]))
-    smaller = controller.state_dict()
-    again = controller_for(Net())
-    again.shrink(again.net.gate_vector.open_but([1]))
-    with pytest.raises(fxcat.InputError, match="lost other gates"):
-        again.load_state_dict(smaller)
-    fresh = controller_for(Net())
-    fresh.load_state_dict(smaller)
-    assert fresh.net.structure.cost == net.structure.cost
-
-
-# Killed processes
-
-
 def start(folder: Path, result: Path, moment: tuple[str, int] | None = None, slow: float = 0.0) -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fxcat", "interrupted"])
@@ -452,78 +347,3 @@ def test_killed_at_20_random_moments(undisturbed: tuple[Path, float], tmp_path: 
         if result.exists():
             assert ended_like(result, expected)
             runs += 1
-
-
-# What a state is made of
-
-
-def check_resume(loader: Callable[[int], Any], folder: Path) -> None:
-    """Three epochs, interrupted in the second; a new process has another seed."""
-
-    def trained(stop: int | None, seed: int, name: str) -> dict[str, torch.Tensor]:
-        torch.manual_seed(seed)
-        net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
-        given: dict[str, Any] = {"loss": InterruptingLoss(stop), "checkpoint_dir": folder / name, "resume": True}
-        fxcat.fit(net, loader(seed), epochs=3, target=fxcat.Target(flops=0.5), progress=False, **given)
-        return net.state_dict()
-
-    whole = trained(None, 0, "whole")
-    with pytest.raises(Interrupted):
-        trained(len(loader(0)) + 2, 0, "parts")
-    ended = trained(None, 5, "parts")
-    assert all(torch.equal(v, whole[k]) for k, v in ended.items())
-
-
-def test_data_loaders_with_a_state_of_their_own(tmp_path: Path) -> None:
-    class Own:
-        """Batches in an order that it draws itself."""
-
-        def __init__(self, seed: int) -> None:
-            self.random = random.Random(seed)
-
-        def __len__(self) -> int:
-            return 8
-
-        def __iter__(self) -> Any:
-            images, labels = batches(256).tensors
-            order = self.random.sample(range(256), 256)
-            return iter([(images[order[i : i + 32]], labels[order[i : i + 32]]) for i in range(0, 256, 32)])
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"random": self.random.getstate()}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.random.setstate(state["random"])
-
-    check_resume(Own, tmp_path)
-
-
-class Noisy(TensorDataset):
-    """Draws from the worker's random state."""
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
-        image, label = super().__getitem__(index)
-        return image + 0.1 * torch.rand(()), label
-
-
-FORKS = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-@FORKS
-@pytest.mark.parametrize("seeded", (False, True))
-def test_workers(seeded: bool, tmp_path: Path) -> None:
-    def noisy(seed: int) -> DataLoader[Any]:
-        generator = torch.Generator().manual_seed(seed) if seeded else None
-        return DataLoader(Noisy(*batches(128).tensors), 32, shuffle=True, num_workers=1, generator=generator)
-
-    check_resume(noisy, tmp_path)
-
-
-@FORKS
-def test_persistent_workers_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
-    train = DataLoader(batches(64), 32, num_workers=1, persistent_workers=True)
-    given: dict[str, Any] = {"loss": InterruptingLoss(0), "checkpoint_dir": tmp_path, "progress": False}
-    with pytest.raises(Interrupted):
-        fxcat.fit(net, train, epochs=1, target=fxcat.Target(flops=0.5), **given)
-    assert "train_loader= has persistent workers" in caplog.text

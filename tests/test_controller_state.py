@@ -1,0 +1,113 @@
+"""`GateController.state_dict`: somebody's own loop goes on as if it had not been interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from interrupted import (
+    EXAMPLE,
+)
+from small_task import Net, batches
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fxcat
+from fxcat.packing import pack
+
+
+def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
+    """240 steps with an averaged copy, from a state on if there is one; returns the state too, at `stop` if given."""
+    torch.manual_seed(0 if state is None else 7)
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    controller = fxcat.GateController(
+        net,
+        optimizer,
+        target=fxcat.Target(flops=0.4),
+        total_steps=240,
+        averages=[average],
+        seed=0 if state is None else 7,
+    )
+    parts: dict[str, Any] = {"controller": controller, "net": net, "optimizer": optimizer, "average": average}
+    if state is not None:
+        loaded = torch.load(io.BytesIO(state), weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(loaded[name])
+    images, labels = batches(1920).tensors
+    file = io.BytesIO()
+    for step in range(controller.steps, 240):
+        if step == stop:
+            break
+        chosen = slice(8 * step, 8 * step + 8)
+        loss = F.cross_entropy(net(images[chosen]), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(net)
+        controller.step()
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    return net, average, file.getvalue()
+
+
+def states(run: tuple[fxcat.GatedModule, AveragedModel, bytes]) -> dict[str, Any]:
+    return torch.load(io.BytesIO(run[2]), weights_only=True)
+
+
+def equal(a: Any, b: Any) -> bool:
+    ours: dict[str, torch.Tensor] = {}
+    theirs: dict[str, torch.Tensor] = {}
+    return pack(a, ours, "") == pack(b, theirs, "") and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+
+
+@pytest.fixture(scope="module")
+def own_loop_whole() -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
+    return own_loop(None, None)
+
+
+@pytest.mark.parametrize("stop", (3, 61, 120, 200))
+def test_own_loop_goes_on_from_the_controllers_state(
+    stop: int, own_loop_whole: tuple[fxcat.GatedModule, AveragedModel, bytes]
+) -> None:
+    """Before gates begin, between two moments at which slopes are made, after a shrink, and after the last one."""
+    part = own_loop(stop, None)
+    stored = states(part)["controller"]
+    assert (stored["slopes"] is not None) is (stop == 61)
+    assert len(stored["closed"]) == {3: 0, 61: 0, 120: 4, 200: 5}[stop]
+    soon = stop + 2
+    assert equal(states(own_loop(soon, part[2])), states(own_loop(soon, None)))
+    ended = own_loop(None, part[2])
+    assert equal(states(ended), states(own_loop_whole))
+    assert ended[0].gate_vector.theta.requires_grad is own_loop_whole[0].gate_vector.theta.requires_grad
+
+
+def controller_for(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> fxcat.GateController:
+    net = fxcat.prepare(model, EXAMPLE, verbose=False)
+    return fxcat.GateController(
+        net, torch.optim.SGD(net.weight_parameters(), lr=0.1), target=fxcat.Target(flops=0.4), total_steps=60
+    )
+
+
+def test_the_controller_refuses_a_state_that_is_not_its_own() -> None:
+    controller = controller_for(Net())
+    state = controller.state_dict()
+    json.dumps({k: v for k, v in state.items() if not isinstance(v, torch.Tensor)})
+    with pytest.raises(fxcat.InputError, match="no state of a GateController"):
+        controller.load_state_dict({"steps": 3})
+    with pytest.raises(fxcat.InputError, match="other gates"):
+        controller_for(nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1))).load_state_dict(state)
+    net = controller.net
+    controller.shrink(net.gate_vector.open_but([0]))
+    smaller = controller.state_dict()
+    again = controller_for(Net())
+    again.shrink(again.net.gate_vector.open_but([1]))
+    with pytest.raises(fxcat.InputError, match="lost other gates"):
+        again.load_state_dict(smaller)
+    fresh = controller_for(Net())
+    fresh.load_state_dict(smaller)
+    assert fresh.net.structure.cost == net.structure.cost
