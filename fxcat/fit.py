@@ -108,8 +108,7 @@ def fit(
     if optimizer is None:
         if scheduler is not None:
             raise InputError("a scheduler was given without its optimizer", remedy="pass optimizer= too")
-        optimizer = torch.optim.SGD(net.weight_parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        per_step = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+        optimizer, per_step = _default_optimizer(net, lr, steps)
     controller = GateController(
         net,
         optimizer,
@@ -142,6 +141,13 @@ def fit(
                 checkpoints.save(state.collect(recent), net, best=run.history.best is record)
     net.eval()
     return run.history
+
+
+def _default_optimizer(
+    net: GatedModule, lr: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
 
 
 def needs_recent(controller: GateController, steps: int) -> bool:

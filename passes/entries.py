@@ -13,7 +13,7 @@ from torch import fx
 
 from fxcat.errors import InputError
 from fxcat.passes.capture import Captured
-from fxcat.passes.rules.movement import ENTRY
+from fxcat.passes.rules.selection import ENTRY
 from fxcat.passes.slicing import add_buffer
 
 

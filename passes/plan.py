@@ -23,7 +23,7 @@ from fxcat.passes.copying import meta_twin
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.boundary import owners
-from fxcat.passes.rules.movement import ENTRY
+from fxcat.passes.rules.selection import ENTRY, known_selection
 from fxcat.passes.rules.table import Labels, Moved, Rule, Size
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
@@ -234,15 +234,13 @@ def _surviving_orders(analysis: Analysis, setting: _Setting, used: list[fx.Node]
     """New indices for the selections that earlier rewrites have put in and whose values have units that go."""
     orders: dict[str, torch.Tensor] = {}
     for node in used:
-        if node.target is not torch.index_select:
-            continue
-        source, axis, index = node.args
-        assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, fx.Node)
-        old = analysis.captured.orders.get(str(index.target))
-        if old is not None:
+        found = known_selection(node, analysis.captured.orders)
+        if found is not None:
+            source, axis, name = found
+            old = analysis.captured.orders[name]
             new = _surviving_order(setting, source, node, axis, old)
             if not torch.equal(new, old):
-                orders[str(index.target)] = new
+                orders[name] = new
     return orders
 
 

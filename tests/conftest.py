@@ -1,6 +1,8 @@
-"""Test set-up: one thread (the machines have few cores), and no state from one test to the next."""
+"""Test set-up: few threads (the machines have few cores), and no state from one test to the next."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,3 +13,12 @@ torch.set_num_threads(2)
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tiny networks: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

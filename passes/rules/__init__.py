@@ -1,6 +1,17 @@
 """The op table: importing this package registers every rule."""
 
-from fxcat.passes.rules import attention, boundary, contraction, elementwise, movement, norm, pooling, product, regional
+from fxcat.passes.rules import (
+    attention,
+    boundary,
+    contraction,
+    elementwise,
+    movement,
+    norm,
+    pooling,
+    product,
+    regional,
+    selection,
+)
 from fxcat.passes.rules.table import (
     Labels,
     Rule,
@@ -34,4 +45,5 @@ __all__ = [
     "regional",
     "registered",
     "rule",
+    "selection",
 ]

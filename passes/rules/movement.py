@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
 
 
-ENTRY = "entry"
-"""Key in the `meta` of a node that selects input features: they are units."""
-
-
 class Movement(Rule):
     """Any movement."""
 
@@ -324,30 +320,6 @@ def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels
         return rows.reshape((1,) * index.dim() + tuple(rows.shape[1:]))
     flow.freeze(labels, node, "lookup by values")
     return frozen((1,) * node.meta["value"].dim())
-
-
-@rule(torch.index_select)
-class Select(Rule):
-    """index_select along an axis by indices that a rewrite has put in; by others, whose values may change, opaque.
-
-    At an entry the selected input features are the units.
-    """
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source, axis, index = node.args
-        assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, fx.Node)
-        order = flow.orders.get(str(index.target)) if index.op == "get_attr" else None
-        if order is None:
-            for used in (source, index):
-                flow.freeze(flow.values[used], node, "selection by values")
-            return frozen((1,) * node.meta["value"].dim())
-        if node.meta.get(ENTRY):
-            return flow.fresh(len(order), str(source.target))[None]
-        labels = flow.of(source)
-        return labels if labels.shape[axis] == 1 else labels.index_select(axis, order)
-
-    def zero_at(self, node: fx.Node) -> Zero:
-        return Zero.BREAKS if node.meta.get(ENTRY) else Zero.PRESERVES
 
 
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
