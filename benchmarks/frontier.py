@@ -29,9 +29,14 @@ from torch import nn
 
 import fxcat
 
-GATES = {"fxcat units+layers": "units+layers", "fxcat units": "units", "fxcat layers": "layers"}
+FXCAT: dict[str, dict[str, Any]] = {
+    "fxcat units+layers": {"gates": "units+layers"},
+    "fxcat units": {"gates": "units"},
+    "fxcat layers": {"gates": "layers"},
+    "fxcat ratio": {"policy": "ratio"},
+}
 PEERS = ("tp magnitude", "tp bn-scale sparse", "tp group-norm sparse")
-METHODS = ("dense", "narrow", *PEERS, *GATES)
+METHODS = ("dense", "narrow", *PEERS, *FXCAT)
 PEER_PRUNES_AT = 0.5
 
 
@@ -115,7 +120,7 @@ def train_peer(method: str, run: PlainRun, train: Batches, epochs: int, example:
 def train_fxcat(
     method: str, model: nn.Module, task: Task, data: Data, epochs: int, seed: int, example: torch.Tensor, flops: float
 ) -> nn.Module:
-    net = fxcat.prepare(model, example, gates=GATES[method], verbose=False)  # pyright: ignore
+    net = fxcat.prepare(model, example, verbose=False, **FXCAT[method])
     train, _ = task.batches(data, seed)
     target = fxcat.Target(flops=flops)
     fxcat.fit(net, train, epochs=epochs, target=target, lr=task.lr, seed=seed, device="cpu", progress=False)
@@ -130,7 +135,7 @@ def run(
     model = task.build(width)
     train, test = task.batches(data, seed)
     start = time.perf_counter()
-    if method in GATES:
+    if method in FXCAT:
         model = train_fxcat(method, model, task, data, epochs, seed, example, flops)
     else:
         plain = PlainRun(model, task.lr, epochs * len(train))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fxcat.errors import CaptureError, InputError
-from fxcat.gated import GatedModule
+from fxcat.gated import GatedModule, Policy
 from fxcat.passes.analysis import Options
 from fxcat.passes.compile import build
 from fxcat.passes.example import example_candidates
@@ -24,6 +24,7 @@ def prepare(
     example_inputs: Any = None,
     *,
     gates: Literal["units+layers", "units", "layers"] = "units+layers",
+    policy: Policy = "bernoulli",
     ignore: Sequence[str] = (),
     gate_inputs: bool = False,
     verbose: bool = True,
@@ -32,7 +33,9 @@ def prepare(
 
     `example_inputs`: a tensor (N, C, H, W), or a tuple with the arguments of `forward`, which may be dicts, tuples or
     lists of tensors; only shapes and types matter, unless the model's own Python cannot be traced. Found from the model
-    if not given. `gates`: what may be removed. `ignore`: paths of modules that stay as they are, with all they hold.
+    if not given. `gates`: what may be removed. `policy`: how it is decided: `"bernoulli"` samples gates (arXiv
+    2411.09127), `"ratio"` learns how much of every group remains (2010.12021), and has no gates for layers. `ignore`:
+    paths of modules that stay as they are, with all they hold.
     `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
     those that are left. `verbose`: print what was found and what is left alone, and why.
 
@@ -42,8 +45,16 @@ def prepare(
         raise InputError(f"prepare() got a {type(model).__name__}, not a torch.nn.Module")
     if gates not in _GATES:
         raise InputError(f"gates={gates!r} is unknown", remedy=f"choose one of {', '.join(map(repr, _GATES))}")
+    if policy not in ("bernoulli", "ratio"):
+        raise InputError(f"policy={policy!r} is unknown", remedy="choose 'bernoulli' or 'ratio'")
+    units, sections = _GATES[gates]
+    if policy == "ratio":
+        if not units:
+            raise InputError(f'policy="ratio" cannot prune gates={gates!r}', remedy="choose gates='units'")
+        sections = False
     _check_ignored(model, ignore)
-    net = _build(model, example_inputs, Options(*_GATES[gates], tuple(ignore), gate_inputs))
+    net = _build(model, example_inputs, Options(units, sections, tuple(ignore), gate_inputs))
+    net.policy = policy
     if verbose:
         sys.stdout.write(prepared(net) + "\n")
     return net

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from fxcat.distributed import is_main
 from fxcat.errors import StorageError, located
 from fxcat.files import read_tensors, remove_unfinished, write_tensors
 from fxcat.gated import GatedModule
 from fxcat.packing import pack, unpack
 from fxcat.storage import save
 
-KIND = "fxcat-checkpoint-2"
+KIND = "fxcat-checkpoint-3"
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,12 @@ class Checkpoints:
         return None
 
     def save(self, state: Mapping[str, Any], net: GatedModule, *, best: bool) -> None:
-        """Write the state after an epoch, and the network too if it is the best one so far. Raises `StorageError`."""
+        """Write the state after an epoch, and the network too if it is the best one so far; rank 0 does.
+
+        Raises `StorageError`.
+        """
+        if not is_main():
+            return
         tensors: dict[str, torch.Tensor] = {}
         packed = pack(dict(state), tensors, "state")
         with located(str(self.folder)):

@@ -1,37 +1,39 @@
 """`GateController`: trains the gates beside the user's own optimizer, decides, and shrinks the network.
 
-Three phases. Warm-up: all gates open, only their worth is measured. Gated: gates are sampled, θ follows projected
-steps down J(W, Θ) = E[loss] + complexity; structures at zero with drift to zero are dead, and leave network and
-optimizer physically every so often. Then the final choice is made, and the plain small network trains on.
+Three phases. Warm-up: all gates open, only their worth is measured. Gated: the policy moves θ and says what is dead,
+which leaves network and optimizer physically every so often. Then the final choice is made, and the plain small network
+trains on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from fxcat.bernoulli import BernoulliPolicy
 from fxcat.carry import average_net, shrink_all
-from fxcat.decisions import DEAD, Decisions, ProjectedDescent
-from fxcat.distributed import from_main, world_size
+from fxcat.decisions import DEAD
+from fxcat.distributed import from_main
 from fxcat.errors import InputError, TrainingError
 from fxcat.fractions import cost_fractions
 from fxcat.gated import GatedModule
-from fxcat.per_gate import PerGate
-from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure
+from fxcat.losses import cross_entropy
+from fxcat.policy import GatePolicy
+from fxcat.ratio import RatioPolicy
 from fxcat.recipe import check_gates
 from fxcat.records import Pressure, Target
-from fxcat.selection import best_of_groups, check_reachable, select_structure
-from fxcat.worth import Worth
+from fxcat.selection import check_reachable, select_structure
 
 Phase = Literal["warm-up", "gated", "plain"]
+Loss = Callable[[Any, Any], torch.Tensor]
+Closure = Callable[[], torch.Tensor]
 
-PRICES_EVERY = 8
-"""Steps between two evaluations of the prices, which change slowly."""
+POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
 WORTH_SHRINKING = 0.02
 """Share of the present MACs that the dead must have before the network is made anew without them."""
 
@@ -40,9 +42,14 @@ class GateController:
     """The engine of training; call `step()` after every `optimizer.step()`.
 
     `total_steps`: optimizer steps of the whole run. `warmup`, `until`: the shares of it at which gates begin and end.
-    `shrinks`: how often, at most, what is dead leaves the network while gates are trained. `gate_lr`: step of θ; by
-    default θ can cross [0, 1] in a fortieth of the gated phase. `averages`: copies of the network that follow it
-    (`torch.optim.swa_utils.AveragedModel(net)`) and shrink with it.
+    `shrinks`: how often, at most, what is dead leaves the network while gates are trained. `gate_lr`: step of θ (with
+    `policy="ratio"` of the ratios); by default they can cross [0, 1] in a small part of the gated phase. `averages`:
+    copies of the network that follow it (`torch.optim.swa_utils.AveragedModel(net)`) and shrink with it.
+
+    `held_out`: batches `(inputs, targets)` that the weights do not see, taken over and over, and `loss(output,
+    targets)` on them: what the ratios of `policy="ratio"` learn from.
+
+    `scaler`: the `torch.amp.GradScaler` of the loop, if it has one: the gates' gradients are unscaled with it.
 
     Under `torchrun`, train through `DistributedDataParallel(net)`: all processes draw the same samples and decide the
     same. Whenever `step()` returns True, parameters have other sizes: make a new `DistributedDataParallel(net)`.
@@ -63,6 +70,9 @@ class GateController:
         shrinks: int = 8,
         gate_lr: float | None = None,
         averages: Sequence[nn.Module] = (),
+        held_out: Iterable[Any] | None = None,
+        loss: Loss = cross_entropy,
+        scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
         if (target is None) == (pressure is None):
@@ -79,6 +89,7 @@ class GateController:
             check_reachable(net, target)
         self.net, self.optimizer, self.target, self.averages = net, optimizer, target, tuple(averages)
         self._settings: dict[str, Any] = {
+            "policy": net.policy,
             "target": None if target is None else asdict(target),
             "pressure": None if pressure is None else asdict(pressure),
             "total_steps": total_steps,
@@ -93,21 +104,16 @@ class GateController:
         self.steps = 0
         gated = self.first_plain - self.first_gated
         self._shrink_at = {self.first_gated + round(gated * i / (shrinks + 1)) for i in range(1, shrinks + 1)}
-        self.prices: PricePolicy
-        if pressure is None:
-            assert target is not None
-            start = cost_fractions(net, net.gate_vector.theta.detach())
-            self.prices = TargetPressure(target, start=start)
-        else:
-            self.prices = FixedPressure(pressure)
-        theta = net.gate_vector.theta
-        gates, device = theta.numel(), theta.device
-        self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)))
-        self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 40.0 / gated)))
-        self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
-        self._slopes: torch.Tensor | None = None
+        objective = pressure or target
+        assert objective is not None
+        self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
+        self._loss = loss
+        self._held_out = None if held_out is None else HeldOut(held_out)
+        if scaler is not None:
+            # when the gradient is made: until `step()` the scale may have changed
+            net.gate_vector.theta.register_hook(lambda gradient: gradient / scaler.get_scale())
         net.gate_vector.seed(seed)
-        net.gate_vector.sampling = False
+        net.gate_vector.values = "hard"
 
     @property
     def phase(self) -> Phase:
@@ -122,25 +128,34 @@ class GateController:
         theta = self.net.gate_vector.theta.detach()
         return int(((theta > DEAD) & (theta < 1 - DEAD)).sum())
 
-    def step(self) -> bool:
-        """One step of the gates. Returns True if the network has just become smaller."""
-        phase = self.phase
+    @property
+    def wants_held_out(self) -> bool:
+        """Whether the next step takes a batch that the weights do not see."""
+        every = self.policy.held_out_every
+        return every > 0 and self.phase == "gated" and (self.steps + 1) % every == 0
+
+    def step(self, *, closure: Closure | None = None, held_out: tuple[Any, Any] | None = None) -> bool:
+        """One step of the gates. Returns True if the network has just become smaller.
+
+        `closure`: returns the loss of the step's batch, `lambda: criterion(net(x), y)`. With it one section per step,
+        in turn, is measured by the difference of two forward passes, with it and without it (DESIGN §5.3), in place of
+        an estimate from the backward pass. `held_out`: the batch to take when `wants_held_out`, in place of those given
+        at the start; there need be no training step before it.
+        """
+        phase, wants_held_out = self.phase, self.wants_held_out
         self.steps += 1
         if phase == "plain":
             return False
-        vector = self.net.gate_vector
-        gradient, vector.theta.grad = vector.theta.grad, None
-        if gradient is None:
-            raise TrainingError(
-                "the gates have no gradient",
-                remedy="call controller.step() after loss.backward(), in train() mode, with the loss made from net(x)",
-            )
-        if math.isfinite(float(gradient.sum())) and vector.sample is not None:
-            self.worth.update(gradient, vector.sample, self.net.last_batch * world_size())
-            if phase == "gated":
-                self._update_theta()
+        if not wants_held_out or held_out is None:
+            self._observe(closure)
+        if wants_held_out:
+            self._observe_held_out(held_out)
+        theta = self.net.gate_vector.theta
+        if phase == "gated":
+            self.policy.update(self.steps, self.progress)
+            from_main(theta.detach())
         if self.steps == self.first_gated:
-            vector.sampling = True
+            self.net.gate_vector.values = self.policy.values
         if self.steps >= self.first_plain:
             self._finish()
             return True
@@ -150,17 +165,41 @@ class GateController:
         """Whether the gated phase ends in one of the next `steps` steps."""
         return self.steps < self.first_plain <= self.steps + steps
 
-    def _update_theta(self) -> None:
-        theta, dead = self.net.gate_vector.theta.detach(), self.decisions.dead
-        worth = self.prices.worth(self.worth)
-        if self._slopes is None or self.steps % PRICES_EVERY == 0:
-            self._slopes = self.prices.slopes(self.net, worth, dead, self.progress).float()
-        drift = self.descent.step(theta, self._slopes, worth)
-        best = best_of_groups(self.net, worth.masked_fill(dead, -torch.inf))
-        theta[best] = 1.0  # the best unit of a group never dies
-        self.decisions.update(theta, drift)
-        theta.masked_fill_(self.decisions.dead, 0.0)
-        from_main(theta)
+    def _observe(self, closure: Closure | None) -> None:
+        """Learn from the training step that was just made."""
+        theta = self.net.gate_vector.theta
+        gradient, theta.grad = theta.grad, None
+        if gradient is None:
+            raise TrainingError(
+                "the gates have no gradient",
+                remedy="call controller.step() after loss.backward(), in train() mode, with the loss made from net(x)",
+            )
+        # mixed precision may overflow; its scaler then leaves the weights alone too
+        if math.isfinite(float(gradient.sum())):
+            self.policy.observe(gradient)
+            if closure is not None:
+                self.policy.measure(self.steps, closure)
+
+    def _observe_held_out(self, batch: tuple[Any, Any] | None) -> None:
+        """Learn from a batch that the weights do not see."""
+        if batch is None and self._held_out is None:
+            raise InputError(
+                'policy="ratio" learns from batches that the weights do not see, and there are none',
+                remedy="give held_out= a data loader, and loss=, to GateController",
+            )
+        inputs, targets = batch if batch is not None else self._held_out.next()  # pyright: ignore
+        theta = self.net.gate_vector.theta
+        inputs, targets = (v.to(theta.device) if isinstance(v, torch.Tensor) else v for v in (inputs, targets))
+        with torch.enable_grad():
+            value = self._loss(self.net(inputs), targets)
+            (gradient,) = torch.autograd.grad(value, theta)
+        if not math.isfinite(float(value.detach() + gradient.sum())):
+            raise TrainingError(
+                f"the loss of a held-out batch is {value.item()}",
+                where=f"step {self.steps}",
+                remedy="lower the learning rate or check the held-out data",
+            )
+        self.policy.observe_held_out(gradient)
 
     @property
     def progress(self) -> float:
@@ -169,7 +208,7 @@ class GateController:
 
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
-        alive = (~self.decisions.dead).to(self.net.gate_vector.theta.dtype)
+        alive = (~self.policy.dead).to(self.net.gate_vector.theta.dtype)
         from_main(alive)
         everything = cost_fractions(self.net, torch.ones_like(alive))
         if float(cost_fractions(self.net, alive)[0]) > (1 - WORTH_SHRINKING) * float(everything[0]):
@@ -182,12 +221,11 @@ class GateController:
         vector = self.net.gate_vector
         setting = vector.hard()
         if self.target is not None:
-            score = self.worth.value * (vector.theta.detach().float() + 1e-3)
-            setting = select_structure(self.net, self.target, score, setting)
+            setting = select_structure(self.net, self.target, self.policy.score(), setting)
         from_main(setting)
         with torch.no_grad():
             vector.theta.copy_(setting)
-        vector.sampling = False
+        vector.values = "hard"
         self.shrink(setting)
         vector.theta.requires_grad_(False)
 
@@ -199,9 +237,7 @@ class GateController:
         units = self.net.gate_vector.unit_count
         shrunk = shrink_all(self.net, keep, self.optimizer, self.averages)
         origin = shrunk.gate_origin(units).to(keep.device)
-        for values in self._per_gate.values():
-            values.restrict(origin)
-        self._slopes = None
+        self.policy.restrict(origin)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the gates' training goes on from: tensors and plain data, by name.
@@ -216,13 +252,10 @@ class GateController:
             "steps": self.steps,
             "theta": vector.theta.detach().clone(),
             "trains": vector.theta.requires_grad,
-            "samples": vector.sampling,
+            "values": vector.values,
             "random": vector.random_state,
-            "slopes": None if self._slopes is None else self._slopes.clone(),
         }
-        for part, values in self._per_gate.items():
-            state |= {f"{part}.{name}": value for name, value in values.state_dict().items()}
-        return state
+        return state | self.policy.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, with a network that has just been prepared and its new optimizer.
@@ -250,14 +283,25 @@ class GateController:
         with torch.no_grad():
             vector.theta.copy_(state["theta"])
         vector.theta.requires_grad_(state["trains"])
-        vector.sampling, vector.random_state = state["samples"], state["random"]
-        self._slopes = None if state["slopes"] is None else state["slopes"].to(vector.theta.device, copy=True)
-        for part, values in self._per_gate.items():
-            values.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})
+        vector.values, vector.random_state = state["values"], state["random"]
+        self.policy.load_state_dict(state)
 
-    @property
-    def _per_gate(self) -> Mapping[str, PerGate]:
-        return {"worth": self.worth, "descent": self.descent, "decisions": self.decisions}
+
+class HeldOut:
+    """Batches over and over."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self._rest: Iterator[Any] = iter(())
+
+    def next(self) -> tuple[Any, Any]:
+        """The next one; the first after the last. Raises `InputError` if there is none at all."""
+        for rest in (self._rest, iter(self._batches)):
+            self._rest = rest
+            found = next(rest, None)
+            if found is not None:
+                return found
+        raise InputError("held_out= has no batch", remedy="give a data loader, or a list of (inputs, targets)")
 
 
 def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

@@ -10,12 +10,17 @@ DEAD = 0.05
 """θ at or below this, with a drift to zero for long enough, is dead; θ at 1 − DEAD or above is not in play."""
 
 
-class ProjectedDescent(PerGate):
-    """Steps of θ in [0, 1] down ∂J/∂θ = slope − worth, with momentum, preconditioned by 1 / (|slope| + |worth|).
+def drift(slope: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
+    """∂J/∂θ = slope − worth, preconditioned by 1 / (|slope| + |worth|): in [−1, 1].
 
     So the scale of losses and costs cancels at every moment (Adam's second moment remembers the large worths of early
     training for longer than the gated phase of a short run lasts), and the signs, which decide, stay.
     """
+    return (slope - worth) / (slope.abs() + worth.abs()).clamp(min=1e-30)
+
+
+class ProjectedDescent(PerGate):
+    """Steps of θ in [0, 1] down `drift`, with momentum."""
 
     tensors = ("momentum",)
     numbers = ("weight",)
@@ -27,8 +32,7 @@ class ProjectedDescent(PerGate):
 
     def step(self, theta: torch.Tensor, slope: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
         """Move θ in place; all of shape (gates,). Returns the smoothed drift, in [−1, 1]."""
-        drift = (slope - worth) / (slope.abs() + worth.abs()).clamp(min=1e-30)
-        self.momentum.lerp_(drift, 0.1)
+        self.momentum.lerp_(drift(slope, worth), 0.1)
         self.weight += 0.1 * (1 - self.weight)
         smoothed = self.momentum / self.weight
         theta.sub_((self.lr * smoothed).to(theta.dtype)).clamp_(0, 1)

@@ -16,6 +16,8 @@ from fxcat.liveness import live_gates, live_parameters, parameters_of
 from fxcat.recipe import Recipe, attach
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
+Policy = Literal["bernoulli", "ratio"]
+
 
 @dataclass(frozen=True, slots=True)
 class GatePart:
@@ -100,6 +102,8 @@ class GatedModule(nn.Module):
     gate_vector: GateVector
     cost_model: CostModel
     required: torch.Tensor
+    policy: Policy = "bernoulli"
+    """How its gates are trained."""
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ A gate is a 0/1 random variable ξ ~ Bernoulli(θ) that multiplies a unit or a s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,10 @@ from fxcat.slicing import replace_data
 
 SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
+
+
+Values = Literal["sampled", "hard", "theta"]
+"""What gates are in training: samples of Bernoulli(θ), 1 where θ > ½, or θ itself (a mask that is soft)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +127,9 @@ class GateVector(nn.Module):
         self.register_buffer("numbers", torch.arange(units + sections), persistent=False)
         self.unit_count = units
         self.count_at_start = units + sections
-        self.sampling = True
+        self.values: Values = "sampled"
         self.sample: torch.Tensor | None = None
+        self._fixed: torch.Tensor | None = None
         self._generator = torch.Generator().manual_seed(0)
 
     @property
@@ -146,18 +152,31 @@ class GateVector(nn.Module):
         return torch.ones_like(self.theta.detach()).index_fill_(0, numbers, 0.0)
 
     def draw(self) -> torch.Tensor:
-        """Values of all gates for one forward pass, 0/1 of shape (U + S,): a sample in training."""
+        """Values of all gates for one forward pass, shape (U + S,): in training as `values` says, hard otherwise."""
+        if self._fixed is not None:
+            return self._fixed
         if not self.training:
             return self.hard()
         theta = self.theta
-        if self.sampling and theta.requires_grad:
+        if self.values == "sampled" and theta.requires_grad:
             # for the gates that have gone too, so that a shrink does not change the others' samples
             draw = torch.rand(self.count_at_start, generator=self._generator).to(theta.device)
             sample = (draw[self.numbers] < theta.detach()).to(theta.dtype)
+        elif self.values == "theta":
+            sample = theta.detach().clone()
         else:
             sample = self.hard()
         self.sample = sample
         return sample
+
+    @contextmanager
+    def fixed(self, sample: torch.Tensor) -> Generator[None, None, None]:
+        """These values of all gates, shape (U + S,), in every forward pass of a block."""
+        self._fixed = sample
+        try:
+            yield
+        finally:
+            self._fixed = None
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
         """The sample as a function of θ: the straight-through estimator (§5.3) in training."""

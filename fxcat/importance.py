@@ -41,14 +41,20 @@ def norm_scale(net: GatedModule) -> torch.Tensor:
     times twice its MACs, since the units count each of them twice: that which reads and that which writes. A section
     without weights scores ∞.
     """
-    theta = net.gate_vector.theta
-    tensors = {n: t.detach() for n, t in (*net.network.named_parameters(), *net.network.named_buffers())}
-    norms = {f"{path}.weight" for path, m in net.network.named_modules() if isinstance(m, _NORMS)}
-    count = net.gate_vector.unit_count
-    gamma, carriers, square = theta.new_zeros((3, count), dtype=torch.float64)
+    tensors, norms = _weights(net)
+    scales = torch.cat([unit_scales(net), 2 * _section_scales(net, tensors, norms)])
+    scores = scales * marginal_macs(net)
+    return scores.nan_to_num(nan=torch.inf, posinf=torch.inf)  # ∞ times no MACs: a section that only training needs
+
+
+def unit_scales(net: GatedModule) -> torch.Tensor:
+    """The units' scales as in `norm_scale`, relative to the mean of their group; double, shape (units,)."""
+    device, count = net.gate_vector.theta.device, net.gate_vector.unit_count
+    tensors, norms = _weights(net)
+    gamma, carriers, square = torch.zeros((3, count), dtype=torch.float64, device=device)
     for name, axes in net.program.unit_axes().items():
         for axis, numbers in axes.items():
-            numbers, tensor = numbers.to(theta.device), tensors[name]
+            numbers, tensor = numbers.to(device), tensors[name]
             inside, others = numbers >= 0, [a for a in range(tensor.dim()) if a != axis]
             if name in norms:
                 gamma.index_add_(0, numbers[inside], tensor[inside].abs().double())
@@ -59,9 +65,14 @@ def norm_scale(net: GatedModule) -> torch.Tensor:
     groups = group_ids(net)[:count]
     has_norm = _group_means((carriers > 0).double(), groups) == 1
     units = torch.where(has_norm, gamma / carriers.clamp(min=1), square.sqrt())
-    units /= _group_means(units, groups).clamp(min=LEAST_MEAN)
-    scores = torch.cat([units, 2 * _section_scales(net, tensors, norms)]) * marginal_macs(net)
-    return scores.nan_to_num(nan=torch.inf, posinf=torch.inf)  # ∞ times no MACs: a section that only training needs
+    return units / _group_means(units, groups).clamp(min=LEAST_MEAN)
+
+
+def _weights(net: GatedModule) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Parameters and buffers of the network by name, and the names of those that scale a normalisation."""
+    tensors = {n: t.detach() for n, t in (*net.network.named_parameters(), *net.network.named_buffers())}
+    norms = {f"{path}.weight" for path, m in net.network.named_modules() if isinstance(m, _NORMS)}
+    return tensors, norms
 
 
 def _group_means(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -125,16 +136,16 @@ def _open_gates(net: GatedModule) -> Generator[None, None, None]:
     vector = net.gate_vector
     theta = vector.theta
     modes = [(m, m.training) for m in net.modules()]
-    before, needed, sampling, sample = theta.detach().clone(), theta.requires_grad, vector.sampling, vector.sample
+    before, needed, values, sample = theta.detach().clone(), theta.requires_grad, vector.values, vector.sample
     try:
         net.eval()
         vector.train()  # the vector alone: it is differentiable in training only
-        vector.sampling = False
+        vector.values = "hard"
         theta.requires_grad_().data.fill_(1.0)
         with torch.enable_grad():
             yield
     finally:
         theta.requires_grad_(needed).data.copy_(before)
-        vector.sampling, vector.sample = sampling, sample
+        vector.values, vector.sample = values, sample
         for module, mode in modes:
             module.training = mode

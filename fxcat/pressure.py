@@ -37,6 +37,11 @@ class PricePolicy(Protocol):
         ...
 
 
+def target_fractions(target: Target) -> torch.Tensor:
+    """Cost fractions (MACs, parameters) to reach, 1 where none is asked for; double, shape (2,)."""
+    return torch.tensor([1.0 if w is None else w for w in (target.flops, target.params)], dtype=torch.float64)
+
+
 class FixedPressure:
     """ν, κ and ρ as given. Worths that noise makes negative count as nothing."""
 
@@ -74,8 +79,7 @@ class TargetPressure:
     """
 
     def __init__(self, target: Target, *, start: torch.Tensor | None = None, reach: float = 0.6) -> None:
-        wanted = [target.flops, target.params]
-        self._target = torch.tensor([1.0 if w is None else w for w in wanted], dtype=torch.float64)
+        self._target = target_fractions(target)
         self._start = torch.maximum(torch.ones_like(self._target) if start is None else start.cpu(), self._target)
         self._reach = reach
 

@@ -23,8 +23,8 @@ def recalibrate(net: GatedModule, batches: Iterable[torch.Tensor]) -> None:
     if not norms or not inputs:
         return
     momenta = [m.momentum for m in norms]
-    was_training, sampling = net.training, net.gate_vector.sampling
-    net.gate_vector.sampling = False
+    was_training, values = net.training, net.gate_vector.values
+    net.gate_vector.values = "hard"
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -36,7 +36,7 @@ def recalibrate(net: GatedModule, batches: Iterable[torch.Tensor]) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        net.gate_vector.sampling = sampling
+        net.gate_vector.values = values
         net.train(was_training)
 
 

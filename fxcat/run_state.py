@@ -1,4 +1,8 @@
-"""All that a run of `fit` goes on from, in one nested value, and back."""
+"""All that a run of `fit` goes on from, in one nested value, and back.
+
+Network, optimizer, gates and schedule are the same in all processes; random states, data order and recent inputs are
+each process's own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import torch
 
 from fxcat.contents import extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
 from fxcat.controller import GateController, check_settings
+from fxcat.distributed import from_everyone, rank
 from fxcat.errors import InputError
 from fxcat.history import EpochRecord, History
 from fxcat.optimizer_state import check_optimizer, optimizer_state, set_optimizer_state
@@ -32,6 +37,7 @@ class RunState:
     settings: Mapping[str, Any]
     controller: GateController
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    scaler: torch.amp.GradScaler
     loaders: Mapping[str, Any]
     history: History
 
@@ -44,6 +50,8 @@ class RunState:
     def collect(self, recent: list[Any]) -> dict[str, Any]:
         """The state between two epochs; `recent`: inputs that the next epoch still needs."""
         net = self.controller.net
+        loaders = {name: loader_state(loader) for name, loader in self.loaders.items()}
+        own = {"loaders": loaders, "random": random_states(), "recent": recent}
         return {
             "settings": dict(self.settings),
             "shapes": dict(net.recipe[-1].shapes),
@@ -52,10 +60,9 @@ class RunState:
             "controller": self.controller.state_dict(),
             "optimizer": optimizer_state(self.controller.optimizer, net.network),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "loaders": {name: loader_state(loader) for name, loader in self.loaders.items()},
-            "random": random_states(),
+            "scaler": self.scaler.state_dict(),
+            "processes": from_everyone(own),
             "history": {"epochs": [asdict(e) for e in self.history.epochs], "shrunk_at": self.history.shrunk_at},
-            "recent": recent,
         }
 
     def restore(self, state: Mapping[str, Any]) -> list[Any]:
@@ -63,12 +70,13 @@ class RunState:
 
         Raises `InputError` if it is that of another run; then nothing has changed.
         """
-        net, optimizer = self.controller.net, self.controller.optimizer
+        net, optimizer, processes = self.controller.net, self.controller.optimizer, state["processes"]
+        own = processes[rank() % len(processes)]
         check_settings(self.settings, state["settings"])
         check_shapes(net.recipe[-1].shapes, state["shapes"])
         check_optimizer(optimizer, net.network, state["optimizer"], state["network"])
         for name, loader in self.loaders.items():
-            check_loader(loader, state["loaders"][name], f"{name}=")
+            check_loader(loader, own["loaders"][name], f"{name}=")
         self.controller.load_state_dict(state["controller"])
         differs = first_difference(shapes_of(net.network), {n: tuple(t.shape) for n, t in state["network"].items()})
         if differs is not None:
@@ -78,9 +86,13 @@ class RunState:
         set_optimizer_state(optimizer, net.network, state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         for name, loader in self.loaders.items():
-            set_loader_state(loader, state["loaders"][name])
+            set_loader_state(loader, own["loaders"][name])
         self.history.epochs[:] = [EpochRecord(**e) for e in state["history"]["epochs"]]
         self.history.shrunk_at = state["history"]["shrunk_at"]
-        set_random_states(state["random"])
-        return state["recent"]
+        set_random_states(own["random"])
+        if rank() >= len(processes):
+            torch.manual_seed(int(torch.randint(2**31, ())) + rank())  # a stream of its own for a new process
+        return own["recent"]

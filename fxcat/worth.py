@@ -17,15 +17,12 @@ from fxcat.per_gate import PerGate
 class Worth(PerGate):
     """Exponential averages of the curvature and of the loss difference, one entry per gate, over `window` steps."""
 
-    tensors = ("curvature", "difference", "curvature_weight")
-    numbers = ("difference_weight",)
+    tensors = ("curvature", "curvature_weight", "difference", "weight", "is_measured")
 
     def __init__(self, gates: int, device: torch.device, *, window: int) -> None:
         self.decay = 1 - 1 / window
-        self.curvature = torch.zeros(gates, device=device)
-        self.difference = torch.zeros(gates, device=device)
-        self.curvature_weight = torch.zeros(gates, device=device)
-        self.difference_weight = 0.0
+        self.curvature, self.curvature_weight, self.difference, self.weight = torch.zeros((4, gates), device=device)
+        self.is_measured = torch.zeros(gates, dtype=torch.bool, device=device)
 
     def update(self, gradient: torch.Tensor, sample: torch.Tensor, batch: int) -> None:
         """Add one step: gradient and sample of shape (gates,), and the examples in the batch."""
@@ -36,13 +33,23 @@ class Worth(PerGate):
         self.curvature_weight.mul_(keep).add_(1 - keep)
         half = 0.5 * self.curvature / self.curvature_weight.clamp(min=1e-12)
         seen = torch.where(opened, half, -half) - gradient
-        self.difference.mul_(self.decay).add_(seen, alpha=1 - self.decay)
-        self.difference_weight = self.decay * self.difference_weight + 1 - self.decay
+        keep = torch.where(self.is_measured, 1.0, self.decay)
+        self.difference.mul_(keep).add_((1 - keep) * seen)
+        self.weight.mul_(keep).add_(1 - keep)
+
+    def measured(self, gate: int, difference: float, *, every: int) -> None:
+        """Add the loss difference of one gate, which is measured once in `every` steps, from now on only so."""
+        if not self.is_measured[gate]:
+            self.is_measured[gate] = True
+            self.difference[gate] = self.weight[gate] = 0.0
+        keep = self.decay**every
+        self.difference[gate] = keep * self.difference[gate] + (1 - keep) * difference
+        self.weight[gate] = keep * self.weight[gate] + 1 - keep
 
     @property
     def estimate(self) -> torch.Tensor:
         """The smoothed estimate in units of the loss; where a gate is worth little, noise can make it negative."""
-        return self.difference / max(self.difference_weight, 1e-12)
+        return self.difference / self.weight.clamp(min=1e-12)
 
     @property
     def value(self) -> torch.Tensor:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import fxcat
 
@@ -63,9 +66,53 @@ def own_loop(folder: Path, *, dies: bool) -> None:
     torch.save(state, folder / f"{processes}-{rank}.pt")
 
 
+class Ending(DataLoader[Any]):
+    """A loader that ends its process when epoch `ends` begins."""
+
+    ends: int | None = None
+    begun = 0
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.begun == self.ends:
+            sys.exit(0)
+        self.begun += 1
+        return super().__iter__()
+
+
+def provided_loop(folder: Path, what: str) -> None:
+    """Train through `fit`. `ends`: only three epochs; `resumes`: from where a run in the folder came to."""
+    processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    torch.manual_seed(rank)  # rank 0's weights are everybody's
+    parts = [batch(step) for step in range(10)]
+    data = TensorDataset(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    sampler: DistributedSampler[Any] = DistributedSampler(data, processes, rank)
+    loader = Ending(data, batch_size=BATCH // processes, sampler=None if what == "unsplit" else sampler)
+    loader.ends = 3 if what == "ends" else None
+    net = fxcat.prepare(Net().double(), torch.zeros(1, 3, 8, 8), verbose=False)
+    checkpoints = folder / "checkpoints" if what in ("ends", "resumes") else None
+    history = fxcat.fit(
+        net,
+        loader,
+        DataLoader(data, batch_size=BATCH),
+        epochs=8,
+        target=fxcat.Target(flops=0.4),
+        lr=0.05,
+        checkpoint_dir=checkpoints,
+        resume=what == "resumes",
+        progress=False,
+    )
+    last = history.epochs[-1]
+    figures = torch.tensor([last.train_loss, last.val_loss or 0.0, last.train_accuracy or 0.0])
+    state = {"weights": dict(net.network.named_parameters()), "numbers": net.gate_vector.numbers, "figures": figures}
+    torch.save(state, folder / f"{what}-{processes}-{rank}.pt")
+
+
 def main() -> None:
     folder, what = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
+    if what not in ("trains", "dies"):
+        provided_loop(folder, what)
+        return
     distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     own_loop(folder, dies=what == "dies")
     distributed.destroy_process_group()

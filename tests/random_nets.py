@@ -14,7 +14,7 @@ KINDS = (
     *("conv", "grouped", "depthwise", "norm", "activation", "add", "residual", "cat", "excite", "shuffle", "split"),
     *("slice", "pool", "pad", "product", "shift", "pre_activation"),
     *("group_norm", "instance_norm", "attention", "transformer", "channels_last", "twice", "transposed_mean"),
-    *("transposed", "frozen_norm"),
+    *("transposed", "frozen_norm", "scales"),
 )
 
 
@@ -142,7 +142,7 @@ class RandomNet(nn.Module):
             built = nn.Sequential(nn.GroupNorm(1, width), Attention(width, number))
         elif step.kind == "channels_last":
             built = ChannelsLast(width, number)
-        elif step.kind in ("residual", "twice"):
+        elif step.kind in ("residual", "twice", "scales"):
             built = nn.Sequential(
                 self._conv(width, 5, number), nn.BatchNorm2d(5), nn.ReLU(), self._conv(5, width, number // 2)
             )
@@ -174,6 +174,9 @@ class RandomNet(nn.Module):
         if step.kind == "twice":
             value = value + layer(value)
             return value + layer(value)
+        if step.kind == "scales":
+            small = layer(F.avg_pool2d(value, max(1, value.shape[2] // 2)))
+            return layer(value) + F.interpolate(small, value.shape[2:])
         if step.kind == "transposed_mean":
             return value - value.transpose(2, 3).mean((2, 3), keepdim=True)
         if step.kind == "add":

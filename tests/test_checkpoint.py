@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fxcat
-from fxcat.fit import needs_recent
+from fxcat.training_run import needs_recent
 
 SHORT = Setup(epochs=3)
 """Ends soon after it has shrunk."""

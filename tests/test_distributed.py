@@ -45,3 +45,33 @@ def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     assert time.monotonic() - start < 60 + 60  # a minute after it died; starting takes its time too
     assert "exitcode" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert torch.equal(other["numbers"], one["numbers"])
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(other["weights"][name], weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(other["figures"], one["figures"], rtol=1e-5, atol=1e-6)
+
+
+def test_fit_does_in_two_processes_what_it_does_in_one_and_goes_on_in_another_number(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        done = torchrun(tmp_path, processes, "fits")
+        assert done.returncode == 0, done.stderr
+    one, first, second = (load(tmp_path / f"fits-{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    same(one, first)
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+    for before, after in ((2, 1), (1, 2)):
+        folder = tmp_path / f"{before}-{after}"
+        folder.mkdir()
+        for processes, what in ((before, "ends"), (after, "resumes")):
+            done = torchrun(folder, processes, what)
+            assert done.returncode == 0, done.stderr
+        same(one, load(folder / f"resumes-{after}-0.pt"))
+
+
+def test_data_that_is_not_split_is_refused(tmp_path: Path) -> None:
+    done = torchrun(tmp_path, 2, "unsplit")
+    assert done.returncode != 0
+    assert "DistributedSampler" in done.stderr

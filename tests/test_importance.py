@@ -291,7 +291,7 @@ def test_training_goes_on_from_a_warm_start(trained: nn.Module) -> None:
     net.train()
     optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.01)
     controller = fxcat.GateController(net, optimizer, target=HALF, total_steps=40, warmup=0.2)
-    assert float(controller.prices.schedule(0.0)[0]) == pytest.approx(share)  # pyright: ignore[reportAttributeAccessIssue]
+    assert float(controller.policy.prices.schedule(0.0)[0]) == pytest.approx(share)  # pyright: ignore[reportAttributeAccessIssue]
     for x, y in loader():
         F.cross_entropy(net(x), y).backward()
         controller.step()

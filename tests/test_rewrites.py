@@ -218,3 +218,25 @@ def test_a_shrink_makes_no_new_sections(seed: int) -> None:
         expected = net(x)
         net.shrink()
         assert difference(net(x), expected) < 1e-12
+
+
+class Pyramid(nn.Module):
+    """One head on a large and on a small value: gating its filters is cheaper than gating the large one only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu(self.stem(x))
+        small = F.max_pool2d(x, 4)
+        return self.head(self.shared(x)), self.head(self.shared(small))
+
+
+def test_a_module_may_be_gated_differently_in_every_call() -> None:
+    model = Pyramid().double()
+    randomise(model, 0)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 16, 16), verbose=False).eval()
+    random_gates(net, 0)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert difference(fxcat.finalize(net)(x), net(x)) <= 1e-10

@@ -54,7 +54,7 @@ def two_nets(*, sampled: bool) -> tuple[list[fxcat.GatedModule], torch.Tensor]:
     theta = alive * (0.8 if sampled else 1.0)
     for net in nets:
         net.gate_vector.theta.data.copy_(theta)
-        net.gate_vector.sampling = sampled
+        net.gate_vector.values = "sampled" if sampled else "hard"
     return nets, alive
 
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_task import Net, loader
+from small_task import Net, batches, loader
 
 import fxcat
 from fxcat.selection import smallest_cost
@@ -117,3 +117,43 @@ def test_checkpoints_and_nan_loss(tmp_path: object) -> None:
     with pytest.raises(fxcat.TrainingError, match="epoch 0, step 2"):
         fxcat.fit(again, loader(), epochs=1, target=target, loss=broken, checkpoint_dir=folder, progress=False)
     assert (folder / "last.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_fit_trains_in_mixed_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    target = fxcat.Target(flops=0.5)
+    history = fxcat.fit(net, loader(), loader(), epochs=6, target=target, autocast=dtype, progress=False)
+    assert history.epochs[-1].val_accuracy is not None
+    assert history.epochs[-1].val_accuracy > 0.9
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+    assert all(p.dtype is torch.float32 for p in net.weight_parameters())
+
+
+def test_scaling_the_loss_changes_nothing() -> None:
+    """The scaler's scale grows every few steps; what gates are worth is measured in units of the loss itself."""
+    nets: list[fxcat.GatedModule] = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        net = fxcat.prepare(Net().double(), torch.zeros(1, 3, 8, 8), verbose=False).train()
+        optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05, momentum=0.9)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=7, enabled=enabled)
+        controller = fxcat.GateController(
+            net,
+            optimizer,
+            target=fxcat.Target(flops=0.5),
+            total_steps=80,
+            scaler=scaler if enabled else None,
+        )
+        images, labels = batches(640).tensors
+        for x, y in zip(images.double().split(8), labels.split(8), strict=True):
+            optimizer.zero_grad()
+            scaler.scale(F.cross_entropy(net(x), y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            controller.step()
+        nets.append(net)
+    assert nets[0].live_units() == nets[1].live_units()
+    for a, b in zip(nets[0].weight_parameters(), nets[1].weight_parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,113 @@
+"""`policy="bernoulli"`: gates are sampled, and θ descends J(W, Θ) = E[loss] + complexity to a vertex.
+
+arXiv 2411.09127 (units and layers), 2205.04650 (units), 2406.04549 (layers); DESIGN §5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from fxcat.decisions import Decisions, ProjectedDescent
+from fxcat.difference import loss_difference
+from fxcat.distributed import world_size
+from fxcat.fractions import cost_fractions
+from fxcat.gated import GatedModule
+from fxcat.gates import Values
+from fxcat.per_gate import PerGate
+from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure
+from fxcat.records import Pressure, Target
+from fxcat.selection import best_of_groups, is_section
+from fxcat.worth import Worth
+
+PRICES_EVERY = 8
+"""Steps between two evaluations of the prices, which change slowly."""
+
+
+class BernoulliPolicy:
+    """θ follows projected steps; structures at zero with drift to zero are dead.
+
+    `gated`: steps of the gated phase. `gate_lr`: step of θ; by default θ can cross [0, 1] in a fortieth of it.
+    """
+
+    values: ClassVar[Values] = "sampled"
+    held_out_every: ClassVar[int] = 0
+
+    def __init__(
+        self, net: GatedModule, objective: Target | Pressure, *, gated: int, gate_lr: float | None = None
+    ) -> None:
+        self.net = net
+        self.prices: PricePolicy
+        if isinstance(objective, Target):
+            self.prices = TargetPressure(objective, start=cost_fractions(net, net.gate_vector.theta.detach()))
+        else:
+            self.prices = FixedPressure(objective)
+        theta = net.gate_vector.theta
+        gates, device = theta.numel(), theta.device
+        self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)))
+        self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 40.0 / gated)))
+        self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
+        self._slopes: torch.Tensor | None = None
+
+    @property
+    def dead(self) -> torch.Tensor:
+        """Gates in the domain of attraction of zero."""
+        return self.decisions.dead
+
+    def observe(self, gradient: torch.Tensor) -> None:
+        """Measure what gates are worth."""
+        sample = self.net.gate_vector.sample
+        if sample is not None:
+            self.worth.update(gradient, sample, self.net.last_batch * world_size())
+
+    def observe_held_out(self, gradient: torch.Tensor) -> None:
+        """Nothing: the training batches say it all."""
+
+    def measure(self, step: int, loss: Callable[[], torch.Tensor]) -> None:
+        """The difference that one section makes, those that may stay in turn."""
+        sections = (is_section(self.net) & ~self.dead).nonzero().reshape(-1).tolist()
+        if sections:
+            gate = sections[step % len(sections)]
+            self.worth.measured(gate, loss_difference(self.net, gate, loss), every=len(sections))
+
+    def update(self, step: int, progress: float) -> None:
+        """One projected step."""
+        theta, dead = self.net.gate_vector.theta.detach(), self.dead
+        worth = self.prices.worth(self.worth)
+        if self._slopes is None or step % PRICES_EVERY == 0:
+            self._slopes = self.prices.slopes(self.net, worth, dead, progress).float()
+        drift = self.descent.step(theta, self._slopes, worth)
+        best = best_of_groups(self.net, worth.masked_fill(dead, -torch.inf))
+        theta[best] = 1.0  # the best unit of a group never dies
+        self.decisions.update(theta, drift)
+        theta.masked_fill_(self.dead, 0.0)
+
+    def score(self) -> torch.Tensor:
+        """Worth, for those in play less of it."""
+        return self.worth.value * (self.net.gate_vector.theta.detach().float() + 1e-3)
+
+    def restrict(self, origin: torch.Tensor) -> None:
+        """Keep the entries `origin` only."""
+        for values in self._per_gate.values():
+            values.restrict(origin)
+        self._slopes = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Worths, momentum, decisions and prices."""
+        state: dict[str, Any] = {"slopes": None if self._slopes is None else self._slopes.clone()}
+        for part, values in self._per_gate.items():
+            state |= {f"{part}.{name}": value for name, value in values.state_dict().items()}
+        return state | {f"prices.{name}": value for name, value in self.prices.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        device = self.net.gate_vector.theta.device
+        self._slopes = None if state["slopes"] is None else state["slopes"].to(device, copy=True)
+        for part, values in (*self._per_gate.items(), ("prices", self.prices)):
+            values.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})
+
+    @property
+    def _per_gate(self) -> Mapping[str, PerGate]:
+        return {"worth": self.worth, "descent": self.descent, "decisions": self.decisions}

@@ -1,0 +1,216 @@
+"""One run of `fit`: its epochs, steps and validation."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxcat.controller import GateController, HeldOut
+from fxcat.distributed import from_main, parallel, set_epoch, sum_over_processes
+from fxcat.errors import TrainingError
+from fxcat.history import EpochRecord, History
+from fxcat.losses import count_correct
+from fxcat.progress import Progress
+from fxcat.recalibrate import recalibrate, recalibrated
+
+Loss = Callable[[Any, Any], torch.Tensor]
+CALIBRATION_BATCHES = 16
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over the batches of one pass."""
+
+    loss: float = 0.0
+    correct: int = 0
+    examples: int = 0
+    classified: bool = True
+
+    def add(self, loss: float, correct: int | None, examples: int) -> None:
+        """Add a batch: the mean of its loss, how many are right (None if it is no classifier), its size."""
+        self.loss += loss * examples
+        self.correct += correct or 0
+        self.examples += examples
+        self.classified &= correct is not None
+
+    def joined(self, device: torch.device) -> Totals:
+        """Sums over all processes too."""
+        own = [self.loss, self.correct, self.examples, not self.classified]
+        loss, correct, examples, others = sum_over_processes(torch.tensor(own, dtype=torch.float64, device=device))
+        return Totals(float(loss), int(correct), int(examples), not bool(others))
+
+    @property
+    def mean_loss(self) -> float:
+        """Per example."""
+        return self.loss / max(1, self.examples)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share that is right; None if it is no classifier."""
+        return self.correct / max(1, self.examples) if self.classified else None
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Data loaders; `held_out`: for `policy="ratio"`, without it some of the training batches serve."""
+
+    train: Iterable[Any]
+    validation: Iterable[Any] | None = None
+    held_out: Iterable[Any] | None = None
+
+    def named(self) -> dict[str, Any]:
+        """Those that there are, by the names of `fit`'s arguments."""
+        loaders = {"train_loader": self.train, "val_loader": self.validation, "held_out": self.held_out}
+        return {name: loader for name, loader in loaders.items() if loader is not None}
+
+
+class TrainingRun:
+    """State of one call of `fit`. `per_step`: a scheduler that is stepped after every training step.
+
+    `autocast`: the type that ops are cast to where they can be; `scaler`: of the loss, for float16.
+    """
+
+    def __init__(
+        self,
+        controller: GateController,
+        loss: Loss,
+        device: torch.device,
+        per_step: torch.optim.lr_scheduler.LRScheduler | None,
+        *,
+        section_differences: bool,
+        autocast: torch.dtype | None,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self.net, self.controller, self.loss = controller.net, controller, loss
+        self.device, self.per_step, self.section_differences = device, per_step, section_differences
+        self.autocast, self.scaler = autocast, scaler
+        self.history = History()
+        self.recent: deque[torch.Tensor] = deque(maxlen=CALIBRATION_BATCHES)
+        self._model = parallel(self.net)
+
+    def restored(self, recent: Iterable[Any]) -> None:
+        """Go on after network and controller have taken over a stored state; `recent`: inputs seen before."""
+        self.recent.extend(move(inputs, self.device) for inputs in recent)
+        self._model = parallel(self.net)
+
+    def epoch(self, epoch: int, batches: Batches, bar: Progress) -> EpochRecord:
+        """Train for one epoch, and validate."""
+        self.net.train()
+        set_epoch(batches.train, epoch)
+        held_out = None if batches.held_out is None else HeldOut(batches.held_out)
+        totals = Totals()
+        for step, (inputs, targets) in enumerate(batches.train):
+            inputs, targets = move(inputs, self.device), move(targets, self.device)
+            if self.controller.wants_held_out and held_out is None:
+                self._follow(self.controller.step(held_out=(inputs, targets)), epoch)
+            else:
+                value, correct = self._train(inputs, targets, epoch, step)
+                totals.add(value, correct, len(inputs))
+                closure = self._closure(inputs, targets) if self.section_differences else None
+                extra = held_out.next() if held_out is not None and self.controller.wants_held_out else None
+                self._follow(self.controller.step(closure=closure, held_out=extra), epoch)
+            if self.per_step is not None:
+                self.per_step.step()
+            bar.update(epoch, totals.mean_loss, totals.accuracy, self._expected(), self.controller.undecided)
+        return self._recorded(epoch, totals.joined(self.device), self._validate(batches.validation), bar)
+
+    def needs_recent(self, steps: int) -> bool:
+        """Whether an epoch of so many steps may recalibrate before it has enough inputs of its own."""
+        return needs_recent(self.controller, steps)
+
+    def _train(self, inputs: Any, targets: Any, epoch: int, step: int) -> tuple[float, int | None]:
+        """One step of the weights: the loss before it, and how many are right."""
+        with self._cast():
+            output = self._model(inputs)
+            loss = self.loss(output, targets)
+        value = loss.item()
+        if value != value or value in (float("inf"), float("-inf")):
+            raise TrainingError(
+                f"the loss is {value}",
+                where=f"epoch {epoch}, step {step}; the weights are those before this step",
+                remedy="lower the learning rate or check the data; the last checkpoint, if any, is intact",
+            )
+        optimizer = self.controller.optimizer
+        optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.recent.append(inputs)
+        return value, count_correct(output, targets)
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def _closure(self, inputs: Any, targets: Any) -> Callable[[], torch.Tensor]:
+        def loss() -> torch.Tensor:
+            with self._cast():
+                return self.loss(self.net(inputs), targets)
+
+        return loss
+
+    def _follow(self, shrunk: bool, epoch: int) -> None:
+        """What a smaller network needs."""
+        if not shrunk:
+            return
+        # a removal before the gated phase ends leaves what is computed as it was, statistics too
+        if self.controller.phase == "plain":
+            recalibrate(self.net, self.recent)
+            self.history.shrunk_at = epoch
+        self._model = parallel(self.net)
+
+    def _validate(self, loader: Iterable[Any] | None) -> Totals | None:
+        from_main(*self.net.buffers())  # statistics of normalisations are each process's own
+        if loader is None:
+            return None
+        gated = self.controller.phase == "gated"
+        with recalibrated(self.net, self.recent) if gated else nullcontext():
+            self.net.eval()
+            totals = Totals()
+            with torch.no_grad(), self._cast():
+                for inputs, targets in loader:
+                    output, targets = self.net(move(inputs, self.device)), move(targets, self.device)
+                    totals.add(self.loss(output, targets).item(), count_correct(output, targets), len(inputs))
+            self.net.train()
+        return totals.joined(self.device)
+
+    def _recorded(self, epoch: int, training: Totals, validation: Totals | None, bar: Progress) -> EpochRecord:
+        macs, params = self._expected()
+        record = EpochRecord(
+            epoch,
+            self.controller.phase,
+            self.controller.optimizer.param_groups[0]["lr"],
+            training.mean_loss,
+            training.accuracy,
+            None if validation is None else validation.mean_loss,
+            None if validation is None else validation.accuracy,
+            macs,
+            params,
+            self.controller.undecided,
+            self.net.live_units(),
+        )
+        self.history.epochs.append(record)
+        bar.finished(record)
+        return record
+
+    def _expected(self) -> tuple[float, float]:
+        with torch.no_grad():
+            cost = self.net.expected_cost()
+        start = self.net.start_cost
+        return cost.macs.item() / max(1, start.macs), cost.params.item() / max(1, start.params)
+
+
+def needs_recent(controller: GateController, steps: int) -> bool:
+    """Whether an epoch of so many steps may recalibrate before it has enough inputs of its own."""
+    if controller.phase == "plain":
+        return False
+    return steps < CALIBRATION_BATCHES or controller.ends_within(CALIBRATION_BATCHES - 1)
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """A tensor on the device; anything else as it is."""
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
