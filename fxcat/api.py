@@ -80,7 +80,7 @@ def _build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModu
 def _check_ignored(model: nn.Module, ignore: Sequence[str]) -> None:
     if isinstance(ignore, str):
         raise InputError(f"ignore={ignore!r} is one string", remedy=f"write ignore=[{ignore!r}]")
-    known = dict(model.named_modules(remove_duplicate=False))
+    known = dict(model.named_modules(remove_duplicate=False)) if ignore else {}
     unknown = [path for path in ignore if path not in known]
     if unknown:
         raise InputError(

@@ -35,8 +35,13 @@ class Axis:
     @classmethod
     def counting(cls, units: npt.NDArray[np.integer[Any]], constant: int = 0) -> Axis:
         """The axis with an entry for every number in `units` (in any order), and `constant` more."""
-        numbers, weights = np.unique(units, return_counts=True)
-        first = np.flatnonzero((np.diff(numbers, prepend=-2) != 1) | (np.diff(weights, prepend=0) != 0))
+        if bool((units[1:] > units[:-1]).all()):  # mostly they are, and sorting takes long
+            numbers, weights = units, np.ones(len(units), dtype=np.int64)
+        else:
+            numbers, weights = np.unique(units, return_counts=True)
+        begins = np.ones(len(numbers), dtype=bool)
+        begins[1:] = (numbers[1:] != numbers[:-1] + 1) | (weights[1:] != weights[:-1])
+        first = np.flatnonzero(begins)
         last = np.append(first, len(numbers))[1:] - 1
         return cls(constant, np.stack([numbers[first], numbers[last] + 1, weights[first]]).astype(np.int32))
 
@@ -86,8 +91,8 @@ class CostModel(nn.Module):
             index[i] = (*pair, pairs[pair], contexts.setdefault(term.sections, len(contexts)))
         depth = max(len(c) for c in contexts)
         padded = [[*(s + 1 for s in c), *[0] * (depth - len(c))] for c in contexts]
-        numbered = [np.insert(axis.runs, 0, i, axis=0) for i, axis in enumerate(rows)]
-        self._store("runs", np.concatenate(numbered, axis=1))
+        numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [axis.runs.shape[1] for axis in rows])
+        self._store("runs", np.vstack([numbers, np.concatenate([axis.runs for axis in rows], axis=1)]))
         self._store("shared", np.concatenate(shared, axis=1))
         self._store("index", index)
         self._store("contexts", np.asarray(padded, dtype=np.int64))

@@ -60,6 +60,7 @@ class _Demand:
         self.flow = flow
         self.units = units
         self.sites: dict[fx.Node, Site] = {}
+        self._of_label = units.of_label.numpy()
         self._expenses: dict[fx.Node, int] = {}
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
@@ -183,7 +184,7 @@ class _Demand:
     def _holds_units(self, labels: torch.Tensor) -> bool:
         # most values share their label array with others; the flow keeps all arrays, so that ids stay theirs
         if id(labels) not in self._holding:
-            self._holding[id(labels)] = bool((self.units.of_label[labels] != NO_UNIT).any())
+            self._holding[id(labels)] = bool((self._of_label[labels.numpy()] != NO_UNIT).any())
         return self._holding[id(labels)]
 
     def _covers(self, source: fx.Node, node: fx.Node) -> bool:

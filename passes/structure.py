@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fxcat.costs import Axis, CostTerm
+from fxcat.costs import Axis
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.units import required_sets
@@ -22,14 +22,18 @@ def describe(analysis: Analysis) -> Structure:
     in_section = [_Tally() for _ in analysis.sections]
     owner = np.repeat(np.arange(len(units.groups)), [g.count for g in units.groups])
     groups_of: dict[Axis, list[int]] = {}
+    widths: dict[Axis, int] = {}
     total, covered = _Tally(), 0
     for term in terms:
-        macs, params = _full(term)
-        total.add(macs, params)
+        width = 1
         for axis in term.axes:
             if axis not in groups_of:
+                widths[axis] = axis.width
                 owners = owner[axis.units[0]]  # ascending, as units are
-                groups_of[axis] = owners[np.flatnonzero(np.diff(owners, prepend=-1))].tolist()
+                groups_of[axis] = [*owners[:1].tolist(), *owners[1:][owners[1:] != owners[:-1]].tolist()]
+            width *= widths[axis]
+        macs, params = term.macs * width, term.params * width
+        total.add(macs, params)
         groups = {g for axis in term.axes for g in groups_of[axis]}
         for i in groups:
             in_group[i].add(macs, params)
@@ -80,10 +84,3 @@ class _Tally:
     def add(self, macs: int, params: int) -> None:
         self.macs += macs
         self.params += params
-
-
-def _full(term: CostTerm) -> tuple[int, int]:
-    width = 1
-    for axis in term.axes:
-        width *= axis.width
-    return term.macs * width, term.params * width

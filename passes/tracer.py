@@ -247,6 +247,14 @@ class ExampleTracer(fx.Tracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def create_arg(self, a: Any) -> Any:
+        kind = type(a)
+        if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
+            return a
+        if kind in (list, tuple):
+            return kind(self.create_arg(x) for x in a)
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
@@ -257,6 +265,9 @@ class ExampleTracer(fx.Tracer):
         if kind not in ("placeholder", "output"):
             node.meta["path"] = self._path
         return proxy
+
+
+_PLAIN = (int, float, bool, str, type(None))
 
 
 def _length(value: Any) -> Any:

@@ -126,14 +126,16 @@ def required_sets(flow: Flow, units: Units) -> tuple[torch.Tensor, ...]:
     arrays = {id(x): x for node in moved for x in leaves(flow.values[node])}
     arrays |= {id(x): x for axes in units.parameters.values() for axis, x in axes.items() if axis >= 0}
     whole = tuple(torch.arange(g.start, g.start + g.count) for g in units.groups)
-    group_of = torch.repeat_interleave(torch.arange(len(units.groups)), starts.diff()).tolist()
+    ends = {g.start: g.start + g.count for g in units.groups}
+    of_label = units.of_label.numpy()
     sets: dict[bytes, torch.Tensor] = {}
     for labels in arrays.values():
-        numbers = units.of_label[labels].reshape(-1)
-        first = int(numbers[0]) if len(numbers) else NO_UNIT
-        if first == NO_UNIT or torch.equal(numbers[: len(whole[group_of[first]])], whole[group_of[first]]):
+        found = of_label[labels.numpy()].reshape(-1)
+        first = int(found[0]) if len(found) else NO_UNIT
+        count = ends.get(first, first) - first
+        if first == NO_UNIT or (count and np.array_equal(found[:count], np.arange(first, first + count))):
             continue  # the usual case, and a quick test: a whole group comes first
-        numbers = numbers.unique()
+        numbers = torch.from_numpy(found).unique()
         if numbers[0] == NO_UNIT:
             continue
         group = torch.bucketize(numbers, starts, right=True) - 1
