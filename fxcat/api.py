@@ -26,6 +26,7 @@ def prepare(
     gates: Literal["units+layers", "units", "layers"] = "units+layers",
     policy: Policy = "bernoulli",
     ignore: Sequence[str] = (),
+    round_to: int = 1,
     gate_inputs: bool = False,
     verbose: bool = True,
 ) -> GatedModule:
@@ -36,6 +37,7 @@ def prepare(
     if not given. `gates`: what may be removed. `policy`: how it is decided: `"bernoulli"` samples gates (arXiv
     2411.09127), `"ratio"` learns how much of every group remains (2010.12021), and has no gates for layers. `ignore`:
     paths of modules that stay as they are, with all they hold.
+    `round_to`: training and `one_shot` leave multiples of so many channels in every group that has enough of them.
     `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
     those that are left. `verbose`: print what was found and what is left alone, and why.
 
@@ -52,9 +54,11 @@ def prepare(
         if not units:
             raise InputError(f'policy="ratio" cannot prune gates={gates!r}', remedy="choose gates='units'")
         sections = False
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError(f"round_to={round_to!r} is no width", remedy="give a whole number of channels, for example 8")
     _check_ignored(model, ignore)
     net = _build(model, example_inputs, Options(units, sections, tuple(ignore), gate_inputs))
-    net.policy = policy
+    net.policy, net.round_to = policy, round_to
     if verbose:
         sys.stdout.write(prepared(net) + "\n")
     return net

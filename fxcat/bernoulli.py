@@ -16,10 +16,10 @@ from fxcat.distributed import world_size
 from fxcat.fractions import cost_fractions
 from fxcat.gated import GatedModule
 from fxcat.gates import Values
+from fxcat.groups import best_of_groups, is_section
 from fxcat.per_gate import PerGate
 from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure
 from fxcat.records import Pressure, Target
-from fxcat.selection import best_of_groups, is_section
 from fxcat.worth import Worth
 
 PRICES_EVERY = 8

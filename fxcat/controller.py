@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fxcat.alignment import nearest_aligned
 from fxcat.bernoulli import BernoulliPolicy
 from fxcat.carry import average_net, shrink_all
 from fxcat.decisions import DEAD
@@ -90,6 +91,7 @@ class GateController:
         self.net, self.optimizer, self.target, self.averages = net, optimizer, target, tuple(averages)
         self._settings: dict[str, Any] = {
             "policy": net.policy,
+            "round_to": net.round_to,
             "target": None if target is None else asdict(target),
             "pressure": None if pressure is None else asdict(pressure),
             "total_steps": total_steps,
@@ -209,6 +211,8 @@ class GateController:
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
         alive = (~self.policy.dead).to(self.net.gate_vector.theta.dtype)
+        if self.net.round_to > 1:
+            alive = nearest_aligned(self.net, alive, self.policy.score(), up=True)
         from_main(alive)
         everything = cost_fractions(self.net, torch.ones_like(alive))
         if float(cost_fractions(self.net, alive)[0]) > (1 - WORTH_SHRINKING) * float(everything[0]):
@@ -222,6 +226,8 @@ class GateController:
         setting = vector.hard()
         if self.target is not None:
             setting = select_structure(self.net, self.target, self.policy.score(), setting)
+        elif self.net.round_to > 1:
+            setting = nearest_aligned(self.net, setting, self.policy.score())
         from_main(setting)
         with torch.no_grad():
             vector.theta.copy_(setting)

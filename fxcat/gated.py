@@ -104,6 +104,8 @@ class GatedModule(nn.Module):
     required: torch.Tensor
     policy: Policy = "bernoulli"
     """How its gates are trained."""
+    round_to: int = 1
+    """Of how many channels the widths that training chooses are multiples."""
 
     def __init__(
         self,

@@ -19,8 +19,8 @@ from fxcat.errors import InputError, TrainingError
 from fxcat.estimators import from_torch_pruning
 from fxcat.fractions import marginal_macs
 from fxcat.gated import GatedModule
+from fxcat.groups import group_ids
 from fxcat.losses import cross_entropy
-from fxcat.selection import group_ids
 
 __all__ = ["from_torch_pruning", "norm_scale", "taylor"]
 

@@ -7,8 +7,9 @@ import torch
 from fxcat.errors import InputError
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
+from fxcat.groups import best_of_groups
 from fxcat.records import Target
-from fxcat.selection import SLACK, best_of_groups, check_reachable, select_structure
+from fxcat.selection import SLACK, check_reachable, select_structure
 
 LEAST = 0.55
 """Initial θ of the least important gate. Above ½: `eval()` is still the whole network, and so is the warm-up."""

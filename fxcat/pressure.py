@@ -12,8 +12,9 @@ import torch
 
 from fxcat.fractions import cost_gradients
 from fxcat.gated import GatedModule
+from fxcat.groups import best_of_groups, is_section
 from fxcat.records import Pressure, Target
-from fxcat.selection import best_of_groups, close_until, is_section
+from fxcat.selection import close_until
 from fxcat.worth import Worth
 
 

@@ -19,11 +19,11 @@ from fxcat.distributed import sum_over_processes, world_size
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
 from fxcat.gates import Values
+from fxcat.groups import best_of_groups, group_ids
 from fxcat.importance import unit_scales
 from fxcat.per_gate import PerGate
 from fxcat.pressure import target_fractions
 from fxcat.records import Pressure, Target
-from fxcat.selection import best_of_groups, group_ids
 from fxcat.worth import Worth
 
 DECADES = 8

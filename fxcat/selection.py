@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import torch
 
+from fxcat.alignment import aligned, least_aligned
 from fxcat.errors import TargetError
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
+from fxcat.groups import best_of_groups
 from fxcat.records import Cost, Target
 
 SLACK = 0.01
 """The result lies within this share below the target, and never above it."""
 
 
-def group_ids(net: GatedModule) -> torch.Tensor:
-    """For every gate the number of its group; every section is a group of its own."""
-    counts = torch.tensor([p.count for p in net.parts])
-    return torch.repeat_interleave(torch.arange(len(counts)), counts).to(net.gate_vector.theta.device)
-
-
-def is_section(net: GatedModule) -> torch.Tensor:
-    """Which gates are sections."""
-    theta = net.gate_vector.theta
-    return torch.arange(theta.numel(), device=theta.device) >= net.gate_vector.unit_count
-
-
-def smallest_setting(net: GatedModule, score: torch.Tensor | None = None) -> torch.Tensor:
-    """One unit per group (the one with the highest score), every section closed."""
-    score = torch.zeros_like(net.gate_vector.theta) if score is None else score
-    smallest = torch.zeros_like(net.gate_vector.theta)
-    smallest[best_of_groups(net, score)] = 1.0
-    return smallest
+def smallest_setting(net: GatedModule) -> torch.Tensor:
+    """As few units per group as can be, every section closed."""
+    theta = torch.zeros_like(net.gate_vector.theta.detach())
+    smallest = theta.index_fill(0, best_of_groups(net, theta), 1.0)
+    return smallest if net.round_to == 1 else least_aligned(net, smallest, theta)
 
 
 def smallest_cost(net: GatedModule) -> Cost[int]:
@@ -38,16 +27,6 @@ def smallest_cost(net: GatedModule) -> Cost[int]:
     count, smallest = net.gate_vector.unit_count, smallest_setting(net)
     cost = net.cost_model.cost(smallest[:count], smallest[count:])
     return Cost(round(cost.macs.item()), round(cost.params.item()))
-
-
-def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
-    """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
-    row, member = net.required.long()
-    scores = score[member]
-    highest = scores.new_empty(len(net.structure.required)).scatter_reduce(0, row, scores, "amax", include_self=False)
-    tops = (scores == highest[row]).nonzero().reshape(-1)
-    # of equals the first: `tops` ascends, and so do the rows
-    return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]
 
 
 def check_reachable(net: GatedModule, target: Target) -> None:
@@ -65,15 +44,18 @@ def check_reachable(net: GatedModule, target: Target) -> None:
 def select_structure(net: GatedModule, target: Target, score: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
     """A 0/1 setting of shape (gates,) within `SLACK` below the target, from the preferred one.
 
-    Closes what has the least score per cost while the target is missed, then opens again what fits, best first.
+    Closes what has the least score per cost while the target is missed, then opens again what fits, best first. Widths
+    that are aligned (`round_to`) may leave more room.
     """
     setting = preferred.clone()
     setting[best_of_groups(net, score)] = 1.0
     protected = torch.zeros_like(setting, dtype=torch.bool)
     protected[best_of_groups(net, score)] = True
     wanted = torch.tensor([1.0 if t is None else t for t in (target.flops, target.params)], dtype=torch.float64)
-    setting, _ = close_until(net, setting, score, wanted.to(setting.device), protected)
-    return _open_while_fitting(net, setting, score, wanted.to(setting.device))
+    wanted = wanted.to(setting.device)
+    setting, _ = close_until(net, setting, score, wanted, protected)
+    setting = _open_while_fitting(net, setting, score, wanted)
+    return setting if net.round_to == 1 else aligned(net, setting, score, wanted)
 
 
 def close_until(

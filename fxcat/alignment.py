@@ -1,0 +1,139 @@
+"""Widths that hardware likes: groups keep a multiple of `round_to` channels (`prepare(round_to=8)`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fxcat.fractions import cost_fractions, cost_gradients
+from fxcat.gated import GatedModule
+from fxcat.groups import best_of_groups
+
+
+def aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (2,).
+
+    After `nearest_aligned`, whole blocks of units, and sections, close while the cost is too high, those with the least
+    score per cost first, and then some open while the cost stays below.
+    """
+    blocks = _Blocks(net, setting, score)
+    blocks.round()
+    while bool((cost_fractions(net, blocks.setting) > wanted).any()) and blocks.close_worst():
+        pass
+    while blocks.open_best(wanted):
+        pass
+    return blocks.setting
+
+
+def nearest_aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor, *, up: bool = False) -> torch.Tensor:
+    """The 0/1 setting with every group at the nearest multiple (`up`: at the next one), its best units open.
+
+    Groups that have not enough units for one multiple, those without an open unit, and sections stay as they are.
+    """
+    blocks = _Blocks(net, setting, score)
+    blocks.round(up=up)
+    return blocks.setting
+
+
+def least_aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """The 0/1 setting with as few units open in every group as `aligned` can leave."""
+    blocks = _Blocks(net, setting, score)
+    for group in blocks.groups:
+        blocks.keep(group, group.least)
+    return blocks.setting
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Numbers of a group's units, the best first; how many make a block, and how few may stay. Or one section."""
+
+    numbers: torch.Tensor
+    size: int
+    least: int
+
+
+class _Blocks:
+    """The groups that can be aligned, as blocks of units in the order of their scores."""
+
+    def __init__(self, net: GatedModule, setting: torch.Tensor, score: torch.Tensor) -> None:
+        self.net, self.setting, self.score = net, setting.clone(), score.double()
+        order = self.score.clone()
+        order[best_of_groups(net, score)] = torch.inf  # these never close
+        self.groups: list[_Group] = []
+        widths, start = channels_per_unit(net), 0
+        for part in net.parts:
+            if part.kind == "units":
+                per_unit = int(widths[start : start + part.count].min())
+                size = net.round_to // math.gcd(net.round_to, per_unit)
+                if size <= part.count:
+                    of_group = order[start : start + part.count]
+                    numbers = start + of_group.argsort(descending=True, stable=True)
+                    needed = int(of_group.isinf().sum())
+                    self.groups.append(_Group(numbers, size, min(part.count, max(1, -(-needed // size)) * size)))
+            else:
+                self.groups.append(_Group(torch.tensor([start], device=order.device), 1, 0))
+            start += part.count
+
+    def round(self, *, up: bool = False) -> None:
+        """Every group to the nearest multiple, or the next one."""
+        for group in self.groups:
+            count = self._count(group)
+            if count:
+                blocks = count / group.size
+                most = len(group.numbers) // group.size
+                wanted = min(most, math.ceil(blocks) if up else round(blocks)) * group.size
+                self.keep(group, max(group.least, wanted))
+
+    def close_worst(self) -> bool:
+        """Close the block with the least score per cost; False if every group is at its last."""
+        found: list[tuple[float, int, _Group]] = []
+        _, gradients = cost_gradients(self.net, self.setting)
+        for i, group in enumerate(self.groups):
+            count = self._count(group)
+            if count > group.least:
+                block = group.numbers[count - group.size : count]
+                cost = float(gradients[:, block].sum())
+                found += [(float(self.score[block].sum()) / cost, i, group)] if cost > 0 else []
+        if found:
+            _, _, worst = min(found, key=lambda f: f[:2])
+            self.keep(worst, self._count(worst) - worst.size)
+        return bool(found)
+
+    def open_best(self, wanted: torch.Tensor) -> bool:
+        """Open the block with the highest score per cost that fits; False if none does."""
+        found: list[tuple[float, int, torch.Tensor]] = []
+        _, gradients = cost_gradients(self.net, self.setting)
+        for i, group in enumerate(self.groups):
+            count = self._count(group)
+            is_section = not group.least
+            if (count or is_section) and count <= len(group.numbers) - group.size:
+                block = group.numbers[count : count + group.size]
+                cost = float(gradients[:, block].sum())
+                found += [(-float(self.score[block].sum()) / cost, i, block)] if cost > 0 else []
+        for _, _, block in sorted(found, key=lambda f: f[:2]):
+            opened = self.setting.index_fill(0, block, 1.0)
+            if bool((cost_fractions(self.net, opened) <= wanted).all()):
+                self.setting = opened
+                return True
+        return False
+
+    def keep(self, group: _Group, count: int) -> None:
+        """Open the best `count` units of a group, and close the others."""
+        self.setting[group.numbers[:count]] = 1.0
+        self.setting[group.numbers[count:]] = 0.0
+
+    def _count(self, group: _Group) -> int:
+        return int(self.setting[group.numbers].sum())
+
+
+def channels_per_unit(net: GatedModule) -> torch.Tensor:
+    """Of every unit, how many entries it has on the parameter axis where it has fewest; int64, shape (units,)."""
+    count = net.gate_vector.unit_count
+    least = torch.full((count,), torch.iinfo(torch.int64).max)
+    for axes in net.program.unit_axes().values():
+        for numbers in axes.values():
+            found = torch.bincount(numbers[numbers >= 0].cpu(), minlength=count)
+            least = torch.where(found > 0, torch.minimum(least, found), least)
+    return least.clamp(max=torch.iinfo(torch.int32).max)

@@ -1,0 +1,29 @@
+"""Which gates belong together, and which never close."""
+
+from __future__ import annotations
+
+import torch
+
+from fxcat.gated import GatedModule
+
+
+def group_ids(net: GatedModule) -> torch.Tensor:
+    """For every gate the number of its group; every section is a group of its own."""
+    counts = torch.tensor([p.count for p in net.parts])
+    return torch.repeat_interleave(torch.arange(len(counts)), counts).to(net.gate_vector.theta.device)
+
+
+def is_section(net: GatedModule) -> torch.Tensor:
+    """Which gates are sections."""
+    theta = net.gate_vector.theta
+    return torch.arange(theta.numel(), device=theta.device) >= net.gate_vector.unit_count
+
+
+def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
+    """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
+    row, member = net.required.long()
+    scores = score[member]
+    highest = scores.new_empty(len(net.structure.required)).scatter_reduce(0, row, scores, "amax", include_self=False)
+    tops = (scores == highest[row]).nonzero().reshape(-1)
+    # of equals the first: `tops` ascends, and so do the rows
+    return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]

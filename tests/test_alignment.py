@@ -1,0 +1,84 @@
+"""`round_to`: widths that are multiples of a number of channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from small_task import loader
+from torch import nn
+
+import fxcat
+from fxcat.alignment import channels_per_unit
+
+HALF = fxcat.Target(flops=0.5)
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+class Wide(nn.Module):
+    """Groups of 48, 40 and 6 units (the last of 2 channels each)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU())
+        self.first = nn.Sequential(nn.Conv2d(48, 40, 3, padding=1), nn.BatchNorm2d(40), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(40, 24, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 40, 1))
+        self.narrow = nn.Sequential(nn.Conv2d(40, 6, 1), nn.ReLU())
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(self.stem(x))
+        return self.head(self.narrow(x + self.block(x)).mean((2, 3)))
+
+
+def widths(network: nn.Module) -> list[int]:
+    return [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+
+
+@pytest.mark.parametrize(
+    "options", ({"target": HALF}, {"pressure": fxcat.Pressure(0.3)}, {"target": fxcat.Target(flops=0.3)})
+)
+@pytest.mark.parametrize("policy", ("bernoulli", "ratio"))
+def test_training_leaves_multiples(policy: str, options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    net = fxcat.prepare(Wide(), EXAMPLE, policy=policy, round_to=8, verbose=False)  # pyright: ignore[reportArgumentType]
+    fxcat.fit(net, loader(512), epochs=8, progress=False, **options)  # pyright: ignore[reportArgumentType]
+    left = widths(fxcat.finalize(net))
+    assert left[-1] <= 6, "too few for a multiple: it may have any width"
+    assert all(width % 8 == 0 for width in left[:-1]), left
+    target = options.get("target")
+    if isinstance(target, fxcat.Target):
+        assert target.flops is not None
+        assert net.hard_cost().macs <= target.flops * net.start_cost.macs
+
+
+def test_one_shot_fills_what_the_target_leaves() -> None:
+    model = torchvision.models.resnet18(num_classes=10)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 64, 64), round_to=16, verbose=False)
+    scores = torch.rand(net.gate_vector.theta.shape, generator=torch.Generator().manual_seed(0))
+    fxcat.one_shot(net, scores, target=HALF)
+    assert 0.49 < net.hard_cost().macs / net.start_cost.macs <= 0.5
+    assert all(width % 16 == 0 for width in widths(fxcat.finalize(net)))
+
+
+def test_units_of_several_channels_count_as_that_many() -> None:
+    model = torchvision.models.resnext50_32x4d()
+    net = fxcat.prepare(model, torch.zeros(1, 3, 64, 64), gates="units", round_to=16, verbose=False)
+    assert 4 in channels_per_unit(net).tolist(), "groups of 4 channels"
+    fxcat.one_shot(net, torch.rand(net.gate_vector.theta.shape), target=HALF)
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+    small = fxcat.finalize(net)
+    assert all(width % 16 == 0 for width in widths(small))
+    assert any(m.groups % 4 == 0 and 1 < m.groups < 32 for m in small.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_what_cannot_be_reached_in_multiples_is_refused() -> None:
+    net = fxcat.prepare(Wide(), EXAMPLE, round_to=24, verbose=False)
+    small = fxcat.prepare(Wide(), EXAMPLE, verbose=False)
+    target = fxcat.Target(flops=0.1)
+    optimizers = [torch.optim.SGD(n.weight_parameters(), lr=0.1) for n in (net, small)]
+    with pytest.raises(fxcat.TargetError, match="cannot be reached"):
+        fxcat.GateController(net, optimizers[0], target=target, total_steps=10)
+    fxcat.GateController(small, optimizers[1], target=target, total_steps=10)
+    with pytest.raises(fxcat.InputError, match="round_to=0 is no width"):
+        fxcat.prepare(Wide(), EXAMPLE, round_to=0)
