@@ -18,7 +18,7 @@ from fxcat.gated import GatedModule
 from fxcat.gates import Values
 from fxcat.groups import best_of_groups, is_section
 from fxcat.per_gate import PerGate
-from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure
+from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure, TargetSchedule
 from fxcat.records import Pressure, Target
 from fxcat.worth import Worth
 
@@ -41,7 +41,7 @@ class BernoulliPolicy:
         self.net = net
         self.prices: PricePolicy
         if isinstance(objective, Target):
-            self.prices = TargetPressure(objective, start=cost_fractions(net, net.gate_vector.theta.detach()))
+            self.prices = TargetPressure(TargetSchedule(objective, cost_fractions(net, net.gate_vector.theta.detach())))
         else:
             self.prices = FixedPressure(objective)
         theta = net.gate_vector.theta

@@ -109,11 +109,11 @@ class GateController:
         objective = pressure or target
         assert objective is not None
         self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
-        self._loss = loss
+        self._loss, self._scale = loss, 1.0
         self._held_out = None if held_out is None else HeldOut(held_out)
         if scaler is not None:
-            # when the gradient is made: until `step()` the scale may have changed
-            net.gate_vector.theta.register_hook(lambda gradient: gradient / scaler.get_scale())
+            # noted when the gradient is made: until `step()` the scale may have changed
+            net.gate_vector.theta.register_hook(lambda _: self._note_scale(scaler.get_scale()))
         net.gate_vector.seed(seed)
         net.gate_vector.values = "hard"
 
@@ -178,9 +178,12 @@ class GateController:
             )
         # mixed precision may overflow; its scaler then leaves the weights alone too
         if math.isfinite(float(gradient.sum())):
-            self.policy.observe(gradient)
+            self.policy.observe(gradient / self._scale)
             if closure is not None:
                 self.policy.measure(self.steps, closure)
+
+    def _note_scale(self, scale: float) -> None:
+        self._scale = scale
 
     def _observe_held_out(self, batch: tuple[Any, Any] | None) -> None:
         """Learn from a batch that the weights do not see."""

@@ -38,9 +38,22 @@ class PricePolicy(Protocol):
         ...
 
 
-def target_fractions(target: Target) -> torch.Tensor:
-    """Cost fractions (MACs, parameters) to reach, 1 where none is asked for; double, shape (2,)."""
-    return torch.tensor([1.0 if w is None else w for w in (target.flops, target.params)], dtype=torch.float64)
+class TargetSchedule:
+    """Cost fractions (MACs, parameters) wanted through the gated phase; double, shape (2,), 1 where none is asked for.
+
+    They fall linearly from `start`, the cost fractions at the first θ, to the target, which they reach after `reach` of
+    the phase.
+    """
+
+    def __init__(self, target: Target, start: torch.Tensor, reach: float = 0.6) -> None:
+        wanted = [1.0 if w is None else w for w in (target.flops, target.params)]
+        self._target = torch.tensor(wanted, dtype=torch.float64, device=start.device)
+        self.start = torch.maximum(start, self._target)
+        self._reach = reach
+
+    def __call__(self, progress: float) -> torch.Tensor:
+        """What is wanted at `progress`, in [0, 1]."""
+        return self.start - (self.start - self._target) * min(1.0, progress / self._reach)
 
 
 class FixedPressure:
@@ -75,18 +88,11 @@ class TargetPressure:
     therefore known from the worths: it is the worth per cost of the last gate that has to go. (Dual ascent on log ν
     arrives at the same ν, but needs as many steps as the whole gated phase of a short run has, and a gain.) The
     schedule is met, not undercut: where noise makes many worths negative, ν is negative too, and only as many close as
-    have to. It falls from `start`, the cost fractions at the first θ (shape (2,), default 1), and reaches the target
-    after `reach` of the gated phase.
+    have to.
     """
 
-    def __init__(self, target: Target, *, start: torch.Tensor | None = None, reach: float = 0.6) -> None:
-        self._target = target_fractions(target)
-        self._start = torch.maximum(torch.ones_like(self._target) if start is None else start.cpu(), self._target)
-        self._reach = reach
-
-    def schedule(self, progress: float) -> torch.Tensor:
-        """Cost fractions wanted at `progress`, shape (2,)."""
-        return self._start - (self._start - self._target) * min(1.0, progress / self._reach)
+    def __init__(self, schedule: TargetSchedule) -> None:
+        self.schedule = schedule
 
     def worth(self, measured: Worth) -> torch.Tensor:
         """As measured: among gates that seem to do harm, those that do most go first."""
@@ -97,13 +103,13 @@ class TargetPressure:
         protected = torch.zeros_like(dead)
         protected[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = True
         alive = (~dead | protected).to(net.gate_vector.theta.dtype)
-        _, slopes = close_until(net, alive, worth, self.schedule(progress).to(worth.device), protected)
+        _, slopes = close_until(net, alive, worth, self.schedule(progress), protected)
         return slopes
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Where the schedule starts."""
-        return {"start": self._start}
+        return {"start": self.schedule.start}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state_dict` gave."""
-        self._start = state["start"].clone()
+        self.schedule.start = state["start"].to(self.schedule.start.device, copy=True)

@@ -22,7 +22,7 @@ from fxcat.gates import Values
 from fxcat.groups import best_of_groups, group_ids
 from fxcat.importance import unit_scales
 from fxcat.per_gate import PerGate
-from fxcat.pressure import target_fractions
+from fxcat.pressure import TargetSchedule
 from fxcat.records import Pressure, Target
 from fxcat.worth import Worth
 
@@ -32,8 +32,6 @@ HALVINGS = 20
 """Steps of a bisection."""
 BAND = 0.1
 """Share of a group over which the worth at the boundary is averaged: that of one unit is mostly noise."""
-REACH = 0.6
-"""Share of the gated phase in which the wanted cost falls from that of the start to the target."""
 
 
 class RatioPolicy:
@@ -49,7 +47,7 @@ class RatioPolicy:
     def __init__(
         self, net: GatedModule, objective: Target | Pressure, *, gated: int, gate_lr: float | None = None
     ) -> None:
-        self.net, self.objective = net, objective
+        self.net = net
         theta = net.gate_vector.theta
         self.group = group_ids(net)
         self.size = torch.bincount(self.group)
@@ -58,7 +56,9 @@ class RatioPolicy:
         self.lr = gate_lr or min(0.05, max(1e-3, 4.0 / updates))
         self.worth = Worth(theta.numel(), theta.device, window=min(200, max(10, updates // 8)))
         self.decisions = Decisions(theta.numel(), theta.device, patience=max(5, updates // 20))
-        self.start = cost_fractions(net, theta.detach())
+        self.pressure = objective if isinstance(objective, Pressure) else None
+        aim = Target(flops=1.0) if isinstance(objective, Pressure) else objective
+        self.schedule = TargetSchedule(aim, cost_fractions(net, theta.detach()))
 
     @property
     def dead(self) -> torch.Tensor:
@@ -82,11 +82,11 @@ class RatioPolicy:
             return
         position = self._positions()
         costs, worth = self._costs(position), self._worth(position)
-        if isinstance(self.objective, Pressure):
-            rho = self.objective.params
-            self.ratio = self._moved(self.objective.nu * ((1 - rho) * costs[0] + rho * costs[1]), worth)
+        if self.pressure is not None:
+            rho = self.pressure.params
+            self.ratio = self._moved(self.pressure.nu * ((1 - rho) * costs[0] + rho * costs[1]), worth)
         else:
-            self.ratio = self._cleared(costs, worth, position, self._wanted(self.objective, progress))
+            self.ratio = self._cleared(costs, worth, position, self.schedule(progress))
         self.net.gate_vector.theta.data.copy_(self._mask(self.ratio, position))
         beyond = position - self.ratio[self.group] * self.size[self.group]
         self.decisions.update(self.net.gate_vector.theta.detach(), beyond - 1)  # the next one stays in reserve
@@ -105,7 +105,7 @@ class RatioPolicy:
 
     def state_dict(self) -> dict[str, Any]:
         """Ratios, worths and decisions."""
-        state: dict[str, Any] = {"ratio": self.ratio.clone()}
+        state: dict[str, Any] = {"ratio": self.ratio.clone(), "start": self.schedule.start}
         for part, values in self._parts.items():
             state |= {f"{part}.{name}": value for name, value in values.state_dict().items()}
         return state
@@ -113,6 +113,7 @@ class RatioPolicy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.ratio.copy_(state["ratio"])
+        self.schedule.start = state["start"].to(self.ratio.device, copy=True)
         for part, values in self._parts.items():
             values.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})
 
@@ -188,9 +189,3 @@ class RatioPolicy:
         mask = (ratio[self.group] * self.size[self.group] - position).clamp(0, 1)
         mask[best_of_groups(self.net, -position)] = 1.0
         return mask.masked_fill(self.dead, 0.0)
-
-    def _wanted(self, target: Target, progress: float) -> torch.Tensor:
-        """Cost fractions that the schedule wants, shape (2,); 1 where there is no target."""
-        aim = target_fractions(target).to(self.start.device)
-        start = torch.where(aim < 1, torch.maximum(self.start, aim), 1.0)
-        return start - (start - aim) * min(1.0, progress / REACH)
