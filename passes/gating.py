@@ -7,10 +7,12 @@ op's affine parameters if it has any, else the value is multiplied.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,13 +37,14 @@ class Site:
 @dataclass(frozen=True, slots=True)
 class Gating:
     """How one node is gated. Its module or function takes `arguments` at the end, or `counted` as the keyword `gate`;
-    its value is multiplied by `factor`."""
+    its value is multiplied by `factor`. `ungated`: its module takes a gate, but not in this call."""
 
     arguments: tuple[GateSlot, ...] = ()
     counted: GateSlot | None = None
     function: Callable[..., Any] | None = None
     """What the node calls in place of its own function."""
     factor: GateSlot | None = None
+    ungated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,13 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
             width = (node.meta["value"].shape[1],)
             scaled = [slot(site, f"{node.name}_{p}", width, (path, p)) for p in folding.parameters]
             found[node] = Gating(tuple(scaled) or (slot(site, f"{node.name}_gate", (math.prod(shape),)),))
+    for node in graph.nodes:
+        # a module that is called several times may be gated in some calls only, where that is cheaper
+        path = str(node.target)
+        gating = found.get(node, _NOT_GATED)
+        if node.op == "call_module" and path in folded and not gating.arguments and gating.counted is None:
+            folded[path] = _also_ungated(folded[path])
+            found[node] = replace(gating, ungated=True)
     # slots that scale parameters come first: they are multiplied together
     slots.sort(key=lambda s: s[0].scales is None)
     return Gatings(found, GateLayout(_gate_index(slots, units), tuple(slot for slot, _ in slots)), folded)
@@ -258,7 +268,8 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
     for node in graph.nodes:
         gating = gatings.get(node, _NOT_GATED)
         arguments = tuple(read(slot) for slot in gating.arguments)
-        counted = {} if gating.counted is None else {"gate": read(gating.counted)}
+        counted: dict[str, Any] = {} if gating.counted is None else {"gate": read(gating.counted)}
+        counted |= {UNGATED: True} if gating.ungated else {}
         factor = None if gating.factor is None else read(gating.factor)
         target = copies[node] = gated.node_copy(node, copies.__getitem__)
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
@@ -269,6 +280,21 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
 
 
 _NOT_GATED = Gating()
+UNGATED = "fxcat_ungated"
+"""Keyword argument of a module whose class takes a gate: this call has none."""
+
+
+@cache
+def _also_ungated(subclass: type[nn.Module]) -> type[nn.Module]:
+    """The class of a module that is called both with and without a gate; as a direct subclass of the module's own."""
+    if UNGATED in inspect.signature(subclass.forward).parameters:
+        return subclass
+    base = subclass.__bases__[0]
+
+    def forward(self: Any, *args: Any, fxcat_ungated: bool = False, **kwargs: Any) -> Any:
+        return base.forward(self, *args, **kwargs) if fxcat_ungated else subclass.forward(self, *args, **kwargs)
+
+    return type(subclass.__name__, (base,), {**vars(subclass), "forward": forward})
 
 
 def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tensor:

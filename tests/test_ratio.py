@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,3 +152,47 @@ def test_wrong_use_is_refused() -> None:
     nan = torch.full((4, 3, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(fxcat.TrainingError, match="held-out batch is nan"):
         own_loop(None, None, held_out=[nan])
+
+
+class Failing(DataLoader[Any]):
+    """Raises when the epoch `fails` begins."""
+
+    fails: int | None = None
+    begun = 0
+
+    def __iter__(self) -> Any:
+        if self.begun == self.fails:
+            raise RuntimeError("the machine is gone")
+        self.begun += 1
+        return super().__iter__()
+
+
+def provided_loop(folder: Path, fails: int | None, *, resume: bool, separate: bool) -> fxcat.GatedModule:
+    torch.manual_seed(1 if resume else 0)
+    net = fxcat.prepare(Net(), EXAMPLE, policy="ratio", verbose=False)
+    data = Failing(batches(256), 32, shuffle=True, generator=torch.Generator().manual_seed(0))
+    data.fails = fails
+    held_out = DataLoader(batches(64, 5), 16, shuffle=True, generator=torch.Generator().manual_seed(1))
+    fxcat.fit(
+        net,
+        data,
+        epochs=6,
+        target=HALF,
+        held_out=held_out if separate else None,
+        checkpoint_dir=folder,
+        resume=resume,
+        progress=False,
+    )
+    return net
+
+
+@pytest.mark.parametrize("separate", (True, False))
+def test_fit_goes_on_where_it_was(tmp_path: Path, separate: bool) -> None:
+    """With held-out batches of their own, and with some of the training batches."""
+    whole = provided_loop(tmp_path / "whole", None, resume=False, separate=separate)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        provided_loop(tmp_path / "parts", 3, resume=False, separate=separate)
+    parts = provided_loop(tmp_path / "parts", None, resume=True, separate=separate)
+    assert parts.live_units() == whole.live_units()
+    for a, b in zip(parts.weight_parameters(), whole.weight_parameters(), strict=True):
+        assert torch.equal(a, b)

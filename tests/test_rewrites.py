@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 import pytest
@@ -220,23 +221,39 @@ def test_a_shrink_makes_no_new_sections(seed: int) -> None:
         assert difference(net(x), expected) < 1e-12
 
 
-class Pyramid(nn.Module):
-    """One head on a large and on a small value: gating its filters is cheaper than gating the large one only."""
+class Shared(nn.Module):
+    """A module on a large and on a small value. Gating its filters is cheaper than gating the large value only; of a
+    value that goes into a norm, nothing has to be gated at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: nn.Module) -> None:
         super().__init__()
-        self.stem, self.shared, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.stem, self.shared, self.head = nn.Conv2d(3, 8, 1), shared, nn.Conv2d(8, 2, 1)
+        self.norm = nn.BatchNorm2d(8)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = F.relu(self.stem(x))
-        small = F.max_pool2d(x, 4)
-        return self.head(self.shared(x)), self.head(self.shared(small))
+        small, other = F.max_pool2d(x, 4), F.max_pool2d(x, 2)
+        return self.head(self.shared(x)), self.head(self.shared(small)), self.head(self.norm(self.shared(other)))
 
 
-def test_a_module_may_be_gated_differently_in_every_call() -> None:
-    model = Pyramid().double()
+@pytest.mark.parametrize(
+    "shared",
+    (
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        torchvision.ops.FrozenBatchNorm2d(8),
+        nn.Sequential(nn.GroupNorm(1, 8), nn.Conv2d(8, 8, 3, padding=1)),
+    ),
+)
+@pytest.mark.parametrize("mode", (True, False))
+def test_a_module_may_be_gated_differently_in_every_call(shared: nn.Module, mode: bool) -> None:
+    model = Shared(copy.deepcopy(shared)).double()
     randomise(model, 0)
-    net = fxcat.prepare(model, torch.zeros(1, 3, 16, 16), verbose=False).eval()
-    random_gates(net, 0)
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    net = fxcat.prepare(model, x[:1], verbose=False)
+    with torch.no_grad():
+        assert difference(net.train(mode)(x), model.train(mode)(x)) <= 1e-10
+    random_gates(net, 0)
+    assert difference(fxcat.finalize(net.eval())(x), net(x)) <= 1e-10
+    net.shrink()
     assert difference(fxcat.finalize(net)(x), net(x)) <= 1e-10

@@ -252,10 +252,7 @@ class Linear(Rule):
         )
 
 
-def _gated_conv_forward(self: nn.Conv2d, input: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-    """`forward` with gated filters (without: a call on a value so small that the value is gated instead)."""
-    if gate is None:
-        return self._conv_forward(input, self.weight, self.bias)
+def _gated_conv_forward(self: nn.Conv2d, input: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     weight = self.weight * gate.reshape([-1] + [1] * (self.weight.dim() - 1))
     bias = None if self.bias is None else self.bias * gate
     return self._conv_forward(input, weight, bias)

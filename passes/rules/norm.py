@@ -80,11 +80,8 @@ class FrozenBatchNorm(BatchNorm):
         return (Sample(FrozenBatchNorm2d(6), (2, 6, 3, 3)),)
 
 
-def _gated_forward(
-    self: nn.BatchNorm2d, input: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`nn.BatchNorm*d.forward` with γ and β that were multiplied by the gate (without: where it is called ungated)."""
-    weight, bias = (self.weight, self.bias) if weight is None else (weight, bias)
+def _gated_forward(self: nn.BatchNorm2d, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """`nn.BatchNorm*d.forward` with γ and β that were multiplied by the gate."""
     self._check_input_dim(input)  # pyright: ignore[reportPrivateUsage]
     momentum = 0.0 if self.momentum is None else self.momentum
     if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -298,9 +295,7 @@ class _LastAxesFunction(_OverLastAxes):
 def _subclass(base: type[nn.Module], function: Callable[..., Any]) -> type[nn.Module]:
     """A module class that takes its gate as the argument `gate` of `forward`, and hands it to `function`."""
 
-    def forward(self: Any, input: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        if gate is None:
-            return base.forward(self, input)
+    def forward(self: Any, input: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         size = self.num_groups if hasattr(self, "num_groups") else list(self.normalized_shape)
         parameters = {n: p for n, p in self.named_parameters(recurse=False)}
         return function(input, size, eps=self.eps, gate=gate, **parameters)
