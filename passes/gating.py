@@ -294,7 +294,8 @@ def _also_ungated(subclass: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, fxcat_ungated: bool = False, **kwargs: Any) -> Any:
         return base.forward(self, *args, **kwargs) if fxcat_ungated else subclass.forward(self, *args, **kwargs)
 
-    return type(subclass.__name__, (base,), {**vars(subclass), "forward": forward})
+    made: Any = type(subclass.__name__, (base,), {**vars(subclass), "forward": forward})
+    return made
 
 
 def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tensor:
