@@ -41,8 +41,8 @@ class PricePolicy(Protocol):
 class TargetSchedule:
     """Cost fractions (MACs, parameters) wanted through the gated phase; double, shape (2,), 1 where none is asked for.
 
-    They fall linearly from `start`, the cost fractions at the first θ, to the target, which they reach after `reach` of
-    the phase.
+    They fall from `start`, the cost fractions at the first θ, to the target, which they reach after `reach` of the
+    phase, by the same share in every step: so a small network has as long to lose a tenth of its cost as a large one.
     """
 
     def __init__(self, target: Target, start: torch.Tensor, reach: float = 0.6) -> None:
@@ -53,7 +53,7 @@ class TargetSchedule:
 
     def __call__(self, progress: float) -> torch.Tensor:
         """What is wanted at `progress`, in [0, 1]."""
-        return self.start - (self.start - self._target) * min(1.0, progress / self._reach)
+        return self.start * (self._target / self.start) ** min(1.0, progress / self._reach)
 
 
 class FixedPressure:
