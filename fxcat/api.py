@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -47,8 +47,10 @@ def prepare(
         raise InputError(f"prepare() got a {type(model).__name__}, not a torch.nn.Module")
     if gates not in _GATES:
         raise InputError(f"gates={gates!r} is unknown", remedy=f"choose one of {', '.join(map(repr, _GATES))}")
-    if policy not in ("bernoulli", "ratio"):
-        raise InputError(f"policy={policy!r} is unknown", remedy="choose 'bernoulli' or 'ratio'")
+    if policy not in get_args(Policy):
+        raise InputError(
+            f"policy={policy!r} is unknown", remedy=f"choose one of {', '.join(map(repr, get_args(Policy)))}"
+        )
     units, sections = _GATES[gates]
     if policy == "ratio":
         if not units:

@@ -143,6 +143,9 @@ class GateController:
         in turn, is measured by the difference of two forward passes, with it and without it (DESIGN §5.3), in place of
         an estimate from the backward pass. `held_out`: the batch to take when `wants_held_out`, in place of those given
         at the start; there need be no training step before it.
+
+        Raises `TrainingError` without a gradient and for a held-out loss that is not finite, and `InputError` where a
+        held-out batch is wanted and there is none.
         """
         phase, wants_held_out = self.phase, self.wants_held_out
         self.steps += 1
@@ -187,12 +190,14 @@ class GateController:
 
     def _observe_held_out(self, batch: tuple[Any, Any] | None) -> None:
         """Learn from a batch that the weights do not see."""
-        if batch is None and self._held_out is None:
-            raise InputError(
-                'policy="ratio" learns from batches that the weights do not see, and there are none',
-                remedy="give held_out= a data loader, and loss=, to GateController",
-            )
-        inputs, targets = batch if batch is not None else self._held_out.next()  # pyright: ignore
+        if batch is None:
+            if self._held_out is None:
+                raise InputError(
+                    'policy="ratio" learns from batches that the weights do not see, and there are none',
+                    remedy="give held_out= a data loader, and loss=, to GateController",
+                )
+            batch = self._held_out.next()
+        inputs, targets = batch
         theta = self.net.gate_vector.theta
         inputs, targets = (v.to(theta.device) if isinstance(v, torch.Tensor) else v for v in (inputs, targets))
         with torch.enable_grad():

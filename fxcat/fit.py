@@ -19,7 +19,7 @@ from fxcat.progress import Progress
 from fxcat.records import Pressure, Target
 from fxcat.run_state import RunState
 from fxcat.tensorboard import TensorBoard
-from fxcat.training_run import Batches, TrainingRun
+from fxcat.training_run import Batches, TrainingRun, needs_recent
 
 Scheduler = torch.optim.lr_scheduler.LRScheduler
 
@@ -126,11 +126,7 @@ def fit(
         state = RunState(settings, controller, per_step or scheduler, scaler, batches.named(), run.history)
         checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
         if checkpoints is not None:
-            state.check_storable()
-        found = checkpoints.newest() if checkpoints is not None and resume else None
-        if found is not None:
-            with located(str(checkpoint_dir)):
-                run.restored(state.restore(found))
+            _begin(run, state, checkpoints, resume=resume)
         done = len(run.history.epochs)
         logs = TensorBoard(log_dir if is_main() else None)
         with logs, Progress(steps * epochs, done * steps, enabled=progress and is_main()) as bar:
@@ -140,10 +136,19 @@ def fit(
                     scheduler.step()
                 logs.write(record)
                 if checkpoints is not None:
-                    recent = list(run.recent) if run.needs_recent(steps) else []
+                    recent = list(run.recent) if needs_recent(controller, steps) else []
                     checkpoints.save(state.collect(recent), net, best=run.history.best is record)
     net.eval()
     return run.history
+
+
+def _begin(run: TrainingRun, state: RunState, checkpoints: Checkpoints, *, resume: bool) -> None:
+    """Raise now what storing would raise after the first epoch; go on from the newest checkpoint if there is one."""
+    state.check_storable()
+    found = checkpoints.newest() if resume else None
+    if found is not None:
+        with located(str(checkpoints.folder)):
+            run.restored(state.restore(found))
 
 
 def _default_optimizer(

@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 
 from fxcat.gated import GatedModule
+from fxcat.records import Target
+
+
+def target_fractions(target: Target, device: torch.device) -> torch.Tensor:
+    """Fractions of MACs and parameters to reach, 1 where none is asked for; double, shape (2,)."""
+    wanted = [1.0 if w is None else w for w in (target.flops, target.params)]
+    return torch.tensor(wanted, dtype=torch.float64, device=device)
 
 
 def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:

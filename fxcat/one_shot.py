@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fxcat.errors import InputError
-from fxcat.fractions import cost_fractions, cost_gradients
+from fxcat.fractions import cost_fractions, cost_gradients, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 from fxcat.records import Target
@@ -61,7 +61,7 @@ def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[tor
     ratio = torch.where(price > 0, scores / price.clamp(min=1e-30), torch.inf)
     ratio[best_of_groups(net, scores)] = torch.inf
     order = ratio.argsort(stable=True)[: int(ratio.isfinite().sum())]
-    wanted = torch.tensor([w or 1.0 for w in (target.flops, target.params)], device=price.device, dtype=price.dtype)
+    wanted = target_fractions(target, price.device)
     last = order[: _cut(net, order, wanted)]
     while len(last) and bool((_cost_without(net, last) < (1 - SLACK) * wanted)[limited].all()):
         # the last one, a whole section say, is too much: others instead of it, if they are enough

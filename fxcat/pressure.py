@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from fxcat.fractions import cost_gradients
+from fxcat.fractions import cost_gradients, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups, is_section
 from fxcat.records import Pressure, Target
@@ -46,8 +46,7 @@ class TargetSchedule:
     """
 
     def __init__(self, target: Target, start: torch.Tensor, reach: float = 0.6) -> None:
-        wanted = [1.0 if w is None else w for w in (target.flops, target.params)]
-        self._target = torch.tensor(wanted, dtype=torch.float64, device=start.device)
+        self._target = target_fractions(target, start.device)
         self.start = torch.maximum(start, self._target)
         self._reach = reach
 

@@ -6,7 +6,7 @@ import torch
 
 from fxcat.alignment import aligned, least_aligned
 from fxcat.errors import TargetError
-from fxcat.fractions import cost_fractions, cost_gradients
+from fxcat.fractions import cost_fractions, cost_gradients, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 from fxcat.records import Cost, Target
@@ -51,8 +51,7 @@ def select_structure(net: GatedModule, target: Target, score: torch.Tensor, pref
     setting[best_of_groups(net, score)] = 1.0
     protected = torch.zeros_like(setting, dtype=torch.bool)
     protected[best_of_groups(net, score)] = True
-    wanted = torch.tensor([1.0 if t is None else t for t in (target.flops, target.params)], dtype=torch.float64)
-    wanted = wanted.to(setting.device)
+    wanted = target_fractions(target, setting.device)
     setting, _ = close_until(net, setting, score, wanted, protected)
     setting = _open_while_fitting(net, setting, score, wanted)
     return setting if net.round_to == 1 else aligned(net, setting, score, wanted)

@@ -119,10 +119,6 @@ class TrainingRun:
             bar.update(epoch, totals.mean_loss, totals.accuracy, self._expected(), self.controller.undecided)
         return self._recorded(epoch, totals.joined(self.device), self._validate(batches.validation), bar)
 
-    def needs_recent(self, steps: int) -> bool:
-        """Whether an epoch of so many steps may recalibrate before it has enough inputs of its own."""
-        return needs_recent(self.controller, steps)
-
     def _train(self, inputs: Any, targets: Any, epoch: int, step: int) -> tuple[float, int | None]:
         """One step of the weights: the loss before it, and how many are right."""
         with self._cast():
