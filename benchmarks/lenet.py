@@ -2,9 +2,9 @@
 
     python benchmarks/lenet.py --data path/to/MNIST/root --seeds 3
 
-Bernoulli gates at a fixed pressure, units of the input too where it is a row of pixels; from scratch. "undecided":
-gates that are neither at 0 nor at 1 when the gated phase ends. "structure": what is left, input first. Finished runs
-are kept in the JSON file and not repeated.
+From scratch, to a target; units of the input have gates too where it is a row of pixels. Training images are turned,
+scaled and shifted a little. "undecided": gates that are neither at 0 nor at 1 when the gated phase ends. "structure":
+what is left, input first. Finished runs are kept in the JSON file and not repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from common import print_table, write_json
-from lenet_models import lenet_5_caffe, lenet_300_100, load_mnist
+from lenet_models import lenet_5_caffe, lenet_300_100, load_mnist, moved
 from torch import nn
 
 import fxcat
@@ -30,16 +30,16 @@ import fxcat
 
 @dataclass(frozen=True)
 class Recipe:
-    nu: float
+    flops: float
     epochs: int
-    lr: float = 1e-3
+    lr: float = 2e-3
     batch: int = 128
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.1
     warmup: float = 0.1
     until: float = 0.7
 
 
-RECIPES = {"lenet_300_100": Recipe(nu=0.6, epochs=40), "lenet_5_caffe": Recipe(nu=0.4, epochs=30)}
+RECIPES = {"lenet_300_100": Recipe(flops=0.036, epochs=300), "lenet_5_caffe": Recipe(flops=0.0685, epochs=20)}
 MODELS = {"lenet_300_100": lenet_300_100, "lenet_5_caffe": lenet_5_caffe}
 
 
@@ -47,7 +47,7 @@ def batches(
     images: torch.Tensor, labels: torch.Tensor, size: int, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for chosen in torch.randperm(len(images), generator=generator).split(size):
-        yield images[chosen], labels[chosen]
+        yield moved(images[chosen], generator), labels[chosen]
 
 
 def widths(network: nn.Module) -> str:
@@ -68,7 +68,7 @@ def run(name: str, seed: int, recipe: Recipe, data: tuple[torch.Tensor, ...]) ->
     controller = fxcat.GateController(
         net,
         optimizer,
-        pressure=fxcat.Pressure(nu=recipe.nu),
+        target=fxcat.Target(flops=recipe.flops),
         total_steps=steps,
         warmup=recipe.warmup,
         until=recipe.until,
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=[*MODELS])
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--nu", type=float, help="instead of the recipe's")
+    parser.add_argument("--flops", type=float, help="instead of the recipe's")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--json", type=Path, default=Path("runs/lenet.json"))
     options = parser.parse_args()
@@ -114,7 +114,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     chosen: list[dict[str, Any]] = []
     for name in options.models:
-        given = {k: v for k, v in (("nu", options.nu), ("epochs", options.epochs)) if v is not None}
+        given = {k: getattr(options, k) for k in ("flops", "epochs") if getattr(options, k) is not None}
         recipe = Recipe(**{**asdict(RECIPES[name]), **given})
         for seed in range(options.seeds):
             known = [r for r in rows if (r["model"], r["seed"], r["recipe"]) == (name, seed, asdict(recipe))]

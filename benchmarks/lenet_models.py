@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.datasets import MNIST
 
@@ -36,3 +37,20 @@ def load_mnist(root: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, to
         data = MNIST(str(root), train=train, download=True)
         parts += [(data.data[:, None].float() / 255 - MEAN) / STD, data.targets]
     return parts[0], parts[1], parts[2], parts[3]
+
+
+def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Every image turned by up to 5°, scaled by up to 6 % and shifted by up to 0.7 pixels; shape (n, 1, 28, 28) or
+    (n, 784), standardised, as given back."""
+    n = len(images)
+    angle, scale, right, down = torch.rand(4, n, generator=generator) * 2 - 1
+    angle, scale, right, down = 0.085 * angle, 1 + 0.06 * scale, 0.05 * right, 0.05 * down
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    matrix = torch.stack([cos, -sin, right, sin, cos, down], 1).view(n, 2, 3)
+    grid = F.affine_grid(matrix, [n, 1, 28, 28], align_corners=False)
+    background = MEAN / STD  # what lies outside is 0 after the sampling, and must be the background
+    return (
+        F.grid_sample(images.view(n, 1, 28, 28) + background, grid, align_corners=False)
+        .sub_(background)
+        .view_as(images)
+    )

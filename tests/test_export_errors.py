@@ -1,0 +1,124 @@
+"""ONNX export: what fails says why, and leaves no trace."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from export_nets import EXAMPLE, FixedBatch, Halves, OnValues, OtherAlone, OtherTogether, Small
+from torch import nn
+
+import fxcat
+from fxcat.errors import ExportError, InputError, StorageError
+from fxcat.exporters import onnx_export, verify
+from fxcat.exporters.onnx_export import export_onnx
+
+
+def test_flags_are_untouched_after_a_failure(tmp_path: Path) -> None:
+    net = OtherAlone()
+    net.norm.eval()
+    with pytest.raises(ExportError):
+        export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+    assert net.training and net.conv.training and not net.norm.training
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (OtherAlone, r"differs from the module.*\n  where: output output at batch 1"),
+        (OtherTogether, "Constraints violated"),
+        (FixedBatch, "cannot capture FixedBatch"),
+        (Halves, "Constraints violated"),
+        (OnValues, "cannot capture OnValues"),
+    ],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_failure_leaves_no_file(tmp_path: Path, net: type[Small], message: str, older: bool) -> None:
+    path = tmp_path / "net.onnx"
+    if older:
+        path.write_bytes(b"older")
+    with pytest.raises(ExportError, match=message):
+        export_onnx(net(), path, EXAMPLE)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([b"older"] if older else [])
+
+
+def test_a_file_of_another_network_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(Small(), path, EXAMPLE, verify=False)
+    with pytest.raises(ExportError, match="differs"):
+        verify.compare_outputs(path, Small().eval(), [(EXAMPLE,)], "CPUExecutionProvider")
+
+
+def test_nan_is_noticed(tmp_path: Path) -> None:
+    net, path = Small(), tmp_path / "net.onnx"
+    export_onnx(net, path, EXAMPLE, verify=False)
+    with torch.no_grad():
+        net.fc.bias[0] = torch.nan
+    with pytest.raises(ExportError, match="differs"):
+        verify.compare_outputs(path, net.eval(), [(EXAMPLE,)], "CPUExecutionProvider")
+
+
+def test_outputs_too_small_to_compare_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    net = Small()
+    nn.init.zeros_(net.fc.weight)
+    nn.init.zeros_(net.fc.bias)
+    export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+    assert "says little" in caplog.text
+
+
+def test_gated_networks_are_refused(tmp_path: Path) -> None:
+    net = fxcat.prepare(Small(), EXAMPLE)
+    with pytest.raises(InputError, match="still has gates"):
+        export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+
+
+def test_foreign_operators_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export_onnx(Small(), path, EXAMPLE, verify=False)
+    model = onnx.load(str(path))
+    model.graph.node[0].domain = "com.microsoft"
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, str(path))
+    with pytest.raises(ExportError, match=r"not standard ONNX: com\.microsoft::Conv"):
+        verify.check_file(path)
+
+
+def test_bad_paths_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "build_program", lambda *_: pytest.fail("the export was started"))
+    (tmp_path / "file").write_text("")
+    for path, message in [
+        (tmp_path / "missing" / "net.onnx", "does not exist"),
+        (tmp_path / "file" / "net.onnx", "does not exist"),
+        (tmp_path, "is a folder"),
+    ]:
+        with pytest.raises(StorageError, match=message) as caught:
+            export_onnx(Small(), path, EXAMPLE)
+        assert caught.value.where and caught.value.remedy
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(StorageError, match="cannot be written"):
+        export_onnx(Small(), tmp_path / "net.onnx", EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((), "no tensor"),
+        (torch.tensor(1.0), "not one common batch"),
+        (EXAMPLE.bfloat16(), "bfloat16"),
+        (torch.randn(1, 4, 16, 16), "fails on example inputs"),
+    ],
+)
+def test_bad_inputs(tmp_path: Path, inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        export_onnx(Small(), tmp_path / "net.onnx", inputs)
+    assert not list(tmp_path.iterdir())
