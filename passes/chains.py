@@ -1,7 +1,8 @@
 """Values whose labels vary along several axes: keep them rectangular, or free a channel shuffle.
 
 A tensor can only lose whole slices. Where labels vary along two axes (heads × width, groups × channels), units are
-united along all axes but one. A chain of pure movements that starts and ends with one labelled axis (a channel
+united along all axes but one: the first, unless its slices are taken apart (the three of query, key and value), so that
+none of them could go. A chain of pure movements that starts and ends with one labelled axis (a channel
 shuffle) stays free: the rewrite may replace it by one `index_select`.
 """
 
@@ -51,8 +52,9 @@ def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
                 chains += found
                 continue
             changed = True
+            pieces = _pieces(flow, component, roots)
             for node in component:
-                _unite_but_one(flow, node, roots)
+                _unite_but_one(flow, node, roots, pieces)
         if not changed:
             return tuple(chains)
 
@@ -155,12 +157,26 @@ def _compress_all(value: Any) -> Labels:
     return None
 
 
-def _unite_but_one(flow: Flow, node: fx.Node, roots: torch.Tensor) -> None:
+def _pieces(flow: Flow, component: list[fx.Node], roots: torch.Tensor) -> list[frozenset[int]]:
+    """Labels of each value that is made of wide ones."""
+    made = dict.fromkeys(u for n in component for u in n.users)
+    found = (x for u in made for x in leaves(flow.values.get(u)))
+    return [frozenset(roots[x].reshape(-1).tolist()) for x in found if x.numel()]
+
+
+def _unite_but_one(flow: Flow, node: fx.Node, roots: torch.Tensor, pieces: list[frozenset[int]]) -> None:
     for labels in leaves(flow.values[node]):
         resolved = _resolve(labels, roots)
         if not isinstance(resolved, torch.Tensor) or not is_wide(resolved):
             continue
-        keep = next(a for a, size in enumerate(resolved.shape) if size > 1)
-        for axis, size in enumerate(resolved.shape):
-            if axis != keep and size > 1:
+        varying = [a for a, size in enumerate(resolved.shape) if size > 1]
+        keep = next((a for a in varying if not _taken_apart(resolved, a, pieces)), varying[0])
+        for axis in varying:
+            if axis != keep:
                 flow.unite(resolved, resolved.narrow(axis, 0, 1))
+
+
+def _taken_apart(labels: torch.Tensor, axis: int, pieces: list[frozenset[int]]) -> bool:
+    """Whether every slice is all that some value has: then none may go."""
+    slices = [frozenset(part.reshape(-1).tolist()) for part in labels.unbind(axis)]
+    return all(any(piece <= part for piece in pieces) for part in slices)

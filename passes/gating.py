@@ -148,7 +148,8 @@ class _Demand:
             return values
         known = rule.carriers(self.flow, node)
         carriers = [n for n in values if self._covers(n, node)] if known is None else list(known)
-        if any(self._is_folded(n) for n in carriers) and not self._is_folded(node):
+        unfolded = isinstance(self.flow.values[node], torch.Tensor) and not self._is_folded(node)
+        if unfolded and any(self._is_folded(n) for n in carriers):
             return None  # a gate per batch entry would not fit another batch size: gate what comes out of the fold
         if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(values):
             return None
@@ -182,7 +183,10 @@ class _Demand:
         """Whether units lie along the batch axis: heads that were folded into it."""
         labels = self.flow.values.get(node)
         computed = node.op not in ("get_attr", "placeholder")
-        return computed and isinstance(labels, torch.Tensor) and labels.dim() > 1 and labels.shape[0] > 1
+        if not computed or not isinstance(labels, torch.Tensor) or labels.dim() < 2 or labels.shape[0] == 1:
+            return False
+        numbers = self.units.of(labels)
+        return bool((numbers != numbers[:1]).any())
 
     def _holds_units(self, labels: torch.Tensor) -> bool:
         # most values share their label array with others; the flow keeps all arrays, so that ids stay theirs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import flop_counter
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -140,11 +142,31 @@ def fixed_seed(seed: int) -> Iterator[None]:
 
 
 def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
-    """Multiply-adds that PyTorch's own counter sees."""
+    """Multiply-adds that PyTorch's own counter sees, and those of `ElementwiseEinsums`."""
     counter = flop_counter.FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
         module(*inputs, **(named or {}))
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2 + einsums.macs
+
+
+class ElementwiseEinsums(TorchFunctionMode):
+    """Counts what PyTorch's counter misses: einsum multiplies entry by entry where the contracted axis has one."""
+
+    def __init__(self, counter: flop_counter.FlopCounterMode) -> None:
+        super().__init__()
+        self.counter, self.macs = counter, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.counter.get_total_flops()
+        result = func(*args, **(kwargs or {}))
+        if func is torch.einsum and self.counter.get_total_flops() == before:
+            letters = args[0].split("->")[0].split(",")
+            shapes = [operand.shape for operand in args[1:]]
+            sizes = {
+                a: n for axes, shape in zip(letters, shapes, strict=True) for a, n in zip(axes, shape, strict=True)
+            }
+            self.macs += math.prod(sizes.values())
+        return result
 
 
 def counted_region_macs(net: GatedModule, small: nn.Module) -> int:

@@ -257,3 +257,31 @@ def test_a_module_may_be_gated_differently_in_every_call(shared: nn.Module, mode
     assert difference(fxcat.finalize(net.eval())(x), net(x)) <= 1e-10
     net.shrink()
     assert difference(fxcat.finalize(net)(x), net(x)) <= 1e-10
+
+
+class Attention(nn.Module):
+    """Tokens attend to each other; query, key and value come from one layer."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, tokens = x.shape[:2]
+        q, k, v = self.qkv(x).reshape(count, tokens, 3, self.heads, 8 // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(count, tokens, 8))
+
+
+@pytest.mark.parametrize(("heads", "units"), [(1, 8), (2, 2), (4, 4)])
+def test_units_of_attention_are_heads_or_the_dimensions_of_the_only_one(heads: int, units: int) -> None:
+    model = Attention(heads).double()
+    randomise(model, 0)
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    net = fxcat.prepare(model, x[:1], verbose=False).eval()
+    assert net.live_units() == {"qkv": units}
+    net.gates["qkv"].theta[1::2] = 0.0
+    small = fxcat.finalize(net)
+    assert small.get_parameter("qkv.weight").shape == (12, 6)
+    assert difference(small(x), net(x)) <= 1e-10
