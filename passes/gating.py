@@ -185,8 +185,8 @@ class _Demand:
         computed = node.op not in ("get_attr", "placeholder")
         if not computed or not isinstance(labels, torch.Tensor) or labels.dim() < 2 or labels.shape[0] == 1:
             return False
-        numbers = self.units.of(labels)
-        return bool((numbers != numbers[:1]).any())
+        numbers = self._numbers(node)
+        return numbers is not None and bool((numbers != numbers[:1]).any())
 
     def _holds_units(self, labels: torch.Tensor) -> bool:
         # most values share their label array with others; the flow keeps all arrays, so that ids stay theirs
