@@ -49,8 +49,5 @@ def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     matrix = torch.stack([cos, -sin, right, sin, cos, down], 1).view(n, 2, 3)
     grid = F.affine_grid(matrix, [n, 1, 28, 28], align_corners=False)
     background = MEAN / STD  # what lies outside is 0 after the sampling, and must be the background
-    return (
-        F.grid_sample(images.view(n, 1, 28, 28) + background, grid, align_corners=False)
-        .sub_(background)
-        .view_as(images)
-    )
+    sampled = F.grid_sample(images.view(n, 1, 28, 28) + background, grid, align_corners=False)
+    return sampled.sub_(background).view_as(images)

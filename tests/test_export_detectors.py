@@ -14,6 +14,7 @@ import pytest
 import torch
 from detectors import SIZES, images
 from exactness import random_gates, randomise
+from export_nets import close
 from torch import nn
 from zoo import DETECTION
 
@@ -92,11 +93,6 @@ def run(path: Path, inputs: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
     names = [o.name for o in session.get_outputs()]
     return {n: torch.from_numpy(v) for n, v in zip(names, session.run(None, feed), strict=True)}
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    scale = max(1.0, float(wanted.abs().max()))
-    return found.shape == wanted.shape and float((found - wanted).abs().max()) <= 1e-4 * scale
 
 
 def test_pruned_detector_agrees(small: nn.Module, report: ExportReport) -> None:
