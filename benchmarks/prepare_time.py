@@ -10,6 +10,7 @@ growth of the anonymous resident set in a fresh process, against the size of the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import ctypes
 import gc
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,27 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from common import print_table, write_json
-from zoo import build
+from detectors import build as build_detector
+from detectors import inputs as detector_inputs
+from torch import nn
+from zoo import DETECTION, FLOW, VIDEO, build, shapes
 
 import fxcat
 
 MODELS = ("resnet18", "resnet50", "resnet152", "densenet201", "efficientnet_b7", "regnet_y_16gf")
+
+
+def model_and_example(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """A model in eval mode, with one image of 224×224 or what its kind takes."""
+    if name in DETECTION:
+        return build_detector(name).eval(), detector_inputs(torch.float32)[0]
+    sizes = shapes(name)[0] if name in FLOW or name in VIDEO else ((1, 3, 224, 224),)
+    return build(name).eval(), tuple(torch.zeros(s) for s in sizes)
+
+
+def graph_of_peer(model: nn.Module, example: tuple[Any, ...]) -> object:
+    with warnings.catch_warnings(action="ignore"):
+        return tp.DependencyGraph().build_dependency(model, example_inputs=example)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -45,13 +63,13 @@ def peak_growth(name: str, *, copy_only: bool) -> dict[str, int]:
     """Run in a process of its own (Linux): by how much the resident set grew at most, and the bytes of the weights."""
     torch.set_num_threads(1)
     fxcat.prepare(build("squeezenet1_1"), torch.empty(1, 3, 64, 64), verbose=False)  # load what is loaded lazily
-    model = build(name).eval()
+    model, example = model_and_example(name)
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory that is only reused would hide growth
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = status("RssAnon")
-    result = copy.deepcopy(model) if copy_only else fxcat.prepare(model, torch.empty(1, 3, 224, 224), verbose=False)
+    result = copy.deepcopy(model) if copy_only else fxcat.prepare(model, example, verbose=False)
     # pages of libraries that are read for the first time are the system's to drop
     peak = status("VmHWM") - status("RssFile") - status("RssShmem")
     del result
@@ -81,22 +99,22 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     torch.ones(2**28)  # a virtual machine gets its memory when it is touched for the first time
-    example = torch.randn(1, 3, 224, 224)
     rows: list[dict[str, Any]] = []
     for name in options.models:
-        model = build(name).eval()
+        model, example = model_and_example(name)
         ours: list[float] = []
         theirs: list[float] = []
         for _ in range(options.repeats):
-            ours.append(seconds(lambda m=model: fxcat.prepare(m, example, verbose=False)))
-            theirs.append(seconds(lambda m=model: tp.DependencyGraph().build_dependency(m, example_inputs=example)))
+            ours.append(seconds(lambda m=model, x=example: fxcat.prepare(m, x, verbose=False)))
+            with contextlib.suppress(Exception):  # it fails on some models; their rows then have no ratio
+                theirs.append(seconds(lambda m=model, x=example: graph_of_peer(m, x)))
         memory, plain = measured_apart(name), measured_apart(name, "--copy-only")
         rows.append(
             {
                 "model": name,
                 "fxcat s": statistics.median(ours),
-                "torch-pruning s": statistics.median(theirs),
-                "ratio": statistics.median(ours) / statistics.median(theirs),
+                "torch-pruning s": statistics.median(theirs) if theirs else None,
+                "ratio": statistics.median(ours) / statistics.median(theirs) if theirs else None,
                 "weights MB": memory["weights"] / 1e6,
                 "peak growth MB": memory["growth"] / 1e6,
                 "growth / weights": memory["growth"] / memory["weights"],

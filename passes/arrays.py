@@ -21,13 +21,15 @@ def frozen(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def compress(labels: torch.Tensor) -> torch.Tensor:
-    """Size 1 along every axis over which the labels do not change."""
+    """Size 1 along every axis over which the labels do not change; what has become smaller is a copy."""
+    small = labels
     for axis in reversed(range(labels.dim())):
-        if labels.shape[axis] > 1:
-            first = labels.narrow(axis, 0, 1)
-            if bool((labels == first).all()):
-                labels = first
-    return labels
+        if small.shape[axis] > 1:
+            first = small.narrow(axis, 0, 1)
+            if bool((small == first).all()):
+                small = first
+    # a view would keep all elements alive: of attention, as many as images have pairs of pixels
+    return small if small is labels else small.clone()
 
 
 def along(labels: torch.Tensor, axis: int, dims: int) -> torch.Tensor:

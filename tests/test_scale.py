@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import fxcat
+from fxcat.passes.analysis import Analysis, Options, analyse
+from fxcat.passes.arrays import leaves
+from fxcat.passes.capture import capture
 
 
 class Block(nn.Module):
@@ -21,6 +24,42 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class Attention(nn.Module):
+    """Patches, and attention among them whose query, key and value come from one projection."""
+
+    def __init__(self, taken: str) -> None:
+        super().__init__()
+        self.taken = taken
+        self.patches, self.qkv, self.out = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        count, length, _ = tokens.shape
+        if self.taken == "chunk":
+            parts = [p.reshape(count, length, 2, 4).transpose(1, 2) for p in self.qkv(tokens).chunk(3, -1)]
+        else:
+            qkv = self.qkv(tokens).reshape(count, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+            parts = qkv.unbind(0) if self.taken == "unbind" else [qkv[i] for i in range(3)]
+        q, k, v = parts
+        value = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(value.transpose(1, 2).reshape(count, length, 8).mean(1))
+
+
+def bytes_of_labels(analysis: Analysis) -> int:
+    arrays = (x for labels in analysis.flow.values.values() for x in leaves(labels))
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in arrays}.values())
+
+
+@pytest.mark.parametrize("taken", ["unbind", "index", "chunk"])
+def test_labels_do_not_grow_with_the_image(taken: str) -> None:
+    """A compressed array that is a view of the full one keeps it alive: a gigabyte for video transformers."""
+    sizes = [
+        bytes_of_labels(analyse(capture(Attention(taken), torch.zeros(1, 3, side, side)), Options()))
+        for side in (8, 64)
+    ]
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ class Split(Movement):
         labels = flow.of(source)
         if labels.shape[axis] == 1:
             return (labels,) * len(node.meta["value"])
-        labels = labels.expand([source.meta["value"].shape[a] if a == axis else s for a, s in enumerate(labels.shape)])
+        labels = _full_along(axis, labels, source.meta["value"].shape)
         return tuple(torch.split(labels, [piece.shape[axis] for piece in node.meta["value"]], axis))
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
@@ -165,14 +165,30 @@ class Split(Movement):
         )
 
 
+def _full_along(axis: int, labels: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Labels expanded to the value's size along one axis."""
+    return labels.expand([shape[a] if a == axis else size for a, size in enumerate(labels.shape)])
+
+
 def _split_axis(node: fx.Node) -> int:
     axis: Any = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
     return axis % node.all_input_nodes[0].meta["value"].dim()
 
 
-@rule(
-    *(torch.stack, torch.unbind, "unbind", "repeat", torch.repeat_interleave, "repeat_interleave"),
-)
+@rule(torch.unbind, "unbind")
+class Unbind(Movement):
+    """unbind, on label arrays that are expanded along that axis only."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source = node.all_input_nodes[0]
+        shape = source.meta["value"].shape
+        axis: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        axis %= len(shape)
+        labels = _full_along(axis, flow.of(source), shape)
+        return tuple(compress(x) for x in labels.unbind(axis))
+
+
+@rule(torch.stack, "repeat", torch.repeat_interleave, "repeat_interleave")
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
 
