@@ -4,8 +4,10 @@
 
 Every attempt runs in a process of its own with a time limit; finished rows are kept in the JSON file and not repeated.
 A cell is the seconds it took, or the first line of what went wrong; "error" is the largest difference between ONNX
-Runtime and PyTorch, relative to max(1, largest output): above 1e-4 is a failure. Both remove half of each group: fxcat
-every other unit, torch-pruning those of least magnitude, without the layers that give the classes. Random weights.
+Runtime and PyTorch, relative to max(1, largest output): above 1e-4 is a failure. "build": `fxcat.prepare`, and
+torch-pruning's dependency graph (its pruner, which belongs to "prune", makes another). Both remove half of each group:
+fxcat every other unit, torch-pruning those of least magnitude, without the layers that give the classes. Weights are
+random.
 """
 
 from __future__ import annotations
@@ -68,18 +70,22 @@ class TorchPruning(Fxcat):
     def build(self) -> None:
         import torch_pruning as tp
 
+        tp.DependencyGraph().build_dependency(self.model, example_inputs=self._inputs())
+
+    def prune(self) -> None:
+        import torch_pruning as tp
+
         last = [m for m in self.model.modules() if getattr(m, "out_features", None) in CLASSES]
         last += [m for m in self.model.modules() if getattr(m, "out_channels", None) in CLASSES]
         importance = tp.importance.MagnitudeImportance(p=2)
         arguments: dict[str, Any] = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": last}
-        example = self.example[0] if len(self.example) == 1 else self.example
-        self.pruner = tp.pruner.MagnitudePruner(self.model, example, **arguments)
-
-    def prune(self) -> None:
         before = sum(p.numel() for p in self.model.parameters())
-        self.pruner.step()
+        tp.pruner.MagnitudePruner(self.model, self._inputs(), **arguments).step()
         if sum(p.numel() for p in self.model.parameters()) == before:
             raise RuntimeError("nothing was removed")
+
+    def _inputs(self) -> Any:
+        return self.example[0] if len(self.example) == 1 else self.example
 
     def export(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,8 +103,8 @@ class TorchPruning(Fxcat):
 TOOLS: dict[str, type[Fxcat]] = {"fxcat": Fxcat, "torch-pruning": TorchPruning}
 
 
-def attempt(tool: str, name: str) -> dict[str, Any]:
-    """Run all steps until one fails."""
+def attempt(tool: str, name: str) -> None:
+    """Run all steps until one fails; after each, print what is known as a line of JSON."""
     runner = TOOLS[tool](*well_scaled(name))
     result: dict[str, Any] = {}
     for step in STEPS:
@@ -106,22 +112,31 @@ def attempt(tool: str, name: str) -> dict[str, Any]:
         start = time.perf_counter()
         try:
             call()
+            result[step] = round(time.perf_counter() - start, 2)
         except Exception as error:
             lines = str(error).splitlines() or [""]
             result[step] = f"{type(error).__name__}: {lines[0]}"[:200]
-            break
-        result[step] = round(time.perf_counter() - start, 2)
-    return result | {"error": runner.error}
+        print(json.dumps(result | {"error": runner.error}), flush=True)
+        if isinstance(result[step], str):
+            return
 
 
 def attempt_apart(tool: str, name: str, limit: int) -> dict[str, Any]:
     command = [sys.executable, __file__, name, "--attempt", tool]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return {"build": f"more than {limit} s"}
-    lines = done.stdout.splitlines()
-    return json.loads(lines[-1]) if done.returncode == 0 and lines else {"build": f"exit code {done.returncode}"}
+    with tempfile.TemporaryFile("w+") as output:
+        try:
+            code = subprocess.run(
+                command, stdout=output, stderr=subprocess.DEVNULL, timeout=limit, check=False
+            ).returncode
+            end = f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            code, end = None, f"more than {limit} s in all"
+        output.seek(0)
+        lines = [line for line in output.read().splitlines() if line.startswith("{")]
+    known: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    unknown = next((step for step in STEPS if step not in known), None)
+    failed = any(isinstance(known.get(step), str) for step in STEPS)
+    return known if code == 0 or failed or unknown is None else known | {unknown: end}
 
 
 def main() -> None:
@@ -133,7 +148,7 @@ def main() -> None:
     parser.add_argument("--attempt", choices=TOOLS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.attempt:
-        print(json.dumps(attempt(options.attempt, options.models[0])))
+        attempt(options.attempt, options.models[0])
         return
     names = trainable() if options.all else options.models
     rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
