@@ -2,7 +2,8 @@
 
     python benchmarks/peers.py --all
 
-Every attempt runs in a process of its own with a time limit; finished rows are kept in the JSON file and not repeated.
+Every attempt runs in a process of its own with limits of time and memory; finished rows are kept in the JSON file and
+not repeated.
 A cell is the seconds it took, or the first line of what went wrong; "error" is the largest difference between ONNX
 Runtime and PyTorch, relative to max(1, largest output): above 1e-4 is a failure. "build": `fxcat.prepare`, and
 torch-pruning's dependency graph (its pruner, which belongs to "prune", makes another). Both remove half of each group:
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -121,8 +123,8 @@ def attempt(tool: str, name: str) -> None:
             return
 
 
-def attempt_apart(tool: str, name: str, limit: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, name, "--attempt", tool]
+def attempt_apart(tool: str, name: str, limit: int, memory: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, name, "--attempt", tool, "--memory", str(memory)]
     with tempfile.TemporaryFile("w+") as output:
         try:
             code = subprocess.run(
@@ -146,8 +148,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=300, help="seconds per model and tool")
     parser.add_argument("--json", type=Path, default=Path("runs/peers.json"))
     parser.add_argument("--attempt", choices=TOOLS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=int, default=16, help="GiB of memory per model and tool")
     options = parser.parse_args()
     if options.attempt:
+        resource.setrlimit(resource.RLIMIT_DATA, (options.memory << 30,) * 2)
         attempt(options.attempt, options.models[0])
         return
     names = trainable() if options.all else options.models
@@ -157,7 +161,7 @@ def main() -> None:
             continue
         row: dict[str, Any] = {"model": name}
         for tool in TOOLS:
-            done = attempt_apart(tool, name, options.limit)
+            done = attempt_apart(tool, name, options.limit, options.memory)
             row |= {f"{tool} {column}": done.get(column, "") for column in (*STEPS, "error")}
         rows.append(row)
         write_json(options.json, rows)
