@@ -3,12 +3,11 @@
     python benchmarks/peers.py --all
 
 Every attempt runs in a process of its own with limits of time and memory; finished rows are kept in the JSON file and
-not repeated.
-A cell is the seconds it took, or the first line of what went wrong; "error" is the largest difference between ONNX
-Runtime and PyTorch, relative to max(1, largest output): above 1e-4 is a failure. "build": `fxcat.prepare`, and
-torch-pruning's dependency graph (its pruner, which belongs to "prune", makes another). Both remove half of each group:
-fxcat every other unit, torch-pruning those of least magnitude, without the layers that give the classes. Weights are
-random.
+not repeated. A cell is the seconds it took, or the first line of what went wrong; "error" is the largest difference
+between ONNX Runtime and PyTorch, relative to max(1, largest output): above 1e-4 is a failure. "build": `fxcat.prepare`,
+and torch-pruning's dependency graph (its pruner, which belongs to "prune", makes another). Both remove half of each
+group: fxcat every other unit, torch-pruning those of least magnitude, without the layers that give the classes. Weights
+are random.
 """
 
 from __future__ import annotations
@@ -127,18 +126,15 @@ def attempt_apart(tool: str, name: str, limit: int, memory: int) -> dict[str, An
     command = [sys.executable, __file__, name, "--attempt", tool, "--memory", str(memory)]
     with tempfile.TemporaryFile("w+") as output:
         try:
-            code = subprocess.run(
-                command, stdout=output, stderr=subprocess.DEVNULL, timeout=limit, check=False
-            ).returncode
-            end = f"exit code {code}"
+            done = subprocess.run(command, stdout=output, stderr=subprocess.DEVNULL, timeout=limit, check=False)
+            end = f"exit code {done.returncode}" if done.returncode else None
         except subprocess.TimeoutExpired:
-            code, end = None, f"more than {limit} s in all"
+            end = f"more than {limit} s in all"
         output.seek(0)
         lines = [line for line in output.read().splitlines() if line.startswith("{")]
     known: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     unknown = next((step for step in STEPS if step not in known), None)
-    failed = any(isinstance(known.get(step), str) for step in STEPS)
-    return known if code == 0 or failed or unknown is None else known | {unknown: end}
+    return known if end is None or unknown is None else known | {unknown: end}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def compress(labels: torch.Tensor) -> torch.Tensor:
             first = small.narrow(axis, 0, 1)
             if bool((small == first).all()):
                 small = first
-    # a view would keep all elements alive: of attention, as many as images have pairs of pixels
+    # a view would keep the array alive that has an entry for every element of the value
     return small if small is labels else small.clone()
 
 
