@@ -3,7 +3,7 @@
     python benchmarks/robustness.py --data path/to/MNIST/root --seeds 5
 
 `Pressure.nu` is per fraction of the start network's MACs; here it is scaled with them, so that a MAC costs the same for
-every start width (DESIGN §5.6). Finished runs are kept in the JSON file and not repeated.
+every start width. Finished runs are kept in the JSON file and not repeated.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def channels_per_unit(net: GatedModule) -> torch.Tensor:
     """Of every unit, how many entries it has on the parameter axis where it has fewest; int64, shape (units,)."""
     count = net.gate_vector.unit_count
     least = torch.full((count,), torch.iinfo(torch.int64).max)
-    for axes in net.program.unit_axes().values():
+    for axes in net.program.unit_axes(net.network).values():
         for numbers in axes.values():
             found = torch.bincount(numbers[numbers >= 0].cpu(), minlength=count)
             least = torch.where(found > 0, torch.minimum(least, found), least)

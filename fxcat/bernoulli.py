@@ -1,6 +1,6 @@
 """`policy="bernoulli"`: gates are sampled, and θ descends J(W, Θ) = E[loss] + complexity to a vertex.
 
-arXiv 2411.09127 (units and layers), 2205.04650 (units), 2406.04549 (layers); DESIGN §5.
+arXiv 2411.09127 (units and layers), 2205.04650 (units), 2406.04549 (layers).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -15,13 +15,17 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers, also those that `state_dict` leaves out; tied ones once. Gates are not among them."""
-    found: dict[str, torch.Tensor] = {n: p.detach() for n, p in module.named_parameters()}
-    return found | {n: b for n, b in module.named_buffers() if not n.startswith(f"{SAMPLES}.")}
+    return {name: tensor.detach() for name, tensor in _named(module)}
 
 
 def shapes_of(module: nn.Module) -> Shapes:
     """Shapes of what `tensors_of` gives."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors_of(module).items()}
+    return {name: tuple(tensor.shape) for name, tensor in _named(module)}
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from ((n, b) for n, b in module.named_buffers() if not n.startswith(f"{SAMPLES}."))
 
 
 def first_difference(found: Shapes, expected: Shapes) -> str | None:

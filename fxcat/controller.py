@@ -140,7 +140,7 @@ class GateController:
         """One step of the gates. Returns True if the network has just become smaller.
 
         `closure`: returns the loss of the step's batch, `lambda: criterion(net(x), y)`. With it one section per step,
-        in turn, is measured by the difference of two forward passes, with it and without it (DESIGN §5.3), in place of
+        in turn, is measured by the difference of two forward passes, with it and without it, in place of
         an estimate from the backward pass. `held_out`: the batch to take when `wants_held_out`, in place of those given
         at the start; there need be no training step before it.
 

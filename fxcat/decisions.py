@@ -42,7 +42,7 @@ class ProjectedDescent(PerGate):
 class Decisions(PerGate):
     """Gates that stay at zero: θ is small and its smoothed drift has pointed to zero for `patience` steps.
 
-    Then weights and θ are in the domain of attraction of zero (arXiv 2205.04650, 2411.09127; DESIGN §5.5).
+    Then weights and θ are in the domain of attraction of zero (arXiv 2205.04650, 2411.09127).
     """
 
     tensors = ("dead", "falling")

@@ -1,4 +1,4 @@
-"""What a gate makes of the loss, by evaluating it twice (DESIGN §5.3)."""
+"""What a gate makes of the loss, by evaluating it twice."""
 
 from __future__ import annotations
 

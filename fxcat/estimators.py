@@ -112,7 +112,7 @@ def _check_same(net: GatedModule, model: nn.Module) -> None:
 
 def _producers(net: GatedModule, model: nn.Module) -> list[_Producer]:
     """Layers whose output channels are units; a depthwise convolution only passes on those of its input."""
-    axes = net.program.unit_axes()
+    axes = net.program.unit_axes(net.network)
     found: list[_Producer] = []
     for name, layer in model.named_modules():
         if not isinstance(layer, _ConvNd | nn.Linear):

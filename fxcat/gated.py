@@ -32,15 +32,16 @@ class GatePart:
 class Structure:
     """What was found.
 
-    `required`: sets of unit numbers of which one each must stay. `coverage`: share of the MACs in ops with at least one
-    prunable axis or inside a section. `edges`: names of ops, and of the ops that read their results.
+    `required`: sets of units of which one each must stay: numbers of the set, ascending, and of a unit in it, shape
+    (2, members), int32. `coverage`: share of the MACs in ops with at least one prunable axis or inside a section.
+    `edges`: names of ops, and of the ops that read their results.
     """
 
     groups: tuple[Group, ...]
     sections: tuple[SectionInfo, ...]
     pinned: tuple[Pinned, ...]
     cost: Cost[int]
-    required: tuple[torch.Tensor, ...]
+    required: torch.Tensor
     coverage: float
     terms: tuple[CostTerm, ...]
     edges: tuple[tuple[str, ...], tuple[str, ...]]
@@ -71,7 +72,7 @@ class Program(Protocol):
         """Remove what is 0 from the network, in place. On an error nothing is changed."""
         ...
 
-    def unit_axes(self) -> Mapping[str, Mapping[int, torch.Tensor]]:
+    def unit_axes(self, network: nn.Module) -> Mapping[str, Mapping[int, torch.Tensor]]:
         """Per parameter or buffer, for every axis that carries units: the unit number of each index, −1 for none."""
         ...
 
@@ -158,11 +159,9 @@ class GatedModule(nn.Module):
         return self.gate_vector.draw()
 
     def _set_required(self) -> None:
-        """`structure.required` as pairs, shape (2, members): the number of the set and the number of a unit in it."""
-        sets = self.structure.required
-        number = torch.repeat_interleave(torch.tensor([len(s) for s in sets], dtype=torch.int64))
-        pairs = torch.stack([number, torch.cat([*sets, number[:0]])])
-        self.register_buffer("required", pairs.int().to(self.gate_vector.theta.device), persistent=False)
+        """`structure.required` as a buffer, on the device of the gates."""
+        pairs = self.structure.required.to(self.gate_vector.theta.device)
+        self.register_buffer("required", pairs, persistent=False)
 
     @property
     def gates(self) -> Mapping[str, Gate]:

@@ -41,11 +41,13 @@ class GateSlot:
 class GateLayout:
     """What the gated graph reads in one forward pass; slots that scale parameters come first.
 
-    `index`: shape (factors, entries of all slots), numbers of gates plus one, 0 for the constant one.
+    `index`: shape (factors, entries), numbers of gates plus one, 0 for the constant one. The first `repeated` entries
+    stand for two parameters each (weight and bias of a norm): the first slots have them, and all the others follow.
     """
 
     index: torch.Tensor
     slots: tuple[GateSlot, ...]
+    repeated: int
 
 
 class _SlotValues(torch.autograd.Function):
@@ -56,16 +58,19 @@ class _SlotValues(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, sample: torch.Tensor, index: torch.Tensor, sizes: list[int], *parameters: torch.Tensor
+        ctx: Any, sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         padded = nn.functional.pad(sample, (1, 0), value=1.0)
         factors = [padded.index_select(0, row) for row in index]
         gates = math.prod(factors[1:], start=factors[0])
         flat = torch.cat(parameters) if parameters else gates.new_empty(0)
-        ctx.save_for_backward(index, gates, flat, *factors)
-        ctx.sizes, ctx.dtypes, ctx.gates = sizes, [p.dtype for p in parameters], sample.numel()
-        scaled = (flat * gates[: flat.numel()]).split(sizes[: len(parameters)])
-        plain = gates[flat.numel() :].clone().split(sizes[len(parameters) :])
+        end = flat.numel() - repeated
+        scales = torch.cat([gates[:repeated], gates[:end]])
+        ctx.save_for_backward(index, scales, flat, *factors)
+        ctx.sizes, ctx.dtypes = sizes, [p.dtype for p in parameters]
+        ctx.gates, ctx.repeated = sample.numel(), repeated
+        scaled = (flat * scales).split(sizes[: len(parameters)])
+        plain = gates[end:].clone().split(sizes[len(parameters) :])
         return (*(v.to(d) for v, d in zip(scaled, ctx.dtypes, strict=True)), *plain)
 
     @staticmethod
@@ -73,16 +78,18 @@ class _SlotValues(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        index, gates, flat, *factors = ctx.saved_tensors
+        index, scales, flat, *factors = ctx.saved_tensors
         gradient = torch.cat(gradients)
-        scaled = (gradient[: flat.numel()] * gates[: flat.numel()]).split(ctx.sizes[: len(ctx.dtypes)])
+        scaled = (gradient[: flat.numel()] * scales).split(ctx.sizes[: len(ctx.dtypes)])
         gradient[: flat.numel()] *= flat
+        of_gates = gradient[ctx.repeated :]
+        of_gates[: ctx.repeated] += gradient[: ctx.repeated]
         of_sample = gradient.new_zeros(ctx.gates + 1)
         for i, row in enumerate(index):
             others = factors[:i] + factors[i + 1 :]
-            of_sample.index_add_(0, row, math.prod(others, start=gradient))
+            of_sample.index_add_(0, row, math.prod(others, start=of_gates))
         of_parameters = [g.to(d) for g, d in zip(scaled, ctx.dtypes, strict=True)]
-        return (of_sample[1:].to(gates.dtype), None, None, *of_parameters)
+        return (of_sample[1:].to(factors[0].dtype), None, None, None, *of_parameters)
 
 
 class GateSamples(nn.Module):
@@ -97,6 +104,7 @@ class GateSamples(nn.Module):
         super().__init__()
         self.register_buffer("index", layout.index, persistent=False)
         self._slots = layout.slots
+        self._repeated = layout.repeated
         self._sizes = [torch.Size(s.shape).numel() for s in layout.slots]
         scales = [s.scales for s in layout.slots if s.scales is not None]
         self._scaled = tuple((network.get_submodule(path), name) for path, name in scales)
@@ -104,7 +112,9 @@ class GateSamples(nn.Module):
     def fill(self, sample: torch.Tensor) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass."""
         parameters = [getattr(module, name) for module, name in self._scaled]
-        values: tuple[torch.Tensor, ...] = _SlotValues.apply(sample, self.index, self._sizes, *parameters)
+        values: tuple[torch.Tensor, ...] = _SlotValues.apply(
+            *(sample, self.index, self._repeated, self._sizes), *parameters
+        )
         for slot, value in zip(self._slots, values, strict=True):
             self.__dict__[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
 
@@ -119,12 +129,12 @@ class GateVector(nn.Module):
 
     theta: nn.Parameter
     numbers: torch.Tensor
-    """Of the gates that are left, among those that there were at first; int64, one entry per gate."""
+    """Of the gates that are left, among those that there were at first; int32, one entry per gate."""
 
     def __init__(self, units: int, sections: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.ones(units + sections, dtype=dtype))
-        self.register_buffer("numbers", torch.arange(units + sections), persistent=False)
+        self.register_buffer("numbers", torch.arange(units + sections, dtype=torch.int32), persistent=False)
         self.unit_count = units
         self.count_at_start = units + sections
         self.values: Values = "sampled"
@@ -179,7 +189,7 @@ class GateVector(nn.Module):
             self._fixed = None
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        """The sample as a function of θ: the straight-through estimator (§5.3) in training."""
+        """The sample as a function of θ: the straight-through estimator (arXiv 2205.04650) in training."""
         theta = self.theta
         if self.training and theta.requires_grad and torch.is_grad_enabled():
             return sample + (theta - theta.detach())

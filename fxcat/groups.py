@@ -23,7 +23,8 @@ def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
     row, member = net.required.long()
     scores = score[member]
-    highest = scores.new_empty(len(net.structure.required)).scatter_reduce(0, row, scores, "amax", include_self=False)
+    sets = len(net.structure.required[0].unique_consecutive())
+    highest = scores.new_empty(sets).scatter_reduce(0, row, scores, "amax", include_self=False)
     tops = (scores == highest[row]).nonzero().reshape(-1)
     # of equals the first: `tops` ascends, and so do the rows
     return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]

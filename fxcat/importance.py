@@ -52,7 +52,7 @@ def unit_scales(net: GatedModule) -> torch.Tensor:
     device, count = net.gate_vector.theta.device, net.gate_vector.unit_count
     tensors, norms = _weights(net)
     gamma, carriers, square = torch.zeros((3, count), dtype=torch.float64, device=device)
-    for name, axes in net.program.unit_axes().items():
+    for name, axes in net.program.unit_axes(net.network).items():
         for axis, numbers in axes.items():
             numbers, tensor = numbers.to(device), tensors[name]
             inside, others = numbers >= 0, [a for a in range(tensor.dim()) if a != axis]

@@ -1,4 +1,4 @@
-"""How strongly every gate is pushed towards zero: the slopes of the complexity term (arXiv 2411.09127; DESIGN §5.2).
+"""How strongly every gate is pushed towards zero: the slopes of the complexity term (arXiv 2411.09127).
 
 `FixedPressure` holds the three user parameters, `TargetPressure` finds the pressure that meets a target.
 """

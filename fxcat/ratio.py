@@ -1,6 +1,6 @@
 """`policy="ratio"`: every group of units learns which share of it remains.
 
-Source: AutoPruning for Deep Neural Network with Dynamic Channel Masking (arXiv 2010.12021; DESIGN §6). Group g with C
+Source: AutoPruning for Deep Neural Network with Dynamic Channel Masking (arXiv 2010.12021). Group g with C
 units keeps the r·C most important ones; the mask is linear in r at the boundary unit. Weights learn on training batches
 with ratios fixed, ratios on held-out batches with weights fixed, down loss · (FLOPs / wanted)^w. Only the products of w
 and loss and cost matter, which are prices of cost; and w is not chosen by hand: the price is the one at which the cost

@@ -1,7 +1,7 @@
 """BatchNorm statistics of the network that will be used.
 
 Statistics gathered under sampled gates, or before structures left, are not those of the hard network; judging it
-with them can halve its accuracy (DESIGN §5.5).
+with them can halve its accuracy.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """The three user parameters of complexity-aware training (arXiv 2411.09127, DESIGN §5.2), fixed instead of adapted.
+    """The three user parameters of complexity-aware training (arXiv 2411.09127), fixed instead of adapted.
 
     `nu` ≥ 0: pruning pressure; `layers` in [0, 1]: layers versus units; `params` in [0, 1]: parameters versus
     computation. Raises `TargetError` for values outside these ranges.

@@ -47,7 +47,6 @@ class Analysis:
     units: Units
     sections: tuple[Section, ...]
     terms: tuple[CostTerm, ...]
-    macs: dict[fx.Node, int]
     inference: frozenset[fx.Node]
 
     @property
@@ -56,27 +55,23 @@ class Analysis:
         return self.captured.graph
 
     @property
-    def twin(self) -> nn.Module:
-        """The modules without data; the weights are elsewhere."""
-        return self.captured.twin
-
-    @property
     def regions(self) -> tuple[Region, ...]:
         return self.captured.regions
 
 
 def analyse(
     captured: Captured,
+    network: nn.Module,
     options: Options,
     frozen: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
     joins: Container[fx.Node] | None = None,
 ) -> Analysis:
-    """Analyse a graph whose nodes hold example values.
+    """Analyse a graph whose nodes hold example values, over a network whose data do not matter.
 
     `frozen`: per parameter axis a mask of what must stay. `joins`: where sections may end (None: anywhere).
     """
     graph = captured.graph
-    flow = flow_labels(graph, captured.twin, captured.batch, options.ignore, captured.orders)
+    flow = flow_labels(graph, network, captured.batch, options.ignore, captured.orders)
     _link_calls(flow, captured)
     guards.freeze_guarded(flow, graph, captured.guards)
     for pin in captured.pins:
@@ -92,13 +87,12 @@ def analyse(
     units = resolve_units(flow, chains)
     flow.release()
     inference = reached(graph, 0)
-    macs = full_macs(flow, graph)
-    found = find_sections(graph, macs) if options.sections else ()
+    found = find_sections(graph, full_macs(flow, graph)) if options.sections else ()
     found = [s for s in found if joins is None or s.join in joins]
     sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
     needed = inference | reached(graph, 1)
     terms = cost_terms(flow, units, sections, inference, needed)
-    return Analysis(captured, options, flow, units, sections, terms, macs, inference)
+    return Analysis(captured, options, flow, units, sections, terms, inference)
 
 
 def _link_calls(flow: Flow, captured: Captured) -> None:

@@ -1,22 +1,19 @@
 """Capture: a model as one graph over its own modules.
 
-In: a model and example inputs. Out: `Captured`: the model's meta twin (same structure, no data), one graph whose nodes
-hold example values, and the guards. If the model behaves differently in training, the graph holds both behaviours,
-with the nodes they share only once, and its output is `(inference, training)`. What cannot be traced as a whole is
-captured in regions.
+In: a model and example inputs. Out: `Captured`: one graph whose nodes hold example values, and the guards. If the model
+behaves differently in training, the graph holds both behaviours, with the nodes they share only once, and its output is
+`(inference, training)`. What cannot be traced as a whole is captured in regions.
 """
 
 from __future__ import annotations
 
 import operator
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import CaptureError, InputError
 from fxcat.passes.arguments import thaw
@@ -25,20 +22,19 @@ from fxcat.passes.discovery import find_regions
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
-from fxcat.passes.slicing import add_buffer
 from fxcat.passes.tracer import ExampleTracer, Guard
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A captured model: its meta twin and a graph over it, whole or of `regions`.
+    """A captured model of class `name`: a graph over any copy of it, whole or of `regions`.
 
     `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
     example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
-    rest was not captured. `orders`: buffers of indices that rewrites put in, with values (the meta twin has none).
+    rest was not captured. `orders`: buffers of indices that rewrites put in, with values.
     """
 
-    twin: nn.Module
+    name: str
     graph: fx.Graph
     guards: tuple[Guard, ...]
     constants: Mapping[str, torch.Tensor]
@@ -96,12 +92,8 @@ def _batch(call: Call) -> int:
 def _whole(model: nn.Module, call: Call) -> Captured:
     if not all(isinstance(a, Slot) for a in call.arguments.values()):
         return _one_region(model, call)
-    twin = meta_twin(model)
-    traced = _trace_phases(twin, dict(zip(call.arguments, call.inputs, strict=True)), None)
-    if _has_kept_values(twin):
-        twin = meta_twin(model)
-        vars(twin).update({n: c.to("meta") for n, c in traced.constants.items()})
-    return Captured(twin, traced.graph, traced.guards, traced.constants, _batch(call))
+    traced = _trace_phases(meta_twin(model), dict(zip(call.arguments, call.inputs, strict=True)), None)
+    return Captured(_name(model), traced.graph, traced.guards, traced.constants, _batch(call))
 
 
 def _trace_phases(twin: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None) -> Traced:
@@ -171,32 +163,10 @@ def _in_regions(model: nn.Module, call: Call, refused: CaptureError) -> Captured
 
 
 def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
-    twin = meta_twin(model)
-    for name, constant in found.constants.items():
-        add_buffer(twin, name, constant.to("meta"), persistent=False)
-    for node in found.graph.nodes:
-        if node.op == "get_attr":
-            node.meta["value"] = operator.attrgetter(str(node.target))(twin)
     return Captured(
-        *(twin, found.graph, tuple(found.guards), found.constants, _batch(call)),
+        *(_name(model), found.graph, tuple(found.guards), found.constants, _batch(call)),
         *(tuple(found.regions), found.calls, tuple(found.ties), tuple(found.pins), found.refused),
     )
-
-
-def _has_kept_values(twin: nn.Module) -> bool:
-    """Whether the traced modules have kept proxies of what they were called with, or may have, in objects of theirs."""
-    for module in twin.modules():
-        if is_leaf(module):
-            continue
-        own = [v for name, v in vars(module).items() if type(v) not in _PLAIN and name not in _MODULE_STATE]
-        if any(hasattr(v, "__dict__") and not isinstance(v, _HARMLESS) for v in tree_leaves(own)):
-            return True
-    return False
-
-
-_PLAIN = frozenset((bool, int, float, str, type(None)))
-_HARMLESS = (torch.Tensor, nn.Module, type, types.FunctionType)
-_MODULE_STATE = frozenset(vars(nn.Module()))
 
 
 def _trace(

@@ -21,7 +21,7 @@ from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.codegen import install
-from fxcat.passes.copying import copy_data, copy_model
+from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
 from fxcat.passes.entries import with_entries
 from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
@@ -44,9 +44,9 @@ class Compiled(Program):
         return self
 
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
-        plan = make_plan(self.analysis, units, sections, final=True)
-        small, targets, sources = copy_model(network)
-        copy_data(targets, sources)
+        plan = self.plan(network, units, sections, final=True)
+        small, copied = copy_model(network)
+        copy_data(copied)
         _remove_gates(small, self)
         rewrite.apply(small, self.analysis.graph, plan)
         install(small, plan.graph, self.analysis.regions)
@@ -56,17 +56,17 @@ class Compiled(Program):
         install(network, insert_gates(self.analysis.graph, self.gatings.of_node), self.analysis.regions)
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
-        plan = make_plan(self.analysis, units, sections)
+        plan = self.plan(network, units, sections)
         before = self.analysis
         rewrite.remove_unused(plan.twin, before.graph, plan.graph)  # what has gone must cost nothing
         new = {old: node for node, old in plan.origin.items()}
         ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
         orders = {**before.captured.orders, **plan.buffers}
-        changed = {"twin": plan.twin, "graph": plan.graph, "ties": ties, "orders": orders}
+        changed = {"graph": plan.graph, "ties": ties, "orders": orders}
         left = replace(before.captured, **changed, guards=(), constants={}, pins=())
         # what was no section must not become one where a branch beside it has gone
         joins = {new[s.join] for s in before.sections if s.join in new}
-        analysis = analyse(left, before.options, _frozen(before, plan), joins)
+        analysis = analyse(left, plan.twin, before.options, _frozen(before, plan), joins)
         compiled = _compile(analysis)
         _remove_gates(network, self)
         rewrite.apply(network, self.analysis.graph, plan)
@@ -75,12 +75,18 @@ class Compiled(Program):
         parts = gate_parts(analysis)
         return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
 
-    def unit_axes(self) -> dict[str, dict[int, torch.Tensor]]:
-        units, twin = self.analysis.units, self.analysis.twin
+    def unit_axes(self, network: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
+        units = self.analysis.units
         return {
-            name: {axis: units.of_label[labels].long() for axis, labels in parameter_axes(name, tensor, units).items()}
-            for name, tensor in (*twin.named_parameters(), *twin.named_buffers())
+            name: {axis: units.of_label[labels].long() for axis, labels in parameter_axes(name, units).items()}
+            for name, _ in (*network.named_parameters(), *network.named_buffers())
         }
+
+    def plan(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
+        """Plan the removal of what is 0; see `make_plan`. The network is not changed."""
+        twin = meta_twin(network)
+        _remove_gates(twin, self)
+        return make_plan(self.analysis, twin, units, sections, final=final)
 
 
 def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True) -> GatedModule:
@@ -90,14 +96,14 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
     """
     with _no_garbage_collection(), ThreadPoolExecutor(1) as background:
         # copying weights waits for memory and lets Python go on: do both at once
-        network, targets, sources = copy_model(model)
-        copying = background.submit(copy_data, targets, sources)
+        network, copied = copy_model(model)
+        copying = background.submit(copy_data, copied)
         captured = capture(model, example_inputs, in_regions=in_regions)
         captured = with_entries(captured) if options.inputs else captured
-        compiled = _compiled_or_refused(model, captured, options)
         add_buffers(network, captured.orders)
         for name, constant in captured.constants.items():
             add_buffer(network, name, constant, persistent=False)
+        compiled = _compiled_or_refused(captured, network, options)
         _add_gates(network, compiled)
         analysis, parts = compiled.analysis, gate_parts(compiled.analysis)
         gates = tuple((p.name, p.count) for p in parts)
@@ -126,12 +132,12 @@ def _no_garbage_collection() -> Generator[None, None, None]:
             gc.enable()
 
 
-def _compiled_or_refused(model: nn.Module, captured: Captured, options: Options) -> Compiled:
-    analysis = analyse(captured, options)
+def _compiled_or_refused(captured: Captured, network: nn.Module, options: Options) -> Compiled:
+    analysis = analyse(captured, network, options)
     if not analysis.units.groups and not analysis.sections:
         reasons = "; ".join(f"{p.where}: {p.reason}" for p in analysis.units.pinned[:5])
         raise NothingToPruneError(
-            f"{type(model).__name__} has nothing to prune" + (f" ({reasons})" if reasons else ""),
+            f"{captured.name} has nothing to prune" + (f" ({reasons})" if reasons else ""),
             remedy="check gates= and ignore=; the first and last layers' outer widths can never be pruned",
         )
     return _compile(analysis)
@@ -145,7 +151,9 @@ def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
 
 def _compile(analysis: Analysis) -> Compiled:
     sites = find_sites(analysis.flow, analysis.units, analysis.sections)
-    return Compiled(analysis, place_gates(analysis.graph, analysis.flow, analysis.units, sites))
+    gatings = place_gates(analysis.graph, analysis.flow, analysis.units, sites)
+    analysis.flow.detach()
+    return Compiled(analysis, gatings)
 
 
 def _add_gates(network: nn.Module, compiled: Compiled) -> None:

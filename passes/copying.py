@@ -10,7 +10,7 @@ import copy
 import types
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ _ATOMS = frozenset((int, float, str, bool, tuple, type(None)))
 _HOOKS = frozenset(k for k, v in nn.Module().__dict__.items() if isinstance(v, OrderedDict))
 _NOTHING: OrderedDict[Any, Any] = OrderedDict()
 
+Copied: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""A tensor and its copy."""
+
 
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy whose parameters, buffers and tensor attributes are on the meta device: no data is copied."""
@@ -32,17 +35,14 @@ def meta_twin(model: nn.Module) -> nn.Module:
     return _Copier(empty, private=True).module(model)
 
 
-def copy_model(model: nn.Module) -> tuple[nn.Module, list[torch.Tensor], list[torch.Tensor]]:
-    """A copy with tensors of its own, still empty, and what to copy: targets and sources (see `copy_data`)."""
-    targets: list[torch.Tensor] = []
-    sources: list[torch.Tensor] = []
+def copy_model(model: nn.Module) -> tuple[nn.Module, list[Copied]]:
+    """A copy with tensors of its own, still empty, and what to copy (see `copy_data`)."""
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
-        targets.append(torch.empty_like(tensor, requires_grad=False))
-        sources.append(tensor.detach())
-        return targets[-1]
+        return torch.empty_like(tensor, requires_grad=False)
 
-    return _Copier(empty).module(model), targets, sources
+    copier = _Copier(empty)
+    return copier.module(model), copier.copied
 
 
 def share(model: nn.Module) -> nn.Module:
@@ -50,11 +50,11 @@ def share(model: nn.Module) -> nn.Module:
     return _Copier(torch.Tensor.detach).module(model)
 
 
-def copy_data(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+def copy_data(copied: list[Copied]) -> None:
     """Copy all at once: one call that does not hold Python's lock, so that it can run beside other work."""
-    if targets:
+    if copied:
         with torch.no_grad():
-            torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_([new for _, new in copied], [old for old, _ in copied])  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _Copier:
@@ -65,6 +65,7 @@ class _Copier:
         self._private = private
         # id → copy, as copy.deepcopy keeps it; originals outlive the copier
         self._memo: dict[int, Any] = {}
+        self.copied: list[Copied] = []
 
     def module(self, module: nn.Module) -> nn.Module:
         found = self._memo.get(id(module))
@@ -76,20 +77,21 @@ class _Copier:
         new = type(module).__new__(type(module))
         self._memo[id(module)] = new
         state = new.__dict__
-        state.update(module.__dict__)
         # torch.nn's own layers hold numbers, strings and tuples; a user's module may hold anything
         plain = type(module).__module__.startswith("torch.nn.")
+        # one by one: a dict that is updated as a whole does not share its keys with those of other instances
         for key, value in module.__dict__.items():
             kind = type(value)
             if kind in _ATOMS and (plain or kind is not tuple):
-                continue
-            if key in _HOOKS and not value:
+                state[key] = value
+            elif key in _HOOKS and not value:
                 state[key] = _NOTHING if self._private else OrderedDict()
             elif key in ("_parameters", "_buffers"):
                 state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()}
-            elif key != "_modules":
+            elif key == "_modules":
+                state[key] = {k: None if c is None else self.module(c) for k, c in value.items()}
+            else:
                 state[key] = self._value(value)
-        state["_modules"] = {k: None if c is None else self.module(c) for k, c in module._modules.items()}
         return new
 
     def _value(self, value: Any) -> Any:
@@ -117,6 +119,7 @@ class _Copier:
             if isinstance(tensor, nn.Parameter):
                 found = nn.Parameter(found, tensor.requires_grad)
             self._memo[id(tensor)] = found
+            self.copied.append((tensor, found))
         return found
 
     def _note_tensors(self, module: nn.Module) -> None:

@@ -78,7 +78,9 @@ def cost_terms(
         if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
             context = contexts.get(node, ()) if node in needed else None
             _note_use(flow.attribute_name(node), uses, context)
+    known = {name: name for name in units.parameters}
     for name, parameter in flow.root.named_parameters():
+        name = known.get(name, name)  # one string for all
         # what the graph never mentions stays as it is; what it mentions in vain goes
         contexts_of = uses.get(name, [()])
         if contexts_of:
@@ -90,8 +92,8 @@ def _note_uses(
     flow: Flow, node: fx.Node, uses: dict[str, list[tuple[int, ...]]], context: tuple[int, ...] | None
 ) -> None:
     if node.op == "call_module":
-        for name, parameter in own_tensors(flow.module(node), buffers=False):
-            _note_use(flow.name_of(parameter, f"{node.target}.{name}"), uses, context)
+        for name in own_tensors(flow.module(node), buffers=False):
+            _note_use(flow.name_of(f"{node.target}.{name}"), uses, context)
 
 
 def _note_use(name: str, uses: dict[str, list[tuple[int, ...]]], context: tuple[int, ...] | None) -> None:
@@ -116,7 +118,7 @@ def _parameter_terms(
     sizes = list(parameter.shape)
     factors: list[Axis] = []
     known = units.parameters.get(name, {})
-    for axis, labels in (parameter_axes(name, parameter, units) if -1 in known else known).items():
+    for axis, labels in (parameter_axes(name, units) if -1 in known else known).items():
         found = axes.of(labels)
         if found.runs.size:
             sizes[axis] = 1
@@ -133,7 +135,7 @@ def _parameter_terms(
     return terms
 
 
-def parameter_axes(name: str, tensor: torch.Tensor, units: Units) -> Mapping[int, torch.Tensor]:
+def parameter_axes(name: str, units: Units) -> Mapping[int, torch.Tensor]:
     """The axes of a parameter or buffer that carry units, with the labels along each."""
     axes = dict(units.parameters.get(name, {}))
     elements = axes.pop(-1, None)
@@ -141,19 +143,21 @@ def parameter_axes(name: str, tensor: torch.Tensor, units: Units) -> Mapping[int
         numbers = units.of(elements)
         for axis, size in enumerate(numbers.shape):
             if size > 1:
-                index = [slice(None) if a == axis else slice(0, 1) for a in range(tensor.dim())]
+                index = [slice(None) if a == axis else slice(0, 1) for a in range(elements.dim())]
                 axes[axis] = elements[tuple(index)].reshape(-1)
     return {a: labels for a, labels in axes.items() if bool((units.of_label[labels] != NO_UNIT).any())}
 
 
-def own_tensors(module: nn.Module, *, buffers: bool) -> list[tuple[str, torch.Tensor]]:
-    """Parameters (and buffers) of a module and what is below it."""
-    if module._modules:
-        return [*module.named_parameters(), *(module.named_buffers() if buffers else ())]
-    found: list[tuple[str, torch.Tensor]] = [(n, p) for n, p in module._parameters.items() if p is not None]
+def own_tensors(module: nn.Module, *, buffers: bool) -> list[str]:
+    """Names of the parameters (and buffers) of a module and what is below it."""
+    found = [n for n, _ in module.named_parameters()] if module._modules else _present(module._parameters)
     if buffers:
-        found += [(n, b) for n, b in module._buffers.items() if b is not None]
+        found += [n for n, _ in module.named_buffers()] if module._modules else _present(module._buffers)
     return found
+
+
+def _present(tensors: Mapping[str, torch.Tensor | None]) -> list[str]:
+    return [n for n, t in tensors.items() if t is not None]
 
 
 class _Axes:

@@ -1,4 +1,4 @@
-"""Gated inputs: an `index_select` behind every input of features, whose indices are units (DESIGN §4).
+"""Gated inputs: an `index_select` behind every input of features, whose indices are units.
 
 In: a captured graph. Out: the same graph with a selection of all features, so far, at its entry. What is closed leaves
 the selection; a selection of everything leaves the final network.
@@ -14,7 +14,6 @@ from torch import fx
 from fxcat.errors import InputError
 from fxcat.passes.capture import Captured
 from fxcat.passes.rules.selection import ENTRY
-from fxcat.passes.slicing import add_buffer
 
 
 def with_entries(captured: Captured) -> Captured:
@@ -48,5 +47,4 @@ def _add_entry(captured: Captured, node: fx.Node, name: str) -> torch.Tensor:
     select.meta |= {"value": node.meta["value"], ENTRY: True}
     for user in users:
         user.replace_input_with(node, select)
-    add_buffer(captured.twin, name, order.to("meta"))
     return order

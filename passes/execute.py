@@ -9,13 +9,14 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arguments import thaw
+from fxcat.passes.copying import meta_twin
 from fxcat.passes.rules.table import function_rule, module_rule
 
 
 def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False) -> Any:
     """Execute one node on the example values of its inputs. Modules run through `forward`: hooks do not fire.
 
-    `in_full`: even if a rule knows the shape of the result.
+    `in_full`: even if a rule knows the shape of the result, and where `root` has data.
     """
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(root)
@@ -29,7 +30,9 @@ def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False) -> Any:
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     module = operator.attrgetter(str(node.target))(root)
     inferred = None if in_full else infer(module, args, kwargs)
-    return module.forward(*args, **kwargs) if inferred is None else inferred
+    if inferred is not None:
+        return inferred
+    return (meta_twin(module) if in_full else module).forward(*args, **kwargs)
 
 
 def infer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -103,7 +103,7 @@ class _Demand:
             seen.add(node)
             sources = self._sources(node, None) if self._has_units(node) else []
             if sources is None:
-                self._expenses[node] = 0 if node in self.sites or _folding(self.flow, node, Site()) else 1
+                self._expenses[node] = 0 if node in self.sites or _folding(self.flow, node, (1,)) else 1
             elif ready:
                 costs = [self._expenses.get(s, 0) for s in sources]  # a region may be called with its own result
                 self._expenses[node] = min(costs, default=0) if sources and self._any_will_do(node) else sum(costs)
@@ -160,7 +160,7 @@ class _Demand:
         if self._any_will_do(node):
             # gates that are there already, and those that fold into parameters, cost nothing
             priced = [
-                (sum(s not in self.sites and not _folding(self.flow, s, Site()) for s in f), len(f), i)
+                (sum(s not in self.sites and not _folding(self.flow, s, (1,)) for s in f), len(f), i)
                 for i, f in enumerate(possible)
             ]
             return possible[min(priced)[2]] if possible else frozenset({node})
@@ -220,11 +220,22 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
     """How every site is gated: in the op itself (counted statistics, affine parameters), else by a multiplication."""
     found: dict[fx.Node, Gating] = {}
     folded: dict[str, type[nn.Module]] = {}
-    slots: list[tuple[GateSlot, Site]] = []
+    slots: dict[Literal["second", "first", "only", "plain"], list[tuple[GateSlot, Site]]]
+    slots = {"second": [], "first": [], "only": [], "plain": []}
 
-    def slot(site: Site, name: str, shape: tuple[int, ...], scales: tuple[str, str] | None = None) -> GateSlot:
-        slots.append((GateSlot(name, shape, scales), site))
-        return slots[-1][0]
+    def slot(site: Site, name: str, shape: tuple[int, ...]) -> GateSlot:
+        slots["plain"].append((GateSlot(name, shape), site))
+        return slots["plain"][-1][0]
+
+    def scaling(site: Site, node: fx.Node, parameters: tuple[str, ...]) -> tuple[GateSlot, ...]:
+        width = (node.meta["value"].shape[1],)
+        found = tuple(GateSlot(f"{node.name}_{p}", width, (str(node.target), p)) for p in parameters)
+        if len(found) == 2:
+            slots["first"].append((found[0], site))
+            slots["second"].append((found[1], site))
+        else:
+            slots["only"] += [(each, site) for each in found]
+        return found
 
     for node in graph.nodes:
         site = sites.get(node)
@@ -239,16 +250,15 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
                 folded[str(node.target)] = counting.target
             found[node] = Gating(counted=live, function=function, factor=factor)
         elif site is not None:
-            folding = _folding(flow, node, site)
             shape = (1,) if site.units is None else tuple(site.units.shape)
+            folding = _folding(flow, node, shape)
             if folding is None:
                 found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape))
                 continue
             path = str(node.target)
             folded[path] = folding.subclass
-            width = (node.meta["value"].shape[1],)
-            scaled = [slot(site, f"{node.name}_{p}", width, (path, p)) for p in folding.parameters]
-            found[node] = Gating(tuple(scaled) or (slot(site, f"{node.name}_gate", (math.prod(shape),)),))
+            scaled = scaling(site, node, folding.parameters)
+            found[node] = Gating(scaled or (slot(site, f"{node.name}_gate", (math.prod(shape),)),))
     for node in graph.nodes:
         # a module that is called several times may be gated in some calls only, where that is cheaper
         path = str(node.target)
@@ -256,9 +266,11 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
         if node.op == "call_module" and path in folded and not gating.arguments and gating.counted is None:
             folded[path] = _also_ungated(folded[path])
             found[node] = replace(gating, ungated=True)
-    # slots that scale parameters come first: they are multiplied together
-    slots.sort(key=lambda s: s[0].scales is None)
-    return Gatings(found, GateLayout(_gate_index(slots, units), tuple(slot for slot, _ in slots)), folded)
+    # the entries of a second parameter are those of the first
+    distinct = [*slots["first"], *slots["only"], *slots["plain"]]
+    repeated = sum(math.prod(slot.shape) for slot, _ in slots["second"])
+    layout = GateLayout(_gate_index(distinct, units), tuple(s for s, _ in slots["second"] + distinct), repeated)
+    return Gatings(found, layout, folded)
 
 
 def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph:
@@ -303,7 +315,7 @@ def _also_ungated(subclass: type[nn.Module]) -> type[nn.Module]:
 
 
 def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tensor:
-    """For every entry of every slot the gates that it is the product of, shape (1 + deepest nesting, entries), int32.
+    """For every entry of the slots the gates that it is the product of, shape (1 + deepest nesting, entries), int32.
 
     Numbers are those of the gate vector plus one; 0 stands for the constant one.
     """
@@ -326,10 +338,11 @@ def _counting(flow: Flow, units: Units, node: fx.Node) -> Counting | None:
     return counting
 
 
-def _folding(flow: Flow, node: fx.Node, site: Site) -> Folding | None:
+def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | None:
+    """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module."""
     rule = flow.rules.get(node)
     if node.op != "call_module" or rule is None or len(node.args) != 1 or node.kwargs:
         return None
-    if site.units is not None and site.units.numel() not in (1, site.units.shape[1]):
+    if math.prod(shape) != 1 and math.prod(shape) != shape[1]:
         return None
     return rule.folding(flow.module(node), node.meta["value"].shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,9 +45,9 @@ class Freeze:
 class Flow:
     """State of the label analysis; what a rule's `flow` may call."""
 
-    root: nn.Module
+    network: InitVar[nn.Module]
     values: dict[fx.Node, Labels] = field(default_factory=dict[fx.Node, Labels])
-    parameters: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict[str, dict[int, torch.Tensor]])
+    parameters: dict[str, Mapping[int, torch.Tensor]] = field(default_factory=dict[str, Mapping[int, torch.Tensor]])
     blocks: list[Block] = field(default_factory=list[Block])
     freezes: list[Freeze] = field(default_factory=list[Freeze])
     rules: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
@@ -67,11 +67,13 @@ class Flow:
     """MACs of nodes without a rule, for one example."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
-    _names: dict[int, str] = field(default_factory=dict[int, str])
+    _lines: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
+    """By the id of the labels, which `values` keeps."""
+    _names: dict[str, str] = field(default_factory=dict[str, str])
     _modules: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
 
-    def __post_init__(self) -> None:
-        self._modules.update(self.root.named_modules(remove_duplicate=False))
+    def __post_init__(self, network: nn.Module) -> None:
+        self._modules.update(network.named_modules(remove_duplicate=False))
         # Tied weights are one tensor under several names: the first name stands for all.
         first: dict[int, tuple[str, str]] = {}
         for path, module in self._modules.items():
@@ -79,7 +81,12 @@ class Flow:
                 if tensor is not None:
                     found = first.setdefault(id(tensor), (path, name))
                     if found != (path, name):
-                        self._names[id(tensor)] = ".".join(filter(None, found))
+                        self._names[_joined(path, name)] = _joined(*found)
+
+    @property
+    def root(self) -> nn.Module:
+        """The network, whose structure counts here, not its data."""
+        return self._modules[""]
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""
@@ -99,11 +106,15 @@ class Flow:
 
     def axis(self, node: fx.Node, axis: int) -> torch.Tensor | None:
         """Labels along one axis, 1-D and full length; None if the value's labels vary along another axis too."""
-        labels, shape = self.of(node), node.meta["value"].shape
-        axis = axis % len(shape)
-        if labels.numel() != labels.shape[axis]:
-            return None
-        return labels.reshape(-1).expand(shape[axis])
+        labels = self.of(node)
+        return self.line(labels, node.meta["value"].shape[axis]) if labels.numel() == labels.shape[axis] else None
+
+    def line(self, labels: torch.Tensor, size: int) -> torch.Tensor:
+        """Labels of a value, varying along one axis at most, as 1-D and of its full size; again the same tensor."""
+        found = self._lines.get(id(labels), labels)
+        if found.shape != (size,):
+            found = self._lines[id(labels)] = labels.reshape(-1).expand(size)
+        return found
 
     def unite(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """What `a` and `b` (broadcastable to each other) label at the same place goes together."""
@@ -128,16 +139,15 @@ class Flow:
 
     def parameter_name(self, node: fx.Node, name: str) -> str:
         """Full, canonical name of a parameter or buffer of a node's module."""
-        module = self.module(node)
-        return self.name_of(getattr(module, name), f"{node.target}.{name}")
+        return self.name_of(f"{node.target}.{name}")
 
-    def name_of(self, tensor: torch.Tensor, known: str) -> str:
+    def name_of(self, known: str) -> str:
         """The first name of a parameter or buffer that is known by some name: tied weights have several."""
-        return self._names.get(id(tensor), known)
+        return self._names.get(known, known)
 
     def attribute_name(self, node: fx.Node) -> str:
         """Canonical name of the parameter or buffer that a get_attr node reads."""
-        return self.name_of(node.meta["value"], str(node.target))
+        return self.name_of(str(node.target))
 
     def bind(self, node: fx.Node, name: str, axis: int, labels: torch.Tensor) -> None:
         """Axis `axis` of the module's parameter `name` carries `labels` (1-D); absent parameters are skipped."""
@@ -148,11 +158,20 @@ class Flow:
 
     def bind_axis(self, name: str, axis: int, labels: torch.Tensor) -> None:
         """The same for a parameter by its canonical name."""
-        axes = self.parameters.setdefault(name, {})
+        axes = self.parameters.get(name, {})
         if axis in axes:
             self.unite(axes[axis], labels)
         else:
-            axes[axis] = labels
+            self.parameters[name] = {**axes, axis: labels}  # `bind_all` may have given it to others
+
+    def bind_all(self, node: fx.Node, names: Sequence[str], labels: torch.Tensor) -> None:
+        """The only axis of all these parameters of the module carries `labels` (1-D); absent ones are skipped."""
+        module, axes = self.module(node), {0: labels}
+        for name in names:
+            if getattr(module, name) is not None:
+                known = self.parameters.setdefault(self.parameter_name(node, name), axes)
+                if known is not axes:
+                    self.bind(node, name, 0, labels)
 
     def bound(self, node: fx.Node, name: str, axis: int) -> torch.Tensor | None:
         """Labels bound to that axis by an earlier use of the same parameter."""
@@ -179,6 +198,16 @@ class Flow:
         self._left.clear()
         self._right.clear()
         self.freezes.clear()
+
+    def detach(self) -> None:
+        """Forget the modules, once all is known: what was found is true of every copy of them. And what only finding it
+        took."""
+        for known in (self._modules, self._lines, self.blocks, self.contractions, self.outer, self.counted):
+            known.clear()
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 CHUNK = 1 << 15
@@ -273,9 +302,10 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
     ):
         return None
     name = flow.attribute_name(node)
-    axes = flow.parameters.setdefault(name, {})
+    axes = flow.parameters.get(name, {})
     if -1 not in axes:
-        axes[-1] = flow.fresh(value.numel(), name, producer=False).reshape(value.shape)
+        labels = flow.fresh(value.numel(), name, producer=False).reshape(value.shape)
+        axes = flow.parameters[name] = {**axes, -1: labels}
     return axes[-1]
 
 

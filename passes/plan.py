@@ -19,7 +19,6 @@ from fxcat.errors import PlanError
 from fxcat.passes import cleanup
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import place
-from fxcat.passes.copying import meta_twin
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.boundary import owners
@@ -112,10 +111,13 @@ class _Setting:
         return None if labels is None else self.live_axes(node, labels, value.shape)
 
 
-def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
+def make_plan(
+    analysis: Analysis, twin: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False
+) -> Plan:
     """Plan the removal of all units and sections that are 0. Shapes: (U,) and (S,).
 
-    `final`: no other removal will follow, and nothing has to stay for it.
+    `twin`: the network's meta twin, without gates; it becomes the small network's. `final`: no other removal will
+    follow, and nothing has to stay for it.
 
     Raises `PlanError` if a group that is still needed would be emptied, or a check fails.
     """
@@ -129,7 +131,7 @@ def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor, *
             copies[section.join].replace_all_uses_with(shortcut)
     cleanup.remove_dead(graph)
     setting = _Setting(analysis, units)
-    keep = _kept_indices(analysis, setting, _remaining(graph, copies))
+    keep = _kept_indices(analysis, setting, _used_names(analysis, twin, _remaining(graph, copies)))
     buffers = _replace_broken_chains(analysis, setting, graph, copies)
     buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))
     if final:
@@ -137,11 +139,13 @@ def make_plan(analysis: Analysis, units: torch.Tensor, sections: torch.Tensor, *
     cleanup.remove_dead(graph)
     for old in _remaining(graph, copies):
         _adapt(analysis, setting, copies, old)
-    cleanup.remove_repeated(graph, analysis.twin)
+    cleanup.remove_repeated(graph, twin)
     origin = {copies[old]: old for old in _remaining(graph, copies)}
-    plain = cleanup.make_out_of_place(graph, origin, analysis.twin)
+    plain = cleanup.make_out_of_place(graph, origin, twin)
     entering = {str(o.target): setting.shape(o.all_input_nodes[0]) for o in origin.values() if o.op == "call_module"}
-    twin = _check(analysis, setting, graph, keep, entering, origin, buffers)
+    slice_modules(twin, graph, keep, entering)
+    add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
+    _check(analysis, setting, graph, twin, origin)
     return Plan(graph, twin, keep, entering, origin, buffers, plain)
 
 
@@ -159,14 +163,12 @@ def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return new, copies
 
 
-def _kept_indices(analysis: Analysis, setting: _Setting, used: list[fx.Node]) -> Keep:
+def _kept_indices(analysis: Analysis, setting: _Setting, used: set[str]) -> Keep:
     keep: dict[str, dict[int, torch.Tensor]] = {}
-    needed = _used_tensors(analysis, used)
     for name in analysis.units.parameters:
-        tensor = needed.get(name)
-        if tensor is None:
+        if name not in used:
             continue
-        for axis, labels in parameter_axes(name, tensor, analysis.units).items():
+        for axis, labels in parameter_axes(name, analysis.units).items():
             live = setting.live(labels)
             if live is None:
                 continue
@@ -180,14 +182,15 @@ def _kept_indices(analysis: Analysis, setting: _Setting, used: list[fx.Node]) ->
     return keep
 
 
-def _used_tensors(analysis: Analysis, used: list[fx.Node]) -> dict[str, torch.Tensor]:
-    flow, found = analysis.flow, dict[str, torch.Tensor]()
+def _used_names(analysis: Analysis, root: nn.Module, used: list[fx.Node]) -> set[str]:
+    """Names of the parameters and buffers that nodes of the old graph use."""
+    flow, found = analysis.flow, set[str]()
     for node in used:
         if node.op == "call_module":
-            for name, tensor in own_tensors(flow.module(node), buffers=True):
-                found[flow.name_of(tensor, f"{node.target}.{name}")] = tensor
+            module = root.get_submodule(str(node.target))
+            found |= {flow.name_of(f"{node.target}.{name}") for name in own_tensors(module, buffers=True)}
         elif node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor):
-            found[flow.attribute_name(node)] = node.meta["value"]
+            found.add(flow.attribute_name(node))
     return found
 
 
@@ -332,15 +335,10 @@ def _check(
     analysis: Analysis,
     setting: _Setting,
     graph: fx.Graph,
-    keep: Keep,
-    entering: Mapping[str, tuple[int, ...]],
+    twin: nn.Module,
     origin: Mapping[fx.Node, fx.Node],
-    buffers: Mapping[str, torch.Tensor],
-) -> nn.Module:
-    """Run the new graph on a sliced meta twin: every shape must be what the labels say."""
-    twin = meta_twin(analysis.twin)
-    slice_modules(twin, graph, keep, entering)
-    add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
+) -> None:
+    """Run the new graph on the sliced meta twin: every shape must be what the labels say."""
     try:
         propagate(graph, twin)
     except Exception as error:
@@ -352,4 +350,3 @@ def _check(
             if tuple(value.shape) != expected:
                 raise PlanError(f"shape {list(value.shape)} where {list(expected)} is left", where=place(old))
     graph.lint()
-    return twin

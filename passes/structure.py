@@ -20,7 +20,7 @@ def describe(analysis: Analysis) -> Structure:
     terms, units = analysis.terms, analysis.units
     in_group = [_Tally() for _ in units.groups]
     in_section = [_Tally() for _ in analysis.sections]
-    owner = np.repeat(np.arange(len(units.groups)), [g.count for g in units.groups])
+    owner = np.repeat(np.arange(len(units.groups), dtype=np.int32), [g.count for g in units.groups])
     groups_of: dict[Axis, list[int]] = {}
     widths: dict[Axis, int] = {}
     total, covered = _Tally(), 0
@@ -59,9 +59,11 @@ def describe(analysis: Analysis) -> Structure:
 
 
 def _not_captured(analysis: Analysis) -> tuple[Pinned, ...]:
-    refused = analysis.captured.refused.items()
-    name = type(analysis.twin).__name__
-    return tuple(Pinned(path or name, f"could not be captured: {error.what}", 0) for path, error in refused)
+    captured = analysis.captured
+    return tuple(
+        Pinned(path or captured.name, f"could not be captured: {error.what}", 0)
+        for path, error in captured.refused.items()
+    )
 
 
 def _activation_bytes(analysis: Analysis) -> dict[str, int]:

@@ -108,7 +108,8 @@ class ExampleTracer(fx.Tracer):
 
         `call`, if given, is called with `forward`, the module and the inputs, which may then have names of their own.
 
-        Raises `CaptureError` with module path and source line when the model cannot be traced.
+        Once, and then only the guards are left. Raises `CaptureError` with module path and source line when the model
+        cannot be traced.
         """
         self._inputs, self._call = inputs, call
         try:
@@ -127,6 +128,9 @@ class ExampleTracer(fx.Tracer):
                 remedy="check that the model itself accepts the example inputs; if it does, rewrite that line with "
                 "tensor operations whose shapes do not depend on tensor values",
             ) from error
+        finally:
+            # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
+            self.__dict__ = {"guards": self.guards}
 
     def _descending(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What calls of a function that was given to `torch.fx.wrap` do: they are traced through where possible."""

@@ -15,7 +15,7 @@ from torch import fx
 
 from fxcat.passes.arrays import FROZEN, Labels, compress, leaves
 from fxcat.passes.chains import Chain
-from fxcat.passes.labels import Flow, join
+from fxcat.passes.labels import Flow, Integers, join
 from fxcat.records import Pinned
 
 NO_UNIT = -1
@@ -115,31 +115,36 @@ def _leaves_out(flow: Flow, node: fx.Node) -> bool:
     return any(count < entering for count in elements(node))
 
 
-def required_sets(flow: Flow, units: Units) -> tuple[torch.Tensor, ...]:
-    """Sets of units of which at least one must stay so that no value and no parameter is emptied.
+def required_sets(flow: Flow, units: Units) -> torch.Tensor:
+    """Sets of units of which at least one must stay so that no value and no parameter is emptied: the numbers of a set
+    and of a unit in it, ascending, shape (2, members), int32.
 
     These are the groups; pieces of them that a value has, which only a movement that leaves elements out (a split, a
     slice) can make; and pieces that a parameter has, where other units of its group come from elsewhere.
     """
-    starts = torch.tensor([g.start for g in units.groups] + [units.count])
+    starts = np.array([g.start for g in units.groups] + [units.count])
     moved = [n for n, r in flow.rules.items() if r is not None and r.movement and _leaves_out(flow, n)]
     arrays = {id(x): x for node in moved for x in leaves(flow.values[node])}
     arrays |= {id(x): x for axes in units.parameters.values() for axis, x in axes.items() if axis >= 0}
-    whole = tuple(torch.arange(g.start, g.start + g.count) for g in units.groups)
     ends = {g.start: g.start + g.count for g in units.groups}
     of_label = units.of_label.numpy()
-    sets: dict[bytes, torch.Tensor] = {}
+    sets: dict[bytes, Integers] = {}
     for labels in arrays.values():
         found = of_label[labels.numpy()].reshape(-1)
         first = int(found[0]) if len(found) else NO_UNIT
         count = ends.get(first, first) - first
         if first == NO_UNIT or (count and np.array_equal(found[:count], np.arange(first, first + count))):
             continue  # the usual case, and a quick test: a whole group comes first
-        numbers = torch.from_numpy(found).unique()
+        numbers = np.unique(found)
         if numbers[0] == NO_UNIT:
             continue
-        group = torch.bucketize(numbers, starts, right=True) - 1
-        counts = group.bincount(minlength=len(units.groups))
-        if not bool((counts == starts.diff())[counts > 0].any()):
-            sets[numbers.numpy().tobytes()] = numbers
-    return (*whole, *sets.values())
+        group = np.searchsorted(starts, numbers, side="right") - 1
+        counts = np.bincount(group, minlength=len(units.groups))
+        if not bool((counts == np.diff(starts))[counts > 0].any()):
+            sets[numbers.tobytes()] = numbers
+    sizes = [*np.diff(starts).tolist(), *map(len, sets.values())]
+    pairs = np.empty((2, sum(sizes)), dtype=np.int32)
+    pairs[0] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    pairs[1, : units.count] = np.arange(units.count)  # every unit is in one group
+    pairs[1, units.count :] = np.concatenate([pairs[1, :0], *sets.values()])
+    return torch.from_numpy(pairs)

@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 import fxcat
 from fxcat.gated import GatedModule
 from fxcat.passes.nested import fill
-from fxcat.passes.plan import make_plan
 from fxcat.passes.rules.boundary import region_input
 from fxcat.records import Pinned
 
@@ -102,7 +101,8 @@ def random_gates(net: GatedModule, seed: int, units: float = 0.5, sections: floa
         dead = torch.rand(gate.count, generator=generator) < (units if gate.kind == "units" else sections)
         gate.set((~dead).to(gate.theta.dtype))
     theta = net.gate_vector.theta.detach()
-    for members in net.structure.required:
+    number, required = net.structure.required.long()
+    for members in required.split(number.unique_consecutive(return_counts=True)[1].tolist()):
         if not bool((theta[members] > 0.5).any()):
             theta[members[int(torch.randint(len(members), (1,), generator=generator))]] = 1.0
 
@@ -173,7 +173,7 @@ def counted_region_macs(net: GatedModule, small: nn.Module) -> int:
     """What PyTorch counts on every region alone, for tensors of the shapes that it got in the example run."""
     analysis, count = net.program.analysis, net.gate_vector.unit_count
     hard = net.gate_vector.hard()
-    graph = make_plan(analysis, hard[:count], hard[count:]).graph
+    graph = net.program.plan(net.network, hard[:count], hard[count:]).graph
     total = 0
     for number, region in enumerate(analysis.regions):
         entering = [n for n in graph.nodes if n.target is region_input and n.args[1] == number]

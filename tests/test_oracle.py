@@ -103,8 +103,7 @@ def compare(name: str) -> None:
     model = build(name).eval()
     size = 299 if name == "inception_v3" else 64
     example = torch.randn(1, 3, size, size)
-    captured = capture(model, example)
-    found = fxcat_units(analyse(captured, Options()))
+    found = fxcat_units(analyse(capture(model, example), model, Options()))
     theirs = oracle_units(model, example)
     seen = {parameter for unit in theirs for parameter, _, _ in unit}
     ours = {frozenset(e for e in unit if e[0] in seen) for unit in found} - {frozenset()}

@@ -29,6 +29,8 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
         flow.unite(labels, outer)
         flow.outer[node] = outer
         return frozen((size,)), outer
+    if labels.numel() == labels.shape[axis]:
+        return flow.line(labels, size), None
     first = labels
     for other in range(labels.dim()):
         first = first.narrow(other, 0, 1) if other != axis else first

@@ -30,7 +30,8 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
         if isinstance(value, torch.Tensor):
             pad = (1,) * (dims - value.dim())
             labels = flow.of(source)
-            entries.append((labels.reshape(pad + labels.shape), pad + tuple(value.shape)))
+            # the same array where it can be: what is known of an array is known by its id
+            entries.append((labels.reshape(pad + labels.shape) if pad else labels, pad + tuple(value.shape)))
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
     for labels, shape in entries:

@@ -140,7 +140,7 @@ class Split(Movement):
     """chunk and split: after removal, a split into what is left of each piece."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        axis = _split_axis(node)
+        axis = _axis(node, 2)
         source = node.all_input_nodes[0]
         labels = flow.of(source)
         if labels.shape[axis] == 1:
@@ -149,7 +149,7 @@ class Split(Movement):
         return tuple(torch.split(labels, [piece.shape[axis] for piece in node.meta["value"]], axis))
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        axis = _split_axis(node)
+        axis = _axis(node, 2)
         pieces: Any = moved.result
         sizes = [
             piece.shape[axis] if live[axis] is None else len(live[axis])
@@ -170,8 +170,9 @@ def _full_along(axis: int, labels: torch.Tensor, shape: torch.Size) -> torch.Ten
     return labels.expand([shape[a] if a == axis else size for a, size in enumerate(labels.shape)])
 
 
-def _split_axis(node: fx.Node) -> int:
-    axis: Any = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+def _axis(node: fx.Node, position: int) -> int:
+    """The argument `dim` of a node, counted from the first axis."""
+    axis: Any = node.kwargs.get("dim", node.args[position] if len(node.args) > position else 0)
     return axis % node.all_input_nodes[0].meta["value"].dim()
 
 
@@ -181,10 +182,8 @@ class Unbind(Movement):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
-        shape = source.meta["value"].shape
-        axis: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        axis %= len(shape)
-        labels = _full_along(axis, flow.of(source), shape)
+        axis = _axis(node, 1)
+        labels = _full_along(axis, flow.of(source), source.meta["value"].shape)
         return tuple(compress(x) for x in labels.unbind(axis))
 
 

@@ -36,13 +36,12 @@ class BatchNorm(Rule):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
-        labels = flow.axis(source, 1)
+        labels, result = flow.axis(source, 1), flow.of(source)
         if labels is None:
-            flow.freeze(flow.of(source), node, "units along an axis that BatchNorm averages over")
-            labels = frozen((node.meta["value"].shape[1],))
-        for name in self.parameters:
-            flow.bind(node, name, 0, labels)
-        return along(labels, 1, node.meta["value"].dim())
+            flow.freeze(result, node, "units along an axis that BatchNorm averages over")
+            labels, result = frozen((node.meta["value"].shape[1],)), frozen((1,) * result.dim())
+        flow.bind_all(node, self.parameters, labels)
+        return result
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
@@ -131,8 +130,7 @@ class InstanceNorm(Rule):
         if labels is None or node.meta["value"].dim() != flow.of(source).dim():
             flow.freeze(flow.of(source), node, "units along an axis that InstanceNorm averages over")
             labels = frozen((node.meta["value"].shape[1],))
-        for name in self.parameters:
-            flow.bind(node, name, 0, labels)
+        flow.bind_all(node, self.parameters, labels)
         return along(labels, 1, node.meta["value"].dim())
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
@@ -362,9 +360,8 @@ class GroupNorm(Rule):
         groups, width = self._sizes(flow.module(node))
         blocks = labels.reshape(groups, width)
         flow.unite(blocks, blocks[:, :1] if groups >= width else blocks[:1])
-        for name in self.parameters:
-            flow.bind(node, name, 0, labels)
-        return along(labels, 1, node.meta["value"].dim())
+        flow.bind_all(node, self.parameters, labels)
+        return flow.of(source)
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
         groups, width = self._sizes(flow.module(node))
