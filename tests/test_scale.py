@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import pytest
@@ -60,6 +61,19 @@ def test_labels_do_not_grow_with_the_image(taken: str) -> None:
         bytes_of_labels(analyse(capture(model, torch.zeros(1, 3, side, side)), model, Options())) for side in (8, 64)
     ]
     assert sizes[0] == sizes[1]
+
+
+def test_no_second_module_tree_is_kept() -> None:
+    """Beside the caller's model there is the network, and nothing that waits for the garbage collector."""
+
+    def convolutions() -> int:
+        return sum(issubclass(type(o), nn.Conv2d) for o in gc.get_objects())
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *[Block(8) for _ in range(3)], nn.Conv2d(8, 2, 1))
+    gc.collect()
+    before = convolutions()
+    net = fxcat.prepare(model, torch.zeros(1, 3, 16, 16), verbose=False)
+    assert convolutions() == before + sum(isinstance(m, nn.Conv2d) for m in net.modules())
 
 
 @pytest.mark.slow

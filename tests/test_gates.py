@@ -1,0 +1,63 @@
+"""Gate values in the network: how they are computed, and their gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import fxcat
+from fxcat.gates import GateLayout, GateSamples, GateSlot
+
+
+class Net(nn.Module):
+    """Parameters of which gates scale two at once, one alone, and a plain slot; entries with up to two gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.alone = nn.BatchNorm1d(3, dtype=torch.float64), nn.BatchNorm1d(2, dtype=torch.float64)
+        self.layout = GateLayout(
+            index=torch.tensor([[1, 2, 0, 3, 3, 1, 2], [0, 4, 4, 0, 4, 0, 4]], dtype=torch.int32),
+            slots=(
+                GateSlot("bias", (3,), ("norm", "bias")),
+                GateSlot("weight", (3,), ("norm", "weight")),
+                GateSlot("other", (2,), ("alone", "weight")),
+                GateSlot("plain", (2, 1)),
+            ),
+            repeated=3,
+        )
+
+
+def test_values_and_gradients_are_those_of_plain_products() -> None:
+    net, theta = Net(), torch.tensor([0.3, 0.7, 0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    samples = GateSamples(net.layout, net)
+    samples.fill(theta)
+    found = {slot.name: getattr(samples, slot.name) for slot in net.layout.slots}
+    padded = torch.cat([torch.ones(1, dtype=torch.float64), theta])
+    gates = padded[net.layout.index.long()].prod(0)
+    expected = {
+        "bias": net.norm.bias * gates[:3],
+        "weight": net.norm.weight * gates[:3],
+        "other": net.alone.weight * gates[3:5],
+        "plain": gates[5:].reshape(2, 1),
+    }
+    inputs = (theta, net.norm.weight, net.norm.bias, net.alone.weight)
+    slopes = {name: torch.randn_like(value) for name, value in expected.items()}
+    gradients = [
+        torch.autograd.grad(sum((slopes[n] * v).sum() for n, v in values.items()), inputs)
+        for values in (found, expected)
+    ]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=0)
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+def test_the_gates_of_a_norm_are_gathered_once() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    layout = fxcat.prepare(model, torch.zeros(1, 3, 8, 8), verbose=False).program.gatings.layout  # pyright: ignore
+    assert layout.index.shape == (1, 8)
+    assert layout.repeated == 8
+    assert [slot.scales for slot in layout.slots] == [("1", "bias"), ("1", "weight")]
