@@ -200,8 +200,7 @@ class Flow:
         self.freezes.clear()
 
     def detach(self) -> None:
-        """Forget the modules, once all is known: what was found is true of every copy of them. And what only finding it
-        took."""
+        """Forget the modules, since what was found is true of every copy of them, and what only the finding took."""
         for known in (self._modules, self._lines, self.blocks, self.contractions, self.outer, self.counted):
             known.clear()
 
