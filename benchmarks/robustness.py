@@ -2,6 +2,7 @@
 
     python benchmarks/robustness.py --data path/to/MNIST/root --seeds 5
 
+Every seed with each initialisation at start width 1, and with the other start widths from the first initialisation.
 `Pressure.nu` is per fraction of the start network's MACs; here it is scaled with them, so that a MAC costs the same for
 every start width. Finished runs are kept in the JSON file and not repeated.
 """
@@ -30,6 +31,8 @@ INITIALISATIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "xavier uniform": nn.init.xavier_uniform_,
     "orthogonal": nn.init.orthogonal_,
 }
+FIRST = next(iter(INITIALISATIONS))
+CASES = [(start, WIDTHS[0]) for start in INITIALISATIONS] + [(FIRST, width) for width in WIDTHS[1:]]
 
 
 def run(seed: int, start: str, width: float, nu: float, epochs: int, data: Data) -> dict[str, Any]:
@@ -75,26 +78,24 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     chosen: list[dict[str, Any]] = []
     for seed in range(options.seeds):
-        for start in INITIALISATIONS:
-            for width in WIDTHS:
-                key: dict[str, Any] = {"seed": seed, "initialisation": start, "width": width}
-                key |= {"nu": options.nu, "epochs": options.epochs}
-                found = next((r for r in rows if r.items() >= key.items()), None)
-                if found is None:
-                    found = run(seed, start, width, options.nu, options.epochs, data)
-                    rows.append(found)
-                    write_json(options.json, rows)
-                    sys.stderr.write(f"{found}\n")
-                chosen.append(found)
+        for start, width in CASES:
+            key: dict[str, Any] = {"seed": seed, "initialisation": start, "width": width}
+            key |= {"nu": options.nu, "epochs": options.epochs}
+            found = next((r for r in rows if r.items() >= key.items()), None)
+            if found is None:
+                found = run(seed, start, width, options.nu, options.epochs, data)
+                rows.append(found)
+                write_json(options.json, rows)
+                sys.stderr.write(f"{found}\n")
+            chosen.append(found)
     print_table(f"LeNet-5, MNIST, pressure {options.nu} at width 1", summary(chosen))
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Spread over all runs, and over those that share an initialisation or a start width."""
+    """Spread over all runs, and over the seeds of each case."""
     parts: dict[str, list[dict[str, Any]]] = {"all": rows}
-    for key in ("initialisation", "width"):
-        for value in dict.fromkeys(r[key] for r in rows):
-            parts[f"{key} {value}"] = [r for r in rows if r[key] == value]
+    for start, width in CASES:
+        parts[f"{start}, width {width}"] = [r for r in rows if (r["initialisation"], r["width"]) == (start, width)]
     result: list[dict[str, Any]] = []
     for name, some in parts.items():
         macs, accuracies = [r["MACs"] for r in some], [r["accuracy %"] for r in some]
