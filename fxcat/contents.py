@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -24,8 +24,21 @@ def shapes_of(module: nn.Module) -> Shapes:
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from module.named_parameters()
-    yield from ((n, b) for n, b in module.named_buffers() if not n.startswith(f"{SAMPLES}."))
+    modules = list(module.named_modules())
+    yield from named_once((p, m._parameters) for p, m in modules)
+    yield from named_once((p, m._buffers) for p, m in modules if p != SAMPLES)
+
+
+def named_once(
+    tensors: Iterable[tuple[str, Mapping[str, torch.Tensor | None]]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Full names and tensors of modules, given as paths and what each holds; under its first name what has several."""
+    seen: set[int] = set()
+    for path, own in tensors:
+        for name, tensor in own.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{path}.{name}" if path else name, tensor
 
 
 def first_difference(found: Shapes, expected: Shapes) -> str | None:

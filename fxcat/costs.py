@@ -35,7 +35,10 @@ class Axis:
     @classmethod
     def counting(cls, units: npt.NDArray[np.integer[Any]], constant: int = 0) -> Axis:
         """The axis with an entry for every number in `units` (in any order), and `constant` more."""
-        if bool((units[1:] > units[:-1]).all()):  # mostly they are, and sorting takes long
+        steps = units[1:] - units[:-1]
+        if len(units) and bool((steps == 1).all()):  # the usual case, and a quick test
+            return cls(constant, np.array([[units[0]], [units[-1] + 1], [1]], dtype=np.int32))
+        if bool((steps > 0).all()):  # sorting takes long
             numbers, weights = units, np.ones(len(units), dtype=np.int64)
         else:
             numbers, weights = np.unique(units, return_counts=True)

@@ -107,7 +107,8 @@ class GateSamples(nn.Module):
         self._repeated = layout.repeated
         self._sizes = [torch.Size(s.shape).numel() for s in layout.slots]
         scales = [s.scales for s in layout.slots if s.scales is not None]
-        self._scaled = tuple((network.get_submodule(path), name) for path, name in scales)
+        modules = {path: network.get_submodule(path) for path in dict.fromkeys(path for path, _ in scales)}
+        self._scaled = tuple((modules[path], name) for path, name in scales)
 
     def fill(self, sample: torch.Tensor) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass."""

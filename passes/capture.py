@@ -174,8 +174,13 @@ def _trace(
 ) -> tuple[fx.Graph, tuple[Guard, ...], dict[str, torch.Tensor]]:
     known = set(vars(twin))
     # A copy that nobody traced before: models that cache tensors break when traced twice.
-    twin.train(training)
-    for module in twin.modules():
+    modules = list(twin.modules())
+    if any(type(m).train is not nn.Module.train for m in modules):
+        twin.train(training)
+    else:
+        for module in modules:
+            vars(module)["training"] = training
+    for module in modules:
         # a leaf's example run must not check batch sizes or update statistics
         if is_leaf(module):
             module.training = False

@@ -87,9 +87,9 @@ class _Copier:
             elif key in _HOOKS and not value:
                 state[key] = _NOTHING if self._private else OrderedDict()
             elif key in ("_parameters", "_buffers"):
-                state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()}
+                state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()} if value else {}
             elif key == "_modules":
-                state[key] = {k: None if c is None else self.module(c) for k, c in value.items()}
+                state[key] = {k: None if c is None else self.module(c) for k, c in value.items()} if value else {}
             else:
                 state[key] = self._value(value)
         return new

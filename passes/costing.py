@@ -79,7 +79,7 @@ def cost_terms(
             context = contexts.get(node, ()) if node in needed else None
             _note_use(flow.attribute_name(node), uses, context)
     known = {name: name for name in units.parameters}
-    for name, parameter in flow.root.named_parameters():
+    for name, parameter in flow.named_parameters():
         name = known.get(name, name)  # one string for all
         # what the graph never mentions stays as it is; what it mentions in vain goes
         contexts_of = uses.get(name, [()])

@@ -29,10 +29,13 @@ def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     module = operator.attrgetter(str(node.target))(root)
-    inferred = None if in_full else infer(module, args, kwargs)
-    if inferred is not None:
-        return inferred
-    return (meta_twin(module) if in_full else module).forward(*args, **kwargs)
+    return meta_twin(module).forward(*args, **kwargs) if in_full else run_module(module, args, kwargs)
+
+
+def run_module(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Execute a module on example values."""
+    inferred = infer(module, args, kwargs)
+    return module.forward(*args, **kwargs) if inferred is None else inferred
 
 
 def infer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:

@@ -199,6 +199,8 @@ class _Demand:
         rule = self.flow.rules[node]
         if rule is not None and rule.movement:
             return self._has_units(source)
+        if self.flow.values.get(source) is self.flow.values.get(node):
+            return True
         a, b = self._numbers(source), self._numbers(node)
         if a is None or b is None:
             return self._has_units(source)

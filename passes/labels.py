@@ -8,7 +8,7 @@ that is frozen. Label 0 means "not a unit: always live".
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from fxcat.contents import named_once
 from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
 from fxcat.passes.rules.table import Contraction, Labels, Rule, find_rule
 
@@ -87,6 +88,10 @@ class Flow:
     def root(self) -> nn.Module:
         """The network, whose structure counts here, not its data."""
         return self._modules[""]
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The network's parameters, with their canonical names."""
+        return named_once((path, module._parameters) for path, module in self._modules.items())
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a call_module node calls."""

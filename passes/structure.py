@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fxcat.costs import Axis
+from fxcat.costs import Axis, Integers
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.units import required_sets
@@ -18,37 +19,31 @@ from fxcat.records import Cost, Group, Pinned, SectionInfo
 def describe(analysis: Analysis) -> Structure:
     """Describe an analysis; all costs are for one example at full width."""
     terms, units = analysis.terms, analysis.units
-    in_group = [_Tally() for _ in units.groups]
-    in_section = [_Tally() for _ in analysis.sections]
-    owner = np.repeat(np.arange(len(units.groups), dtype=np.int32), [g.count for g in units.groups])
-    groups_of: dict[Axis, list[int]] = {}
+    in_group, in_section, total = (_Tally(n) for n in (len(units.groups), len(analysis.sections), 1))
+    starts = np.array([g.start for g in units.groups], dtype=np.int32)
+    groups_of: dict[Axis, set[int]] = {}
     widths: dict[Axis, int] = {}
-    total, covered = _Tally(), 0
+    covered = 0
     for term in terms:
         width = 1
         for axis in term.axes:
             if axis not in groups_of:
                 widths[axis] = axis.width
-                owners = owner[axis.units[0]]  # ascending, as units are
-                groups_of[axis] = [*owners[:1].tolist(), *owners[1:][owners[1:] != owners[:-1]].tolist()]
+                groups_of[axis] = _groups(axis, starts)
             width *= widths[axis]
         macs, params = term.macs * width, term.params * width
-        total.add(macs, params)
-        groups = {g for axis in term.axes for g in groups_of[axis]}
-        for i in groups:
-            in_group[i].add(macs, params)
-        for i in term.sections:
-            in_section[i].add(macs, params)
+        groups = set().union(*[groups_of[axis] for axis in term.axes])
+        total.add((0,), macs, params)
+        in_group.add(groups, macs, params)
+        in_section.add(term.sections, macs, params)
         covered += macs if groups or term.sections else 0
     return Structure(
-        groups=tuple(Group(g.name, g.count, t.macs, t.params) for g, t in zip(units.groups, in_group, strict=True)),
-        sections=tuple(
-            SectionInfo(s.name, t.macs, t.params) for s, t in zip(analysis.sections, in_section, strict=True)
-        ),
+        groups=tuple(Group(g.name, g.count, *cost) for g, cost in zip(units.groups, in_group, strict=True)),
+        sections=tuple(SectionInfo(s.name, *cost) for s, cost in zip(analysis.sections, in_section, strict=True)),
         pinned=_not_captured(analysis) + units.pinned,
-        cost=Cost(total.macs, total.params),
+        cost=Cost(*next(iter(total))),
         required=required_sets(analysis.flow, units),
-        coverage=covered / max(1, total.macs),
+        coverage=covered / max(1, total.macs[0]),
         terms=terms,
         edges=(
             tuple(i.name for n in analysis.inference for i in n.all_input_nodes),
@@ -78,11 +73,23 @@ def _activation_bytes(analysis: Analysis) -> dict[str, int]:
     return sizes
 
 
-class _Tally:
-    def __init__(self) -> None:
-        self.macs = 0
-        self.params = 0
+def _groups(axis: Axis, starts: Integers) -> set[int]:
+    """The groups that have units on an axis; `starts`: the first unit of every group."""
+    start, stop, _ = axis.runs
+    first, last = (np.searchsorted(starts, units, side="right") - 1 for units in (start, stop - 1))
+    return {g for a, b in zip(first.tolist(), last.tolist(), strict=True) for g in range(a, b + 1)}
 
-    def add(self, macs: int, params: int) -> None:
-        self.macs += macs
-        self.params += params
+
+class _Tally:
+    """Sums of MACs and parameters for so many parts."""
+
+    def __init__(self, parts: int) -> None:
+        self.macs, self.params = [0] * parts, [0] * parts
+
+    def add(self, parts: Iterable[int], macs: int, params: int) -> None:
+        for i in parts:
+            self.macs[i] += macs
+            self.params[i] += params
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.macs, self.params, strict=True)

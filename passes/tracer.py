@@ -24,7 +24,8 @@ from torch.fx import _symbolic_trace
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import CaptureError
-from fxcat.passes.execute import run_node
+from fxcat.passes.arguments import thaw
+from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.rules.table import autograd_call, find_decomposition, function_rule, is_leaf
 
 
@@ -100,6 +101,7 @@ class ExampleTracer(fx.Tracer):
         self._call: Callable[..., Any] | None = None
         self._executing = False
         self._path = ""
+        self._tensors: dict[int, str] = {}
 
     def trace_module(
         self, root: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None = None
@@ -180,15 +182,16 @@ class ExampleTracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **more)
-        node.meta.pop("nn_module_stack", None)  # "path" says the same in a tenth of the memory
         if kind == "get_attr":
             node.meta["value"] = self._run(node)
         return node
 
-    def _run(self, node: fx.Node) -> Any:
-        """The node's example value; what runs is not traced."""
+    def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
+        """The node's example value, if it calls a module by calling this; what runs is not traced."""
         outer, self._executing = self._executing, True
         try:
+            if module is not None:
+                return run_module(module, thaw(node.args), thaw(node.kwargs))
             return run_node(node, self.root)
         finally:
             self._executing = outer
@@ -205,9 +208,6 @@ class ExampleTracer(fx.Tracer):
                 if not name.startswith("torch.") and "len" not in vars(sys.modules[name]):
                     stack.enter_context(patch.dict(vars(sys.modules[name]), {"len": _length}))
             return super().trace(root, concrete_args)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -236,21 +236,32 @@ class ExampleTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._executing:
             return forward(*args, **kwargs)
+        # not the base class's: its module stacks on nodes say in ten times the memory what "path" says
         outer, self._path = self._path, self.path_of_module(m)
         instead = find_decomposition(m)
         result = NotImplemented if instead is None else instead(m, *args, **kwargs)
         if result is NotImplemented:
-            if instead is None:
-                result = super().call_module(m, forward, args, kwargs)
+            if instead is None and not is_leaf(m):
+                result = forward(*args, **kwargs)
             else:
-                result = self.create_proxy("call_module", self._path, args, kwargs)
+                result = super().create_proxy("call_module", self._path, args, kwargs)
+                result.node.meta["value"] = self._run(result.node, m)
+                result.node.meta["path"] = self._path
         self._path = outer
         return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self._executing:
+        if self._executing or not isinstance(attr_val, torch.Tensor):
             return attr_val
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if not self._tensors:  # the base class looks through all of them every time
+            known = (*self.root.named_buffers(), *self.root.named_parameters())
+            self._tensors = {id(tensor): name for name, tensor in known}
+        name = self._tensors.get(id(attr_val))
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def create_arg(self, a: Any) -> Any:
         kind = type(a)

@@ -62,10 +62,8 @@ def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
     for i, block in enumerate(blocks):
         block_of[block.start : block.start + block.count] = i
     group_of_block = np.arange(len(blocks), dtype=np.int32)
-    for i, block in enumerate(blocks):
-        own = roots[block.start : block.start + block.count]
-        joined = np.unique(block_of[own[own != FROZEN]])
-        join(group_of_block, np.full_like(joined, i), joined)
+    live = np.flatnonzero(roots != FROZEN)
+    join(group_of_block, block_of[live], block_of[roots[live]])
     produced = {id_ for i, b in enumerate(blocks) for id_ in [group_of_block[i]] if b.producer}
     unit_roots = np.flatnonzero(roots == np.arange(flow.count, dtype=np.int32))[1:]  # without FROZEN
     group_of_unit = group_of_block[block_of[unit_roots]] if len(blocks) else unit_roots

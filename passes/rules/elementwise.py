@@ -51,6 +51,19 @@ class Elementwise(Rule):
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
         return value
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Of two tensors of one type: the one that has the shape of the result."""
+        if kwargs or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
+            return None
+        a, b = args
+        alike = a.dtype == b.dtype and a.dtype.is_floating_point and a.dim() == b.dim()
+        if not alike or not (a.is_contiguous() and b.is_contiguous()):
+            return None
+        for large, small in ((a, b), (b, a)):
+            if all(n in (1, m) for m, n in zip(large.shape, small.shape, strict=True)):
+                return large
+        return None
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return broadcast(flow, node)
 
