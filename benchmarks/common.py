@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
@@ -14,6 +15,10 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 
+import fxcat
+import fxcat.exporters
+import fxcat.passes
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 
@@ -24,7 +29,27 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "command": " ".join(sys.argv),
+        "library": library(),
     }
+
+
+def library() -> str:
+    """Which version of the library's code is measured: a hash of its files."""
+    packages = (fxcat, fxcat.passes, fxcat.exporters)
+    files = sorted(
+        {f for p in packages for f in Path(str(p.__file__)).parent.rglob("*.py")}, key=lambda f: f.parts[-3:]
+    )
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+
+
+def finished_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that an earlier call has written, to be kept; ends the program if it measured another library."""
+    if not path.exists():
+        return []
+    known = json.loads(path.read_text())
+    if known["environment"].get("library") != library():
+        raise SystemExit(f"{path} was measured with another version of the library: give another file, or delete it")
+    return known["rows"]
 
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:

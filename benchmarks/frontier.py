@@ -12,7 +12,6 @@ file and not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from common import print_table, write_json
+from common import finished_rows, print_table, write_json
 from frontier_tasks import TASKS, Batches, Data, Task
 from torch import nn
 
@@ -166,7 +165,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, help="torchvision's root for MNIST")
     parser.add_argument("--json", type=Path, default=Path("runs/frontier.json"))
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    rows = finished_rows(options.json)
     chosen: list[dict[str, Any]] = []
     for name in options.models:
         task = TASKS[name]

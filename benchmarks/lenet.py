@@ -10,7 +10,6 @@ what is left, input first. Finished runs are kept in the JSON file and not repea
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import print_table, write_json
+from common import finished_rows, print_table, write_json
 from lenet_models import lenet_5_caffe, lenet_300_100, load_mnist, moved
 from torch import nn
 
@@ -111,7 +110,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/lenet.json"))
     options = parser.parse_args()
     data = load_mnist(options.data)
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    rows = finished_rows(options.json)
     chosen: list[dict[str, Any]] = []
     for name in options.models:
         given = {k: getattr(options, k) for k in ("flops", "epochs") if getattr(options, k) is not None}

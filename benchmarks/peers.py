@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import print_table, write_json
+from common import finished_rows, print_table, write_json
 from exactness import difference
 from models import well_scaled
 from torch import nn
@@ -151,7 +151,7 @@ def main() -> None:
         attempt(options.attempt, options.models[0])
         return
     names = trainable() if options.all else options.models
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    rows = finished_rows(options.json)
     for name in names:
         if any(r["model"] == name for r in rows):
             continue

@@ -10,7 +10,6 @@ every start width. Finished runs are kept in the JSON file and not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import print_table, write_json
+from common import finished_rows, print_table, write_json
 from frontier_tasks import TASKS, Data
 from torch import nn
 
@@ -75,7 +74,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/robustness.json"))
     options = parser.parse_args()
     data = TASKS["lenet_5"].load(options.data, 28)
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    rows = finished_rows(options.json)
     chosen: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for start, width in CASES:
@@ -107,6 +106,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "mean accuracy %": f"{statistics.mean(accuracies):.2f}",
                 "accuracy, highest − lowest": f"{max(accuracies) - min(accuracies):.2f}",
                 "deviation of accuracy": statistics.pstdev(accuracies),
+                "undecided %, highest": 100 * max(r["undecided in the last gated epoch"] for r in some),
             }
         )
     return result
