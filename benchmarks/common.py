@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,16 @@ def environment() -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "command": " ".join(sys.argv),
+        "command": _command(),
         "library": library(),
     }
+
+
+def _command() -> str:
+    """Without the names of the files that it writes."""
+    arguments = iter(sys.argv[1:])
+    kept = [a for a in arguments if a != "--json" or not next(arguments)]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def library() -> str:
