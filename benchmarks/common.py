@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,28 @@ def environment() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """Without the names of the files that it writes."""
-    arguments = iter(sys.argv[1:])
-    kept = [a for a in arguments if a != "--json" or not next(arguments)]
+    """Without the name of the file that it writes."""
+    kept = sys.argv[1:]
+    if "--json" in kept:
+        at = kept.index("--json")
+        del kept[at : at + 2]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def library() -> str:
-    """Which version of the library's code is measured: a hash of its files."""
-    packages = (fxcat, fxcat.passes, fxcat.exporters)
-    files = sorted(
-        {f for p in packages for f in Path(str(p.__file__)).parent.rglob("*.py")}, key=lambda f: f.parts[-3:]
-    )
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    """Which version of the library is measured: a hash of its code, without comments and docstrings."""
+    digest = hashlib.sha256()
+    for package in (fxcat, fxcat.passes, fxcat.exporters):
+        for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+            digest.update(ast.dump(_NoStrings().visit(ast.parse(file.read_text(encoding="utf-8")))).encode())
+    return digest.hexdigest()[:12]
+
+
+class _NoStrings(ast.NodeTransformer):
+    """Drops strings that stand by themselves: docstrings, of modules, classes, functions and attributes."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
 
 def finished_rows(path: Path) -> list[dict[str, Any]]:
@@ -58,6 +68,19 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
     if known["environment"].get("library") != library():
         raise SystemExit(f"{path} was measured with another version of the library: give another file, or delete it")
     return known["rows"]
+
+
+def finished_or_run(
+    path: Path, rows: list[dict[str, Any]], key: dict[str, Any], run: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The row that has the entries of `key`; if there is none, they and what `run` returns, written to the file too."""
+    found = next((r for r in rows if r.items() >= key.items()), None)
+    if found is None:
+        found = key | run()
+        rows.append(found)
+        write_json(path, rows)
+        sys.stderr.write(f"{found}\n")
+    return found
 
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:

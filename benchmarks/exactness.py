@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finished_rows, print_table, write_json
+from common import finished_or_run, finished_rows, print_table
 from detectors import build as build_detector
 from detectors import calibrate, inputs
 from exactness import check, check_on, randomise
@@ -69,14 +69,8 @@ def main() -> None:
     chosen: list[dict[str, Any]] = []
     for name in trainable() if options.all else options.models:
         key: dict[str, Any] = {"model": name, "settings": options.settings}
-        found = next((r for r in rows if r.items() >= key.items()), None)
-        if found is None:
-            found = key | run(name, options.settings)
-            rows.append(found)
-            write_json(options.json, rows)
-            sys.stderr.write(f"{name}: {found['failures']} failures, {found['seconds']} s\n")
-            gc.collect()
-        chosen.append(found)
+        chosen.append(finished_or_run(options.json, rows, key, lambda n=name: run(n, options.settings)))
+        gc.collect()
     title = f"{len(chosen)} models, random gate settings (what is pinned, and why: in the JSON)"
     print_table(title, [{**row, "pinned": len(row["pinned"])} for row in chosen])
     failures = sum(r["failures"] for r in chosen)

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
-from common import finished_rows, print_table, write_json
+from common import finished_or_run, finished_rows, print_table
 from frontier_tasks import TASKS, Batches, Data, Task
 from torch import nn
 
@@ -177,15 +177,10 @@ def main() -> None:
                 for method in options.methods:
                     key: dict[str, Any] = {"model": name, "flops": 1.0 if method == "dense" else flops}
                     key |= {"method": method, "seed": seed, "epochs": epochs, "size": data[0].shape[-1]}
-                    found = next((r for r in rows if r.items() >= key.items()), None)
-                    if found is None:
-                        found = key | run(
-                            method, task, data, epochs=epochs, seed=seed, flops=flops, example=data[0][:1]
-                        )
-                        rows.append(found)
-                        write_json(options.json, rows)
-                        sys.stderr.write(f"{found}\n")
-                    chosen.append(found | {"target": flops})
+                    call = partial(
+                        *(run, method, task, data), epochs=epochs, seed=seed, flops=flops, example=data[0][:1]
+                    )
+                    chosen.append(finished_or_run(options.json, rows, key, call) | {"target": flops})
     print_table("accuracy at the same cost and budget, mean over seeds", summary(chosen))
 
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import finished_rows, print_table, write_json
+from common import finished_or_run, finished_rows, print_table
 from lenet_models import lenet_5_caffe, lenet_300_100, load_mnist, moved
 from torch import nn
 
@@ -89,14 +89,11 @@ def run(name: str, seed: int, recipe: Recipe, data: tuple[torch.Tensor, ...]) ->
     with torch.no_grad():
         wrong = sum(int((small(x).argmax(1) != y).sum()) for x, y in zip(test.split(1000), data[3].split(1000)))  # noqa: B905
     return {
-        "model": name,
-        "seed": seed,
         "error %": 100 * wrong / len(test),
         "MACs": net.hard_cost().macs,
         "structure": widths(small),
         "undecided": undecided / gates,
         "seconds": round(time.perf_counter() - start),
-        "recipe": asdict(recipe),
     }
 
 
@@ -116,13 +113,8 @@ def main() -> None:
         given = {k: getattr(options, k) for k in ("flops", "epochs") if getattr(options, k) is not None}
         recipe = Recipe(**{**asdict(RECIPES[name]), **given})
         for seed in range(options.seeds):
-            known = [r for r in rows if (r["model"], r["seed"], r["recipe"]) == (name, seed, asdict(recipe))]
-            if not known:
-                known = [run(name, seed, recipe, data)]
-                rows += known
-                write_json(options.json, rows)
-                sys.stderr.write(f"{known[0]}\n")
-            chosen += known
+            key: dict[str, Any] = {"model": name, "seed": seed, "recipe": asdict(recipe)}
+            chosen.append(finished_or_run(options.json, rows, key, partial(run, name, seed, recipe, data)))
     print_table("MNIST", [{k: v for k, v in r.items() if k != "recipe"} for r in chosen])
     for name in options.models:
         of_model = [r for r in chosen if r["model"] == name]

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import finished_rows, print_table, write_json
+from common import finished_or_run, finished_rows, print_table
 from frontier_tasks import TASKS, Data
 from torch import nn
 
@@ -53,11 +53,6 @@ def run(seed: int, start: str, width: float, nu: float, epochs: int, data: Data)
     )
     gated = [e for e in history.epochs if e.phase == "gated"]
     return {
-        "seed": seed,
-        "initialisation": start,
-        "width": width,
-        "nu": nu,
-        "epochs": epochs,
         "accuracy %": 100 * (history.epochs[-1].val_accuracy or 0.0),
         "MACs": net.hard_cost().macs,
         "undecided in the last gated epoch": gated[-1].undecided,
@@ -80,13 +75,8 @@ def main() -> None:
         for start, width in CASES:
             key: dict[str, Any] = {"seed": seed, "initialisation": start, "width": width}
             key |= {"nu": options.nu, "epochs": options.epochs}
-            found = next((r for r in rows if r.items() >= key.items()), None)
-            if found is None:
-                found = run(seed, start, width, options.nu, options.epochs, data)
-                rows.append(found)
-                write_json(options.json, rows)
-                sys.stderr.write(f"{found}\n")
-            chosen.append(found)
+            call = partial(run, seed, start, width, options.nu, options.epochs, data)
+            chosen.append(finished_or_run(options.json, rows, key, call))
     print_table(f"LeNet-5, MNIST, pressure {options.nu} at width 1", summary(chosen))
 
 

@@ -187,7 +187,7 @@ class ExampleTracer(fx.Tracer):
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
-        """The node's example value, if it calls a module by calling this; what runs is not traced."""
+        """The node's example value; what runs is not traced. `module`: what the node calls, if it is at hand."""
         outer, self._executing = self._executing, True
         try:
             if module is not None:
