@@ -2,12 +2,12 @@
 
     python benchmarks/peers.py --all
 
-Every attempt runs in a process of its own with limits of time and memory; finished rows are kept in the JSON file and
-not repeated. A cell is the seconds it took, or the first line of what went wrong; "error" is the largest difference
-between ONNX Runtime and PyTorch, relative to max(1, largest output): above 1e-4 is a failure. "build": `fxcat.prepare`,
-and torch-pruning's dependency graph (its pruner, which belongs to "prune", makes another). Both remove half of each
-group: fxcat every other unit, torch-pruning those of least magnitude, without the layers that give the classes. Weights
-are random.
+Every attempt runs in a process of its own with limits of memory and of processor time (what else the machine is doing
+does not count); finished rows are kept in the JSON file and not repeated. A cell is the seconds it took, or the first
+line of what went wrong; "error" is the largest difference between ONNX Runtime and PyTorch, relative to max(1, largest
+output): above 1e-4 is a failure. "build": `fxcat.prepare`, and torch-pruning's dependency graph (its pruner, which
+belongs to "prune", makes another). Both remove half of each group: fxcat every other unit, torch-pruning those of least
+magnitude, without the layers that give the classes. Weights are random.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -123,31 +124,29 @@ def attempt(tool: str, name: str) -> None:
 
 
 def attempt_apart(tool: str, name: str, limit: int, memory: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, name, "--attempt", tool, "--memory", str(memory)]
-    with tempfile.TemporaryFile("w+") as output:
-        try:
-            done = subprocess.run(command, stdout=output, stderr=subprocess.DEVNULL, timeout=limit, check=False)
-            end = f"exit code {done.returncode}" if done.returncode else None
-        except subprocess.TimeoutExpired:
-            end = f"more than {limit} s in all"
-        output.seek(0)
-        lines = [line for line in output.read().splitlines() if line.startswith("{")]
+    command = [sys.executable, __file__, name, "--attempt", tool, "--limit", str(limit), "--memory", str(memory)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     known: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     unknown = next((step for step in STEPS if step not in known), None)
-    return known if end is None or unknown is None else known | {unknown: end}
+    if not done.returncode or unknown is None:
+        return known
+    too_long = done.returncode == -signal.SIGXCPU
+    return known | {unknown: f"more than {limit} s in all" if too_long else f"exit code {done.returncode}"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="model names; --all for every one")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--limit", type=int, default=300, help="seconds per model and tool")
+    parser.add_argument("--limit", type=int, default=300, help="seconds of processor time per model and tool")
     parser.add_argument("--json", type=Path, default=Path("runs/peers.json"))
     parser.add_argument("--attempt", choices=TOOLS, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=int, default=16, help="GiB of memory per model and tool")
     options = parser.parse_args()
     if options.attempt:
         resource.setrlimit(resource.RLIMIT_DATA, (options.memory << 30,) * 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit + 10))
         attempt(options.attempt, options.models[0])
         return
     names = trainable() if options.all else options.models
