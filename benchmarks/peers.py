@@ -21,11 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import finished_rows, print_table, write_json
+from common import finished_or_run, finished_rows, print_table
 from exactness import difference
 from models import well_scaled
 from torch import nn
@@ -135,6 +136,14 @@ def attempt_apart(tool: str, name: str, limit: int, memory: int) -> dict[str, An
     return known | {unknown: f"more than {limit} s in all" if too_long else f"exit code {done.returncode}"}
 
 
+def both(name: str, limit: int, memory: int) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for tool in TOOLS:
+        done = attempt_apart(tool, name, limit, memory)
+        row |= {f"{tool} {column}": done.get(column, "") for column in (*STEPS, "error")}
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="model names; --all for every one")
@@ -152,15 +161,7 @@ def main() -> None:
     names = trainable() if options.all else options.models
     rows = finished_rows(options.json)
     for name in names:
-        if any(r["model"] == name for r in rows):
-            continue
-        row: dict[str, Any] = {"model": name}
-        for tool in TOOLS:
-            done = attempt_apart(tool, name, options.limit, options.memory)
-            row |= {f"{tool} {column}": done.get(column, "") for column in (*STEPS, "error")}
-        rows.append(row)
-        write_json(options.json, rows)
-        sys.stderr.write(f"{row}\n")
+        finished_or_run(options.json, rows, {"model": name}, partial(both, name, options.limit, options.memory))
     print_table("each step: seconds, or what went wrong", rows)
     for tool in TOOLS:
         counts = {step: sum(isinstance(r[f"{tool} {step}"], float | int) for r in rows) for step in STEPS}
