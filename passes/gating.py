@@ -36,11 +36,11 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Gating:
-    """How one node is gated. Its module or function takes `arguments` at the end, or `counted` as the keyword `gate`;
-    its value is multiplied by `factor`. `ungated`: its module takes a gate, but not in this call."""
+    """How one node is gated. Its module takes `arguments` at the end, or its module or function `keyword` as the keyword
+    argument `gate`; its value is multiplied by `factor`. `ungated`: its module takes a gate, but not in this call."""
 
     arguments: tuple[GateSlot, ...] = ()
-    counted: GateSlot | None = None
+    keyword: GateSlot | None = None
     function: Callable[..., Any] | None = None
     """What the node calls in place of its own function."""
     factor: GateSlot | None = None
@@ -250,12 +250,15 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
             function = None if isinstance(counting.target, type) else counting.target
             if isinstance(counting.target, type):
                 folded[str(node.target)] = counting.target
-            found[node] = Gating(counted=live, function=function, factor=factor)
+            found[node] = Gating(keyword=live, function=function, factor=factor)
         elif site is not None:
             shape = (1,) if site.units is None else tuple(site.units.shape)
             folding = _folding(flow, node, shape)
             if folding is None:
                 found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape))
+                continue
+            if not isinstance(folding, Folding):
+                found[node] = Gating(keyword=slot(site, f"{node.name}_gate", (math.prod(shape),)), function=folding)
                 continue
             path = str(node.target)
             folded[path] = folding.subclass
@@ -265,7 +268,7 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
         # a module that is called several times may be gated in some calls only, where that is cheaper
         path = str(node.target)
         gating = found.get(node, _NOT_GATED)
-        if node.op == "call_module" and path in folded and not gating.arguments and gating.counted is None:
+        if node.op == "call_module" and path in folded and not gating.arguments and gating.keyword is None:
             folded[path] = _also_ungated(folded[path])
             found[node] = replace(gating, ungated=True)
     # the entries of a second parameter are those of the first
@@ -286,7 +289,7 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
     for node in graph.nodes:
         gating = gatings.get(node, _NOT_GATED)
         arguments = tuple(read(slot) for slot in gating.arguments)
-        counted: dict[str, Any] = {} if gating.counted is None else {"gate": read(gating.counted)}
+        counted: dict[str, Any] = {} if gating.keyword is None else {"gate": read(gating.keyword)}
         counted |= {UNGATED: True} if gating.ungated else {}
         factor = None if gating.factor is None else read(gating.factor)
         target = copies[node] = gated.node_copy(node, copies.__getitem__)
@@ -340,11 +343,13 @@ def _counting(flow: Flow, units: Units, node: fx.Node) -> Counting | None:
     return counting
 
 
-def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | None:
-    """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module."""
+def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | Callable[..., Any] | None:
+    """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module or function."""
     rule = flow.rules.get(node)
-    if node.op != "call_module" or rule is None or len(node.args) != 1 or node.kwargs:
+    if rule is None or math.prod(shape) != 1 and math.prod(shape) != shape[1]:
         return None
-    if math.prod(shape) != 1 and math.prod(shape) != shape[1]:
+    if node.op == "call_function":
+        return rule.folding_call(node)
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
     return rule.folding(flow.module(node), node.meta["value"].shape)

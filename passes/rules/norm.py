@@ -62,6 +62,54 @@ class BatchNorm(Rule):
         )
 
 
+@rule(F.batch_norm)
+class BatchNormFunction(Rule):
+    """F.batch_norm, whose statistics and affine parameters are arguments."""
+
+    zero = Zero.BREAKS
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        value, mean = args[0], args[1] if len(args) > 1 else kwargs.get("running_mean")
+        return value if mean is not None and value.dim() > 1 and value.shape[1] == len(mean) else None
+
+    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = node.all_input_nodes[1:]
+        return tuple(n for n in given if n.op == "get_attr" and isinstance(n.meta["value"], torch.Tensor))
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source, bound = node.all_input_nodes[0], self.binds(node)
+        labels, result = flow.axis(source, 1), flow.of(source)
+        if labels is None:
+            flow.freeze(result, node, "units along an axis that BatchNorm averages over")
+            labels, result = frozen((node.meta["value"].shape[1],)), frozen((1,) * result.dim())
+        for given in node.all_input_nodes[1:]:
+            if given in bound:
+                flow.bind_axis(flow.attribute_name(given), 0, labels)
+            elif isinstance(given.meta["value"], torch.Tensor):
+                flow.unite(labels, flow.of(given))
+        return result
+
+    def folding_call(self, node: fx.Node) -> Callable[..., Any] | None:
+        given = arguments(node)
+        return gated_batch_norm if given.get("weight") is not None and given.get("bias") is not None else None
+
+
+def gated_batch_norm(
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.batch_norm` with γ and β multiplied by a gate of shape (channels,)."""
+    return F.batch_norm(input, running_mean, running_var, weight * gate, bias * gate, training, momentum, eps)
+
+
 @rule(FrozenBatchNorm2d)
 class FrozenBatchNorm(BatchNorm):
     """BatchNorm with constants: all four are buffers, whose lengths are the only sizes that it states."""

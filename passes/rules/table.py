@@ -186,6 +186,10 @@ class Rule:
         """
         return None
 
+    def folding_call(self, node: fx.Node) -> Callable[..., Any] | None:
+        """The same for a function: one that takes the gate, of shape (channels,), as the keyword argument `gate`."""
+        return None
+
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         """New arguments for a movement whose numbers state sizes, or None to keep it as it is."""
         return None
