@@ -231,7 +231,7 @@ def check_on(
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
     report.units = sum(g.units for g in net.structure.groups)
     report.coverage = net.structure.coverage
-    base = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
+    base = Counter(type(m).__name__ for m in model.modules())
     _check_open(report, model, net, {"eval": inputs, "train": training}, tolerance)
     net.eval()
     given = inputs
@@ -335,5 +335,5 @@ def _check_costs(report: Report, net: GatedModule, small: nn.Module, example: In
 def _check_clean(report: Report, small: nn.Module, base: Counter[str], seed: int) -> None:
     for path, module in small.named_modules():
         report.require(not type(module).__module__.startswith("fxcat"), f"I4 setting {seed}: {path} is fxcat code")
-    left = Counter(type(m).__name__ for m in small.modules() if not list(m.children()))
+    left = Counter(type(m).__name__ for m in small.modules())
     report.require(not left - base, f"I4 setting {seed}: new modules {left - base}")
