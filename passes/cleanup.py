@@ -15,7 +15,9 @@ from fxcat.passes.rules.boundary import region_output
 
 def remove_dead(graph: fx.Graph, phase: int | None = None) -> bool:
     """Erase every node that no output needs (in one phase, if that is given). Returns whether there was one."""
-    kept = needed(graph, (n for n in graph.nodes if n.op in ("placeholder", "output") or n.target is region_output), phase)
+    kept = needed(
+        graph, (n for n in graph.nodes if n.op in ("placeholder", "output") or n.target is region_output), phase
+    )
     dead = [n for n in reversed(graph.nodes) if n not in kept]
     for node in dead:
         graph.erase_node(node)

@@ -120,6 +120,13 @@ class Product(Elementwise):
     zero = Zero.ANY
 
 
+@rule("expand_as")
+class ExpandAs(Elementwise):
+    """A value stretched to the shape of another."""
+
+    zero = Zero.BREAKS
+
+
 @rule(*(operator.truediv, operator.itruediv, torch.div, "div", "div_"))
 class Quotient(Elementwise):
     """Quotients. A divisor with units is frozen: a dead one would divide by zero."""

@@ -90,6 +90,20 @@ class Reshape(Reshaping):
         return Replacement((node.args[0], tuple(sizes)), {})
 
 
+@rule("reshape_as", "view_as")
+class ReshapeAs(Reshaping):
+    """The shape is that of another value: their units go together."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = super().flow(flow, node)
+        assert isinstance(labels, torch.Tensor)
+        flow.unite(labels, flow.of(node.all_input_nodes[-1]))
+        return labels
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+
 @rule(torch.unflatten, "unflatten")
 class Unflatten(Reshaping):
     """unflatten: one axis becomes several, whose sizes are in the arguments."""
@@ -225,7 +239,7 @@ class SliceScatter(Rule):
         return tuple(node.all_input_nodes[:2])
 
 
-@rule("expand_as", torch.narrow, "narrow")
+@rule(torch.narrow, "narrow")
 class Sized(Movement):
     """Movements with no rewrite of their own: units are frozen, for sizes may be written into the model."""
 

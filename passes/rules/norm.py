@@ -35,11 +35,7 @@ class BatchNorm(Rule):
         return value if value.dim() > 1 and value.shape[1] == module.num_features else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source = node.all_input_nodes[0]
-        labels, result = flow.axis(source, 1), flow.of(source)
-        if labels is None:
-            flow.freeze(result, node, "units along an axis that BatchNorm averages over")
-            labels, result = frozen((node.meta["value"].shape[1],)), frozen((1,) * result.dim())
+        labels, result = _channels(flow, node)
         flow.bind_all(node, self.parameters, labels)
         return result
 
@@ -62,6 +58,22 @@ class BatchNorm(Rule):
         )
 
 
+def _channels(flow: Flow, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels along axis 1, 1-D, and those of the result of a norm that averages over all other axes."""
+    source = node.all_input_nodes[0]
+    result = flow.of(source)
+    labels = flow.axis(source, 1)
+    if labels is not None:
+        return labels, result
+    first = result
+    for axis in range(result.dim()):
+        first = first.narrow(axis, 0, 1) if axis != 1 else first
+    flow.unite(result, first)
+    if first.numel() == 1:
+        flow.freeze(first, node, "units along an axis that BatchNorm averages over")
+    return flow.line(first, node.meta["value"].shape[1]), first
+
+
 @rule(F.batch_norm)
 class BatchNormFunction(Rule):
     """F.batch_norm, whose statistics and affine parameters are arguments."""
@@ -77,11 +89,8 @@ class BatchNormFunction(Rule):
         return tuple(n for n in given if n.op == "get_attr" and isinstance(n.meta["value"], torch.Tensor))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source, bound = node.all_input_nodes[0], self.binds(node)
-        labels, result = flow.axis(source, 1), flow.of(source)
-        if labels is None:
-            flow.freeze(result, node, "units along an axis that BatchNorm averages over")
-            labels, result = frozen((node.meta["value"].shape[1],)), frozen((1,) * result.dim())
+        bound = self.binds(node)
+        labels, result = _channels(flow, node)
         for given in node.all_input_nodes[1:]:
             if given in bound:
                 flow.bind_axis(flow.attribute_name(given), 0, labels)
@@ -385,8 +394,7 @@ class RMSNormFunction(_LastAxesFunction):
     gated = staticmethod(gated_rms_norm)
 
 
-@rule(nn.GroupNorm)
-class GroupNorm(Rule):
+class _Groups(Rule):
     """GroupNorm, whose groups must stay equally wide.
 
     Either its groups are the units, whose statistics are their own; or the positions inside every group are, and the
@@ -394,10 +402,18 @@ class GroupNorm(Rule):
     """
 
     zero = Zero.BREAKS
-    parameters = ("weight", "bias")
 
-    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        return value
+    def number(self, flow: Flow, node: fx.Node) -> int:
+        """How many groups there are."""
+        raise NotImplementedError
+
+    def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
+        """The weight and the bias carry the labels."""
+        raise NotImplementedError
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        """What counts the live units."""
+        raise NotImplementedError
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
@@ -405,24 +421,49 @@ class GroupNorm(Rule):
         if labels is None:
             flow.freeze(flow.of(source), node, "units along an axis that GroupNorm averages over")
             return frozen((1,) * node.meta["value"].dim())
-        groups, width = self._sizes(flow.module(node))
-        blocks = labels.reshape(groups, width)
-        flow.unite(blocks, blocks[:, :1] if groups >= width else blocks[:1])
-        flow.bind_all(node, self.parameters, labels)
+        blocks = labels.reshape(self.number(flow, node), -1)
+        flow.unite(blocks, blocks[:, :1] if _groups_are_units(*blocks.shape) else blocks[:1])
+        self.bind(flow, node, labels)
         return flow.of(source)
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        groups, width = self._sizes(flow.module(node))
-        labels = flow.axis(node, 1)
-        if groups >= width or labels is None or labels.unique().numel() == 1:
+        labels, groups = flow.axis(node, 1), self.number(flow, node)
+        width = node.meta["value"].shape[1] // groups
+        if _groups_are_units(groups, width) or labels is None or labels.unique().numel() == 1:
             return None
-        return Counting(_subclass(type(flow.module(node)), gated_group_norm), labels)
+        return Counting(self.target(flow, node), labels)
+
+
+def _groups_are_units(groups: int, width: int) -> bool:
+    return groups >= width
+
+
+@rule(nn.GroupNorm)
+class GroupNorm(_Groups):
+    """GroupNorm as a module."""
+
+    parameters = ("weight", "bias")
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
+
+    def number(self, flow: Flow, node: fx.Node) -> int:
+        module = flow.module(node)
+        assert isinstance(module, nn.GroupNorm)
+        return module.num_groups
+
+    def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
+        flow.bind_all(node, self.parameters, labels)
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        return _subclass(type(flow.module(node)), gated_group_norm)
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.GroupNorm)
-        groups, width = self._sizes(module)
+        width = module.num_channels // module.num_groups
+        units = _groups_are_units(module.num_groups, width)
         module.num_channels = entering[1]
-        if groups >= width:
+        if units:
             module.num_groups = entering[1] // width
 
     def samples(self) -> tuple[Sample, ...]:
@@ -433,8 +474,30 @@ class GroupNorm(Rule):
             Sample(nn.GroupNorm(6, 6), (2, 6, 3, 3)),
         )
 
-    @staticmethod
-    def _sizes(module: nn.Module) -> tuple[int, int]:
-        """Groups, and channels per group."""
-        assert isinstance(module, nn.GroupNorm)
-        return module.num_groups, module.num_channels // module.num_groups
+
+@rule(F.group_norm)
+class GroupNormFunction(_Groups):
+    """F.group_norm."""
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return args[0] if args else None
+
+    def number(self, flow: Flow, node: fx.Node) -> int:
+        return arguments(node)["num_groups"]
+
+    def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
+        for given in node.all_input_nodes[1:]:
+            if isinstance(given.meta["value"], torch.Tensor):
+                flow.unite(labels, flow.of(given))
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        return gated_group_norm
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = arguments(node)
+        groups = given["num_groups"]
+        channels = node.meta["value"].shape[1]
+        if not _groups_are_units(groups, channels // groups):
+            return None
+        given["num_groups"] = moved.shape[1] * groups // channels
+        return Replacement((given.pop("input"),), given)

@@ -1,4 +1,4 @@
-"""Products of values, summed over some axes: matmul, einsum, attention; and linear layers as functions.
+"""Products of values, summed over some axes: matmul, einsum, attention.
 
 Every axis has a letter, as in `torch.einsum`. Units along a summed axis are coupled, and have to be zero when dead;
 units along an axis that both factors keep (a batch of heads) are coupled; units along an axis of one factor pass on.
@@ -17,7 +17,6 @@ from torch import fx
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.contraction import consumed, per_slice
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
 if TYPE_CHECKING:
@@ -224,46 +223,3 @@ class Normalize(Rule):
 
 def _dim(node: fx.Node) -> int:
     return int(arguments(node).get("dim", 1))
-
-
-@rule(F.linear)
-class LinearFunction(Rule):
-    """F.linear with a parameter as its weight; a weight that is computed is frozen."""
-
-    zero = Zero.BREAKS
-
-    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        weight = arguments(node, "input", "weight", "bias")["weight"]
-        return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        given = arguments(node, "input", "weight", "bias")
-        weight, bias = given["weight"], given.get("bias")
-        entering, outer = consumed(flow, node, -1)
-        value = node.meta["value"]
-        out = self._bind(flow, node, weight, entering, value.shape[-1])
-        if outer is not None:
-            flow.freeze(out, node, "the input has units along another axis")
-        if isinstance(bias, fx.Node):
-            flow.unite(out, flow.of(bias).reshape(-1))
-        term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
-        flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
-        return along(out, -1, value.dim()) if outer is None else outer
-
-    def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
-        if flow.values[weight] is not None:
-            flow.freeze(flow.values[weight], node, "a weight that is computed")
-            flow.freeze(entering, node, "a weight that is computed")
-            return frozen((width,))
-        name = flow.attribute_name(weight)
-        flow.bind_axis(name, 1, entering)
-        out = flow.bound_axis(name, 0)
-        out = flow.fresh(width, name.removesuffix(".weight")) if out is None else out
-        flow.bind_axis(name, 0, out)
-        return out
-
-    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[0],)
-
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
-        return flow.contractions[node].terms

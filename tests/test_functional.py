@@ -1,0 +1,69 @@
+"""Layers that hold their weights and call functions: convolutions and norms, as many libraries write them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import check, randomise
+from torch import nn
+
+
+class SameConv(nn.Conv2d):
+    """Pads as the input needs it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        input = F.pad(input, [1, 1, 1, 1])
+        return F.conv2d(input, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+class StandardisedConv(nn.Conv2d):
+    """Every filter has mean 0 and variance 1 (arXiv 1903.10520)."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(self.out_channels))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, weight=self.gain, training=True, momentum=0.0)
+        return F.conv2d(input, weight.reshape_as(self.weight), self.bias, self.stride, 1, self.dilation, self.groups)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """GroupNorm and activation in one layer."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps))
+
+
+def checked(*middle: nn.Module, channels: int = 16) -> tuple[float, int]:
+    """Share of the MACs that can be pruned, and units, of a network with these layers in the middle."""
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *middle, *ends).double()
+    randomise(model, 0)
+    report = check(model, "functional", (1, 3, 9, 9), (3, 3, 11, 11))
+    assert not report.failures
+    return report.coverage, report.units
+
+
+def test_convolutions() -> None:
+    assert checked(SameConv(8, 12, 3), nn.ReLU(), SameConv(12, 16, 3), nn.ReLU()) == (1.0, 8 + 12 + 16)
+
+
+@pytest.mark.parametrize(("groups", "units"), [(8, 8), (2, 4 + 8)])
+def test_grouped_convolutions(groups: int, units: int) -> None:
+    """Many groups are units themselves; in few wide ones positions are."""
+    coverage, found = checked(SameConv(8, 16, 3, groups=groups), nn.ReLU())
+    assert (coverage, found) == (1.0, units)
+
+
+def test_standardised_weights() -> None:
+    """A filter may go; what goes into it may not, since its statistics run over that."""
+    _, units = checked(StandardisedConv(8, 12, 3), nn.ReLU(), StandardisedConv(12, 16, 3), nn.ReLU())
+    assert units == 16
+
+
+@pytest.mark.parametrize(("groups", "units"), [(4, 4), (1, 8), (8, 8)])
+def test_group_norms(groups: int, units: int) -> None:
+    assert checked(GroupNormAct(groups, 8), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, units + 16)
