@@ -265,7 +265,7 @@ def _key(node: fx.Node, copies: Mapping[fx.Node, fx.Node], *, flags: bool = True
     """What a node computes; without the values of its flags, if they are not wanted."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: copies.get(n, n))
     if not flags:
-        args, kwargs = map_aggregate((args, kwargs), lambda a: bool if isinstance(a, bool) else a)
+        args, kwargs = map_aggregate((args, kwargs), lambda a: "flag" if isinstance(a, bool) else a)
     return node.op, node.target, repr(args), repr(kwargs)
 
 

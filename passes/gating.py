@@ -36,8 +36,8 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Gating:
-    """How one node is gated. Its module takes `arguments` at the end, or its module or function `keyword` as the keyword
-    argument `gate`; its value is multiplied by `factor`. `ungated`: its module takes a gate, but not in this call."""
+    """How one node is gated. Its module takes `arguments` at the end, or its module or function takes `keyword` as
+    `gate=`; its value is multiplied by `factor`. `ungated`: its module takes a gate, but not in this call."""
 
     arguments: tuple[GateSlot, ...] = ()
     keyword: GateSlot | None = None
@@ -346,7 +346,7 @@ def _counting(flow: Flow, units: Units, node: fx.Node) -> Counting | None:
 def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | Callable[..., Any] | None:
     """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module or function."""
     rule = flow.rules.get(node)
-    if rule is None or math.prod(shape) != 1 and math.prod(shape) != shape[1]:
+    if rule is None or (math.prod(shape) != 1 and math.prod(shape) != shape[1]):
         return None
     if node.op == "call_function":
         return rule.folding_call(node)

@@ -7,7 +7,7 @@ axis may have units, if nothing that computes it mixes them.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -128,11 +128,11 @@ class ConvFunction(Rule):
         return Replacement((given.pop("input"), given.pop("weight")), given)
 
 
-def _of_conv(node: fx.Node) -> dict[str, object]:
+def _of_conv(node: fx.Node) -> dict[str, Any]:
     return arguments(node, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-def _sizes(given: dict[str, object]) -> Sizes:
+def _sizes(given: dict[str, Any]) -> Sizes:
     groups = given.get("groups", 1)
     leaving, entering = given["weight"].meta["value"].shape[:2]
     return Sizes(groups, entering, leaving // groups)

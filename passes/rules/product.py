@@ -157,7 +157,7 @@ class Attention(Product):
         queries, keys, values = (factor(flow, n, batch + x) for n, x in ((q, "xs"), (k, "ys"), (v, "yz")))
         scores, first = multiply(flow, node, (queries, keys), batch + "xy")
         if isinstance(mask, fx.Node):
-            _meet(flow, node, scores, flow.of(mask))
+            _meet(flow, node, scores, mask)
         shape = (*(max(queries.size(x), keys.size(x)) for x in batch), queries.size("x"), keys.size("y"))
         weights = Factor(batch + "xy", scores, shape, None)
         labels, second = multiply(flow, node, (weights, values), batch + "xz")
@@ -171,11 +171,15 @@ class Attention(Product):
         return Replacement((query, given.pop("key"), given.pop("value")), given)
 
 
-def _meet(flow: Flow, node: fx.Node, scores: torch.Tensor, mask: torch.Tensor) -> None:
+def _meet(flow: Flow, node: fx.Node, scores: torch.Tensor, mask: fx.Node) -> None:
     """A mask has the heads of the scores, or is the same for all of them."""
-    mask = mask.reshape((1,) * (scores.dim() - mask.dim()) + tuple(mask.shape))
-    if mask.numel() > 1:
-        flow.unite(scores, mask)
+    labels = flow.of(mask)
+    pad = (1,) * (scores.dim() - labels.dim())
+    shape, labels = (*pad, *mask.meta["value"].shape), labels.reshape(*pad, *labels.shape)
+    if any(own > 1 and other > 1 for own, other in zip(scores.shape, shape, strict=True)):
+        flow.unite(scores, labels)
+    elif labels.numel() > 1:
+        flow.freeze(labels, node, "a mask with units where the scores have none")
 
 
 @rule(torch.softmax, F.softmax, "softmax")
