@@ -36,11 +36,13 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Gating:
-    """How one node is gated. Its module takes `arguments` at the end, or its module or function takes `keyword` as
-    `gate=`; its value is multiplied by `factor`. `ungated`: its module takes a gate, but not in this call."""
+    """How one node is gated. Its module takes `arguments` at the end, or its module or function `counted` as the keyword
+    `gate`; in a function, parameters among the inputs are `replaced`; its value is multiplied by `factor`. `ungated`:
+    its module takes a gate, but not in this call."""
 
     arguments: tuple[GateSlot, ...] = ()
-    keyword: GateSlot | None = None
+    replaced: tuple[tuple[fx.Node, GateSlot], ...] = ()
+    counted: GateSlot | None = None
     function: Callable[..., Any] | None = None
     """What the node calls in place of its own function."""
     factor: GateSlot | None = None
@@ -229,9 +231,9 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
         slots["plain"].append((GateSlot(name, shape), site))
         return slots["plain"][-1][0]
 
-    def scaling(site: Site, node: fx.Node, parameters: tuple[str, ...]) -> tuple[GateSlot, ...]:
+    def scaling(site: Site, node: fx.Node, parameters: Sequence[tuple[str, str]]) -> tuple[GateSlot, ...]:
         width = (node.meta["value"].shape[1],)
-        found = tuple(GateSlot(f"{node.name}_{p}", width, (str(node.target), p)) for p in parameters)
+        found = tuple(GateSlot(f"{node.name}_{name}", width, (path, name)) for path, name in parameters)
         if len(found) == 2:
             slots["first"].append((found[0], site))
             slots["second"].append((found[1], site))
@@ -250,7 +252,7 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
             function = None if isinstance(counting.target, type) else counting.target
             if isinstance(counting.target, type):
                 folded[str(node.target)] = counting.target
-            found[node] = Gating(keyword=live, function=function, factor=factor)
+            found[node] = Gating(counted=live, function=function, factor=factor)
         elif site is not None:
             shape = (1,) if site.units is None else tuple(site.units.shape)
             folding = _folding(flow, node, shape)
@@ -258,17 +260,19 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
                 found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape))
                 continue
             if not isinstance(folding, Folding):
-                found[node] = Gating(keyword=slot(site, f"{node.name}_gate", (math.prod(shape),)), function=folding)
+                pairs = [str(n.target).rpartition(".") for n in folding]
+                scaled = scaling(site, node, [(path, name) for path, _, name in pairs])
+                found[node] = Gating(replaced=tuple(zip(folding, scaled, strict=True)))
                 continue
             path = str(node.target)
             folded[path] = folding.subclass
-            scaled = scaling(site, node, folding.parameters)
+            scaled = scaling(site, node, [(path, name) for name in folding.parameters])
             found[node] = Gating(scaled or (slot(site, f"{node.name}_gate", (math.prod(shape),)),))
     for node in graph.nodes:
         # a module that is called several times may be gated in some calls only, where that is cheaper
         path = str(node.target)
         gating = found.get(node, _NOT_GATED)
-        if node.op == "call_module" and path in folded and not gating.arguments and gating.keyword is None:
+        if node.op == "call_module" and path in folded and not gating.arguments and gating.counted is None:
             folded[path] = _also_ungated(folded[path])
             found[node] = replace(gating, ungated=True)
     # the entries of a second parameter are those of the first
@@ -289,14 +293,18 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
     for node in graph.nodes:
         gating = gatings.get(node, _NOT_GATED)
         arguments = tuple(read(slot) for slot in gating.arguments)
-        counted: dict[str, Any] = {} if gating.keyword is None else {"gate": read(gating.keyword)}
+        counted: dict[str, Any] = {} if gating.counted is None else {"gate": read(gating.counted)}
         counted |= {UNGATED: True} if gating.ungated else {}
         factor = None if gating.factor is None else read(gating.factor)
-        target = copies[node] = gated.node_copy(node, copies.__getitem__)
+        scaled = {of: read(slot) for of, slot in gating.replaced}
+        target = copies[node] = gated.node_copy(node, lambda n, scaled=scaled: scaled.get(n, copies[n]))
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
         target.target = gating.function or target.target
         if factor is not None:
             copies[node] = gated.call_function(operator.mul, (target, factor))
+    for node in reversed(gated.nodes):
+        if node.op == "get_attr" and not node.users:
+            gated.erase_node(node)
     return gated
 
 
@@ -343,13 +351,14 @@ def _counting(flow: Flow, units: Units, node: fx.Node) -> Counting | None:
     return counting
 
 
-def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | Callable[..., Any] | None:
-    """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module or function."""
+def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | tuple[fx.Node, ...] | None:
+    """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module, or into which of its
+    inputs."""
     rule = flow.rules.get(node)
     if rule is None or (math.prod(shape) != 1 and math.prod(shape) != shape[1]):
         return None
     if node.op == "call_function":
-        return rule.folding_call(node)
+        return rule.folding_call(node) or None
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
     return rule.folding(flow.module(node), node.meta["value"].shape)

@@ -98,25 +98,10 @@ class BatchNormFunction(Rule):
                 flow.unite(labels, flow.of(given))
         return result
 
-    def folding_call(self, node: fx.Node) -> Callable[..., Any] | None:
+    def folding_call(self, node: fx.Node) -> tuple[fx.Node, ...]:
         given = arguments(node)
-        return gated_batch_norm if given.get("weight") is not None and given.get("bias") is not None else None
-
-
-def gated_batch_norm(
-    input: torch.Tensor,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-    *,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`F.batch_norm` with γ and β multiplied by a gate of shape (channels,)."""
-    return F.batch_norm(input, running_mean, running_var, weight * gate, bias * gate, training, momentum, eps)
+        affine = tuple(given[name] for name in ("weight", "bias") if given.get(name) is not None)
+        return affine if len(affine) == 2 and all(n in self.binds(node) for n in affine) else ()
 
 
 @rule(FrozenBatchNorm2d)
