@@ -67,3 +67,42 @@ def test_standardised_weights() -> None:
 @pytest.mark.parametrize(("groups", "units"), [(4, 4), (1, 8), (8, 8)])
 def test_group_norms(groups: int, units: int) -> None:
     assert checked(GroupNormAct(groups, 8), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, units + 16)
+
+
+class BiasedAttention(nn.Module):
+    """Attention with a learned bias per head and distance, looked up; `opaque`: by an op that fxcat does not know."""
+
+    def __init__(self, width: int, heads: int, tokens: int, *, opaque: bool) -> None:
+        super().__init__()
+        self.heads, self.opaque = heads, opaque
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.biases = nn.Parameter(torch.zeros(heads, tokens))
+        places = torch.arange(tokens)
+        self.register_buffer("distances", (places[:, None] - places).abs(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, self.heads, -1).permute(0, 2, 1, 3).chunk(3, dim=-1)
+        bias = self.biases[:, self.distances]  # pyright: ignore[reportArgumentType]
+        bias = bias.cumsum(-1) if self.opaque else bias
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+@pytest.mark.parametrize(("opaque", "units"), [(False, 8 + 4), (True, 8)])
+def test_biases_of_attention_heads(opaque: bool, units: int) -> None:
+    """A head goes with its row of the table; where the row's way into the scores is unknown, heads stay."""
+    attention = BiasedAttention(8, 4, 5, opaque=opaque)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), attention, nn.Flatten(), nn.Linear(40, 3)).double()
+    randomise(model, 0)
+    report = check(model, "attention", (1, 5, 6), (3, 5, 6))
+    assert not report.failures
+    assert report.units == units + 8
+
+
+def test_powers() -> None:
+    class Squares(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.pow(2) + x**3
+
+    assert checked(Squares(), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
