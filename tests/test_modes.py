@@ -10,6 +10,7 @@ from exactness import Report, check, difference, fixed_seed, random_gates, rando
 from torch import nn
 
 import fxcat
+from fxcat.recalibrate import recalibrate
 
 
 class NormAct(nn.BatchNorm2d):
@@ -122,3 +123,14 @@ def test_a_copy_of_the_small_network_trains() -> None:
         expected = small.train()(x)
     with fixed_seed(1):
         assert difference(again(x), expected) <= 1e-12
+
+
+def test_statistics_are_gathered_anew_whatever_the_layer_is() -> None:
+    """Averages over the batches, also of layers that write BatchNorm out, with their momentum in the graph."""
+    model = network()
+    net = prepared(model)
+    batches = [torch.randn(4, 3, 10, 10, dtype=torch.float64) for _ in range(3)]
+    means = [model[0](batch).mean((0, 2, 3)) for batch in batches]
+    recalibrate(net, batches)
+    found = dict(net.network.named_buffers())["1.running_mean"]
+    assert difference(found, torch.stack(means).mean(0).detach()) <= 1e-12
