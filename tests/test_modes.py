@@ -134,3 +134,21 @@ def test_statistics_are_gathered_anew_whatever_the_layer_is() -> None:
     recalibrate(net, batches)
     found = dict(net.network.named_buffers())["1.running_mean"]
     assert difference(found, torch.stack(means).mean(0).detach()) <= 1e-12
+
+
+class Branching(nn.Module):
+    """Its own Python looks at values, so it is captured in regions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Sequential(nn.Conv2d(3, 8, 3), NormAct(8)), network()[2:]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(self.stem(x if x.mean() < 1e9 else x / 2))
+
+
+def test_regions_that_ask_for_the_mode_are_linked() -> None:
+    model = Branching().double()
+    randomise(model, 0)
+    report = checked(model)
+    assert (report.coverage, report.units, report.sections) == (1.0, 32, 2)
