@@ -36,9 +36,9 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Gating:
-    """How one node is gated. Its module takes `arguments` at the end, or its module or function `counted` as the keyword
-    `gate`; in a function, parameters among the inputs are `replaced`; its value is multiplied by `factor`. `ungated`:
-    its module takes a gate, but not in this call."""
+    """How one node is gated. Its module takes `arguments` at the end, or its module or function takes `counted` as the
+    keyword `gate`; of a function parameters are `replaced`; its value is multiplied by `factor`. `ungated`: its module
+    takes a gate, but not in this call."""
 
     arguments: tuple[GateSlot, ...] = ()
     replaced: tuple[tuple[fx.Node, GateSlot], ...] = ()
@@ -297,9 +297,17 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
         counted |= {UNGATED: True} if gating.ungated else {}
         factor = None if gating.factor is None else read(gating.factor)
         scaled = {of: read(slot) for of, slot in gating.replaced}
-        target = copies[node] = gated.node_copy(node, lambda n, scaled=scaled: scaled.get(n, copies[n]))
+
+        def enter(source: fx.Node, scaled: Mapping[fx.Node, fx.Node] = scaled) -> fx.Node:
+            return scaled[source] if source in scaled else copies[source]
+
+        if gating.function is None:
+            target = gated.node_copy(node, enter)
+        else:
+            given = fx.map_arg((node.args, node.kwargs), enter)
+            target = gated.create_node("call_function", gating.function, *given, name=node.name)
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
-        target.target = gating.function or target.target
+        copies[node] = target
         if factor is not None:
             copies[node] = gated.call_function(operator.mul, (target, factor))
     for node in reversed(gated.nodes):

@@ -106,3 +106,32 @@ def test_powers() -> None:
             return x.pow(2) + x**3
 
     assert checked(Squares(), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over channels, written out; `how`: as code of ConvNeXt, by the variance, or by the mean square."""
+
+    def __init__(self, channels: int, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "square":
+            return x * torch.rsqrt(x.pow(2).mean(dim=1, keepdim=True) + 1e-6) * self.weight.view(1, -1, 1, 1)
+        mean = x.mean(1, keepdim=True)
+        square = (x - mean).pow(2).mean(1, keepdim=True) if self.how == "mean" else x.var(1, False, keepdim=True)
+        return self.weight[:, None, None] * (x - mean) / torch.sqrt(square + 1e-6) + self.bias[:, None, None]
+
+
+@pytest.mark.parametrize("how", ["mean", "var", "square"])
+def test_norms_over_channels_that_are_written_out(how: str) -> None:
+    assert checked(ChannelNorm(8, how), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
+def test_sums_over_channels() -> None:
+    class Attend(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.sigmoid(x.sum(1, keepdim=True))
+
+    assert checked(Attend(), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
