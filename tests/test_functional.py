@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from exactness import check, randomise
 from torch import nn
 
+from fxcat.passes.rules import counting
+
 
 class SameConv(nn.Conv2d):
     """Pads as the input needs it."""
@@ -135,3 +137,15 @@ def test_sums_over_channels() -> None:
             return x * torch.sigmoid(x.sum(1, keepdim=True))
 
     assert checked(Attend(), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm", "mean", "var"])
+def test_a_sample_that_closes_a_whole_group_gives_numbers(name: str) -> None:
+    x = torch.randn(2, 4, 4, requires_grad=True)
+    gate = torch.zeros(4, requires_grad=True)
+    arguments = {"layer_norm": ([4],), "rms_norm": ([4],), "group_norm": (1,), "mean": (-1, True), "var": (-1,)}
+    result = getattr(counting, f"gated_{name}")(x, *arguments[name], gate=gate)
+    result.square().sum().backward()
+    assert bool((result == 0).all())
+    assert x.grad is not None and gate.grad is not None
+    assert bool(x.grad.isfinite().all()) and bool(gate.grad.isfinite().all())

@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
+from fxcat.passes.rules.counting import gated_group_norm, gated_layer_norm, gated_rms_norm
 from fxcat.passes.rules.table import Counting, Folding, Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -184,62 +185,6 @@ class InstanceNorm(Rule):
             Sample(nn.InstanceNorm2d(6), (2, 6, 3, 3)),
             Sample(nn.InstanceNorm1d(6, affine=True, track_running_stats=True), (2, 6, 5)),
         )
-
-
-def gated_layer_norm(
-    input: torch.Tensor,
-    normalized_shape: list[int],
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`F.layer_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    gate = gate.expand(list(normalized_shape))
-    count = gate.sum()
-    input = input * gate
-    centred = (input - input.sum(axes, keepdim=True) / count) * gate
-    result = centred * ((centred * centred).sum(axes, keepdim=True) / count + eps).rsqrt()
-    result = result if weight is None else result * weight
-    return result if bias is None else result + bias * gate
-
-
-def gated_rms_norm(
-    input: torch.Tensor,
-    normalized_shape: list[int],
-    weight: torch.Tensor | None = None,
-    eps: float | None = None,
-    *,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`F.rms_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    gate = gate.expand(list(normalized_shape))
-    input = input * gate
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    result = input * ((input * input).sum(axes, keepdim=True) / gate.sum() + eps).rsqrt()
-    return result if weight is None else result * weight
-
-
-def gated_group_norm(
-    input: torch.Tensor,
-    num_groups: int,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`F.group_norm` over what a gate of shape (channels,), equal in all groups, leaves open; zero elsewhere."""
-    channels = input.shape[1]
-    blocks = input.reshape(input.shape[0], num_groups, channels // num_groups, -1)
-    of_group = gate.reshape(num_groups, -1, 1)[:1].expand(-1, -1, blocks.shape[-1])
-    result = gated_layer_norm(blocks, list(blocks.shape[2:]), eps=eps, gate=of_group[0]).reshape(input.shape)
-    shape = [1, channels] + [1] * (input.dim() - 2)
-    result = result if weight is None else result * weight.reshape(shape)
-    return result if bias is None else result + (bias * gate).reshape(shape)
 
 
 def _over_last_axes(flow: Flow, node: fx.Node, rank: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.arrays import frozen
+from fxcat.passes.rules.counting import gated_mean, gated_var
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -134,40 +135,16 @@ class Total(_OverOneAxis):
         return tuple(node.all_input_nodes[:1]) if _reduces_units(flow, node) else ()
 
 
-@rule(torch.mean, "mean", gated=lambda: gated_mean)
-@rule(torch.var, "var", gated=lambda: gated_var)
+@rule(torch.mean, "mean", gated=gated_mean)
+@rule(torch.var, "var", gated=gated_var)
 class Moment(_OverOneAxis):
     """Means and variances; over units, the live ones count."""
 
-    def __init__(self, gated: Callable[[], Callable[..., Any]]) -> None:
+    def __init__(self, gated: Callable[..., torch.Tensor]) -> None:
         self.gated = gated
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        return Counting(self.gated(), flow.of(node.all_input_nodes[0])) if _reduces_units(flow, node) else None
-
-
-def gated_mean(
-    input: torch.Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, gate: torch.Tensor
-) -> torch.Tensor:
-    """`torch.mean` over what a gate, broadcastable to the input, leaves open."""
-    total = (input * gate).sum(dim, keepdim)
-    return total * (gate.numel() / gate.sum()) * (total.numel() / input.numel())
-
-
-def gated_var(
-    input: torch.Tensor,
-    dim: int | Sequence[int] | None = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: int | None = None,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`torch.var` over what a gate, broadcastable to the input, leaves open."""
-    centred = input - gated_mean(input, dim, True, gate=gate)
-    result = gated_mean(centred * centred, dim, keepdim, gate=gate)
-    entries = input.numel() / result.numel() * (gate.sum() / gate.numel())
-    return result * entries / (entries - (int(unbiased) if correction is None else correction))
+        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if _reduces_units(flow, node) else None
 
 
 def _along_one(labels: torch.Tensor) -> bool:
