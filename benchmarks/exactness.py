@@ -1,6 +1,7 @@
 """Invariants I1–I4 on every torchvision model under random gate settings.
 
     python benchmarks/exactness.py --all
+    pip install timm && python benchmarks/exactness.py --timm    # one small model of each of its families
 
 Weights, norm parameters and running statistics are random and well scaled; float64, and float32 above 150 M
 parameters. Detectors see small images; their MACs are those of every region alone, on what it got in the example run.
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import timm_families
 import torch
 from common import finished_or_run, finished_rows, print_table
 from detectors import build as build_detector
@@ -24,11 +26,15 @@ from exactness import check, check_on, randomise
 from zoo import DETECTION, FLOW, build, shapes, trainable
 
 LARGE = 150_000_000
+TIMM = "timm "
 
 
 def run(name: str, settings: int) -> dict[str, Any]:
     start = time.perf_counter()
-    model = build_detector(name) if name in DETECTION else build(name)
+    if name.startswith(TIMM):
+        model, *sizes = timm_families.build(name.removeprefix(TIMM))
+    else:
+        model, sizes = build_detector(name) if name in DETECTION else build(name), shapes(name)
     params = sum(p.numel() for p in model.parameters())
     # RAFT makes single-precision grids itself
     model = model if params > LARGE or name in FLOW else model.double()
@@ -38,7 +44,7 @@ def run(name: str, settings: int) -> dict[str, Any]:
         calibrate(model, others)
         report = check_on(model, name, example, others, training, settings=settings)
     else:
-        report = check(model, name, *shapes(name), settings=settings)
+        report = check(model, name, *sizes, settings=settings)
     pinned = [p for p in report.pinned if p.reason != "output of the network"]
     return {
         "model": name,
@@ -62,12 +68,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="model names; --all for every one")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--timm", action="store_true", help="a model of each of timm's families")
     parser.add_argument("--settings", type=int, default=3, help="random gate settings per model")
     parser.add_argument("--json", type=Path, default=Path("runs/exactness.json"))
     options = parser.parse_args()
     rows = finished_rows(options.json)
     chosen: list[dict[str, Any]] = []
-    for name in trainable() if options.all else options.models:
+    names = trainable() if options.all else options.models
+    names += [TIMM + name for name in timm_families.FAMILIES] if options.timm else []
+    for name in names:
         key: dict[str, Any] = {"model": name, "settings": options.settings}
         chosen.append(finished_or_run(options.json, rows, key, lambda n=name: run(n, options.settings)))
         gc.collect()

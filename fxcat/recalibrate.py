@@ -10,40 +10,68 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from fxcat.gated import GatedModule
 
 
 def recalibrate(net: GatedModule, batches: Iterable[torch.Tensor]) -> None:
-    """Replace all BatchNorm statistics by averages over `batches`, with every gate open or closed as in `eval()`."""
-    norms = [m for m in net.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+    """Replace all BatchNorm statistics by averages over `batches`, with every gate open or closed as in `eval()`.
+
+    Layers that write BatchNorm out may have their momentum in the captured graph, so it is not changed: statistics that
+    start at zero say what a batch adds to them.
+    """
+    norms = [m for m in _norms(net) if m.track_running_stats and m.training]
     inputs = list(batches)
     if not norms or not inputs:
         return
-    momenta = [m.momentum for m in norms]
+    before = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
+    sums, counts = [torch.zeros_like(_statistics(m)) for m in norms], [0] * len(norms)
     was_training, values = net.training, net.gate_vector.values
     net.gate_vector.values = "hard"
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
         net.train()
         with torch.no_grad():
             for batch in inputs:
+                for norm in norms:
+                    for buffer in norm.buffers(recurse=False):
+                        buffer.zero_()
                 net(batch)
+                for i, norm in enumerate(norms):
+                    found = _statistics(norm)
+                    if bool(found[1].any()):  # the pass used it
+                        sums[i] += found / _share(norm)
+                        counts[i] += 1
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, old, total, count in zip(norms, before, sums, counts, strict=True):
+            for buffer, value in zip(norm.buffers(recurse=False), old, strict=True):
+                buffer.copy_(value)
+            if count:
+                norm.get_buffer("running_mean").copy_(total[0] / count)
+                norm.get_buffer("running_var").copy_(total[1] / count)
         net.gate_vector.values = values
         net.train(was_training)
+
+
+def _statistics(norm: _BatchNorm) -> torch.Tensor:
+    """Means and variances, shape (2, channels)."""
+    return torch.stack([norm.get_buffer("running_mean"), norm.get_buffer("running_var")])
+
+
+def _share(norm: _BatchNorm) -> float:
+    """What share of the statistics of its batches a norm has after a forward pass that began with zeros."""
+    calls = max(1, int(norm.get_buffer("num_batches_tracked")))
+    return 1.0 if norm.momentum is None else 1.0 - (1.0 - norm.momentum) ** calls
+
+
+def _norms(net: GatedModule) -> list[_BatchNorm]:
+    return [m for m in net.network.modules() if isinstance(m, _BatchNorm)]
 
 
 @contextmanager
 def recalibrated(net: GatedModule, batches: Iterable[torch.Tensor]) -> Generator[None, None, None]:
     """Recalibrated statistics for the duration of a block; afterwards the old ones are back."""
-    norms = [m for m in net.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # pyright: ignore[reportPrivateUsage]
+    norms = _norms(net)
     saved = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]
     recalibrate(net, batches)
     try:

@@ -12,9 +12,10 @@ from torch import fx, nn
 from fxcat.costs import CostTerm
 from fxcat.passes import guards
 from fxcat.passes.arrays import place
-from fxcat.passes.capture import Captured, effects
+from fxcat.passes.capture import Captured
 from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
+from fxcat.passes.effects import needed
 from fxcat.passes.labels import Flow, flow_labels
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import inside, owners, region_output
@@ -113,14 +114,7 @@ def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:
     stack: list[fx.Node] = []
     fx.map_arg(wanted, stack.append)
     stack += [n for n in graph.nodes if n.target is region_output and n.args[3] == phase]
-    changes = effects(graph)
-    seen: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack += [*node.all_input_nodes, *changes.get(node, ())]
-    return frozenset(seen)
+    return frozenset(needed(graph, stack, phase))
 
 
 def _holds_ignored(section: Section, ignored: Sequence[str]) -> bool:

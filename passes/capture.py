@@ -8,17 +8,20 @@ behaves differently in training, the graph holds both behaviours, with the nodes
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from fxcat.errors import CaptureError, InputError
 from fxcat.passes.arguments import thaw
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.discovery import find_regions
+from fxcat.passes.effects import INPLACE_OPERATORS, PHASE, VIEWS, changed_part_of, is_by_the_way, is_inplace
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
@@ -105,7 +108,6 @@ def _trace_phases(twin: nn.Module, inputs: Mapping[str, Any], call: Callable[...
         graph, renamed = _merge(graph, training)
         guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
         constants |= others
-    _functionalise(graph)
     return Traced(graph, guards, constants, ())
 
 
@@ -186,6 +188,7 @@ def _trace(
             module.training = False
     tracer = ExampleTracer()
     graph = tracer.trace_module(twin, inputs, call)
+    _functionalise(graph)
     constants = {n: v for n, v in vars(twin).items() if n not in known and isinstance(v, torch.Tensor)}
     return graph, tuple(tracer.guards), constants
 
@@ -216,36 +219,85 @@ def _watch_training(twin: nn.Module) -> list[str]:
 def _merge(inference: fx.Graph, training: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """One graph with both outputs; a node that both have (same op, target and arguments) appears once.
 
-    The order of each graph is kept: random ops must draw in the order in which the model's Python calls them.
+    So does a function that differs in flags that are off in inference and on in training: it reads the mode of the
+    module that calls it. The order of each graph is kept: random ops must draw in the order in which the model's Python
+    calls them.
     """
     merged = fx.Graph()
     known: dict[Any, fx.Node] = {}
+    modal: dict[Any, fx.Node] = {}
     outputs: list[Any] = []
     copies: dict[fx.Node, fx.Node] = {}
-    for graph in (inference, training):
-        occurrences: dict[Any, int] = {}
+    for phase, graph in enumerate((inference, training)):
+        seen: Counter[Any] = Counter()
         last: fx.Node | None = None
         for node in graph.nodes:
             if node.op == "output":
                 outputs.append(fx.map_arg(node.args[0], copies.__getitem__))
                 continue
-            key: Any = (node.op, node.target, _key(node.args, copies), _key(node.kwargs, copies))
             # equal calls within one graph stay apart: they may be random or in place
-            occurrences[key] = occurrences.get(key, 0) + 1
-            key = (key, occurrences[key])
+            key = _numbered(seen, _key(node, copies))
+            flagged = _numbered(seen, _key(node, copies, flags=False)) if _has_flag(node) else None
+            if phase and key not in known and flagged in modal and _set_by_mode(modal[flagged], node):
+                known[key] = modal[flagged]
             if key not in known:
                 with merged.inserting_after(last):
                     known[key] = merged.node_copy(node, copies.__getitem__)
+                known[key].meta[PHASE] = phase
+                if flagged is not None:
+                    modal[flagged] = known[key]
+            elif phase:
+                known[key].meta.pop(PHASE, None)
             last = copies[node] = known[key]
-    same = _key(outputs[0], {}) == _key(outputs[1], {})
-    result = merged.output(outputs[0] if same else tuple(outputs))
-    if not same:
+    differ = repr(outputs[0]) != repr(outputs[1]) or any(PHASE in n.meta and is_by_the_way(n) for n in merged.nodes)
+    result = merged.output(tuple(outputs) if differ else outputs[0])
+    if differ:
         result.meta["phases"] = True
     return merged, copies
 
 
-def _key(argument: Any, copies: Mapping[fx.Node, fx.Node]) -> str:
-    return repr(fx.map_arg(argument, lambda n: copies.get(n, n)))
+def _numbered(seen: Counter[Any], key: Any) -> tuple[Any, int]:
+    seen[key] += 1
+    return key, seen[key]
+
+
+def _key(node: fx.Node, copies: Mapping[fx.Node, fx.Node], *, flags: bool = True) -> Any:
+    """What a node computes; without the values of its flags, if they are not wanted."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: copies.get(n, n))
+    if not flags:
+        args, kwargs = map_aggregate((args, kwargs), lambda a: "flag" if isinstance(a, bool) else a)
+    return node.op, node.target, repr(args), repr(kwargs)
+
+
+def _has_flag(node: fx.Node) -> bool:
+    return node.op == "call_function" and bool(_flags(node))
+
+
+def _flags(node: fx.Node) -> list[bool]:
+    """The flags among a node's arguments, in order."""
+    found: list[bool] = []
+    map_aggregate((node.args, node.kwargs), lambda a: found.append(a) if isinstance(a, bool) else None)
+    return found
+
+
+def _set_by_mode(node: fx.Node, training: fx.Node) -> bool:
+    """Let `node` of the merged graph read the mode where its flags are off and those of `training` are on.
+
+    False if others differ: then nothing is changed.
+    """
+    pairs = list(zip(_flags(node), _flags(training), strict=True))
+    if (True, False) in pairs:
+        return False
+    with node.graph.inserting_before(node):
+        mode = node.graph.create_node("get_attr", f"{node.meta['path']}.training".lstrip("."))
+    mode.meta.update(path=node.meta["path"], value=False)
+    left = iter(pairs)
+
+    def flag(argument: Any) -> Any:
+        return mode if isinstance(argument, bool) and next(left) == (False, True) else argument
+
+    node.args, node.kwargs = map_aggregate((node.args, node.kwargs), flag)
+    return True
 
 
 def _functionalise(graph: fx.Graph) -> None:
@@ -273,7 +325,7 @@ def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
     entries: Any = index if isinstance(index, tuple) else (index,)
     plain = all(isinstance(e, slice) and e.step in (None, 1) for e in entries)
     is_tensor = isinstance(value, fx.Node) and isinstance(value.meta["value"], torch.Tensor)
-    if not plain or not is_tensor or not isinstance(base, fx.Node) or base.target in _VIEWS:
+    if not plain or not is_tensor or not isinstance(base, fx.Node) or base.target in VIEWS:
         return
     assert isinstance(value, fx.Node)
     if value.target in INPLACE_OPERATORS:
@@ -296,64 +348,3 @@ def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
             result = call(torch.slice_scatter, part, result, axis, entry.start, entry.stop)
     _redirect(base, result, order, order[node])
     graph.erase_node(node)
-
-
-INPLACE_OPERATORS: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
-
-_VIEWS: tuple[Any, ...] = (
-    *(operator.getitem, "view", "narrow", "select", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "t"),
-    *(
-        "chunk",
-        "split",
-        "unbind",
-        torch.transpose,
-        torch.permute,
-        torch.flatten,
-        torch.chunk,
-        torch.split,
-        torch.unbind,
-    ),
-)
-
-
-def changed_part_of(node: fx.Node) -> fx.Node | None:
-    """The value of which a node changes a part in place: by item assignment, or through a view."""
-    target = node.args[0] if node.args else None
-    assigned = node.target is operator.setitem
-    if not isinstance(target, fx.Node) or not (assigned or is_inplace(node)):
-        return None
-    base = target
-    while base.target in _VIEWS and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
-    return base if assigned or base is not target else None
-
-
-def effects(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For values that are changed in part the nodes that do so: whoever reads the value needs these too."""
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.nodes:
-        base = changed_part_of(node)
-        if base is not None:
-            found.setdefault(base, []).append(node)
-    return found
-
-
-def is_inplace(node: fx.Node) -> bool:
-    """Whether a function or method node changes its first argument."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
-    if node.op != "call_function" or not isinstance(node.meta.get("value"), torch.Tensor):
-        return False
-    name = getattr(node.target, "__name__", "")
-    return (
-        node.target in INPLACE_OPERATORS
-        or bool(node.kwargs.get("inplace"))
-        or (name.endswith("_") and not name.endswith("__"))
-    )

@@ -9,20 +9,15 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fxcat.passes.capture import INPLACE_OPERATORS, effects, is_inplace
-from fxcat.passes.rules.boundary import is_kept
+from fxcat.passes.effects import INPLACE_OPERATORS, is_inplace, needed
+from fxcat.passes.rules.boundary import region_output
 
 
-def remove_dead(graph: fx.Graph) -> bool:
-    """Erase every node that neither reaches an output nor has to be kept. Returns whether there was one."""
-    changes = effects(graph)
-    kept: set[fx.Node] = set()
-    stack = [n for n in graph.nodes if n.op in ("placeholder", "output") or is_kept(n)]
-    while stack:
-        node = stack.pop()
-        if node not in kept:
-            kept.add(node)
-            stack += [*node.all_input_nodes, *changes.get(node, ())]
+def remove_dead(graph: fx.Graph, phase: int | None = None) -> bool:
+    """Erase every node that no output needs (in one phase, if that is given). Returns whether there was one."""
+    kept = needed(
+        graph, (n for n in graph.nodes if n.op in ("placeholder", "output") or n.target is region_output), phase
+    )
     dead = [n for n in reversed(graph.nodes) if n not in kept]
     for node in dead:
         graph.erase_node(node)

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxcat.passes.capture import effects
 from fxcat.passes.cleanup import remove_dead
+from fxcat.passes.effects import needed
 from fxcat.passes.nested import CONSTANTS, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import owners, region_input, region_output
@@ -62,17 +62,9 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
 
 def _inside(graph: fx.Graph, number: int) -> set[fx.Node]:
     """The nodes of a region, with the parameters that they read. Some reach no result, but update statistics."""
-    changes = effects(graph)
-    inside: set[fx.Node] = set()
-    stack = [n for n, owner in owners(graph).items() if owner == number and n.target is not region_output]
-    stack += [n.all_input_nodes[0] for n in graph.nodes if n.target is region_output and n.args[1] == number]
-    while stack:
-        node = stack.pop()
-        if node not in inside:
-            inside.add(node)
-            stack += changes.get(node, ())
-            stack += () if node.target is region_input else node.all_input_nodes
-    return inside
+    inside = [n for n, owner in owners(graph).items() if owner == number and n.target is not region_output]
+    inside += [n.all_input_nodes[0] for n in graph.nodes if n.target is region_output and n.args[1] == number]
+    return needed(graph, inside, ends={n for n in inside if n.target is region_input})
 
 
 def _placeholder(graph: fx.Graph, parameter: inspect.Parameter) -> fx.Node:
@@ -109,12 +101,12 @@ def split_phases(graph: fx.Graph) -> tuple[fx.Graph, ...]:
         return (graph,)
     values: Any = output.args[0]
     result: list[fx.Graph] = []
-    for value in values:
+    for number, value in enumerate(values):
         phase = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         phase.graph_copy(graph, copies)
         phase.output(fx.map_arg(value, copies.__getitem__))
-        remove_dead(phase)
+        remove_dead(phase, number)
         result.append(phase)
     return tuple(result)
 

@@ -36,10 +36,12 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Gating:
-    """How one node is gated. Its module or function takes `arguments` at the end, or `counted` as the keyword `gate`;
-    its value is multiplied by `factor`. `ungated`: its module takes a gate, but not in this call."""
+    """How one node is gated. Its module takes `arguments` at the end, or its module or function takes `counted` as the
+    keyword `gate`; of a function parameters are `replaced`; its value is multiplied by `factor`. `ungated`: its module
+    takes a gate, but not in this call."""
 
     arguments: tuple[GateSlot, ...] = ()
+    replaced: tuple[tuple[fx.Node, GateSlot], ...] = ()
     counted: GateSlot | None = None
     function: Callable[..., Any] | None = None
     """What the node calls in place of its own function."""
@@ -229,9 +231,9 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
         slots["plain"].append((GateSlot(name, shape), site))
         return slots["plain"][-1][0]
 
-    def scaling(site: Site, node: fx.Node, parameters: tuple[str, ...]) -> tuple[GateSlot, ...]:
+    def scaling(site: Site, node: fx.Node, parameters: Sequence[tuple[str, str]]) -> tuple[GateSlot, ...]:
         width = (node.meta["value"].shape[1],)
-        found = tuple(GateSlot(f"{node.name}_{p}", width, (str(node.target), p)) for p in parameters)
+        found = tuple(GateSlot(f"{node.name}_{name}", width, (path, name)) for path, name in parameters)
         if len(found) == 2:
             slots["first"].append((found[0], site))
             slots["second"].append((found[1], site))
@@ -257,9 +259,14 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
             if folding is None:
                 found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape))
                 continue
+            if not isinstance(folding, Folding):
+                pairs = [str(n.target).rpartition(".") for n in folding]
+                scaled = scaling(site, node, [(path, name) for path, _, name in pairs])
+                found[node] = Gating(replaced=tuple(zip(folding, scaled, strict=True)))
+                continue
             path = str(node.target)
             folded[path] = folding.subclass
-            scaled = scaling(site, node, folding.parameters)
+            scaled = scaling(site, node, [(path, name) for name in folding.parameters])
             found[node] = Gating(scaled or (slot(site, f"{node.name}_gate", (math.prod(shape),)),))
     for node in graph.nodes:
         # a module that is called several times may be gated in some calls only, where that is cheaper
@@ -289,11 +296,23 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
         counted: dict[str, Any] = {} if gating.counted is None else {"gate": read(gating.counted)}
         counted |= {UNGATED: True} if gating.ungated else {}
         factor = None if gating.factor is None else read(gating.factor)
-        target = copies[node] = gated.node_copy(node, copies.__getitem__)
+        scaled = {of: read(slot) for of, slot in gating.replaced}
+
+        def enter(source: fx.Node, scaled: Mapping[fx.Node, fx.Node] = scaled) -> fx.Node:
+            return scaled[source] if source in scaled else copies[source]
+
+        if gating.function is None:
+            target = gated.node_copy(node, enter)
+        else:
+            given = fx.map_arg((node.args, node.kwargs), enter)
+            target = gated.create_node("call_function", gating.function, *given, name=node.name)
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
-        target.target = gating.function or target.target
+        copies[node] = target
         if factor is not None:
             copies[node] = gated.call_function(operator.mul, (target, factor))
+    for node in reversed(gated.nodes):
+        if node.op == "get_attr" and not node.users:
+            gated.erase_node(node)
     return gated
 
 
@@ -340,11 +359,14 @@ def _counting(flow: Flow, units: Units, node: fx.Node) -> Counting | None:
     return counting
 
 
-def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | None:
-    """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module."""
+def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | tuple[fx.Node, ...] | None:
+    """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module, or into which of its
+    inputs."""
     rule = flow.rules.get(node)
-    if node.op != "call_module" or rule is None or len(node.args) != 1 or node.kwargs:
+    if rule is None or (math.prod(shape) != 1 and math.prod(shape) != shape[1]):
         return None
-    if math.prod(shape) != 1 and math.prod(shape) != shape[1]:
+    if node.op == "call_function":
+        return rule.folding_call(node) or None
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
     return rule.folding(flow.module(node), node.meta["value"].shape)

@@ -93,7 +93,7 @@ class _Setting:
         if isinstance(value, torch.Tensor):
             shape = value.shape if self.analysis.flow.values.get(node) is None else self.shape(node)
             return torch.empty(shape, dtype=value.dtype, device="meta")
-        if node.op == "placeholder":
+        if node.op in ("placeholder", "get_attr"):
             return value
         if node not in self._numbers:
             args = fx.map_arg(node.args, self.number)

@@ -149,8 +149,9 @@ class Regions:
                 copy.meta["path"] = f"{prefix}{node.meta.get('path') or ''}".rstrip(".")
         self.guards += [Guard(copies[g.node], g.value) for g in traced.guards]
         self.constants |= {f"{prefix}{name}": value for name, value in traced.constants.items()}
-        for nodes in results[1:]:
-            self.pins += [Pin(n, None, "what a region returns in training") for n in nodes]
+        known = [(n.args[0], n.args[2]) for n in results[0]]
+        for node in (n for nodes in results[1:] for n in nodes if (n.args[0], n.args[2]) not in known):
+            self.pins.append(Pin(node, None, "what a region returns in training"))
         return results[0]
 
     def repeat(self, number: int, sources: Sequence[fx.Node]) -> list[fx.Node]:

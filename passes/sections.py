@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import networkx as nx
 import torch
 from torch import fx
 
-from fxcat.passes.capture import effects
+from fxcat.passes.effects import effects, without_result
 from fxcat.passes.rules.boundary import region_input, region_output
 
 SUMS = {torch.add, operator.add, operator.iadd, "add", "add_"}
@@ -40,10 +40,10 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
         return ()
     dominators = _dominators(graph)
     order = {n: i for i, n in enumerate(graph.nodes)}
-    changes = effects(graph)
+    changes, unread = effects(graph), without_result(graph)
     found: list[Section] = []
     for join in joins:
-        section = _section_at(join, dominators, order, changes, weight)
+        section = _section_at(join, dominators, order, changes, unread, weight)
         if section is not None:
             found.append(section)
     return _named(found)
@@ -73,6 +73,7 @@ def _section_at(
     dominators: dict[fx.Node, fx.Node],
     order: dict[fx.Node, int],
     changes: Mapping[fx.Node, list[fx.Node]],
+    unread: Container[fx.Node],
     weight: Mapping[fx.Node, int],
 ) -> Section | None:
     entry = dominators.get(join)
@@ -86,7 +87,7 @@ def _section_at(
     work = sum(weight.get(n, 0) for n in nodes)
     if not work or work <= sum(weight.get(n, 0) for n in cheap) or nodes & cheap:
         return None
-    leaves_only_by_exit = all(u in nodes or (n is last and u is join) for n in nodes for u in n.users)
+    leaves_only_by_exit = all(u in nodes or u in unread or (n is last and u is join) for n in nodes for u in n.users)
     crosses = any(n.target in (region_input, region_output) for n in nodes)
     if not leaves_only_by_exit or crosses:
         return None

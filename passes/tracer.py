@@ -119,6 +119,7 @@ class ExampleTracer(fx.Tracer):
                 torch.no_grad(),
                 patch.object(_symbolic_trace, "_create_wrapped_func", self._descending),
                 patch.object(torch.autograd.Function, "apply", classmethod(self._apply)),
+                patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
             ):
                 return self.trace(root)
         except CaptureError:
@@ -291,6 +292,18 @@ def _length(value: Any) -> Any:
     if isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor):
         return value.size(0)
     return len(value)
+
+
+def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Module, str, Any], None]:
+    """`module.buffer = value` as a change of the buffer that the module has; a proxy cannot become one."""
+
+    def call(module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy) and name in module._buffers:
+            getattr(module, name).copy_(value)
+        else:
+            assign(module, name, value)
+
+    return call
 
 
 def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:

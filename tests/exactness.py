@@ -128,6 +128,9 @@ def difference(a: Any, b: Any) -> float:
         if isinstance(y, torch.Tensor):
             if x.shape != y.shape or not bool(torch.isfinite(y).all()):
                 return float("inf")
+            if not y.is_floating_point():
+                worst = max(worst, 0.0 if torch.equal(x, y) else float("inf"))
+                continue
             if not y.numel():
                 continue
             worst = max(worst, (x - y).abs().max().item() / max(1.0, y.abs().max().item()))
@@ -228,7 +231,7 @@ def check_on(
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
     report.units = sum(g.units for g in net.structure.groups)
     report.coverage = net.structure.coverage
-    base = Counter(type(m).__name__ for m in model.modules() if not list(m.children()))
+    base = Counter(type(m).__name__ for m in model.modules())
     _check_open(report, model, net, {"eval": inputs, "train": training}, tolerance)
     net.eval()
     given = inputs
@@ -291,7 +294,7 @@ def _check_open(
         report.require(found <= tolerance, f"I1 {mode}: {found:.1e}")
     buffers = dict(reference.named_buffers())
     for key, buffer in net.network.named_buffers():
-        if key in buffers and buffer.is_floating_point():
+        if key in buffers:
             report.require(difference(buffer, buffers[key]) <= tolerance, f"I1 buffer {key}")
 
 
@@ -332,5 +335,5 @@ def _check_costs(report: Report, net: GatedModule, small: nn.Module, example: In
 def _check_clean(report: Report, small: nn.Module, base: Counter[str], seed: int) -> None:
     for path, module in small.named_modules():
         report.require(not type(module).__module__.startswith("fxcat"), f"I4 setting {seed}: {path} is fxcat code")
-    left = Counter(type(m).__name__ for m in small.modules() if not list(m.children()))
+    left = Counter(type(m).__name__ for m in small.modules())
     report.require(not left - base, f"I4 setting {seed}: new modules {left - base}")

@@ -31,11 +31,6 @@ def region_output(value: torch.Tensor, region: int, index: int, phase: int) -> t
     return value
 
 
-def is_kept(node: fx.Node) -> bool:
-    """Whether a node is needed though no node reads it: assertions, and what a region returns."""
-    return node.target in (torch._assert, region_output)  # pyright: ignore[reportPrivateUsage]
-
-
 def inside(node: fx.Node) -> fx.Node:
     """What a region returns at an output, as the node that computes it; any other node is its own."""
     return node.all_input_nodes[0] if node.target is region_output else node

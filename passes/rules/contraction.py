@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -47,13 +47,56 @@ def per_slice(flow: Flow, node: fx.Node, term: Term) -> tuple[Term, ...]:
     return (Term(term.coefficient * width // outer.numel(), (outer.reshape(-1),)),)
 
 
+class Sizes(NamedTuple):
+    """Groups of a convolution, input channels per group, output channels per group."""
+
+    groups: int
+    entering: int
+    leaving: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether groups are units, and not the positions inside every group: whichever gives more units."""
+        return self.groups > 1 and self.groups >= max(self.entering, self.leaving)
+
+
+def bind_kernel(flow: Flow, name: str, owner: str, sizes: Sizes, entering: torch.Tensor) -> torch.Tensor:
+    """Bind the axes of a convolution's weight, known by its canonical name. Returns labels of the output's channels."""
+    out = flow.bound_axis(name, 0)
+    if sizes.groups == 1:
+        flow.bind_axis(name, 1, entering)
+        out = flow.fresh(sizes.leaving, owner) if out is None else out
+    else:
+        blocks = entering.reshape(sizes.groups, sizes.entering)
+        flow.unite(blocks, blocks[:, :1] if sizes.whole else blocks[:1])
+        if sizes.whole:
+            out = blocks[:, 0].repeat_interleave(sizes.leaving)
+        else:
+            flow.bind_axis(name, 1, blocks[0])
+            out = flow.fresh(sizes.leaving, owner).repeat(sizes.groups) if out is None else out
+    flow.bind_axis(name, 0, out)
+    return out
+
+
+def kernel_macs(
+    flow: Flow, node: fx.Node, sizes: Sizes, kernel: int, entering: torch.Tensor | None, out: torch.Tensor
+) -> tuple[Term, ...]:
+    """Multiply-adds of a convolution. `kernel`: its area; `entering`, `out`: labels of the weight's axes."""
+    positions = node.meta["value"].numel() // (sizes.groups * sizes.leaving) // flow.batch
+    if sizes.whole:
+        return per_slice(
+            flow, node, Term(positions * kernel * sizes.entering * sizes.leaving, (out[:: sizes.leaving],))
+        )
+    assert entering is not None
+    return per_slice(flow, node, Term(positions * kernel, (entering, out)))
+
+
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Conv(Rule):
     """Convolutions, plain, depthwise and grouped.
 
     A grouped convolution must stay balanced. Either its groups are the units (all channels of one group in and out
-    go together), or the positions inside every group are (position i of each group, in and out apart): whichever
-    gives more units.
+    go together), or the positions inside every group are (position i of each group, in and out apart): see `Sizes`.
     """
 
     zero = Zero.BREAKS
@@ -77,46 +120,23 @@ class Conv(Rule):
         entering, outer = consumed(flow, node, channels)
         if outer is not None and any(size > 1 for size in outer.shape[channels:]):
             flow.freeze(outer, node, "units along an axis that the convolution runs over")
-        out = self._bind(flow, node, module, entering)
+        out = bind_kernel(flow, flow.parameter_name(node, "weight"), str(node.target), _sizes(module), entering)
         if outer is not None:
             flow.freeze(out, node, "the input has units along another axis")
-        flow.bind(node, "weight", 0, out)
         flow.bind(node, "bias", 0, out)
         return along(out, channels, node.meta["value"].dim()) if outer is None else outer
-
-    def _bind(self, flow: Flow, node: fx.Node, module: nn.Conv2d, entering: torch.Tensor) -> torch.Tensor:
-        out = flow.bound(node, "weight", 0)
-        groups, width_in, width_out = _groups(module)
-        if groups == 1:
-            flow.bind(node, "weight", 1, entering)
-            return out if out is not None else flow.fresh(module.out_channels, str(node.target))
-        blocks = entering.reshape(groups, width_in)
-        if _whole_groups(module):
-            flow.unite(blocks, blocks[:, :1])
-            return blocks[:, 0].repeat_interleave(width_out)
-        flow.unite(blocks, blocks[:1])
-        flow.bind(node, "weight", 1, blocks[0])
-        if out is not None:
-            return out
-        return flow.fresh(width_out, str(node.target)).repeat(groups)
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
-        module, value = self._module(flow, node), node.meta["value"]
-        groups, width_in, width_out = _groups(module)
-        positions = value.numel() // module.out_channels // flow.batch
-        per_pair = positions * math.prod(module.kernel_size)
-        out = flow.parameters[flow.parameter_name(node, "weight")][0]
-        if groups > 1 and _whole_groups(module):
-            return per_slice(flow, node, Term(per_pair * width_in * width_out, (out[::width_out],)))
-        entering = flow.parameters[flow.parameter_name(node, "weight")][1]
-        return per_slice(flow, node, Term(per_pair, (entering, out)))
+        module = self._module(flow, node)
+        axes = flow.parameters[flow.parameter_name(node, "weight")]
+        return kernel_macs(flow, node, _sizes(module), math.prod(module.kernel_size), axes.get(1), axes[0])
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        if module.groups > 1 and _whole_groups(module):
+        if _sizes(module).whole:
             module.groups = module.weight.shape[0] * module.groups // module.out_channels
         module.out_channels = module.weight.shape[0]
         module.in_channels = module.weight.shape[1] * module.groups
@@ -157,9 +177,10 @@ class ConvTranspose(Conv):
         entering, outer = consumed(flow, node, channels)
         if outer is not None:
             flow.freeze(outer, node, "units along an axis that the convolution runs over")
-        groups, width_in, width_out = _groups(module)
+        sizes = _sizes(module)
+        groups, width_in, width_out = sizes
         blocks = entering.reshape(groups, width_in)
-        if groups > 1 and _whole_groups(module):
+        if sizes.whole:
             flow.unite(blocks, blocks[:, :1])
             out = blocks[:, 0].repeat_interleave(width_out)
         else:
@@ -174,17 +195,18 @@ class ConvTranspose(Conv):
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
         module, value = self._module(flow, node), node.all_input_nodes[0].meta["value"]
-        groups, width_in, width_out = _groups(module)
+        sizes = _sizes(module)
+        _, width_in, width_out = sizes
         positions = value.numel() // module.in_channels // flow.batch
         per_pair = positions * math.prod(module.kernel_size)
         axes = flow.parameters[flow.parameter_name(node, "weight")]
-        if groups > 1 and _whole_groups(module):
+        if sizes.whole:
             return (Term(per_pair * width_in * width_out, (axes[0][::width_in],)),)
         return (Term(per_pair, (axes[0], axes[1])),)
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, _TRANSPOSED)
-        if module.groups > 1 and _whole_groups(module):
+        if _sizes(module).whole:
             module.groups = module.weight.shape[0] * module.groups // module.in_channels
         module.in_channels = module.weight.shape[0]
         module.out_channels = module.weight.shape[1] * module.groups
@@ -205,15 +227,9 @@ class ConvTranspose(Conv):
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def _groups(module: nn.Module) -> tuple[int, int, int]:
-    """Groups, input channels per group, output channels per group."""
+def _sizes(module: nn.Module) -> Sizes:
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED))
-    return module.groups, module.in_channels // module.groups, module.out_channels // module.groups
-
-
-def _whole_groups(module: nn.Module) -> bool:
-    groups, width_in, width_out = _groups(module)
-    return groups >= max(width_in, width_out)
+    return Sizes(module.groups, module.in_channels // module.groups, module.out_channels // module.groups)
 
 
 @rule(nn.Linear)

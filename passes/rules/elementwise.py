@@ -120,6 +120,27 @@ class Product(Elementwise):
     zero = Zero.ANY
 
 
+@rule(operator.pow, torch.pow, "pow")
+class Power(Elementwise):
+    """Powers by a number of at least 1 keep zero; with another exponent the value or its gradient is not finite."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
+        if not isinstance(exponent, int | float) or exponent < 1:
+            for source in node.all_input_nodes:
+                flow.freeze(flow.of(source), node, "units in a power that is not finite at zero")
+        return broadcast(flow, node)
+
+
+@rule("expand_as")
+class ExpandAs(Elementwise):
+    """A value stretched to the shape of another."""
+
+    zero = Zero.BREAKS
+
+
 @rule(*(operator.truediv, operator.itruediv, torch.div, "div", "div_"))
 class Quotient(Elementwise):
     """Quotients. A divisor with units is frozen: a dead one would divide by zero."""

@@ -90,6 +90,20 @@ class Reshape(Reshaping):
         return Replacement((node.args[0], tuple(sizes)), {})
 
 
+@rule("reshape_as", "view_as")
+class ReshapeAs(Reshaping):
+    """The shape is that of another value: their units go together."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = super().flow(flow, node)
+        assert isinstance(labels, torch.Tensor)
+        flow.unite(labels, flow.of(node.all_input_nodes[-1]))
+        return labels
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+
 @rule(torch.unflatten, "unflatten")
 class Unflatten(Reshaping):
     """unflatten: one axis becomes several, whose sizes are in the arguments."""
@@ -225,7 +239,7 @@ class SliceScatter(Rule):
         return tuple(node.all_input_nodes[:2])
 
 
-@rule("expand_as", torch.narrow, "narrow")
+@rule(torch.narrow, "narrow")
 class Sized(Movement):
     """Movements with no rewrite of their own: units are frozen, for sizes may be written into the model."""
 
@@ -321,18 +335,18 @@ def _by_axis(entries: Any, dims: int) -> list[tuple[int, Any]]:
 
 
 def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels:
-    """Rows of a table, by a tensor of numbers along its first axis; what else is looked up is frozen."""
+    """Slices of a table, by a tensor of numbers along one axis; what else is looked up is frozen."""
     labels = flow.of(source)
-    rows = labels.narrow(0, 0, 1)
-    if (
-        len(entries) == 1
-        and _is_tensor(entries[0])
-        and entries[0].meta["value"].dtype != torch.bool
-        and labels.dim() > 1
-    ):
-        flow.unite(labels, rows)
-        index = entries[0].meta["value"]
-        return rows.reshape((1,) * index.dim() + tuple(rows.shape[1:]))
+    *before, index = entries
+    whole = all(isinstance(e, slice) and e == slice(None) for e in before)
+    if whole and _is_tensor(index) and index.meta["value"].dtype != torch.bool and labels.dim() > 1:
+        axis = len(before)
+        first = labels.narrow(axis, 0, 1)
+        flow.unite(labels, first)
+        if first.numel() == 1:
+            flow.freeze(first, node, "units along an axis that is looked up")
+        inner = (1,) * index.meta["value"].dim()
+        return first.reshape(*first.shape[:axis], *inner, *first.shape[axis + 1 :])
     flow.freeze(labels, node, "lookup by values")
     return frozen((1,) * node.meta["value"].dim())
 

@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
+from fxcat.passes.rules.counting import gated_group_norm, gated_layer_norm, gated_rms_norm
 from fxcat.passes.rules.table import Counting, Folding, Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -35,11 +36,7 @@ class BatchNorm(Rule):
         return value if value.dim() > 1 and value.shape[1] == module.num_features else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source = node.all_input_nodes[0]
-        labels, result = flow.axis(source, 1), flow.of(source)
-        if labels is None:
-            flow.freeze(result, node, "units along an axis that BatchNorm averages over")
-            labels, result = frozen((node.meta["value"].shape[1],)), frozen((1,) * result.dim())
+        labels, result = _channels(flow, node)
         flow.bind_all(node, self.parameters, labels)
         return result
 
@@ -60,6 +57,52 @@ class BatchNorm(Rule):
             Sample(nn.BatchNorm1d(6), (4, 6)),
             Sample(nn.BatchNorm3d(6, track_running_stats=False), (2, 6, 2, 3, 3)),
         )
+
+
+def _channels(flow: Flow, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels along axis 1, 1-D, and those of the result of a norm that averages over all other axes."""
+    source = node.all_input_nodes[0]
+    result = flow.of(source)
+    labels = flow.axis(source, 1)
+    if labels is not None:
+        return labels, result
+    first = result
+    for axis in range(result.dim()):
+        first = first.narrow(axis, 0, 1) if axis != 1 else first
+    flow.unite(result, first)
+    if first.numel() == 1:
+        flow.freeze(first, node, "units along an axis that BatchNorm averages over")
+    return flow.line(first, node.meta["value"].shape[1]), first
+
+
+@rule(F.batch_norm)
+class BatchNormFunction(Rule):
+    """F.batch_norm, whose statistics and affine parameters are arguments."""
+
+    zero = Zero.BREAKS
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        value, mean = args[0], args[1] if len(args) > 1 else kwargs.get("running_mean")
+        return value if mean is not None and value.dim() > 1 and value.shape[1] == len(mean) else None
+
+    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = node.all_input_nodes[1:]
+        return tuple(n for n in given if n.op == "get_attr" and isinstance(n.meta["value"], torch.Tensor))
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        bound = self.binds(node)
+        labels, result = _channels(flow, node)
+        for given in node.all_input_nodes[1:]:
+            if given in bound:
+                flow.bind_axis(flow.attribute_name(given), 0, labels)
+            elif isinstance(given.meta["value"], torch.Tensor):
+                flow.unite(labels, flow.of(given))
+        return result
+
+    def folding_call(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = arguments(node)
+        affine = tuple(given[name] for name in ("weight", "bias") if given.get(name) is not None)
+        return affine if len(affine) == 2 and all(n in self.binds(node) for n in affine) else ()
 
 
 @rule(FrozenBatchNorm2d)
@@ -142,62 +185,6 @@ class InstanceNorm(Rule):
             Sample(nn.InstanceNorm2d(6), (2, 6, 3, 3)),
             Sample(nn.InstanceNorm1d(6, affine=True, track_running_stats=True), (2, 6, 5)),
         )
-
-
-def gated_layer_norm(
-    input: torch.Tensor,
-    normalized_shape: list[int],
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`F.layer_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    gate = gate.expand(list(normalized_shape))
-    count = gate.sum()
-    input = input * gate
-    centred = (input - input.sum(axes, keepdim=True) / count) * gate
-    result = centred * ((centred * centred).sum(axes, keepdim=True) / count + eps).rsqrt()
-    result = result if weight is None else result * weight
-    return result if bias is None else result + bias * gate
-
-
-def gated_rms_norm(
-    input: torch.Tensor,
-    normalized_shape: list[int],
-    weight: torch.Tensor | None = None,
-    eps: float | None = None,
-    *,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`F.rms_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    gate = gate.expand(list(normalized_shape))
-    input = input * gate
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    result = input * ((input * input).sum(axes, keepdim=True) / gate.sum() + eps).rsqrt()
-    return result if weight is None else result * weight
-
-
-def gated_group_norm(
-    input: torch.Tensor,
-    num_groups: int,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`F.group_norm` over what a gate of shape (channels,), equal in all groups, leaves open; zero elsewhere."""
-    channels = input.shape[1]
-    blocks = input.reshape(input.shape[0], num_groups, channels // num_groups, -1)
-    of_group = gate.reshape(num_groups, -1, 1)[:1].expand(-1, -1, blocks.shape[-1])
-    result = gated_layer_norm(blocks, list(blocks.shape[2:]), eps=eps, gate=of_group[0]).reshape(input.shape)
-    shape = [1, channels] + [1] * (input.dim() - 2)
-    result = result if weight is None else result * weight.reshape(shape)
-    return result if bias is None else result + (bias * gate).reshape(shape)
 
 
 def _over_last_axes(flow: Flow, node: fx.Node, rank: int) -> torch.Tensor:
@@ -337,8 +324,7 @@ class RMSNormFunction(_LastAxesFunction):
     gated = staticmethod(gated_rms_norm)
 
 
-@rule(nn.GroupNorm)
-class GroupNorm(Rule):
+class _Groups(Rule):
     """GroupNorm, whose groups must stay equally wide.
 
     Either its groups are the units, whose statistics are their own; or the positions inside every group are, and the
@@ -346,10 +332,18 @@ class GroupNorm(Rule):
     """
 
     zero = Zero.BREAKS
-    parameters = ("weight", "bias")
 
-    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        return value
+    def number(self, flow: Flow, node: fx.Node) -> int:
+        """How many groups there are."""
+        raise NotImplementedError
+
+    def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
+        """The weight and the bias carry the labels."""
+        raise NotImplementedError
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        """What counts the live units."""
+        raise NotImplementedError
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
@@ -357,24 +351,49 @@ class GroupNorm(Rule):
         if labels is None:
             flow.freeze(flow.of(source), node, "units along an axis that GroupNorm averages over")
             return frozen((1,) * node.meta["value"].dim())
-        groups, width = self._sizes(flow.module(node))
-        blocks = labels.reshape(groups, width)
-        flow.unite(blocks, blocks[:, :1] if groups >= width else blocks[:1])
-        flow.bind_all(node, self.parameters, labels)
+        blocks = labels.reshape(self.number(flow, node), -1)
+        flow.unite(blocks, blocks[:, :1] if _groups_are_units(*blocks.shape) else blocks[:1])
+        self.bind(flow, node, labels)
         return flow.of(source)
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        groups, width = self._sizes(flow.module(node))
-        labels = flow.axis(node, 1)
-        if groups >= width or labels is None or labels.unique().numel() == 1:
+        labels, groups = flow.axis(node, 1), self.number(flow, node)
+        width = node.meta["value"].shape[1] // groups
+        if _groups_are_units(groups, width) or labels is None or labels.unique().numel() == 1:
             return None
-        return Counting(_subclass(type(flow.module(node)), gated_group_norm), labels)
+        return Counting(self.target(flow, node), labels)
+
+
+def _groups_are_units(groups: int, width: int) -> bool:
+    return groups >= width
+
+
+@rule(nn.GroupNorm)
+class GroupNorm(_Groups):
+    """GroupNorm as a module."""
+
+    parameters = ("weight", "bias")
+
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        return value
+
+    def number(self, flow: Flow, node: fx.Node) -> int:
+        module = flow.module(node)
+        assert isinstance(module, nn.GroupNorm)
+        return module.num_groups
+
+    def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
+        flow.bind_all(node, self.parameters, labels)
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        return _subclass(type(flow.module(node)), gated_group_norm)
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.GroupNorm)
-        groups, width = self._sizes(module)
+        width = module.num_channels // module.num_groups
+        units = _groups_are_units(module.num_groups, width)
         module.num_channels = entering[1]
-        if groups >= width:
+        if units:
             module.num_groups = entering[1] // width
 
     def samples(self) -> tuple[Sample, ...]:
@@ -385,8 +404,30 @@ class GroupNorm(Rule):
             Sample(nn.GroupNorm(6, 6), (2, 6, 3, 3)),
         )
 
-    @staticmethod
-    def _sizes(module: nn.Module) -> tuple[int, int]:
-        """Groups, and channels per group."""
-        assert isinstance(module, nn.GroupNorm)
-        return module.num_groups, module.num_channels // module.num_groups
+
+@rule(F.group_norm)
+class GroupNormFunction(_Groups):
+    """F.group_norm."""
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return args[0] if args else None
+
+    def number(self, flow: Flow, node: fx.Node) -> int:
+        return arguments(node)["num_groups"]
+
+    def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
+        for given in node.all_input_nodes[1:]:
+            if isinstance(given.meta["value"], torch.Tensor):
+                flow.unite(labels, flow.of(given))
+
+    def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
+        return gated_group_norm
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = arguments(node)
+        groups = given["num_groups"]
+        channels = node.meta["value"].shape[1]
+        if not _groups_are_units(groups, channels // groups):
+            return None
+        given["num_groups"] = moved.shape[1] * groups // channels
+        return Replacement((given.pop("input"),), given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.arrays import frozen
-from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.counting import gated_mean, gated_var
+from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -90,9 +92,8 @@ class GridSample(Rule):
         return (node.all_input_nodes[0],)
 
 
-@rule(torch.mean, torch.sum, torch.amax, "mean", "sum", "amax")
-class Reduction(Rule):
-    """Mean, sum and maximum over axes without units. Over an axis with units the result would change: frozen."""
+class _Reduction(Rule):
+    """A reduction over axes without units keeps zeros."""
 
     zero = Zero.PRESERVES
 
@@ -101,15 +102,62 @@ class Reduction(Rule):
         shape, labels = source.meta["value"].shape, flow.of(source)
         axes = _reduced(node, len(shape))
         if any(labels.shape[a] > 1 for a in axes):
-            flow.freeze(labels, node, "reduced over the units")
-            return frozen((1,) * node.meta["value"].dim())
+            return self.over_units(flow, node, labels)
         if node.meta["value"].dim() == len(shape):
             return labels
         return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
 
+    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> torch.Tensor:
+        """Labels of the result where the input has units along an axis that is reduced: all are frozen."""
+        flow.freeze(labels, node, "reduced over the units")
+        return frozen((1,) * node.meta["value"].dim())
+
+
+@rule(torch.amax, "amax", torch.amin, "amin")
+class Extremum(_Reduction):
+    """Maximum and minimum: over units they would change, since a dead one counts as zero."""
+
+
+class _OverOneAxis(_Reduction):
+    """Where all units lie along an axis that is reduced, they may go."""
+
+    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> torch.Tensor:
+        if _along_one(labels):
+            return frozen((1,) * node.meta["value"].dim())
+        return super().over_units(flow, node, labels)
+
+
+@rule(torch.sum, "sum")
+class Total(_OverOneAxis):
+    """Sums: what is zero adds nothing."""
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(node.all_input_nodes[:1]) if _reduces_units(flow, node) else ()
+
+
+@rule(torch.mean, "mean", gated=gated_mean)
+@rule(torch.var, "var", gated=gated_var)
+class Moment(_OverOneAxis):
+    """Means and variances; over units, the live ones count."""
+
+    def __init__(self, gated: Callable[..., torch.Tensor]) -> None:
+        self.gated = gated
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if _reduces_units(flow, node) else None
+
+
+def _along_one(labels: torch.Tensor) -> bool:
+    return labels.numel() == max(labels.shape)
+
+
+def _reduces_units(flow: Flow, node: fx.Node) -> bool:
+    labels = flow.of(node.all_input_nodes[0])
+    return _along_one(labels) and any(labels.shape[a] > 1 for a in _reduced(node, labels.dim()))
+
 
 def _reduced(node: fx.Node, dims: int) -> set[int]:
-    given = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    given = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else None))
     if given is None:
         return set(range(dims))
     axes = given if isinstance(given, tuple | list) else (given,)

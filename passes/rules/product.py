@@ -1,4 +1,4 @@
-"""Products of values, summed over some axes: matmul, einsum, attention; and linear layers as functions.
+"""Products of values, summed over some axes: matmul, einsum, attention.
 
 Every axis has a letter, as in `torch.einsum`. Units along a summed axis are coupled, and have to be zero when dead;
 units along an axis that both factors keep (a batch of heads) are coupled; units along an axis of one factor pass on.
@@ -17,7 +17,6 @@ from torch import fx
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.contraction import consumed, per_slice
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ class Attention(Product):
         queries, keys, values = (factor(flow, n, batch + x) for n, x in ((q, "xs"), (k, "ys"), (v, "yz")))
         scores, first = multiply(flow, node, (queries, keys), batch + "xy")
         if isinstance(mask, fx.Node):
-            _meet(flow, node, scores, flow.of(mask))
+            _meet(flow, node, scores, mask)
         shape = (*(max(queries.size(x), keys.size(x)) for x in batch), queries.size("x"), keys.size("y"))
         weights = Factor(batch + "xy", scores, shape, None)
         labels, second = multiply(flow, node, (weights, values), batch + "xz")
@@ -172,11 +171,15 @@ class Attention(Product):
         return Replacement((query, given.pop("key"), given.pop("value")), given)
 
 
-def _meet(flow: Flow, node: fx.Node, scores: torch.Tensor, mask: torch.Tensor) -> None:
+def _meet(flow: Flow, node: fx.Node, scores: torch.Tensor, mask: fx.Node) -> None:
     """A mask has the heads of the scores, or is the same for all of them."""
-    mask = mask.reshape((1,) * (scores.dim() - mask.dim()) + tuple(mask.shape))
-    if mask.numel() > 1:
-        flow.unite(scores, mask)
+    labels = flow.of(mask)
+    pad = (1,) * (scores.dim() - labels.dim())
+    shape, labels = (*pad, *mask.meta["value"].shape), labels.reshape(*pad, *labels.shape)
+    if any(own > 1 and other > 1 for own, other in zip(scores.shape, shape, strict=True)):
+        flow.unite(scores, labels)
+    elif labels.numel() > 1:
+        flow.freeze(labels, node, "a mask with units where the scores have none")
 
 
 @rule(torch.softmax, F.softmax, "softmax")
@@ -224,46 +227,3 @@ class Normalize(Rule):
 
 def _dim(node: fx.Node) -> int:
     return int(arguments(node).get("dim", 1))
-
-
-@rule(F.linear)
-class LinearFunction(Rule):
-    """F.linear with a parameter as its weight; a weight that is computed is frozen."""
-
-    zero = Zero.BREAKS
-
-    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        weight = arguments(node, "input", "weight", "bias")["weight"]
-        return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        given = arguments(node, "input", "weight", "bias")
-        weight, bias = given["weight"], given.get("bias")
-        entering, outer = consumed(flow, node, -1)
-        value = node.meta["value"]
-        out = self._bind(flow, node, weight, entering, value.shape[-1])
-        if outer is not None:
-            flow.freeze(out, node, "the input has units along another axis")
-        if isinstance(bias, fx.Node):
-            flow.unite(out, flow.of(bias).reshape(-1))
-        term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
-        flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
-        return along(out, -1, value.dim()) if outer is None else outer
-
-    def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
-        if flow.values[weight] is not None:
-            flow.freeze(flow.values[weight], node, "a weight that is computed")
-            flow.freeze(entering, node, "a weight that is computed")
-            return frozen((width,))
-        name = flow.attribute_name(weight)
-        flow.bind_axis(name, 1, entering)
-        out = flow.bound_axis(name, 0)
-        out = flow.fresh(width, name.removesuffix(".weight")) if out is None else out
-        flow.bind_axis(name, 0, out)
-        return out
-
-    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[0],)
-
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
-        return flow.contractions[node].terms

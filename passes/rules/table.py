@@ -186,6 +186,10 @@ class Rule:
         """
         return None
 
+    def folding_call(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The parameters among a function's arguments that its gate folds into; none when folding is impossible."""
+        return ()
+
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         """New arguments for a movement whose numbers state sizes, or None to keep it as it is."""
         return None

@@ -1,0 +1,136 @@
+"""What nodes do besides computing a value: they change values, parameters and buffers in place, or assert something.
+
+`needed` finds what a result takes, with the changes that it depends on, and with what else happens on the way.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Container, Iterable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxcat.passes.rules.boundary import region_output
+
+PHASE = "phase"
+"""Key in a node's `meta`: 0 if only inference runs the node, 1 if only training does; both do if there is none."""
+
+INPLACE_OPERATORS: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+VIEWS: tuple[Any, ...] = (
+    *(operator.getitem, "view", "narrow", "select", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "t"),
+    *("chunk", "split", "unbind", torch.transpose, torch.permute, torch.flatten, torch.chunk, torch.split),
+    torch.unbind,
+)
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Whether a function or method node changes its first argument."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and not name.endswith("__")
+    if node.op != "call_function" or not isinstance(node.meta.get("value"), torch.Tensor):
+        return False
+    name = getattr(node.target, "__name__", "")
+    return (
+        node.target in INPLACE_OPERATORS
+        or bool(node.kwargs.get("inplace"))
+        or (name.endswith("_") and not name.endswith("__"))
+    )
+
+
+def changed_part_of(node: fx.Node) -> fx.Node | None:
+    """The value of which a node changes a part in place, by item assignment or through a view; or the parameter or
+    buffer that it changes."""
+    target = node.args[0] if node.args else None
+    assigned = node.target is operator.setitem
+    if not isinstance(target, fx.Node) or not (assigned or is_inplace(node)):
+        return None
+    base = target
+    while base.target in VIEWS and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+    return base if assigned or base is not target or base.op == "get_attr" else None
+
+
+def effects(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For values that are changed in part the nodes that do so: whoever reads the value needs these too."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        base = changed_part_of(node)
+        if base is not None:
+            found.setdefault(base, []).append(node)
+    return found
+
+
+def needed(
+    graph: fx.Graph, start: Iterable[fx.Node], phase: int | None = None, ends: Container[fx.Node] = ()
+) -> set[fx.Node]:
+    """The nodes that `start` takes, without those of another phase, and without what nodes in `ends` take.
+
+    Assertions and changes of buffers belong to the module whose `forward` makes them: they are needed as long as
+    anything is that it computes. No layer is needed for an assertion alone.
+    """
+    changes = effects(graph)
+    waiting = [n for n in graph.nodes if is_by_the_way(n)]
+    found: set[fx.Node] = set()
+    alive: set[str] = set()
+    stack = list(start)
+    while stack:
+        while stack:
+            node = stack.pop()
+            if node not in found and (phase is None or node.meta.get(PHASE, phase) == phase):
+                found.add(node)
+                stack += changes.get(node, ())
+                stack += () if node in ends else node.all_input_nodes
+                if waiting and node.op.startswith("call"):
+                    alive |= _with_outer(node.meta.get("path") or "")
+        stack = [n for n in waiting if (n.meta.get("path") or "") in alive and not (_asserts(n) and _layers(n, found))]
+        waiting = [n for n in waiting if n not in stack]
+    return found
+
+
+def is_by_the_way(node: fx.Node) -> bool:
+    """Whether a node is there for what it does, not for its value: it asserts, or changes a parameter or buffer."""
+    if _asserts(node):
+        return True
+    base = changed_part_of(node)
+    return base is not None and base.op == "get_attr"
+
+
+def without_result(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values reach no result and change nothing, such as assertions and what these alone read."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        ends = node.op == "output" or node.target is region_output or (is_by_the_way(node) and not _asserts(node))
+        if not ends and all(u in found for u in node.users):
+            found.add(node)
+    return found
+
+
+def _asserts(node: fx.Node) -> bool:
+    return node.target is torch._assert  # pyright: ignore[reportPrivateUsage]
+
+
+def _layers(node: fx.Node, found: Container[fx.Node]) -> bool:
+    """Whether a node takes the result of a module that is not among those found."""
+    stack, seen = [node], set[fx.Node]()
+    while stack:
+        current = stack.pop()
+        if current.op == "call_module":
+            return True
+        seen.add(current)
+        stack += [i for i in current.all_input_nodes if i not in found and i not in seen]
+    return False
+
+
+def _with_outer(path: str) -> set[str]:
+    """The paths of a module and of all that hold it."""
+    parts = path.split(".") if path else []
+    return {".".join(parts[:depth]) for depth in range(len(parts) + 1)}

@@ -1,0 +1,96 @@
+"""Statistics that count live entries only, in the gated form of what averages over units.
+
+Where a sample closes every gate of a group, the result is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def _open(gate: torch.Tensor) -> torch.Tensor:
+    """How many entries are live, at least one: nothing is divided by zero."""
+    count = gate.sum()
+    return torch.where(count > 0, count, 1.0)
+
+
+def gated_mean(
+    input: torch.Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, gate: torch.Tensor
+) -> torch.Tensor:
+    """`torch.mean` over what a gate, broadcastable to the input, leaves open."""
+    total = (input * gate).sum(dim, keepdim)
+    return total * (gate.numel() / _open(gate)) * (total.numel() / input.numel())
+
+
+def gated_var(
+    input: torch.Tensor,
+    dim: int | Sequence[int] | None = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: int | None = None,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`torch.var` over what a gate, broadcastable to the input, leaves open."""
+    centred = input - gated_mean(input, dim, True, gate=gate)
+    result = gated_mean(centred * centred, dim, keepdim, gate=gate)
+    entries = input.numel() / result.numel() * (_open(gate) / gate.numel())
+    return result * entries / (entries - (int(unbiased) if correction is None else correction)).clamp(min=1)
+
+
+def gated_layer_norm(
+    input: torch.Tensor,
+    normalized_shape: list[int],
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.layer_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    gate = gate.expand(list(normalized_shape))
+    count = _open(gate)
+    input = input * gate
+    centred = (input - input.sum(axes, keepdim=True) / count) * gate
+    result = centred * ((centred * centred).sum(axes, keepdim=True) / count + eps).rsqrt()
+    result = result if weight is None else result * weight
+    return result if bias is None else result + bias * gate
+
+
+def gated_rms_norm(
+    input: torch.Tensor,
+    normalized_shape: list[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.rms_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    gate = gate.expand(list(normalized_shape))
+    input = input * gate
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    result = input * ((input * input).sum(axes, keepdim=True) / _open(gate) + eps).rsqrt()
+    return result if weight is None else result * weight
+
+
+def gated_group_norm(
+    input: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.group_norm` over what a gate of shape (channels,), equal in all groups, leaves open; zero elsewhere."""
+    channels = input.shape[1]
+    blocks = input.reshape(input.shape[0], num_groups, channels // num_groups, -1)
+    of_group = gate.reshape(num_groups, -1, 1)[:1].expand(-1, -1, blocks.shape[-1])
+    result = gated_layer_norm(blocks, list(blocks.shape[2:]), eps=eps, gate=of_group[0]).reshape(input.shape)
+    shape = [1, channels] + [1] * (input.dim() - 2)
+    result = result if weight is None else result * weight.reshape(shape)
+    return result if bias is None else result + (bias * gate).reshape(shape)

@@ -1,0 +1,138 @@
+"""Linear layers and convolutions as functions: their weights are arguments.
+
+A weight that is a parameter is bound to the axes as a module's. Of one that is computed (standardised, say) the first
+axis may have units, if nothing that computes it mixes them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxcat.passes.arguments import arguments
+from fxcat.passes.arrays import along
+from fxcat.passes.rules.contraction import Sizes, bind_kernel, consumed, kernel_macs, per_slice
+from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+def parameter_weight(weight: object) -> tuple[fx.Node, ...]:
+    """The weight of a function, if it is a parameter."""
+    return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
+
+
+def computed(flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor) -> torch.Tensor:
+    """Labels of a contraction's output whose weight is computed: those of its first axis, if no other axis has any."""
+    flow.freeze(entering, node, "a weight that is computed")
+    labels = flow.of(weight)
+    rows = labels
+    for axis in range(1, labels.dim()):
+        rows = rows.narrow(axis, 0, 1)
+    flow.unite(labels, rows)
+    out = flow.line(rows, weight.meta["value"].shape[0])
+    flow.unite(out, flow.fresh(len(out), str(node.meta.get("path"))))
+    return out
+
+
+@rule(F.linear)
+class LinearFunction(Rule):
+    """F.linear."""
+
+    zero = Zero.BREAKS
+
+    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        weight = arguments(node, "input", "weight", "bias")["weight"]
+        return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        given = arguments(node, "input", "weight", "bias")
+        weight, bias = given["weight"], given.get("bias")
+        entering, outer = consumed(flow, node, -1)
+        value = node.meta["value"]
+        out = self._bind(flow, node, weight, entering, value.shape[-1])
+        if outer is not None:
+            flow.freeze(out, node, "the input has units along another axis")
+        if isinstance(bias, fx.Node):
+            flow.unite(out, flow.of(bias).reshape(-1))
+        term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
+        flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
+        return along(out, -1, value.dim()) if outer is None else outer
+
+    def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
+        if flow.values[weight] is not None:
+            return computed(flow, node, weight, entering)
+        name = flow.attribute_name(weight)
+        flow.bind_axis(name, 1, entering)
+        out = flow.bound_axis(name, 0)
+        out = flow.fresh(width, name.removesuffix(".weight")) if out is None else out
+        flow.bind_axis(name, 0, out)
+        return out
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        return flow.contractions[node].terms
+
+
+@rule(F.conv1d, F.conv2d, F.conv3d)
+class ConvFunction(Rule):
+    """F.conv1d, F.conv2d, F.conv3d."""
+
+    zero = Zero.BREAKS
+
+    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return parameter_weight(_of_conv(node)["weight"])
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        given = _of_conv(node)
+        weight, bias, sizes = given["weight"], given.get("bias"), _sizes(given)
+        channels = 1 - weight.meta["value"].dim()
+        entering, outer = consumed(flow, node, channels)
+        if outer is not None:
+            flow.freeze(outer, node, "units along an axis that the convolution runs over")
+        name = flow.attribute_name(weight)
+        if self.binds(node) and flow.values[weight] is None:
+            out = bind_kernel(flow, name, name.removesuffix(".weight"), sizes, entering)
+            axes = flow.parameters[name]
+            first, second = axes[0], axes.get(1)
+        else:
+            if sizes.groups > 1:
+                flow.freeze(flow.of(weight), node, "a computed weight of a grouped convolution")
+            out = first = computed(flow, node, weight, entering)
+            second = entering
+        if isinstance(bias, fx.Node):
+            flow.unite(out, flow.of(bias).reshape(-1))
+        terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
+        flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
+        return along(out, channels, node.meta["value"].dim())
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        return flow.contractions[node].terms
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = _of_conv(node)
+        sizes = _sizes(given)
+        if not sizes.whole:
+            return None
+        given["groups"] = moved.shape[1 - given["weight"].meta["value"].dim()] // sizes.leaving
+        return Replacement((given.pop("input"), given.pop("weight")), given)
+
+
+def _of_conv(node: fx.Node) -> dict[str, Any]:
+    return arguments(node, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def _sizes(given: dict[str, Any]) -> Sizes:
+    groups = given.get("groups", 1)
+    leaving, entering = given["weight"].meta["value"].shape[:2]
+    return Sizes(groups, entering, leaving // groups)

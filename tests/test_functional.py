@@ -1,0 +1,151 @@
+"""Layers that hold their weights and call functions: convolutions and norms, as many libraries write them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import check, randomise
+from torch import nn
+
+from fxcat.passes.rules import counting
+
+
+class SameConv(nn.Conv2d):
+    """Pads as the input needs it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        input = F.pad(input, [1, 1, 1, 1])
+        return F.conv2d(input, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+class StandardisedConv(nn.Conv2d):
+    """Every filter has mean 0 and variance 1 (arXiv 1903.10520)."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(self.out_channels))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, weight=self.gain, training=True, momentum=0.0)
+        return F.conv2d(input, weight.reshape_as(self.weight), self.bias, self.stride, 1, self.dilation, self.groups)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """GroupNorm and activation in one layer."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps))
+
+
+def checked(*middle: nn.Module, channels: int = 16) -> tuple[float, int]:
+    """Share of the MACs that can be pruned, and units, of a network with these layers in the middle."""
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *middle, *ends).double()
+    randomise(model, 0)
+    report = check(model, "functional", (1, 3, 9, 9), (3, 3, 11, 11))
+    assert not report.failures
+    return report.coverage, report.units
+
+
+def test_convolutions() -> None:
+    assert checked(SameConv(8, 12, 3), nn.ReLU(), SameConv(12, 16, 3), nn.ReLU()) == (1.0, 8 + 12 + 16)
+
+
+@pytest.mark.parametrize(("groups", "units"), [(8, 8), (2, 4 + 8)])
+def test_grouped_convolutions(groups: int, units: int) -> None:
+    """Many groups are units themselves; in few wide ones positions are."""
+    coverage, found = checked(SameConv(8, 16, 3, groups=groups), nn.ReLU())
+    assert (coverage, found) == (1.0, units)
+
+
+def test_standardised_weights() -> None:
+    """A filter may go; what goes into it may not, since its statistics run over that."""
+    _, units = checked(StandardisedConv(8, 12, 3), nn.ReLU(), StandardisedConv(12, 16, 3), nn.ReLU())
+    assert units == 16
+
+
+@pytest.mark.parametrize(("groups", "units"), [(4, 4), (1, 8), (8, 8)])
+def test_group_norms(groups: int, units: int) -> None:
+    assert checked(GroupNormAct(groups, 8), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, units + 16)
+
+
+class BiasedAttention(nn.Module):
+    """Attention with a learned bias per head and distance, looked up; `opaque`: by an op that fxcat does not know."""
+
+    def __init__(self, width: int, heads: int, tokens: int, *, opaque: bool) -> None:
+        super().__init__()
+        self.heads, self.opaque = heads, opaque
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.biases = nn.Parameter(torch.zeros(heads, tokens))
+        places = torch.arange(tokens)
+        self.register_buffer("distances", (places[:, None] - places).abs(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, self.heads, -1).permute(0, 2, 1, 3).chunk(3, dim=-1)
+        bias = self.biases[:, self.distances]  # pyright: ignore[reportArgumentType]
+        bias = bias.cumsum(-1) if self.opaque else bias
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+@pytest.mark.parametrize(("opaque", "units"), [(False, 8 + 4), (True, 8)])
+def test_biases_of_attention_heads(opaque: bool, units: int) -> None:
+    """A head goes with its row of the table; where the row's way into the scores is unknown, heads stay."""
+    attention = BiasedAttention(8, 4, 5, opaque=opaque)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), attention, nn.Flatten(), nn.Linear(40, 3)).double()
+    randomise(model, 0)
+    report = check(model, "attention", (1, 5, 6), (3, 5, 6))
+    assert not report.failures
+    assert report.units == units + 8
+
+
+def test_powers() -> None:
+    class Squares(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.pow(2) + x**3
+
+    assert checked(Squares(), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over channels, written out; `how`: as code of ConvNeXt, by the variance, or by the mean square."""
+
+    def __init__(self, channels: int, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "square":
+            return x * torch.rsqrt(x.pow(2).mean(dim=1, keepdim=True) + 1e-6) * self.weight.view(1, -1, 1, 1)
+        mean = x.mean(1, keepdim=True)
+        square = (x - mean).pow(2).mean(1, keepdim=True) if self.how == "mean" else x.var(1, False, keepdim=True)
+        return self.weight[:, None, None] * (x - mean) / torch.sqrt(square + 1e-6) + self.bias[:, None, None]
+
+
+@pytest.mark.parametrize("how", ["mean", "var", "square"])
+def test_norms_over_channels_that_are_written_out(how: str) -> None:
+    assert checked(ChannelNorm(8, how), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
+def test_sums_over_channels() -> None:
+    class Attend(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.sigmoid(x.sum(1, keepdim=True))
+
+    assert checked(Attend(), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "group_norm", "mean", "var"])
+def test_a_sample_that_closes_a_whole_group_gives_numbers(name: str) -> None:
+    x = torch.randn(2, 4, 4, requires_grad=True)
+    gate = torch.zeros(4, requires_grad=True)
+    arguments = {"layer_norm": ([4],), "rms_norm": ([4],), "group_norm": (1,), "mean": (-1, True), "var": (-1,)}
+    result = getattr(counting, f"gated_{name}")(x, *arguments[name], gate=gate)
+    result.square().sum().backward()
+    assert bool((result == 0).all())
+    assert x.grad is not None and gate.grad is not None
+    assert bool(x.grad.isfinite().all()) and bool(gate.grad.isfinite().all())
