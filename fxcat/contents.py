@@ -29,6 +29,11 @@ def _named(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from named_once((p, m._buffers) for p, m in modules if p != SAMPLES)
 
 
+def full_name(path: str, name: str) -> str:
+    """The name of a module's parameter or buffer in the network that holds the module."""
+    return f"{path}.{name}" if path else name
+
+
 def named_once(
     tensors: Iterable[tuple[str, Mapping[str, torch.Tensor | None]]],
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -38,7 +43,7 @@ def named_once(
         for name, tensor in own.items():
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
-                yield f"{path}.{name}" if path else name, tensor
+                yield full_name(path, name), tensor
 
 
 def first_difference(found: Shapes, expected: Shapes) -> str | None:

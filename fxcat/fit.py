@@ -127,17 +127,14 @@ def fit(
         checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
         if checkpoints is not None:
             _begin(run, state, checkpoints, resume=resume)
-        done = len(run.history.epochs)
-        logs = TensorBoard(log_dir if is_main() else None)
-        with logs, Progress(steps * epochs, done * steps, enabled=progress and is_main()) as bar:
-            for epoch in range(done, epochs):
-                record = run.epoch(epoch, batches, bar)
+        bar = Progress(steps * epochs, len(run.history.epochs) * steps, enabled=progress and is_main())
+        with TensorBoard(log_dir if is_main() else None) as logs, bar:
+            for epoch in range(len(run.history.epochs), epochs):
+                logs.write(run.epoch(epoch, batches, bar))
                 if scheduler is not None:
                     scheduler.step()
-                logs.write(record)
                 if checkpoints is not None:
-                    recent = list(run.recent) if needs_recent(controller, steps) else []
-                    checkpoints.save(state.collect(recent), net, best=run.history.best is record)
+                    _save(run, state, checkpoints, steps)
     net.eval()
     return run.history
 
@@ -149,6 +146,12 @@ def _begin(run: TrainingRun, state: RunState, checkpoints: Checkpoints, *, resum
     if found is not None:
         with located(str(checkpoints.folder)):
             run.restored(state.restore(found))
+
+
+def _save(run: TrainingRun, state: RunState, checkpoints: Checkpoints, steps: int) -> None:
+    recent = list(run.recent) if needs_recent(state.controller, steps) else []
+    newest = run.history.epochs[-1]
+    checkpoints.save(state.collect(recent), state.controller.net, best=run.history.best is newest)
 
 
 def _default_optimizer(

@@ -74,7 +74,7 @@ def analyse(
     graph = captured.graph
     flow = flow_labels(graph, network, captured.batch, options.ignore, captured.orders)
     _link_calls(flow, captured)
-    guards.freeze_guarded(flow, graph, captured.guards)
+    guards.freeze_guarded(flow, captured.guards)
     for pin in captured.pins:
         guards.freeze_axis(flow, pin.node, pin.axis, place(inside(pin.node)), pin.reason)
     for name, axes in (frozen or {}).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import linecache
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,8 +131,10 @@ def _dispatcher(graph: fx.Graph) -> Callable[..., Any]:
 
 
 def _define(source: str, name: str, namespace: dict[str, Any]) -> Callable[..., Any]:
-    """Compile generated source; registered with linecache so that tracebacks show it."""
+    """Compile generated source; registered with linecache, as long as it lives, so that tracebacks show it."""
     filename = f"<fxcat graph {next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     exec(compile(source, filename, "exec"), namespace)
-    return namespace[name]
+    function = namespace[name]
+    weakref.finalize(function, linecache.cache.pop, filename, None)
+    return function

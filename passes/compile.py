@@ -116,20 +116,32 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
     return result
 
 
+_moved = 0
+"""How many objects have been moved since the last full collection."""
+
+
 @contextmanager
 def _no_garbage_collection() -> Generator[None, None, None]:
-    """A graph is many small objects that all stay: looking for garbage among them takes a tenth of the time."""
+    """A graph is many small objects that all stay: looking for garbage among them takes a tenth of the time.
+
+    Afterwards they are moved to the oldest generation without looking at them, where Python does not know of them as
+    new: it would hardly ever look for garbage there again. So this does, when a million objects have been moved.
+    """
+    global _moved
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        _moved += gc.get_count()[0]
         if not gc.get_freeze_count():
-            # freezing and thawing moves all objects to the oldest generation, without looking at them
             gc.freeze()
             gc.unfreeze()
         if was_enabled:
             gc.enable()
+            if _moved > 1_000_000:
+                _moved = 0
+                gc.collect()
 
 
 def _compiled_or_refused(captured: Captured, network: nn.Module, options: Options) -> Compiled:

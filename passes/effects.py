@@ -91,14 +91,17 @@ def needed(
                 stack += () if node in ends else node.all_input_nodes
                 if waiting and node.op.startswith("call"):
                     alive |= _with_outer(node.meta.get("path") or "")
-        stack = [n for n in waiting if (n.meta.get("path") or "") in alive and not (_asserts(n) and _layers(n, found))]
-        waiting = [n for n in waiting if n not in stack]
+        still: list[fx.Node] = []
+        for node in waiting:
+            due = (node.meta.get("path") or "") in alive and not (asserts(node) and _layers(node, found))
+            (stack if due else still).append(node)
+        waiting = still
     return found
 
 
 def is_by_the_way(node: fx.Node) -> bool:
     """Whether a node is there for what it does, not for its value: it asserts, or changes a parameter or buffer."""
-    if _asserts(node):
+    if asserts(node):
         return True
     base = changed_part_of(node)
     return base is not None and base.op == "get_attr"
@@ -108,13 +111,14 @@ def without_result(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose values reach no result and change nothing, such as assertions and what these alone read."""
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        ends = node.op == "output" or node.target is region_output or (is_by_the_way(node) and not _asserts(node))
+        ends = node.op == "output" or node.target is region_output or (is_by_the_way(node) and not asserts(node))
         if not ends and all(u in found for u in node.users):
             found.add(node)
     return found
 
 
-def _asserts(node: fx.Node) -> bool:
+def asserts(node: fx.Node) -> bool:
+    """Whether a node asserts something."""
     return node.target is torch._assert  # pyright: ignore[reportPrivateUsage]
 
 

@@ -130,7 +130,8 @@ class _Demand:
                 continue
             sources = self._sources(node, inside)
             if sources is None:
-                memo[node] = None if node not in inside else frozenset({node})
+                gatable = node in inside and isinstance(node.meta.get("value"), torch.Tensor)
+                memo[node] = frozenset({node}) if gatable else None
             elif ready:
                 memo[node] = self._combine(node, [memo[s] for s in sources])
             else:
@@ -146,6 +147,8 @@ class _Demand:
         if rule is None or rule.zero_at(node) is Zero.BREAKS:
             return None
         values = [n for n in node.all_input_nodes if self.flow.values.get(n) is not None]
+        if not rule.movement and any(self._is_infinite(n) for n in values):
+            return None
         if inside is not None:
             return values
         known = rule.carriers(self.flow, node)
@@ -156,6 +159,13 @@ class _Demand:
         if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(values):
             return None
         return carriers or None
+
+    def _is_infinite(self, node: fx.Node) -> bool:
+        rule = self.flow.rules.get(node)
+        while rule is not None and rule.movement and not rule.infinite_at(node) and node.all_input_nodes:
+            node = node.all_input_nodes[0]
+            rule = self.flow.rules.get(node)
+        return rule is not None and rule.infinite_at(node)
 
     def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node]:
         possible = [f for f in found if f is not None]

@@ -1,7 +1,8 @@
 """Branches that were resolved at capture must not depend on sizes that removal changes.
 
-A number that comes from the size of an axis with units, and decided a branch, an assertion or a Python integer,
-would have decided differently in the smaller network: such axes are frozen.
+A number that comes from the size of an axis with units, and decided a branch or a Python integer, would have decided
+differently in the smaller network: such axes are frozen. (Assertions stay in the graph; the plan drops those that
+removal makes false.)
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from fxcat.passes.labels import Flow
 from fxcat.passes.tracer import Guard
 
 
-def freeze_guarded(flow: Flow, graph: fx.Graph, guards: Sequence[Guard]) -> None:
-    """Freeze the axes whose sizes reach a guard or an assertion."""
-    assertions = [n for n in graph.nodes if n.target is torch._assert]  # pyright: ignore[reportPrivateUsage]
-    deciding = [g.node for g in guards] + [i for n in assertions for i in n.all_input_nodes]
-    for node in deciding:
-        for tensor, axis in asked_sizes(node):
-            freeze_axis(flow, tensor, axis, place(node), "a branch depends on the number of units")
+def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
+    """Freeze the axes whose sizes reach a guard."""
+    for guard in guards:
+        for tensor, axis in asked_sizes(guard.node):
+            freeze_axis(flow, tensor, axis, place(guard.node), "a branch depends on the number of units")
 
 
 def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxcat.contents import named_once
+from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
 from fxcat.passes.rules.table import Contraction, Labels, Rule, find_rule
 
@@ -82,7 +82,7 @@ class Flow:
                 if tensor is not None:
                     found = first.setdefault(id(tensor), (path, name))
                     if found != (path, name):
-                        self._names[_joined(path, name)] = _joined(*found)
+                        self._names[full_name(path, name)] = full_name(*found)
 
     @property
     def root(self) -> nn.Module:
@@ -208,10 +208,6 @@ class Flow:
         """Forget the modules, since what was found is true of every copy of them, and what only the finding took."""
         for known in (self._modules, self._lines, self.blocks, self.contractions, self.outer, self.counted):
             known.clear()
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 CHUNK = 1 << 15

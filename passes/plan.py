@@ -20,6 +20,7 @@ from fxcat.passes import cleanup
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import place
 from fxcat.passes.costing import own_tensors, parameter_axes
+from fxcat.passes.effects import asserts
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.selection import ENTRY, known_selection
@@ -136,6 +137,7 @@ def make_plan(
     buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))
     if final:
         _bypass_whole_entries(analysis, copies, buffers)
+    _drop_outdated_assertions(setting, graph, copies)
     cleanup.remove_dead(graph)
     for old in _remaining(graph, copies):
         _adapt(analysis, setting, copies, old)
@@ -265,6 +267,14 @@ def _is_rectangle(setting: _Setting, node: fx.Node) -> bool:
     except PlanError:
         return False
     return True
+
+
+def _drop_outdated_assertions(setting: _Setting, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> None:
+    """What the model asserts about sizes held for the widths that it had; what no longer holds goes."""
+    for old in _remaining(graph, copies):
+        said = next(iter(old.all_input_nodes), None) if asserts(old) else None
+        if said is not None and isinstance(said.meta["value"], bool) and not setting.number(said):
+            graph.erase_node(copies[old])
 
 
 def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node) -> None:

@@ -13,25 +13,28 @@ def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
     old = {n.target for n in before.nodes if n.op in ("call_module", "get_attr")}
     new = {n.target for n in after.nodes if n.op in ("call_module", "get_attr")}
     kept = {id(root.get_submodule(str(n.target))) for n in after.nodes if n.op == "call_module"}
+    modules = dict(root.named_modules(remove_duplicate=False))
     for target in sorted(map(str, old - new)):
         path, _, leaf = target.rpartition(".")
-        parent = root.get_submodule(path)
+        parent = modules[path]
         module = parent._modules.get(leaf)
+        if module is None and id(parent) in kept:
+            continue  # the module that is called still uses what was also read apart
         if module is None:
             parent._parameters.pop(leaf, None)
             parent._buffers.pop(leaf, None)
         elif id(module) not in kept:
-            del parent._modules[leaf]
-        _delete_if_empty(root, path)
+            parent._modules.pop(leaf)
+        _delete_if_empty(modules, path)
 
 
-def _delete_if_empty(root: nn.Module, path: str) -> None:
-    module = root.get_submodule(path)
+def _delete_if_empty(modules: dict[str, nn.Module], path: str) -> None:
+    module = modules[path]
     held = (*module._modules.values(), *module._parameters.values(), *module._buffers.values())
     if path and all(x is None for x in held):
         outer, _, name = path.rpartition(".")
-        del root.get_submodule(outer)._modules[name]
-        _delete_if_empty(root, outer)
+        modules[outer]._modules.pop(name, None)
+        _delete_if_empty(modules, outer)
 
 
 def apply(root: nn.Module, before: fx.Graph, plan: Plan) -> None:

@@ -38,12 +38,13 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
     joins = [n for n in graph.nodes if n.target in SUMS and _two_values(n)]
     if not joins:
         return ()
-    dominators = _dominators(graph)
+    constants = _constants(graph)
+    dominators = _dominators(graph, constants)
     order = {n: i for i, n in enumerate(graph.nodes)}
     changes, unread = effects(graph), without_result(graph)
     found: list[Section] = []
     for join in joins:
-        section = _section_at(join, dominators, order, changes, unread, weight)
+        section = _section_at(join, dominators, constants, order, changes, unread, weight)
         if section is not None:
             found.append(section)
     return _named(found)
@@ -58,11 +59,21 @@ def _two_values(node: fx.Node) -> bool:
     return tensors and values[0].shape == values[1].shape and operands[0] is not operands[1]
 
 
-def _dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+def _constants(graph: fx.Graph) -> set[fx.Node]:
+    """Parameters, buffers, the mode, and what is computed from them alone, whatever the input is."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (inputs and node.op == "call_function" and all(i in found for i in inputs)):
+            found.add(node)
+    return found
+
+
+def _dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
     edges: list[tuple[object, fx.Node]] = []
     source = "entry"
     for node in graph.nodes:
-        inputs = [i for i in node.all_input_nodes if i.op != "get_attr"]
+        inputs = [i for i in node.all_input_nodes if i not in constants]
         edges += [(i, node) for i in inputs] or [(source, node)]
     flow: nx.DiGraph[object] = nx.DiGraph(edges)
     return nx.immediate_dominators(flow, source)
@@ -71,6 +82,7 @@ def _dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
 def _section_at(
     join: fx.Node,
     dominators: dict[fx.Node, fx.Node],
+    constants: Container[fx.Node],
     order: dict[fx.Node, int],
     changes: Mapping[fx.Node, list[fx.Node]],
     unread: Container[fx.Node],
@@ -81,7 +93,7 @@ def _section_at(
         return None
     a, b = join.args[0], join.args[1]
     assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
-    branches = [(x, _branch(x, entry, order, changes)) for x in (a, b)]
+    branches = [(x, _branch(x, entry, constants, order, changes)) for x in (a, b)]
     branches.sort(key=lambda item: sum(weight.get(n, 0) for n in item[1]))
     (shortcut, cheap), (last, nodes) = branches
     work = sum(weight.get(n, 0) for n in nodes)
@@ -95,17 +107,24 @@ def _section_at(
 
 
 def _branch(
-    last: fx.Node, entry: fx.Node, order: dict[fx.Node, int], changes: Mapping[fx.Node, list[fx.Node]]
+    last: fx.Node,
+    entry: fx.Node,
+    constants: Container[fx.Node],
+    order: dict[fx.Node, int],
+    changes: Mapping[fx.Node, list[fx.Node]],
 ) -> set[fx.Node]:
-    """Everything between `entry` and `last`; parameters that it reads count too."""
+    """Everything between `entry` and `last`; parameters that it alone reads count too."""
     nodes: set[fx.Node] = set()
     stack = [last]
     while stack:
         node = stack.pop()
-        if node is entry or node in nodes or (order[node] < order[entry] and node.op != "get_attr"):
+        if node is entry or node in nodes or (order[node] < order[entry] and node not in constants):
             continue
         nodes.add(node)
         stack += [*node.all_input_nodes, *changes.get(node, ())]
+    for node in sorted((n for n in nodes if n in constants), key=order.__getitem__, reverse=True):
+        if any(u not in nodes for u in node.users):
+            nodes.discard(node)
     return nodes
 
 

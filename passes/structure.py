@@ -19,11 +19,11 @@ from fxcat.records import Cost, Group, Pinned, SectionInfo
 def describe(analysis: Analysis) -> Structure:
     """Describe an analysis; all costs are for one example at full width."""
     terms, units = analysis.terms, analysis.units
-    in_group, in_section, total = (_Tally(n) for n in (len(units.groups), len(analysis.sections), 1))
+    in_group, in_section = _Tally(len(units.groups)), _Tally(len(analysis.sections))
     starts = np.array([g.start for g in units.groups], dtype=np.int32)
     groups_of: dict[Axis, set[int]] = {}
     widths: dict[Axis, int] = {}
-    covered = 0
+    total_macs = total_params = covered = 0
     for term in terms:
         width = 1
         for axis in term.axes:
@@ -33,7 +33,8 @@ def describe(analysis: Analysis) -> Structure:
             width *= widths[axis]
         macs, params = term.macs * width, term.params * width
         groups = set().union(*[groups_of[axis] for axis in term.axes])
-        total.add((0,), macs, params)
+        total_macs += macs
+        total_params += params
         in_group.add(groups, macs, params)
         in_section.add(term.sections, macs, params)
         covered += macs if groups or term.sections else 0
@@ -41,9 +42,9 @@ def describe(analysis: Analysis) -> Structure:
         groups=tuple(Group(g.name, g.count, *cost) for g, cost in zip(units.groups, in_group, strict=True)),
         sections=tuple(SectionInfo(s.name, *cost) for s, cost in zip(analysis.sections, in_section, strict=True)),
         pinned=_not_captured(analysis) + units.pinned,
-        cost=Cost(*next(iter(total))),
+        cost=Cost(total_macs, total_params),
         required=required_sets(analysis.flow, units),
-        coverage=covered / max(1, total.macs[0]),
+        coverage=covered / max(1, total_macs),
         terms=terms,
         edges=(
             tuple(i.name for n in analysis.inference for i in n.all_input_nodes),

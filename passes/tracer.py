@@ -56,7 +56,7 @@ class ExampleProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)  # protocols that a proxy does not have
-        return super().__getattr__(name)
+        return ExampleAttribute(self, name)
 
     def __bool__(self) -> bool:
         if isinstance(self.example, torch.Tensor):
@@ -88,6 +88,16 @@ class ExampleProxy(fx.Proxy):
 
     def __contains__(self, item: object) -> bool:
         return self._resolve(item in self.example)
+
+
+class ExampleAttribute(fx.proxy.Attribute):
+    """An attribute of a proxy; flags, such as `is_nested`, are those of the example."""
+
+    root: ExampleProxy
+
+    def __bool__(self) -> bool:
+        value = getattr(self.root.example, self.attr)
+        return value if isinstance(value, bool) else super().__bool__()
 
 
 class ExampleTracer(fx.Tracer):

@@ -53,6 +53,29 @@ def test_convolutions() -> None:
     assert checked(SameConv(8, 12, 3), nn.ReLU(), SameConv(12, 16, 3), nn.ReLU()) == (1.0, 8 + 12 + 16)
 
 
+class SameMaxPool(nn.MaxPool2d):
+    """Pads with what no maximum is."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        input = F.pad(input, [0, 1, 0, 1], value=-float("inf"))
+        return F.max_pool2d(input.contiguous(), self.kernel_size, self.stride)
+
+
+class Residual(nn.Sequential):
+    """A section."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input + super().forward(input)
+
+
+def test_infinite_padding() -> None:
+    """A gate cannot make infinities zero: it goes behind the maximum, for units and for sections."""
+    pool = SameMaxPool(2, 1)
+    assert checked(pool, nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), pool) == (1.0, 8 + 16)
+    assert checked(Residual(pool), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 16)
+    assert checked(Residual(nn.Conv2d(8, 8, 1), pool), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 16)
+
+
 @pytest.mark.parametrize(("groups", "units"), [(8, 8), (2, 4 + 8)])
 def test_grouped_convolutions(groups: int, units: int) -> None:
     """Many groups are units themselves; in few wide ones positions are."""
@@ -129,6 +152,34 @@ class ChannelNorm(nn.Module):
 @pytest.mark.parametrize("how", ["mean", "var", "square"])
 def test_norms_over_channels_that_are_written_out(how: str) -> None:
     assert checked(ChannelNorm(8, how), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Channels are scaled by their norm relative to the mean norm (arXiv 2301.00808, section 3)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = x.norm(p=2, dim=(2, 3), keepdim=True)
+        norm = norm / (norm.mean(dim=1, keepdim=True) + 1e-6)
+        return x + torch.addcmul(self.bias.view(1, -1, 1, 1), self.weight.view(1, -1, 1, 1), x * norm)
+
+
+def test_global_response_norm() -> None:
+    assert checked(GlobalResponseNorm(8), nn.Conv2d(8, 16, 1), nn.GELU(), GlobalResponseNorm(16)) == (1.0, 24)
+
+
+@pytest.mark.parametrize(("power", "units"), [(2.0, 8 + 16), (1, 8 + 16), (float("inf"), 8 + 16), (0.5, 16)])
+def test_norms_of_vectors(power: float, units: int) -> None:
+    """What is zero adds nothing to a norm; for powers below 1 its gradient there is not finite."""
+
+    class Unit(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x / (torch.linalg.vector_norm(x, power, dim=1, keepdim=True) + 1.0)
+
+    assert checked(Unit(), nn.Conv2d(8, 16, 1))[1] == units
 
 
 def test_sums_over_channels() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,33 @@ def checked(model: nn.Module) -> Report:
 
 def prepared(model: nn.Module) -> fxcat.GatedModule:
     return fxcat.prepare(model, torch.zeros(1, 3, 10, 10, dtype=torch.float64), verbose=False)
+
+
+class Meeting(nn.Module):
+    """Two branches that are asserted to have the same width, and are free to lose different channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+        self.of_one, self.of_other = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.one(x), self.other(x)
+        torch._assert(a.shape[1] == b.shape[1], "as wide as each other")  # pyright: ignore
+        torch._assert(x.shape[-1] == b.shape[-1], "as large as the input")  # pyright: ignore
+        return self.of_one(a) * self.of_other(b)
+
+
+def test_assertions_about_widths_go_with_the_widths() -> None:
+    model = Meeting().double()
+    randomise(model, 0)
+    assert checked(model).units == 2 * 8
+    net = prepared(model)
+    net.gates["one"].set(torch.tensor([1.0, 0, 0, 1, 1, 1, 1, 1]))
+    small = fxcat.finalize(net)
+    code = inspect.getsource(type(small).forward)
+    assert "as large" in code and "as wide" not in code
+    assert small(torch.zeros(1, 3, 10, 10, dtype=torch.float64)).shape == (1, 4, 10, 10)
 
 
 def test_layers_that_ask_for_the_mode_are_pruned_exactly() -> None:

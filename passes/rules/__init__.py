@@ -3,6 +3,7 @@
 from fxcat.passes.rules import (
     attention,
     boundary,
+    channels,
     contraction,
     elementwise,
     functional,
@@ -34,6 +35,7 @@ __all__ = [
     "Zero",
     "attention",
     "boundary",
+    "channels",
     "contraction",
     "elementwise",
     "find_rule",

@@ -42,5 +42,6 @@ def multihead_attention(
         weights = weights.mean(1) if average_attn_weights else weights
     else:
         result = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal=is_causal)
-    result = module.out_proj(result.transpose(1, 2).flatten(-2))
-    return (result if module.batch_first else result.transpose(0, 1)), weights
+    # in memory as the module has it: dropout draws numbers in the order of the memory
+    result = module.out_proj(result.permute(2, 0, 1, 3).flatten(-2))
+    return (result.transpose(0, 1) if module.batch_first else result), weights

@@ -5,8 +5,6 @@ Where a sample closes every gate of a group, the result is zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 
@@ -17,7 +15,11 @@ def _open(gate: torch.Tensor) -> torch.Tensor:
 
 
 def gated_mean(
-    input: torch.Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, gate: torch.Tensor
+    input: torch.Tensor,
+    dim: int | list[int] | tuple[int, ...] | None = None,
+    keepdim: bool = False,
+    *,
+    gate: torch.Tensor,
 ) -> torch.Tensor:
     """`torch.mean` over what a gate, broadcastable to the input, leaves open."""
     total = (input * gate).sum(dim, keepdim)
@@ -26,7 +28,7 @@ def gated_mean(
 
 def gated_var(
     input: torch.Tensor,
-    dim: int | Sequence[int] | None = None,
+    dim: int | list[int] | tuple[int, ...] | None = None,
     unbiased: bool = True,
     keepdim: bool = False,
     *,
@@ -38,6 +40,20 @@ def gated_var(
     result = gated_mean(centred * centred, dim, keepdim, gate=gate)
     entries = input.numel() / result.numel() * (_open(gate) / gate.numel())
     return result * entries / (entries - (int(unbiased) if correction is None else correction)).clamp(min=1)
+
+
+def gated_std(
+    input: torch.Tensor,
+    dim: int | list[int] | tuple[int, ...] | None = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: int | None = None,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`torch.std` over what a gate, broadcastable to the input, leaves open."""
+    variance = gated_var(input, dim, unbiased, keepdim, correction=correction, gate=gate)
+    return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
 
 
 def gated_layer_norm(

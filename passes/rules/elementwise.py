@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
+from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
 
@@ -72,8 +74,12 @@ class Elementwise(Rule):
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh),
     *(nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh, F.tanh),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.relu, torch.relu_, torch.tanh, torch.abs),
-    *(torch.neg, operator.neg, torch.square, torch.sin, "relu", "relu_", "tanh", "abs", "neg", "zero_"),
+    *(F.rrelu, F.softsign, F.tanhshrink, F.softshrink, F.hardshrink),
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.relu, torch.relu_, torch.tanh, torch.abs, torch.absolute),
+    *(torch.neg, torch.negative, operator.neg, torch.square, torch.sin, torch.tan, torch.asin, torch.atan, torch.sinh),
+    *(torch.asinh, torch.atanh, torch.erf, torch.expm1, torch.log1p, torch.sign, torch.round, torch.floor, torch.ceil),
+    *("relu", "relu_", "tanh", "tanh_", "abs", "absolute", "neg", "negative", "square", "sin", "tan", "asin", "atan"),
+    *("sinh", "asinh", "atanh", "erf", "expm1", "log1p", "sign", "round", "floor", "ceil", "zero_"),
     *(StochasticDepth, stochastic_depth),
 )
 class ZeroToZero(Elementwise):
@@ -88,7 +94,9 @@ class ZeroToZero(Elementwise):
 
 @rule(
     *(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, F.sigmoid, F.hardsigmoid, F.logsigmoid, F.softplus),
-    *(torch.sigmoid, torch.exp, torch.cos, "sigmoid", "exp", "cos", torch.clamp, "clamp", "clamp_"),
+    *(torch.sigmoid, torch.exp, torch.exp2, torch.cos, torch.cosh, torch.clamp, torch.clip, torch.threshold),
+    *("sigmoid", "sigmoid_", "exp", "exp2", "cos", "cosh", "clamp", "clamp_", "clamp_min", "clamp_max", "clip"),
+    *(F.threshold, F.alpha_dropout, F.feature_alpha_dropout),
 )
 class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""
@@ -101,7 +109,8 @@ class ZeroToSomething(Elementwise):
 
 @rule(
     *(operator.add, operator.iadd, torch.add, "add", "add_"),
-    *(operator.sub, operator.isub, torch.sub, "sub", "sub_", torch.maximum, torch.minimum),
+    *(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"),
+    *(torch.maximum, torch.minimum, "maximum", "minimum"),
 )
 class Sum(Elementwise):
     """Sums and differences of tensors keep zero; with a number they do not."""
@@ -113,7 +122,20 @@ class Sum(Elementwise):
         return Zero.PRESERVES if len(tensors) == 2 else Zero.BREAKS
 
 
-@rule(*(operator.mul, operator.imul, torch.mul, "mul", "mul_"))
+@rule(torch.addcmul, "addcmul")
+class SumWithProduct(Elementwise):
+    """a + value · b · c: of the factors one zero is enough."""
+
+    zero = Zero.PRESERVES
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        summand, *factors = node.all_input_nodes
+        width = [flow.of(factor).numel() for factor in factors]
+        wide = [f for f, n in zip(factors, width, strict=True) if n == max(width)]
+        return summand, max(wide, key=lambda f: f.meta["value"].numel())  # a parameter cannot be gated by other gates
+
+
+@rule(*(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"))
 class Product(Elementwise):
     """Products: one zero is enough."""
 
@@ -134,6 +156,33 @@ class Power(Elementwise):
         return broadcast(flow, node)
 
 
+@rule("masked_fill", "masked_fill_", torch.masked_fill)
+class MaskedFill(Elementwise):
+    """A number in some places."""
+
+    zero = Zero.BREAKS
+
+    def infinite_at(self, node: fx.Node) -> bool:
+        value = arguments(node, "input", "mask", "value").get("value")
+        return not isinstance(value, int | float) or math.isinf(value)
+
+
+@rule(torch.where)
+class Where(Elementwise):
+    """One of two values in every place."""
+
+    def zero_at(self, node: fx.Node) -> Zero:
+        return Zero.PRESERVES if all(isinstance(a, fx.Node) for a in node.args[1:]) else Zero.BREAKS
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(a for a in node.args[1:] if isinstance(a, fx.Node))
+
+    def infinite_at(self, node: fx.Node) -> bool:
+        """A number, or a value that has no batch axis, may be what masks."""
+        others = [a for a in node.args[1:] if not isinstance(a, fx.Node) or a.op == "get_attr"]
+        return any(not isinstance(a, int | float) or math.isinf(a) for a in others)
+
+
 @rule("expand_as")
 class ExpandAs(Elementwise):
     """A value stretched to the shape of another."""
@@ -141,7 +190,7 @@ class ExpandAs(Elementwise):
     zero = Zero.BREAKS
 
 
-@rule(*(operator.truediv, operator.itruediv, torch.div, "div", "div_"))
+@rule(*(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"))
 class Quotient(Elementwise):
     """Quotients. A divisor with units is frozen: a dead one would divide by zero."""
 

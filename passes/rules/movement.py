@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Reshaping(Movement):
         return compress(reshape(labels, source.meta["value"].shape, node.meta["value"].shape))
 
 
-@rule("contiguous", "clone", "detach", "to", "float", torch.clone)
+@rule("contiguous", "clone", "detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", torch.clone)
 class Copy(Movement):
     """Ops that change neither shape nor order."""
 
@@ -366,9 +367,10 @@ class Pad(Rule):
     zero = Zero.PRESERVES
 
     def zero_at(self, node: fx.Node) -> Zero:
-        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-        return Zero.PRESERVES if node.op == "call_module" or mode != "constant" or not value else Zero.BREAKS
+        return Zero.BREAKS if _pad_value(node) else Zero.PRESERVES
+
+    def infinite_at(self, node: fx.Node) -> bool:
+        return math.isinf(_pad_value(node))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
@@ -377,7 +379,7 @@ class Pad(Rule):
         if axis is None or shape[axis] == source.meta["value"].shape[axis]:
             return labels
         amounts = _pad_amounts(node)
-        if amounts is None or labels.numel() != labels.shape[axis]:
+        if amounts is None or labels.numel() != labels.shape[axis] or _pad_mode(node) != "constant":
             flow.freeze(labels, node, "padded along the units' axis")
             return frozen((1,) * len(shape))
         before, after = amounts[2 * (len(shape) - 1 - axis) :][:2]
@@ -399,6 +401,16 @@ class Pad(Rule):
                 after = int((live >= amounts[at] + shape[axis]).sum())
                 amounts[at : at + 2] = [before, after]
         return Replacement((source, amounts, *node.args[2:]), {k: v for k, v in node.kwargs.items() if k != "pad"})
+
+
+def _pad_mode(node: fx.Node) -> Any:
+    return node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
+
+
+def _pad_value(node: fx.Node) -> float:
+    mode = _pad_mode(node)
+    value: Any = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+    return 0.0 if node.op == "call_module" or mode != "constant" or value is None else value
 
 
 def _pad_amounts(node: fx.Node) -> list[int] | None:

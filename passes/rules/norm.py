@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 class BatchNorm(Rule):
     """BatchNorm over axis 1. Its statistics are per channel, so its own input needs no gate."""
 
@@ -32,7 +32,7 @@ class BatchNorm(Rule):
     parameters = ("weight", "bias", "running_mean", "running_var")
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         return value if value.dim() > 1 and value.shape[1] == module.num_features else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
@@ -41,7 +41,7 @@ class BatchNorm(Rule):
         return result
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+        assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         known = next((t for t in (module.weight, module.running_mean) if t is not None), None)
         if known is not None:
             module.num_features = known.shape[0]

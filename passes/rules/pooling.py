@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.arrays import frozen
-from fxcat.passes.rules.counting import gated_mean, gated_var
+from fxcat.passes.arguments import arguments
+from fxcat.passes.arrays import frozen, unlabelled
+from fxcat.passes.rules.counting import gated_mean, gated_std, gated_var
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -21,19 +22,30 @@ def channelwise(flow: Flow, node: fx.Node, spatial: int) -> Labels:
     """Labels of an op that works on each channel apart and changes only the last `spatial` axes."""
     source = node.all_input_nodes[0]
     labels = flow.of(source)
+    if not isinstance(node.meta["value"], torch.Tensor):
+        flow.freeze(labels, node, "pooling that returns indices too")
+        return unlabelled(node.meta["value"])
     if any(size > 1 for size in labels.shape[labels.dim() - spatial :]):
         flow.freeze(labels, node, "units along an axis that pooling mixes")
         return frozen((1,) * node.meta["value"].dim())
     return labels
 
 
-@rule(*(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d), spatial=1)
 @rule(
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.UpsamplingNearest2d),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d),
+    *(F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.lp_pool1d),
+    spatial=1,
+)
+@rule(
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.UpsamplingNearest2d),
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.lp_pool2d),
     spatial=2,
 )
-@rule(*(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d), spatial=3)
+@rule(
+    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d),
+    *(F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d, F.lp_pool3d),
+    spatial=3,
+)
 class Pool(Rule):
     """Max and average pooling: a window of zeros gives zero."""
 
@@ -96,14 +108,13 @@ class _Reduction(Rule):
     """A reduction over axes without units keeps zeros."""
 
     zero = Zero.PRESERVES
+    arguments = ("input", "dim")
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source = node.all_input_nodes[0]
-        shape, labels = source.meta["value"].shape, flow.of(source)
-        axes = _reduced(node, len(shape))
+        labels, axes = flow.of(node.all_input_nodes[0]), self.axes(node)
         if any(labels.shape[a] > 1 for a in axes):
             return self.over_units(flow, node, labels)
-        if node.meta["value"].dim() == len(shape):
+        if node.meta["value"].dim() == labels.dim():
             return labels
         return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
 
@@ -111,6 +122,15 @@ class _Reduction(Rule):
         """Labels of the result where the input has units along an axis that is reduced: all are frozen."""
         flow.freeze(labels, node, "reduced over the units")
         return frozen((1,) * node.meta["value"].dim())
+
+    def axes(self, node: fx.Node) -> set[int]:
+        """The axes that are reduced."""
+        given = arguments(node, *self.arguments)
+        chosen = given.get("dim", given.get("axis"))
+        dims = node.all_input_nodes[0].meta["value"].dim()
+        if chosen is None:
+            return set(range(dims))
+        return {int(a) % dims for a in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
 
 
 @rule(torch.amax, "amax", torch.amin, "amin")
@@ -126,39 +146,59 @@ class _OverOneAxis(_Reduction):
             return frozen((1,) * node.meta["value"].dim())
         return super().over_units(flow, node, labels)
 
+    def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
+        """Whether the op reduces the one axis with units."""
+        labels = flow.of(node.all_input_nodes[0])
+        return _along_one(labels) and any(labels.shape[a] > 1 for a in self.axes(node))
 
-@rule(torch.sum, "sum")
-class Total(_OverOneAxis):
-    """Sums: what is zero adds nothing."""
+
+class _Additive(_OverOneAxis):
+    """What is zero adds nothing."""
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return tuple(node.all_input_nodes[:1]) if _reduces_units(flow, node) else ()
+        return tuple(node.all_input_nodes[:1]) if self.reduces_units(flow, node) else ()
+
+
+@rule(torch.sum, "sum")
+class Total(_Additive):
+    """Sums."""
+
+
+@rule(torch.norm, "norm")
+class Norm(_Additive):
+    """p-norms of vectors."""
+
+    arguments = ("input", "p", "dim")
+    power = "p"
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        power = arguments(node, *self.arguments).get(self.power, 2)
+        if power in (None, "fro") or (isinstance(power, int | float) and power >= 1):
+            return super().flow(flow, node)
+        flow.freeze(flow.of(node.all_input_nodes[0]), node, "units in a norm that zeros or their gradients change")
+        return frozen((1,) * node.meta["value"].dim())
+
+
+@rule(torch.linalg.vector_norm)
+class VectorNorm(Norm):
+    """The same by another name."""
+
+    arguments = ("x", "ord", "dim")
+    power = "ord"
 
 
 @rule(torch.mean, "mean", gated=gated_mean)
 @rule(torch.var, "var", gated=gated_var)
+@rule(torch.std, "std", gated=gated_std)
 class Moment(_OverOneAxis):
-    """Means and variances; over units, the live ones count."""
+    """Means, variances and standard deviations; over units, the live ones count."""
 
     def __init__(self, gated: Callable[..., torch.Tensor]) -> None:
         self.gated = gated
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if _reduces_units(flow, node) else None
+        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
 
 
 def _along_one(labels: torch.Tensor) -> bool:
     return labels.numel() == max(labels.shape)
-
-
-def _reduces_units(flow: Flow, node: fx.Node) -> bool:
-    labels = flow.of(node.all_input_nodes[0])
-    return _along_one(labels) and any(labels.shape[a] > 1 for a in _reduced(node, labels.dim()))
-
-
-def _reduced(node: fx.Node, dims: int) -> set[int]:
-    given = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else None))
-    if given is None:
-        return set(range(dims))
-    axes = given if isinstance(given, tuple | list) else (given,)
-    return {int(a) % dims for a in axes}  # pyright: ignore[reportArgumentType]

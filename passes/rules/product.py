@@ -182,9 +182,9 @@ def _meet(flow: Flow, node: fx.Node, scores: torch.Tensor, mask: fx.Node) -> Non
         flow.freeze(labels, node, "a mask with units where the scores have none")
 
 
-@rule(torch.softmax, F.softmax, "softmax")
+@rule(torch.softmax, F.softmax, "softmax", torch.log_softmax, F.log_softmax, "log_softmax", F.softmin)
 class Softmax(Rule):
-    """softmax over an axis without units."""
+    """softmax, its logarithm, and softmin, over an axis without units."""
 
     zero = Zero.BREAKS
 
@@ -222,7 +222,7 @@ class Normalize(Rule):
         """Whether all units lie along the axis, and the norm is a sum over its entries."""
         labels = flow.of(node.all_input_nodes[0])
         power: Any = arguments(node).get("p", 2.0)
-        return labels.shape[_dim(node)] == labels.numel() > 1 and power > 0
+        return labels.shape[_dim(node)] == labels.numel() > 1 and power >= 1
 
 
 def _dim(node: fx.Node) -> int:

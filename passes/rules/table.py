@@ -7,7 +7,7 @@ the table is opaque: its units are frozen and it is reported.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -150,6 +150,10 @@ class Rule:
         """`zero` for one node, where it depends on the arguments."""
         return self.zero
 
+    def infinite_at(self, node: fx.Node) -> bool:
+        """Whether the result holds infinities, which no gate makes zero: gates go behind what takes them."""
+        return False
+
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """The parameters among the arguments of a function whose axes `flow` binds one by one, as a module's."""
         return ()
@@ -282,14 +286,20 @@ def function_rule(function: Any) -> Rule | None:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether capture keeps the module as one node: it has a rule, or it is torch.nn's own and no container."""
+    """Whether capture keeps the module as one node: it has a rule, or it is torch's own and holds weights itself.
+
+    Those of torch.nn that hold none call functions or other modules, which are captured instead.
+    """
     if module_rule(module) is not None:
         return True
     if find_decomposition(module) is not None:
         return False
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return False
-    return type(module).__module__.startswith(("torch.nn", "torch.ao"))
+    own = type(module).__module__
+    return own.startswith("torch.ao") or (own.startswith("torch.nn") and any(True for _ in _own_tensors(module)))
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    return (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
 
 
 def find_rule(node: fx.Node, module: nn.Module | None) -> Rule | None:
