@@ -132,12 +132,8 @@ def move(node: fx.Node, labels: dict[fx.Node, Labels], root: nn.Module) -> Label
     """Run a movement on label arrays: the very op, on the labels expanded to the value's shape."""
 
     def fill(argument: fx.Node) -> Any:
-        value = argument.meta["value"]
-        if argument in labels and isinstance(value, torch.Tensor):
-            array = labels[argument]
-            assert isinstance(array, torch.Tensor)
-            return array.expand(value.shape).contiguous()
-        return thaw(argument)
+        known = labels.get(argument)
+        return thaw(argument) if known is None else _full(known, argument.meta["value"])
 
     args, kwargs = fx.map_arg(node.args, fill), fx.map_arg(node.kwargs, fill)
     args = tuple(list(a) if isinstance(a, list) else a for a in args)
@@ -147,6 +143,13 @@ def move(node: fx.Node, labels: dict[fx.Node, Labels], root: nn.Module) -> Label
         function = node.target if callable(node.target) else root.get_submodule(str(node.target)).forward
         result = function(*args, **kwargs)
     return _compress_all(result)
+
+
+def _full(labels: Labels, value: Any) -> Any:
+    """Labels expanded to the shape of their value."""
+    if isinstance(labels, torch.Tensor):
+        return labels.expand(value.shape).contiguous()
+    return value if labels is None else tuple(_full(x, v) for x, v in zip(labels, value, strict=True))
 
 
 def _compress_all(value: Any) -> Labels:

@@ -24,7 +24,7 @@ from fxcat.passes.effects import asserts
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.selection import ENTRY, known_selection
-from fxcat.passes.rules.table import Labels, Moved, Rule, Size
+from fxcat.passes.rules.table import Labels, Moved, Rule, Share, Size
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
 
@@ -318,14 +318,20 @@ def _inputs(old: fx.Node, new: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
 
 
 def _with_sizes(new: fx.Node, argument: Any, inputs: Mapping[fx.Node, fx.Node]) -> Any:
-    """An argument with a node for every `Size` in it."""
+    """An argument with a node for every `Size` and `Share` in it."""
     if not isinstance(argument, tuple | list):
         return argument
     with new.graph.inserting_before(new):
-        return tuple(
-            new.graph.call_function(operator.getitem, (inputs[a.shape], a.axis)) if isinstance(a, Size) else a
-            for a in argument  # pyright: ignore[reportUnknownVariableType]
-        )
+        return tuple(_computed(new.graph, a, inputs) for a in argument)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _computed(graph: fx.Graph, size: Any, inputs: Mapping[fx.Node, fx.Node]) -> Any:
+    if isinstance(size, Size):
+        return graph.call_function(operator.getitem, (inputs[size.shape], size.axis))
+    if isinstance(size, Share):
+        product = graph.call_function(operator.mul, (inputs[size.number], size.live))
+        return graph.call_function(operator.floordiv, (product, size.all))
+    return size
 
 
 def _keep_numbers(setting: _Setting, new: fx.Node, old: fx.Node) -> None:

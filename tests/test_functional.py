@@ -200,3 +200,31 @@ def test_a_sample_that_closes_a_whole_group_gives_numbers(name: str) -> None:
     assert bool((result == 0).all())
     assert x.grad is not None and gate.grad is not None
     assert bool(x.grad.isfinite().all()) and bool(gate.grad.isfinite().all())
+
+
+def test_heads_folded_into_the_batch() -> None:
+    """A size that is computed from the batch's counts live heads, whatever the batch is."""
+
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.leave = nn.Linear(8, 3 * 24), nn.Linear(24, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = x.flatten(2).transpose(1, 2)
+            batch, count, _ = tokens.shape
+            qkv = self.qkv(tokens).view(batch, count, 3, 4, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.reshape(3, batch * 4, count, -1).unbind(0)
+            y = F.softmax(q @ k.transpose(-2, -1), -1) @ v
+            y = self.leave(y.view(batch, 4, count, -1).transpose(1, 2).reshape(batch, count, -1))
+            return y.transpose(1, 2).reshape(x.shape)
+
+    assert checked(Folded(), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 4 + 8 + 16)
+
+
+def test_pieces_put_together_again() -> None:
+    class Turned(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat(x.chunk(2, 1)[::-1], 1) + torch.cat(x.chunk(2, 1), 1)
+
+    assert checked(Turned(), nn.Conv2d(8, 16, 1)) == (1.0, 4 + 16)

@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import compress, frozen, reshape
 from fxcat.passes.chains import move
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Size, Zero, rule
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Share, Size, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -87,7 +87,8 @@ class Reshape(Reshaping):
         for axis, size in enumerate(sizes):
             number = moved.number(size) if isinstance(size, fx.Node) else size
             if number not in (-1, moved.shape[axis]):
-                sizes[axis] = moved.shape[axis]
+                live = moved.shape[axis]
+                sizes[axis] = Share(size, live, number) if isinstance(size, fx.Node) else live
         return Replacement((node.args[0], tuple(sizes)), {})
 
 
@@ -136,7 +137,11 @@ class Concatenation(Movement):
         axis = int(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0))  # pyright: ignore[reportArgumentType]
         dims = node.meta["value"].dim()
         axis %= dims
-        labels = [flow.of(s) for s in sources]
+        if isinstance(sources, fx.Node):  # one value with all pieces, such as a chunk's
+            known: Any = flow.values[sources]
+            labels, shapes = list(known), [v.shape for v in sources.meta["value"]]
+        else:
+            labels, shapes = [flow.of(s) for s in sources], [s.meta["value"].shape for s in sources]
         if all(x.shape[axis] == 1 for x in labels):
             # units lie along other axes, whose slices run through all pieces
             for piece in labels[1:]:
@@ -144,8 +149,8 @@ class Concatenation(Movement):
             return min(labels, key=lambda x: x.numel())
         other = [max(x.shape[a] for x in labels) for a in range(dims)]
         full = [
-            x.expand([s.meta["value"].shape[axis] if a == axis else other[a] for a in range(dims)])
-            for x, s in zip(labels, sources, strict=True)
+            x.expand([shape[axis] if a == axis else other[a] for a in range(dims)])
+            for x, shape in zip(labels, shapes, strict=True)
         ]
         return torch.cat(full, axis)
 

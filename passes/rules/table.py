@@ -85,8 +85,17 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """In the arguments of a `Replacement`: `live` of every `all` that a computed number counts, as in batch · heads."""
+
+    number: fx.Node
+    live: int
+    all: int
+
+
+@dataclass(frozen=True, slots=True)
 class Replacement:
-    """A call that replaces a node's: None keeps the target. Sequences in `args` may hold `Size`s."""
+    """A call that replaces a node's: None keeps the target. Sequences in `args` may hold `Size`s and `Share`s."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
