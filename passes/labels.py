@@ -296,10 +296,9 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
         return None  # replaced as a whole when what it selects from changes
     if not isinstance(value, torch.Tensor) or value.numel() == 1 or not value.is_floating_point():
         return unlabelled(value)  # tables of indices are no units
-    rules = [find_rule(user, None) for user in node.users if user.op == "call_function"]
-    if len(rules) == len(node.users) and all(
-        r is not None and node in r.binds(u) for r, u in zip(rules, node.users, strict=True)
-    ):
+    users = [u for u in node.users if u.target is not getattr or u.args[1] not in ("dtype", "device")]
+    rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
+    if all(r is not None and node in r.binds(u) for r, u in zip(rules, users, strict=True)):
         return None
     name = flow.attribute_name(node)
     axes = flow.parameters.get(name, {})

@@ -63,8 +63,8 @@ def _constants(graph: fx.Graph) -> set[fx.Node]:
     """Parameters, buffers, the mode, and what is computed from them alone, whatever the input is."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        inputs = node.all_input_nodes
-        if node.op == "get_attr" or (inputs and node.op == "call_function" and all(i in found for i in inputs)):
+        computed = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
+        if node.op == "get_attr" or (computed and all(i in found for i in node.all_input_nodes)):
             found.add(node)
     return found
 
@@ -93,7 +93,7 @@ def _section_at(
         return None
     a, b = join.args[0], join.args[1]
     assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
-    branches = [(x, _branch(x, entry, constants, order, changes)) for x in (a, b)]
+    branches = [(x, _branch(x, entry, constants, order, changes, unread)) for x in (a, b)]
     branches.sort(key=lambda item: sum(weight.get(n, 0) for n in item[1]))
     (shortcut, cheap), (last, nodes) = branches
     work = sum(weight.get(n, 0) for n in nodes)
@@ -112,6 +112,7 @@ def _branch(
     constants: Container[fx.Node],
     order: dict[fx.Node, int],
     changes: Mapping[fx.Node, list[fx.Node]],
+    unread: Container[fx.Node],
 ) -> set[fx.Node]:
     """Everything between `entry` and `last`; parameters that it alone reads count too."""
     nodes: set[fx.Node] = set()
@@ -123,7 +124,7 @@ def _branch(
         nodes.add(node)
         stack += [*node.all_input_nodes, *changes.get(node, ())]
     for node in sorted((n for n in nodes if n in constants), key=order.__getitem__, reverse=True):
-        if any(u not in nodes for u in node.users):
+        if any(u not in nodes and u not in unread for u in node.users):
             nodes.discard(node)
     return nodes
 

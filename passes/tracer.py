@@ -215,6 +215,8 @@ class ExampleTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         with ExitStack() as stack:
             stack.enter_context(patch.object(torch, "tensor", _resolving(torch.tensor)))
+            for name in ("zeros", "ones", "empty", "rand", "randn"):
+                stack.enter_context(patch.object(torch, name, _of_one_shape(getattr(torch, name))))
             for name in {type(m).__module__ for m in root.modules() if not is_leaf(m)}:
                 if not name.startswith("torch.") and "len" not in vars(sys.modules[name]):
                     stack.enter_context(patch.dict(vars(sys.modules[name]), {"len": _length}))
@@ -327,6 +329,17 @@ def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(resolved, (args, kwargs))
         return function(*args, **kwargs)
+
+    return call
+
+
+def _of_one_shape(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes sizes one by one, which PyTorch does not dispatch if they are proxies; a shape it does."""
+
+    @functools.wraps(function)
+    def call(*sizes: Any, **options: Any) -> Any:
+        several = len(sizes) > 1 and any(isinstance(s, fx.Proxy) for s in sizes)
+        return function(sizes, **options) if several else function(*sizes, **options)
 
     return call
 

@@ -53,6 +53,22 @@ def test_convolutions() -> None:
     assert checked(SameConv(8, 12, 3), nn.ReLU(), SameConv(12, 16, 3), nn.ReLU()) == (1.0, 8 + 12 + 16)
 
 
+def test_types_of_weights_are_not_their_values() -> None:
+    class Typed(nn.Conv2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input.to(device=self.weight.device, dtype=self.weight.dtype))
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(8, 16, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.to(self.inner.weight.dtype))
+
+    assert checked(Typed(8, 16, 1)) == checked(Holder()) == (1.0, 8 + 16)
+
+
 class SameMaxPool(nn.MaxPool2d):
     """Pads with what no maximum is."""
 
@@ -225,6 +241,21 @@ def test_heads_folded_into_the_batch() -> None:
 def test_pieces_put_together_again() -> None:
     class Turned(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.cat([x[:, :, :0], x], 2)  # as code for prefixes does where there is none
             return torch.cat(x.chunk(2, 1)[::-1], 1) + torch.cat(x.chunk(2, 1), 1)
 
     assert checked(Turned(), nn.Conv2d(8, 16, 1)) == (1.0, 4 + 16)
+
+
+def test_positions_that_are_resized() -> None:
+    """Every channel of a table of positions is one unit, also where it is interpolated."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(1, 8, 4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + F.interpolate(self.table, size=x.shape[2:], mode="bilinear")
+
+    assert checked(Positions(), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 16)

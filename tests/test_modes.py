@@ -180,3 +180,24 @@ def test_regions_that_ask_for_the_mode_are_linked() -> None:
     randomise(model, 0)
     report = checked(model)
     assert (report.coverage, report.units, report.sections) == (1.0, 32, 2)
+
+
+def test_new_values_of_computed_sizes() -> None:
+    """`torch.ones(batch, count)`, as code for masks and extra tokens does."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.enter(x).flatten(2)
+            batch, _, count = y.shape
+            valid = torch.ones(batch, 1, count, dtype=torch.bool, device=x.device)
+            y = y.masked_fill(~valid, float("-inf")).relu() + torch.zeros(batch, 1, 1, dtype=y.dtype)
+            return self.leave(y.reshape(batch, -1, *x.shape[2:]))
+
+    model = Masked().double()
+    randomise(model, 0)
+    report = checked(model)
+    assert (report.units, report.coverage) == (8, 1.0)

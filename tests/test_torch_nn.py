@@ -9,6 +9,8 @@ import torch
 from exactness import check, randomise
 from torch import nn
 
+import fxcat
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "PReLU": lambda: nn.PReLU(8),
     "PReLU, one slope": lambda: nn.PReLU(),
@@ -26,7 +28,6 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "CircularPad2d": lambda: nn.CircularPad2d(1),
     "ConstantPad2d": lambda: nn.ConstantPad2d(1, 0.3),
     "AdaptiveMaxPool2d": lambda: nn.AdaptiveMaxPool2d(3),
-    "LPPool2d": lambda: nn.LPPool2d(2, 2),
     "SyncBatchNorm": lambda: nn.SyncBatchNorm(8),
     "ChannelShuffle": lambda: nn.ChannelShuffle(2),
     "Unfold and Fold": lambda: nn.Sequential(nn.Unfold(2), nn.Fold((8, 8), 2)),
@@ -42,9 +43,15 @@ def around(layer: nn.Module, wide: int = 8) -> nn.Module:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_channels_pass_through(name: str) -> None:
-    report = check(around(LAYERS[name]()), name, (1, 3, 9, 9), (2, 3, 9, 9))
+    model = around(LAYERS[name]())
+    report = check(model, name, (1, 3, 9, 9), (2, 3, 9, 9))
     assert not report.failures
     assert (report.units, report.coverage) == (8, 1.0)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 9, 9, dtype=torch.float64), verbose=False)
+    (gate,) = net.gates.values()
+    gate.set(torch.tensor([0.0, 1, 0, 1, 1, 1, 1, 0]))
+    net.train()(torch.randn(2, 3, 9, 9, dtype=torch.float64)).square().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in net.weight_parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,7 @@ def test_channels_that_become_one_go_together(layer: nn.Module, wide: int, units
     [
         nn.Softmax2d(),
         nn.LocalResponseNorm(3),
+        nn.LPPool2d(2, 2),
         nn.MaxPool2d(2, return_indices=True),
         nn.AdaptiveMaxPool2d(2, return_indices=True),
         nn.CosineSimilarity(1),

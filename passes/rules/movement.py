@@ -277,9 +277,8 @@ class Item(Movement):
         for axis, entry in _by_axis(entries, labels.dim()):
             if isinstance(entry, slice) and labels.shape[axis] > 1 and thaw(entry.step) not in (None, 1):
                 flow.freeze(labels, node, "units along an axis that is sliced with a step")
-        if 0 in node.meta["value"].shape:
-            return frozen((1,) * node.meta["value"].dim())
-        return compress(_indexed(labels, source.meta["value"].shape, entries))
+        found = _indexed(labels, source.meta["value"].shape, entries)
+        return compress(found) if found.numel() else frozen((1,) * node.meta["value"].dim())
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         source = node.args[0]

@@ -25,25 +25,30 @@ def channelwise(flow: Flow, node: fx.Node, spatial: int) -> Labels:
     if not isinstance(node.meta["value"], torch.Tensor):
         flow.freeze(labels, node, "pooling that returns indices too")
         return unlabelled(node.meta["value"])
-    if any(size > 1 for size in labels.shape[labels.dim() - spatial :]):
+    first = labels
+    for axis in range(labels.dim() - spatial, labels.dim()):
+        first = first.narrow(axis, 0, 1)
+    if first.shape == labels.shape:
+        return labels
+    flow.unite(labels, first)
+    if first.numel() == 1:
         flow.freeze(labels, node, "units along an axis that pooling mixes")
-        return frozen((1,) * node.meta["value"].dim())
-    return labels
+    return first
 
 
 @rule(
-    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d),
-    *(F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.lp_pool1d),
+    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    *(F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
     spatial=1,
 )
 @rule(
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.UpsamplingNearest2d),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.lp_pool2d),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.UpsamplingNearest2d),
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
     spatial=2,
 )
 @rule(
-    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d),
-    *(F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d, F.lp_pool3d),
+    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+    *(F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
     spatial=3,
 )
 class Pool(Rule):
