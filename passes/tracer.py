@@ -21,6 +21,7 @@ from unittest.mock import patch
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
+from torch.fx.proxy import Attribute
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import CaptureError
@@ -90,7 +91,7 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(item in self.example)
 
 
-class ExampleAttribute(fx.proxy.Attribute):
+class ExampleAttribute(Attribute):
     """An attribute of a proxy; flags, such as `is_nested`, are those of the example."""
 
     root: ExampleProxy

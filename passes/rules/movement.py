@@ -83,7 +83,7 @@ class Reshape(Reshaping):
             wanted = enumerate(zip(moved.number(given), moved.shape, strict=True))
             mixed = [Size(given, axis) if number == size else size for axis, (number, size) in wanted]
             return Replacement((node.args[0], tuple(mixed)), {})
-        sizes = list(given) if isinstance(given, tuple | list) else [given]
+        sizes: list[Any] = list(given) if isinstance(given, tuple | list) else [given]
         for axis, size in enumerate(sizes):
             number = moved.number(size) if isinstance(size, fx.Node) else size
             if number not in (-1, moved.shape[axis]):
