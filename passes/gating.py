@@ -147,7 +147,7 @@ class _Demand:
         if rule is None or rule.zero_at(node) is Zero.BREAKS:
             return None
         values = [n for n in node.all_input_nodes if self.flow.values.get(n) is not None]
-        if not rule.movement and any(self._is_infinite(n) for n in values):
+        if not rule.keeps_infinity and any(self._is_infinite(n) for n in values):
             return None
         if inside is not None:
             return values
@@ -160,12 +160,17 @@ class _Demand:
             return None
         return carriers or None
 
-    def _is_infinite(self, node: fx.Node) -> bool:
-        rule = self.flow.rules.get(node)
-        while rule is not None and rule.movement and not rule.infinite_at(node) and node.all_input_nodes:
-            node = node.all_input_nodes[0]
+    def _is_infinite(self, start: fx.Node) -> bool:
+        stack, seen = [start], set[fx.Node]()
+        while stack:
+            node = stack.pop()
             rule = self.flow.rules.get(node)
-        return rule is not None and rule.infinite_at(node)
+            if rule is not None and rule.infinite_at(node):
+                return True
+            if rule is not None and rule.keeps_infinity and node not in seen:
+                seen.add(node)
+                stack += node.all_input_nodes
+        return False
 
     def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node]:
         possible = [f for f in found if f is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,7 +76,7 @@ class SameMaxPool(nn.MaxPool2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         input = F.pad(input, [0, 1, 0, 1], value=-float("inf"))
-        return F.max_pool2d(input.contiguous(), self.kernel_size, self.stride)
+        return F.max_pool2d(2 * input.contiguous(), self.kernel_size, self.stride)
 
 
 class Residual(nn.Sequential):
@@ -196,6 +198,24 @@ def test_norms_of_vectors(power: float, units: int) -> None:
             return x / (torch.linalg.vector_norm(x, power, dim=1, keepdim=True) + 1.0)
 
     assert checked(Unit(), nn.Conv2d(8, 16, 1))[1] == units
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "units"),
+    [
+        ("mean", {}, 8 + 16),
+        ("var", {"correction": 0}, 8 + 16),
+        ("std", {"unbiased": False}, 8 + 16),
+        ("std", {}, 16),  # that of one channel is not defined
+        ("mean", {"dtype": torch.float64}, 16),
+    ],
+)
+def test_statistics_over_channels(kind: str, options: dict[str, Any], units: int) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + getattr(torch, kind)(x, dim=1, keepdim=True, **options)
+
+    assert checked(Scaled(), nn.Conv2d(8, 16, 1))[1] == units
 
 
 def test_sums_over_channels() -> None:

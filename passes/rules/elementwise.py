@@ -116,6 +116,7 @@ class Sum(Elementwise):
     """Sums and differences of tensors keep zero; with a number they do not."""
 
     zero = Zero.PRESERVES
+    keeps_infinity = True
 
     def zero_at(self, node: fx.Node) -> Zero:
         tensors = [a for a in node.args[:2] if isinstance(a, fx.Node) and isinstance(a.meta["value"], torch.Tensor)]
@@ -140,6 +141,7 @@ class Product(Elementwise):
     """Products: one zero is enough."""
 
     zero = Zero.ANY
+    keeps_infinity = True
 
 
 @rule(operator.pow, torch.pow, "pow")
@@ -195,6 +197,7 @@ class Quotient(Elementwise):
     """Quotients. A divisor with units is frozen: a dead one would divide by zero."""
 
     zero = Zero.PRESERVES
+    keeps_infinity = True
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         divisor = node.args[1]

@@ -24,6 +24,7 @@ class Movement(Rule):
 
     zero = Zero.PRESERVES
     movement = True
+    keeps_infinity = True
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return move(node, flow.values, flow.root)
@@ -88,7 +89,7 @@ class Reshape(Reshaping):
             number = moved.number(size) if isinstance(size, fx.Node) else size
             if number not in (-1, moved.shape[axis]):
                 live = moved.shape[axis]
-                sizes[axis] = Share(size, live, number) if isinstance(size, fx.Node) else live
+                sizes[axis] = Share(size, live, number) if isinstance(size, fx.Node) and number else live
         return Replacement((node.args[0], tuple(sizes)), {})
 
 

@@ -147,14 +147,19 @@ class _OverOneAxis(_Reduction):
     """Where all units lie along an axis that is reduced, they may go."""
 
     def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> torch.Tensor:
-        if _along_one(labels):
+        if self.reduces_units(flow, node):
             return frozen((1,) * node.meta["value"].dim())
         return super().over_units(flow, node, labels)
 
     def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
-        """Whether the op reduces the one axis with units."""
+        """Whether the op reduces the one axis with units, in a form in which they may go."""
         labels = flow.of(node.all_input_nodes[0])
-        return _along_one(labels) and any(labels.shape[a] > 1 for a in self.axes(node))
+        reduced = any(labels.shape[a] > 1 for a in self.axes(node))
+        return reduced and labels.numel() == max(labels.shape) and self.known_form(node)
+
+    def known_form(self, node: fx.Node) -> bool:
+        """Whether the call has no arguments that keep units from going."""
+        return True
 
 
 class _Additive(_OverOneAxis):
@@ -193,10 +198,8 @@ class VectorNorm(Norm):
 
 
 @rule(torch.mean, "mean", gated=gated_mean)
-@rule(torch.var, "var", gated=gated_var)
-@rule(torch.std, "std", gated=gated_std)
-class Moment(_OverOneAxis):
-    """Means, variances and standard deviations; over units, the live ones count."""
+class Mean(_OverOneAxis):
+    """Means; over units, of the live ones."""
 
     def __init__(self, gated: Callable[..., torch.Tensor]) -> None:
         self.gated = gated
@@ -204,6 +207,15 @@ class Moment(_OverOneAxis):
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
         return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
 
+    def known_form(self, node: fx.Node) -> bool:
+        return node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
 
-def _along_one(labels: torch.Tensor) -> bool:
-    return labels.numel() == max(labels.shape)
+
+@rule(torch.var, "var", gated=gated_var)
+@rule(torch.std, "std", gated=gated_std)
+class Spread(Mean):
+    """Variances and standard deviations; over units, of the live ones. Unbiased ones of one unit are not defined."""
+
+    def known_form(self, node: fx.Node) -> bool:
+        given = arguments(node, "input", "dim", "unbiased", "keepdim")
+        return super().known_form(node) and not given.get("correction", int(given.get("unbiased", True)))

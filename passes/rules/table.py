@@ -133,6 +133,9 @@ class Rule:
     movement: bool = False
     """The op only moves elements: its output labels are found by running it on the input labels."""
 
+    keeps_infinity: bool = False
+    """What is infinite in an input is so in the output."""
+
     parameters: tuple[str, ...] = ()
     """Parameters and buffers of the module that `flow` binds to axes; a module that lacks one is opaque."""
 
