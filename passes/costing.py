@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import fx, nn
@@ -17,8 +18,13 @@ from fxcat.costs import Axis, CostTerm
 from fxcat.passes.execute import run_node
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Rule, Term
-from fxcat.passes.sections import Section
+from fxcat.passes.sections import Section, constant_nodes
 from fxcat.passes.units import NO_UNIT, Units
+
+Context: TypeAlias = tuple[int, ...]
+"""The sections that hold one use of something."""
+
+_OUTSIDE: Collection[Context] = ((),)
 
 
 def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
@@ -59,25 +65,22 @@ def cost_terms(
 ) -> tuple[CostTerm, ...]:
     """MAC terms of the nodes in `inference` (costs are those of the deployed network), and parameter terms of all that
     an output needs, in inference or training."""
-    contexts = section_contexts(sections)
+    contexts = section_contexts(sections, needed)
     axes = _Axes(units)
     terms: list[CostTerm] = []
-    uses: dict[str, list[tuple[int, ...]]] = {}
+    uses: dict[str, list[Context]] = {}
     for node, rule in flow.rules.items():
-        if node not in needed:
-            _note_uses(flow, node, uses, None)
-            continue
-        context = contexts.get(node, ())
+        found = contexts.get(node, _OUTSIDE) if node in needed else ()
         if node in inference:
             for term in _node_terms(flow, node, rule):
                 factors = tuple(axes.of(f) for f in term.factors)
                 macs = term.coefficient * flow.repeats.get(node, 1)
-                terms.append(CostTerm(node.name, macs, 0, factors, context))
-        _note_uses(flow, node, uses, context)
+                terms += [CostTerm(node.name, sign * macs, 0, factors, together) for sign, together in _alive(found)]
+        _note_uses(flow, node, uses, found)
     for node in flow.values:
         if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
-            context = contexts.get(node, ()) if node in needed else None
-            _note_use(flow.attribute_name(node), uses, context)
+            name = flow.attribute_name(node)
+            uses.setdefault(name, []).extend(contexts.get(node, _OUTSIDE) if node in needed else ())
     known = {name: name for name in units.parameters}
     for name, parameter in flow.named_parameters():
         name = known.get(name, name)  # one string for all
@@ -88,33 +91,43 @@ def cost_terms(
     return tuple(terms)
 
 
-def _note_uses(
-    flow: Flow, node: fx.Node, uses: dict[str, list[tuple[int, ...]]], context: tuple[int, ...] | None
-) -> None:
+def _note_uses(flow: Flow, node: fx.Node, uses: dict[str, list[Context]], contexts: Collection[Context]) -> None:
     if node.op == "call_module":
         for name in own_tensors(flow.module(node), buffers=False):
-            _note_use(flow.name_of(f"{node.target}.{name}"), uses, context)
+            uses.setdefault(flow.name_of(f"{node.target}.{name}"), []).extend(contexts)
 
 
-def _note_use(name: str, uses: dict[str, list[tuple[int, ...]]], context: tuple[int, ...] | None) -> None:
-    found = uses.setdefault(name, [])
-    if context is not None:
-        found.append(context)
-
-
-def section_contexts(sections: Sequence[Section]) -> dict[fx.Node, tuple[int, ...]]:
-    """For every node the sections that hold it."""
-    contexts: dict[fx.Node, tuple[int, ...]] = {}
+def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) -> dict[fx.Node, Collection[Context]]:
+    """For every node in sections which hold it; for a constant that several share, those that hold its uses."""
+    holding: dict[fx.Node, Context] = {}
     for i, section in enumerate(sections):
         for node in section.nodes:
-            contexts[node] = (*contexts.get(node, ()), i)
+            holding[node] = (*holding.get(node, ()), i)
+    contexts: dict[fx.Node, Collection[Context]] = {n: (c,) for n, c in holding.items()}
+    if not sections:
+        return contexts
+    graph = sections[0].join.graph
+    constants = constant_nodes(graph)
+    for node in reversed(graph.nodes):
+        if node in constants and node not in holding:
+            users = [u for u in node.users if u in needed]
+            contexts[node] = {c for u in users for c in contexts.get(u, _OUTSIDE)} or _OUTSIDE
     return contexts
 
 
+def _alive(contexts: Collection[Context]) -> list[tuple[int, Context]]:
+    """Signs and sections of the terms of what lives as long as one of its uses does: inclusion–exclusion."""
+    distinct = sorted({()} if () in contexts else set(contexts))
+    return [
+        (1 if size % 2 else -1, tuple(sorted(set().union(*chosen))))
+        for size in range(1, len(distinct) + 1)
+        for chosen in itertools.combinations(distinct, size)
+    ]
+
+
 def _parameter_terms(
-    name: str, parameter: torch.Tensor, units: Units, axes: _Axes, uses: list[tuple[int, ...]]
+    name: str, parameter: torch.Tensor, units: Units, axes: _Axes, uses: list[Context]
 ) -> list[CostTerm]:
-    """A parameter lives as long as one of its uses does: inclusion–exclusion over the sections of its uses."""
     sizes = list(parameter.shape)
     factors: list[Axis] = []
     known = units.parameters.get(name, {})
@@ -124,15 +137,7 @@ def _parameter_terms(
             sizes[axis] = 1
             factors.append(found)
     count = torch.Size(sizes).numel()
-    contexts = set(uses)
-    if () in contexts:
-        contexts = {()}
-    terms: list[CostTerm] = []
-    for size in range(1, len(contexts) + 1):
-        for chosen in itertools.combinations(sorted(contexts), size):
-            together = tuple(sorted(set().union(*chosen)))
-            terms.append(CostTerm(name, 0, count if size % 2 else -count, tuple(factors), together))
-    return terms
+    return [CostTerm(name, 0, sign * count, tuple(factors), together) for sign, together in _alive(uses)]
 
 
 def parameter_axes(name: str, units: Units) -> Mapping[int, torch.Tensor]:

@@ -38,7 +38,7 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
     joins = [n for n in graph.nodes if n.target in SUMS and _two_values(n)]
     if not joins:
         return ()
-    constants = _constants(graph)
+    constants = constant_nodes(graph)
     dominators = _dominators(graph, constants)
     order = {n: i for i, n in enumerate(graph.nodes)}
     changes, unread = effects(graph), without_result(graph)
@@ -59,7 +59,7 @@ def _two_values(node: fx.Node) -> bool:
     return tensors and values[0].shape == values[1].shape and operands[0] is not operands[1]
 
 
-def _constants(graph: fx.Graph) -> set[fx.Node]:
+def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
     """Parameters, buffers, the mode, and what is computed from them alone, whatever the input is."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
