@@ -12,7 +12,8 @@ def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
     """Delete the modules and parameters that the old graph used and the new one does not, and emptied containers."""
     old = {n.target for n in before.nodes if n.op in ("call_module", "get_attr")}
     new = {n.target for n in after.nodes if n.op in ("call_module", "get_attr")}
-    kept = {id(root.get_submodule(str(n.target))) for n in after.nodes if n.op == "call_module"}
+    called = (root.get_submodule(str(n.target)) for n in after.nodes if n.op == "call_module")
+    kept = {id(m) for module in called for m in module.modules()}
     modules = dict(root.named_modules(remove_duplicate=False))
     for target in sorted(map(str, old - new)):
         path, _, leaf = target.rpartition(".")

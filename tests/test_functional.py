@@ -17,7 +17,8 @@ class SameConv(nn.Conv2d):
     """Pads as the input needs it."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        input = F.pad(input, [1, 1, 1, 1])
+        rows = (input.shape[-2] + 1) // input.shape[-2]  # 1, computed from the size
+        input = F.pad(input, [1, 1, rows, 1])
         return F.conv2d(input, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
 
 
@@ -279,3 +280,21 @@ def test_positions_that_are_resized() -> None:
             return x + F.interpolate(self.table, size=x.shape[2:], mode="bilinear")
 
     assert checked(Positions(), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 16)
+
+
+@pytest.mark.parametrize(
+    ("how", "units"),
+    [("shift", 16), ("two axes", 16), ("roll", 16), ("roll rows", 8 + 16)],
+)
+def test_channels_that_change_places(how: str, units: int) -> None:
+    """What moves channels to the places of others keeps them, where it has no exact form."""
+
+    class Moved(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if how == "shift":
+                return F.pad(x, (0, 0, 0, 0, 1, -1))
+            if how == "two axes":
+                return F.pad(x.reshape(x.shape[0], 2, 4, *x.shape[2:]), (0, 0, 0, 0, 1, 1)).flatten(1, 2)[:, :8]
+            return torch.roll(x, 1) if how == "roll" else torch.roll(x, 1, 2)
+
+    assert checked(Moved(), nn.Conv2d(8, 16, 1))[1] == units

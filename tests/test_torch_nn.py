@@ -16,6 +16,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "PReLU, one slope": lambda: nn.PReLU(),
     "RReLU": lambda: nn.RReLU(),
     "Threshold": lambda: nn.Threshold(0.1, 0.5),
+    "Hardtanh away from zero": lambda: nn.Hardtanh(0.1, 1.0),
     "Softshrink": lambda: nn.Softshrink(),
     "Hardshrink": lambda: nn.Hardshrink(),
     "AlphaDropout": lambda: nn.AlphaDropout(0.2),
@@ -135,6 +136,24 @@ def test_transformer_encoders(norm_first: bool, batch_first: bool) -> None:
     report = check(model, "encoder", (1, 3, 8, 8), (3, 3, 8, 8))
     assert not report.failures
     assert (report.units, report.sections, report.coverage) == (24 + 2 * (4 + 32), 4, 1.0)
+
+
+def test_padding_masks_keep_the_attention_only() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(3, 24), nn.Linear(24, 4)
+            self.layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = x.flatten(2).transpose(1, 2)
+            return self.leave(self.layer(self.enter(tokens), src_key_padding_mask=tokens[..., 0] > 2))
+
+    model = Padded().double()
+    randomise(model, 0)
+    report = check(model, "padded", (1, 3, 4, 4), (3, 3, 4, 4))
+    assert not report.failures
+    assert report.units == 32
 
 
 class Detector(nn.Module):

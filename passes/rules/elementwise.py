@@ -71,9 +71,9 @@ class Elementwise(Rule):
 
 
 @rule(
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
     *(nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardtanh, F.tanh),
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.tanh),
     *(F.rrelu, F.softsign, F.tanhshrink, F.softshrink, F.hardshrink),
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.relu, torch.relu_, torch.tanh, torch.abs, torch.absolute),
     *(torch.neg, torch.negative, operator.neg, torch.square, torch.sin, torch.tan, torch.asin, torch.atan, torch.sinh),
@@ -96,7 +96,7 @@ class ZeroToZero(Elementwise):
     *(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, F.sigmoid, F.hardsigmoid, F.logsigmoid, F.softplus),
     *(torch.sigmoid, torch.exp, torch.exp2, torch.cos, torch.cosh, torch.clamp, torch.clip, torch.threshold),
     *("sigmoid", "sigmoid_", "exp", "exp2", "cos", "cosh", "clamp", "clamp_", "clamp_min", "clamp_max", "clip"),
-    *(F.threshold, F.alpha_dropout, F.feature_alpha_dropout),
+    *(nn.Hardtanh, F.hardtanh, F.threshold, F.alpha_dropout, F.feature_alpha_dropout),
 )
 class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""

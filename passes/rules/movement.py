@@ -60,6 +60,9 @@ class Axes(Movement):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
         labels, rest = flow.of(source), node.args[1:]
+        if node.target in (torch.roll, "roll") and len(rest) < 2 and "dims" not in node.kwargs:
+            flow.freeze(labels, node, "rolled over all axes at once")
+            return frozen((1,) * labels.dim())
         if node.op == "call_method":
             return getattr(labels, str(node.target))(*rest, **node.kwargs)
         assert callable(node.target)
@@ -365,7 +368,7 @@ class Creation(Rule):
         return frozen((1,) * node.meta["value"].dim())
 
 
-@rule(F.pad, nn.ZeroPad2d)
+@rule(F.pad)
 class Pad(Rule):
     """Zero padding. What it adds along an axis with units are new units that are zero already."""
 
@@ -380,32 +383,35 @@ class Pad(Rule):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
         labels, shape = flow.of(source), node.meta["value"].shape
-        axis = next((a for a, s in enumerate(labels.shape) if s > 1), None)
-        if axis is None or shape[axis] == source.meta["value"].shape[axis]:
+        given = _pad_amounts(node)
+        amounts = {a: given[2 * (len(shape) - 1 - a) :][:2] for a, size in enumerate(labels.shape) if size > 1}
+        axes = [a for a, pair in amounts.items() if any(pair)]
+        if not axes:
             return labels
-        amounts = _pad_amounts(node)
-        if amounts is None or labels.numel() != labels.shape[axis] or _pad_mode(node) != "constant":
+        axis = axes[0]
+        plain = isinstance(_pad_argument(node), tuple | list) and _pad_mode(node) == "constant"
+        if len(amounts) > 1 or min(amounts[axis]) < 0 or not plain:
             flow.freeze(labels, node, "padded along the units' axis")
             return frozen((1,) * len(shape))
-        before, after = amounts[2 * (len(shape) - 1 - axis) :][:2]
+        before, after = amounts[axis]
         flat = labels.reshape(-1)
         new = flow.fresh(before + after, str(node.meta.get("path")), producer=False)
         full = torch.cat([new[:before], flat, new[before:]])
         return full.reshape([-1 if a == axis else 1 for a in range(len(shape))])
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        amounts = _pad_amounts(node)
-        source = node.all_input_nodes[0]
-        shape = source.meta["value"].shape
-        if amounts is None:
+        source, amounts, written = node.all_input_nodes[0], _pad_amounts(node), _pad_argument(node)
+        if not isinstance(written, tuple | list):
             return None
+        new: list[Any] = list(written)
+        shape = source.meta["value"].shape
         for axis, live in enumerate(moved.result):
             at = 2 * (len(shape) - 1 - axis)
-            if isinstance(live, torch.Tensor) and at < len(amounts):
+            if isinstance(live, torch.Tensor) and any(amounts[at : at + 2]):
                 before = int((live < amounts[at]).sum())
                 after = int((live >= amounts[at] + shape[axis]).sum())
-                amounts[at : at + 2] = [before, after]
-        return Replacement((source, amounts, *node.args[2:]), {k: v for k, v in node.kwargs.items() if k != "pad"})
+                new[at : at + 2] = [before, after]
+        return Replacement((source, new, *node.args[2:]), {k: v for k, v in node.kwargs.items() if k != "pad"})
 
 
 def _pad_mode(node: fx.Node) -> Any:
@@ -415,11 +421,12 @@ def _pad_mode(node: fx.Node) -> Any:
 def _pad_value(node: fx.Node) -> float:
     mode = _pad_mode(node)
     value: Any = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    return 0.0 if node.op == "call_module" or mode != "constant" or value is None else value
+    return 0.0 if mode != "constant" or value is None else value
 
 
-def _pad_amounts(node: fx.Node) -> list[int] | None:
-    given: Any = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
-    if node.op == "call_module" or given is None or not all(isinstance(a, int) and a >= 0 for a in given):
-        return None
-    return list(given)
+def _pad_argument(node: fx.Node) -> Any:
+    return node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else ())
+
+
+def _pad_amounts(node: fx.Node) -> list[int]:
+    return list(thaw(_pad_argument(node)))

@@ -189,7 +189,9 @@ class Softmax(Rule):
     zero = Zero.BREAKS
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else -1)
+        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        if given is None:  # the axis that torch chooses
+            given = 0 if node.meta["value"].dim() in (0, 1, 3) else 1
         return whole_slices(flow, node, given)
 
 
