@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -38,16 +38,8 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
     joins = [n for n in graph.nodes if n.target in SUMS and _two_values(n)]
     if not joins:
         return ()
-    constants = constant_nodes(graph)
-    dominators = _dominators(graph, constants)
-    order = {n: i for i, n in enumerate(graph.nodes)}
-    changes, unread = effects(graph), without_result(graph)
-    found: list[Section] = []
-    for join in joins:
-        section = _section_at(join, dominators, constants, order, changes, unread, weight)
-        if section is not None:
-            found.append(section)
-    return _named(found)
+    finder = _Finder(graph, weight)
+    return _named([s for s in map(finder.at, joins) if s is not None])
 
 
 def _two_values(node: fx.Node) -> bool:
@@ -79,54 +71,56 @@ def _dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node,
     return nx.immediate_dominators(flow, source)
 
 
-def _section_at(
-    join: fx.Node,
-    dominators: dict[fx.Node, fx.Node],
-    constants: Container[fx.Node],
-    order: dict[fx.Node, int],
-    changes: Mapping[fx.Node, list[fx.Node]],
-    unread: Container[fx.Node],
-    weight: Mapping[fx.Node, int],
-) -> Section | None:
-    entry = dominators.get(join)
-    if not isinstance(entry, fx.Node):
-        return None
-    a, b = join.args[0], join.args[1]
-    assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
-    branches = [(x, _branch(x, entry, constants, order, changes, unread)) for x in (a, b)]
-    branches.sort(key=lambda item: sum(weight.get(n, 0) for n in item[1]))
-    (shortcut, cheap), (last, nodes) = branches
-    work = sum(weight.get(n, 0) for n in nodes)
-    if not work or work <= sum(weight.get(n, 0) for n in cheap) or nodes & cheap:
-        return None
-    leaves_only_by_exit = all(u in nodes or u in unread or (n is last and u is join) for n in nodes for u in n.users)
-    crosses = any(n.target in (region_input, region_output) for n in nodes)
-    if not leaves_only_by_exit or crosses:
-        return None
-    return Section("", join, entry, last, shortcut, frozenset(nodes))
+class _Finder:
+    """Finds the section that ends at a sum."""
 
+    def __init__(self, graph: fx.Graph, weight: Mapping[fx.Node, int]) -> None:
+        self.weight = weight
+        self.constants = constant_nodes(graph)
+        self.dominators = _dominators(graph, self.constants)
+        self.order = {n: i for i, n in enumerate(graph.nodes)}
+        self.changes, self.unread = effects(graph), without_result(graph)
 
-def _branch(
-    last: fx.Node,
-    entry: fx.Node,
-    constants: Container[fx.Node],
-    order: dict[fx.Node, int],
-    changes: Mapping[fx.Node, list[fx.Node]],
-    unread: Container[fx.Node],
-) -> set[fx.Node]:
-    """Everything between `entry` and `last`; parameters that it alone reads count too."""
-    nodes: set[fx.Node] = set()
-    stack = [last]
-    while stack:
-        node = stack.pop()
-        if node is entry or node in nodes or (order[node] < order[entry] and node not in constants):
-            continue
-        nodes.add(node)
-        stack += [*node.all_input_nodes, *changes.get(node, ())]
-    for node in sorted((n for n in nodes if n in constants), key=order.__getitem__, reverse=True):
-        if any(u not in nodes and u not in unread for u in node.users):
-            nodes.discard(node)
-    return nodes
+    def at(self, join: fx.Node) -> Section | None:
+        """The section whose branch a sum adds to its shortcut, if it is one."""
+        entry = self.dominators.get(join)
+        if not isinstance(entry, fx.Node):
+            return None
+        a, b = join.args[0], join.args[1]
+        assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+        branches = [(x, self._branch(x, entry)) for x in (a, b)]
+        branches.sort(key=lambda item: self._work(item[1]))
+        (shortcut, cheap), (last, nodes) = branches
+        work = self._work(nodes)
+        if not work or work <= self._work(cheap) or nodes & cheap:
+            return None
+        unread = self.unread
+        leaves_only_by_exit = all(
+            u in nodes or u in unread or (n is last and u is join) for n in nodes for u in n.users
+        )
+        crosses = any(n.target in (region_input, region_output) for n in nodes)
+        if not leaves_only_by_exit or crosses:
+            return None
+        return Section("", join, entry, last, shortcut, frozenset(nodes))
+
+    def _work(self, nodes: Iterable[fx.Node]) -> int:
+        return sum(self.weight.get(n, 0) for n in nodes)
+
+    def _branch(self, last: fx.Node, entry: fx.Node) -> set[fx.Node]:
+        """Everything between `entry` and `last`; parameters that it alone reads count too."""
+        order, constants = self.order, self.constants
+        nodes: set[fx.Node] = set()
+        stack = [last]
+        while stack:
+            node = stack.pop()
+            if node is entry or node in nodes or (order[node] < order[entry] and node not in constants):
+                continue
+            nodes.add(node)
+            stack += [*node.all_input_nodes, *self.changes.get(node, ())]
+        for node in sorted(nodes & constants, key=order.__getitem__, reverse=True):
+            if any(u not in nodes and u not in self.unread for u in node.users):
+                nodes.discard(node)
+        return nodes
 
 
 def _named(sections: list[Section]) -> tuple[Section, ...]:

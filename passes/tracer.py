@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
 from fxcat.passes.execute import run_module, run_node
-from fxcat.passes.rules.table import autograd_call, find_decomposition, function_rule, is_leaf
+from fxcat.passes.rules.table import autograd_call, find_decomposition, function_rule, is_leaf, is_of_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class ExampleTracer(fx.Tracer):
         self._executing = False
         self._path = ""
         self._tensors: dict[int, str] = {}
+        self._read: dict[str, fx.Proxy] = {}
 
     def trace_module(
         self, root: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None = None
@@ -153,14 +154,10 @@ class ExampleTracer(fx.Tracer):
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
                 return function(*args, **kwargs)
+            result = NotImplemented
             if isinstance(function, types.FunctionType) and function_rule(function) is None:
-                last, guards = next(reversed(self.graph.nodes)), len(self.guards)
-                try:
-                    return function(*args, **kwargs)
-                except Exception:  # whatever its Python cannot do with proxies: it stays one opaque node
-                    self._erase_after(last)
-                    del self.guards[guards:]
-            return self.create_proxy("call_function", function, args, kwargs)
+                result = self._attempt(function, args, kwargs)
+            return self.create_proxy("call_function", function, args, kwargs) if result is NotImplemented else result
 
         return call
 
@@ -170,11 +167,21 @@ class ExampleTracer(fx.Tracer):
             return _APPLY.__get__(None, function)(*args, **kwargs)
         return self.create_proxy("call_function", autograd_call(function), args, kwargs)
 
-    def _erase_after(self, last: fx.Node) -> None:
-        for node in reversed(self.graph.nodes):
-            if node is last:
-                return
-            self.graph.erase_node(node)
+    def _attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a function returns; NotImplemented if its Python cannot do with proxies: then the graph is as before."""
+        last, guards, path = next(reversed(self.graph.nodes)), len(self.guards), self._path
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            for node in reversed(self.graph.nodes):
+                if node is last:
+                    break
+                if node.op == "get_attr":
+                    self._read.pop(str(node.target), None)
+                self.graph.erase_node(node)
+            del self.guards[guards:]
+            self._path = path
+            return NotImplemented
 
     def location(self, error: BaseException | None = None) -> str:
         """Module path and source line of the innermost frame of the user's code."""
@@ -254,13 +261,12 @@ class ExampleTracer(fx.Tracer):
         outer, self._path = self._path, self.path_of_module(m)
         instead = find_decomposition(m)
         result = NotImplemented if instead is None else instead(m, *args, **kwargs)
+        if instead is None and not is_leaf(m):
+            result = self._attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
         if result is NotImplemented:
-            if instead is None and not is_leaf(m):
-                result = forward(*args, **kwargs)
-            else:
-                result = super().create_proxy("call_module", self._path, args, kwargs)
-                result.node.meta["value"] = self._run(result.node, m)
-                result.node.meta["path"] = self._path
+            result = super().create_proxy("call_module", self._path, args, kwargs)
+            result.node.meta["value"] = self._run(result.node, m)
+            result.node.meta["path"] = self._path
         self._path = outer
         return result
 
@@ -273,9 +279,9 @@ class ExampleTracer(fx.Tracer):
         name = self._tensors.get(id(attr_val))
         if name is None:
             return attr_val
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
+        if name not in self._read:  # not the base class's cache: what is taken back must go from it
+            self._read[name] = self.create_proxy("get_attr", name, (), {})
+        return self._read[name]
 
     def create_arg(self, a: Any) -> Any:
         kind = type(a)

@@ -5,6 +5,8 @@ Where a sample closes every gate of a group, the result is zero.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -42,17 +44,9 @@ def gated_var(
     return result * entries / (entries - (int(unbiased) if correction is None else correction)).clamp(min=1)
 
 
-def gated_std(
-    input: torch.Tensor,
-    dim: int | list[int] | tuple[int, ...] | None = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: int | None = None,
-    gate: torch.Tensor,
-) -> torch.Tensor:
-    """`torch.std` over what a gate, broadcastable to the input, leaves open."""
-    variance = gated_var(input, dim, unbiased, keepdim, correction=correction, gate=gate)
+def gated_std(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    """`torch.std` over what a gate leaves open; arguments as those of `gated_var`."""
+    variance = gated_var(input, *args, **options)
     return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
 
 

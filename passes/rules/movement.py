@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.arguments import arguments, thaw
+from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import compress, frozen, reshape
 from fxcat.passes.chains import move
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Share, Size, Zero, rule
@@ -230,25 +227,6 @@ class Expand(Movement):
         return Replacement((node.args[0], *(-1 if u else s for u, s in zip(moved.has_units, sizes, strict=True))), {})
 
 
-@rule(torch.slice_scatter)
-class SliceScatter(Rule):
-    """A value with some slices replaced by another value: both have the same units."""
-
-    zero = Zero.PRESERVES
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        base, part = (flow.of(n) for n in node.all_input_nodes[:2])
-        axis: Any = node.args[2]
-        if base.shape[axis] > 1 or part.shape[axis] > 1:
-            flow.freeze((base, part), node, "units along an axis that is assigned in part")
-            return torch.zeros_like(base)
-        flow.unite(base, part)
-        return min(base, part, key=lambda x: x.numel())
-
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return tuple(node.all_input_nodes[:2])
-
-
 @rule(torch.narrow, "narrow")
 class Sized(Movement):
     """Movements with no rewrite of their own: units are frozen, for sizes may be written into the model."""
@@ -261,172 +239,9 @@ class Sized(Movement):
         return moved
 
 
-@rule(operator.getitem)
-class Item(Movement):
-    """Indexing: an element of a tuple, slices of a tensor, or a lookup in a table."""
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        labels = flow.values[source]
-        if isinstance(labels, tuple):
-            return labels[node.args[1]]  # pyright: ignore
-        if labels is None:
-            return None
-        index: Any = node.args[1]
-        entries = index if isinstance(index, tuple) else (index,)
-        lookups = [e for e in entries if isinstance(e, list) or _is_tensor(e)]
-        if lookups:
-            return _look_up(flow, node, source, entries)
-        for axis, entry in _by_axis(entries, labels.dim()):
-            if isinstance(entry, slice) and labels.shape[axis] > 1 and thaw(entry.step) not in (None, 1):
-                flow.freeze(labels, node, "units along an axis that is sliced with a step")
-        found = _indexed(labels, source.meta["value"].shape, entries)
-        return compress(found) if found.numel() else frozen((1,) * node.meta["value"].dim())
-
-    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        if not isinstance(source.meta["value"], torch.Tensor):
-            return None
-        index: Any = node.args[1]
-        entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
-        shape = source.meta["value"].shape
-        position = 0
-        for axis, entry in _by_axis(entries, len(shape)):
-            while entries[position] is not entry:
-                position += 1
-            live = moved.source[axis]
-            known = thaw(entry)
-            if live is not None and isinstance(known, slice):
-                start, stop, _ = known.indices(shape[axis])
-                begin, end = int((live < start).sum()), int((live < stop).sum())
-                entries[position] = slice(begin, end) if (begin, end) != (0, len(live)) else slice(None)
-            elif live is not None and isinstance(known, int):
-                entries[position] = int((live < known % shape[axis]).sum())
-            position += 1
-        return Replacement((source, tuple(entries) if isinstance(index, tuple) else entries[0]), {})
-
-
-def _indexed(labels: torch.Tensor, shape: torch.Size, entries: Any) -> torch.Tensor:
-    """Labels of a part of a value; axes without units stay as short as they are."""
-    mapped = iter(_by_axis(entries, labels.dim()))
-    index: list[Any] = []
-    for entry in entries:
-        if entry is None or entry is Ellipsis:
-            index.append(entry)
-            continue
-        axis, known = next(mapped)[0], thaw(entry)
-        if labels.shape[axis] == 1 and isinstance(known, int):
-            known = 0 if shape[axis] else known
-        elif labels.shape[axis] == 1:
-            known = slice(None)
-        index.append(known)
-    return labels[tuple(index)]
-
-
-def _is_tensor(argument: Any) -> bool:
-    return isinstance(argument, fx.Node) and isinstance(argument.meta["value"], torch.Tensor)
-
-
-def _by_axis(entries: Any, dims: int) -> list[tuple[int, Any]]:
-    """The entries of an index that stand for one axis each, with that axis."""
-    result: list[tuple[int, Any]] = []
-    given = [e for e in entries if e is not None]
-    axis = 0
-    for entry in given:
-        if entry is Ellipsis:
-            axis = dims - (len(given) - 1 - given.index(Ellipsis))
-        else:
-            result.append((axis, entry))
-            axis += 1
-    return result
-
-
-def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels:
-    """Slices of a table, by a tensor of numbers along one axis; what else is looked up is frozen."""
-    labels = flow.of(source)
-    *before, index = entries
-    whole = all(isinstance(e, slice) and e == slice(None) for e in before)
-    if whole and _is_tensor(index) and index.meta["value"].dtype != torch.bool and labels.dim() > 1:
-        axis = len(before)
-        first = labels.narrow(axis, 0, 1)
-        flow.unite(labels, first)
-        if first.numel() == 1:
-            flow.freeze(first, node, "units along an axis that is looked up")
-        inner = (1,) * index.meta["value"].dim()
-        return first.reshape(*first.shape[:axis], *inner, *first.shape[axis + 1 :])
-    flow.freeze(labels, node, "lookup by values")
-    return frozen((1,) * node.meta["value"].dim())
-
-
 @rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 class Creation(Rule):
     """New values: the tensor they are made from only gives type and device."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return frozen((1,) * node.meta["value"].dim())
-
-
-@rule(F.pad)
-class Pad(Rule):
-    """Zero padding. What it adds along an axis with units are new units that are zero already."""
-
-    zero = Zero.PRESERVES
-
-    def zero_at(self, node: fx.Node) -> Zero:
-        return Zero.BREAKS if _pad_value(node) else Zero.PRESERVES
-
-    def infinite_at(self, node: fx.Node) -> bool:
-        return math.isinf(_pad_value(node))
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source = node.all_input_nodes[0]
-        labels, shape = flow.of(source), node.meta["value"].shape
-        given = _pad_amounts(node)
-        amounts = {a: given[2 * (len(shape) - 1 - a) :][:2] for a, size in enumerate(labels.shape) if size > 1}
-        axes = [a for a, pair in amounts.items() if any(pair)]
-        if not axes:
-            return labels
-        axis = axes[0]
-        plain = isinstance(_pad_argument(node), tuple | list) and _pad_mode(node) == "constant"
-        if len(amounts) > 1 or min(amounts[axis]) < 0 or not plain:
-            flow.freeze(labels, node, "padded along the units' axis")
-            return frozen((1,) * len(shape))
-        before, after = amounts[axis]
-        flat = labels.reshape(-1)
-        new = flow.fresh(before + after, str(node.meta.get("path")), producer=False)
-        full = torch.cat([new[:before], flat, new[before:]])
-        return full.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-
-    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        source, amounts, written = node.all_input_nodes[0], _pad_amounts(node), _pad_argument(node)
-        if not isinstance(written, tuple | list):
-            return None
-        new: list[Any] = list(written)
-        shape = source.meta["value"].shape
-        for axis, live in enumerate(moved.result):
-            at = 2 * (len(shape) - 1 - axis)
-            if isinstance(live, torch.Tensor) and any(amounts[at : at + 2]):
-                before = int((live < amounts[at]).sum())
-                after = int((live >= amounts[at] + shape[axis]).sum())
-                new[at : at + 2] = [before, after]
-        return Replacement((source, new, *node.args[2:]), {k: v for k, v in node.kwargs.items() if k != "pad"})
-
-
-def _pad_mode(node: fx.Node) -> Any:
-    return node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
-
-
-def _pad_value(node: fx.Node) -> float:
-    mode = _pad_mode(node)
-    value: Any = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
-    return 0.0 if mode != "constant" or value is None else value
-
-
-def _pad_argument(node: fx.Node) -> Any:
-    return node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else ())
-
-
-def _pad_amounts(node: fx.Node) -> list[int]:
-    return list(thaw(_pad_argument(node)))

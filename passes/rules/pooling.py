@@ -208,7 +208,7 @@ class Mean(_OverOneAxis):
         return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
 
     def known_form(self, node: fx.Node) -> bool:
-        return node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
+        return node.kwargs.keys() <= {"input", "dim", "keepdim"}
 
 
 @rule(torch.var, "var", gated=gated_var)
@@ -218,4 +218,5 @@ class Spread(Mean):
 
     def known_form(self, node: fx.Node) -> bool:
         given = arguments(node, "input", "dim", "unbiased", "keepdim")
-        return super().known_form(node) and not given.get("correction", int(given.get("unbiased", True)))
+        named = node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
+        return named and not given.get("correction", int(given.get("unbiased", True)))

@@ -7,7 +7,7 @@ the table is opaque: its units are frozen and it is reported.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -307,11 +307,14 @@ def is_leaf(module: nn.Module) -> bool:
     if find_decomposition(module) is not None:
         return False
     own = type(module).__module__
-    return own.startswith("torch.ao") or (own.startswith("torch.nn") and any(True for _ in _own_tensors(module)))
+    held = (*module._parameters.values(), *module._buffers.values())
+    return own.startswith("torch.ao") or (own.startswith("torch.nn") and any(t is not None for t in held))
 
 
-def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    return (t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether torch.nn wrote a module and all that it holds, and it is no container of what a user chose."""
+    chosen = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    return not chosen and all(type(m).__module__.startswith("torch.nn") for m in module.modules())
 
 
 def find_rule(node: fx.Node, module: nn.Module | None) -> Rule | None:
