@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,10 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from fxcat.errors import CaptureError, InputError
-from fxcat.passes.arguments import thaw
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.discovery import find_regions
-from fxcat.passes.effects import INPLACE_OPERATORS, PHASE, VIEWS, changed_part_of, is_by_the_way, is_inplace
+from fxcat.passes.effects import PHASE, is_by_the_way
+from fxcat.passes.functionalise import functionalise
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
@@ -188,7 +188,7 @@ def _trace(
             module.training = False
     tracer = ExampleTracer()
     graph = tracer.trace_module(twin, inputs, call)
-    _functionalise(graph)
+    functionalise(graph)
     constants = {n: v for n, v in vars(twin).items() if n not in known and isinstance(v, torch.Tensor)}
     return graph, tuple(tracer.guards), constants
 
@@ -316,53 +316,3 @@ def _set_by_mode(node: fx.Node, training: fx.Node) -> bool:
 
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), by_mode)
     return True
-
-
-def _functionalise(graph: fx.Graph) -> None:
-    """What reads a value after an in-place op changed it reads the op's result instead.
-
-    Assignments of a value to slices become `slice_scatter`; other changes of a part stay as they are: see `effects`.
-    """
-    order = {n: i for i, n in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if node.target is operator.setitem:
-            _scatter(graph, node, order)
-        elif is_inplace(node) and isinstance(node.args[0], fx.Node) and changed_part_of(node) is None:
-            _redirect(node.args[0], node, order, order[node])
-
-
-def _redirect(old: fx.Node, new: fx.Node, order: Mapping[fx.Node, int], after: int) -> None:
-    later: Sequence[fx.Node] = [u for u in old.users if order.get(u, -1) > after]
-    for user in later:
-        user.replace_input_with(old, new)
-
-
-def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """`base[slices] = value` as a new value; `base[slices] += x` has computed the value by an in-place sum."""
-    base, index, value = node.args
-    entries: Any = index if isinstance(index, tuple) else (index,)
-    plain = all(isinstance(e, slice) and e.step in (None, 1) for e in entries)
-    is_tensor = isinstance(value, fx.Node) and isinstance(value.meta["value"], torch.Tensor)
-    if not plain or not is_tensor or not isinstance(base, fx.Node) or base.target in VIEWS:
-        return
-    assert isinstance(value, fx.Node)
-    if value.target in INPLACE_OPERATORS:
-        value.target = INPLACE_OPERATORS[value.target]
-    cut = [(axis, e) for axis, e in enumerate(entries) if e != slice(None)]
-    path = node.meta.get("path")
-
-    def call(function: Any, *args: Any) -> fx.Node:
-        new = graph.call_function(function, args)
-        new.meta.update(path=path, value=function(*thaw(args)))
-        order[new] = order[node]
-        return new
-
-    with graph.inserting_before(node):
-        parts = [base]
-        for axis, entry in cut[:-1]:
-            parts.append(call(operator.getitem, parts[-1], (*[slice(None)] * axis, entry)))
-        result = value
-        for part, (axis, entry) in zip(reversed(parts), reversed(cut), strict=True):
-            result = call(torch.slice_scatter, part, result, axis, entry.start, entry.stop)
-    _redirect(base, result, order, order[node])
-    graph.erase_node(node)

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fxcat.passes.effects import INPLACE_OPERATORS, is_inplace, needed
+from fxcat.passes.effects import is_inplace, make_plain, needed
 from fxcat.passes.rules.boundary import region_output
 
 
@@ -56,23 +56,6 @@ def make_out_of_place(graph: fx.Graph, origin: Mapping[fx.Node, fx.Node], root: 
             continue
         if node.op == "call_module" and getattr(root.get_submodule(str(node.target)), "inplace", False):
             modules.append(str(node.target))
-        elif is_inplace(node):
-            _make_plain(node)
+        if is_inplace(node):
+            make_plain(node)
     return tuple(modules)
-
-
-def _make_plain(node: fx.Node) -> None:
-    plain = INPLACE_OPERATORS.get(node.target)
-    if plain is not None:
-        node.target = plain
-    elif node.kwargs.get("inplace"):
-        node.kwargs = {**node.kwargs, "inplace": False}
-    elif node.op == "call_method":
-        node.target = str(node.target).removesuffix("_")
-    else:
-        node.target = _plain_function(node.target)
-
-
-def _plain_function(function: Any) -> Any:
-    name = function.__name__.removesuffix("_")
-    return getattr(torch, name, None) or getattr(torch.nn.functional, name)

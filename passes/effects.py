@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn import functional
 
 from fxcat.passes.rules.boundary import region_output
 
@@ -22,17 +23,34 @@ INPLACE_OPERATORS: dict[Any, Any] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.ipow: operator.pow,
 }
 
 VIEWS: tuple[Any, ...] = (
     *(operator.getitem, "view", "narrow", "select", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "t"),
-    *("chunk", "split", "unbind", torch.transpose, torch.permute, torch.flatten, torch.chunk, torch.split),
-    torch.unbind,
+    *("chunk", "split", "unbind", "unflatten", "expand", "swapaxes", "movedim", "detach", "reshape", "view_as"),
+    *("reshape_as", "contiguous", torch.reshape, torch.unflatten, torch.swapaxes, torch.movedim, torch.unsqueeze),
+    *(torch.squeeze, torch.transpose, torch.permute, torch.flatten, torch.chunk, torch.split, torch.unbind),
 )
+
+CHANGES = "changes"
+"""Key in the `meta` of a node that calls a module: the module changes its input in place."""
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the values of a node are in the memory of its input's; those of `reshape` are where that is possible."""
+    if node.target not in VIEWS:
+        return False
+    source, result = node.all_input_nodes[0].meta["value"], node.meta["value"]
+    both = isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor)
+    return not both or source.untyped_storage()._cdata == result.untyped_storage()._cdata
 
 
 def is_inplace(node: fx.Node) -> bool:
-    """Whether a function or method node changes its first argument."""
+    """Whether a node changes its first argument."""
+    if node.op == "call_module":
+        return CHANGES in node.meta
     if node.op == "call_method":
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
@@ -46,6 +64,21 @@ def is_inplace(node: fx.Node) -> bool:
     )
 
 
+def make_plain(node: fx.Node) -> None:
+    """Let an in-place node make a new value; of one that calls a module, whose `inplace` it is, only take the mark."""
+    node.meta.pop(CHANGES, None)
+    if node.target in INPLACE_OPERATORS:
+        node.target = INPLACE_OPERATORS[node.target]
+    elif node.kwargs.get("inplace"):
+        node.kwargs = {**node.kwargs, "inplace": False}
+    elif node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+    elif node.op == "call_function":
+        assert callable(node.target)
+        name = node.target.__name__.removesuffix("_")
+        node.target = getattr(torch, name, None) or getattr(functional, name)
+
+
 def changed_part_of(node: fx.Node) -> fx.Node | None:
     """The value of which a node changes a part in place, by item assignment or through a view; or the parameter or
     buffer that it changes."""
@@ -54,8 +87,8 @@ def changed_part_of(node: fx.Node) -> fx.Node | None:
     if not isinstance(target, fx.Node) or not (assigned or is_inplace(node)):
         return None
     base = target
-    while base.target in VIEWS and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
+    while is_view(base):
+        base = base.all_input_nodes[0]
     return base if assigned or base is not target or base.op == "get_attr" else None
 
 

@@ -16,8 +16,14 @@ from fxcat.passes.rules.table import function_rule, module_rule
 def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False) -> Any:
     """Execute one node on the example values of its inputs. Modules run through `forward`: hooks do not fire.
 
-    `in_full`: even if a rule knows the shape of the result, and where `root` has data.
+    `in_full`: even if a rule knows the shape of the result, and where `root` has data. What a model makes elsewhere
+    (`torch.ones(n)`, constants) is on the meta device like all other example values.
     """
+    value = _execute(node, root, in_full=in_full)
+    return value.to("meta") if isinstance(value, torch.Tensor) and not value.is_meta else value
+
+
+def _execute(node: fx.Node, root: nn.Module, *, in_full: bool) -> Any:
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(root)
     args, kwargs = thaw(node.args), thaw(node.kwargs)

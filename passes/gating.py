@@ -146,9 +146,9 @@ class _Demand:
         rule = self.flow.rules.get(node)
         if rule is None or rule.zero_at(node) is Zero.BREAKS:
             return None
-        values = [n for n in node.all_input_nodes if self.flow.values.get(n) is not None]
-        if not rule.keeps_infinity and any(self._is_infinite(n) for n in values):
+        if not rule.keeps_infinity and any(self._is_infinite(n) for n in node.all_input_nodes):
             return None
+        values = [n for n in rule.zero_from(self.flow, node) if self._can_be_gated(n)]
         if inside is not None:
             return values
         known = rule.carriers(self.flow, node)
@@ -160,12 +160,17 @@ class _Demand:
             return None
         return carriers or None
 
+    def _can_be_gated(self, node: fx.Node) -> bool:
+        value = node.meta["value"]
+        numbers = not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex()
+        return numbers and self.flow.values.get(node) is not None
+
     def _is_infinite(self, start: fx.Node) -> bool:
         stack, seen = [start], set[fx.Node]()
         while stack:
             node = stack.pop()
             rule = self.flow.rules.get(node)
-            if rule is not None and rule.infinite_at(node):
+            if rule is not None and rule.infinite_at(self.flow, node):
                 return True
             if rule is not None and rule.keeps_infinity and node not in seen:
                 seen.add(node)

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
+from fxcat.passes.effects import changed_part_of
 from fxcat.passes.rules.table import Contraction, Labels, Rule, find_rule
 
 Integers = np.ndarray[Any, np.dtype[np.int32]]
@@ -271,7 +272,8 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
         return None
     if node.op == "get_attr":
         return _attribute_labels(flow, node)
-    if node.target is operator.setitem:
+    part = changed_part_of(node)
+    if part is not None and (part.op != "get_attr" or node.target is operator.setitem):
         freeze_node(flow, node, "assignment into a part of a value")
     if not any(True for _ in leaves(unlabelled(value))):
         return None

@@ -302,7 +302,7 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     if replacement is not None:
         new = copies[old]
         new_inputs = dict(_inputs(old, new))
-        args = [_with_sizes(new, a, new_inputs) for a in replacement.args]
+        args = [_with_sizes(setting, copies, old, a) for a in replacement.args]
         new.args = fx.map_arg(tuple(args), lambda n: new_inputs.get(n, n))
         new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
         if replacement.target is not None:
@@ -317,21 +317,39 @@ def _inputs(old: fx.Node, new: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
     return list(zip(*sides, strict=True))
 
 
-def _with_sizes(new: fx.Node, argument: Any, inputs: Mapping[fx.Node, fx.Node]) -> Any:
-    """An argument with a node for every `Size` and `Share` in it."""
+def _with_sizes(setting: _Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node, argument: Any) -> Any:
+    """An argument with a node of the new graph for every `Size` and `Share` in it."""
     if not isinstance(argument, tuple | list):
         return argument
+    new = copies[old]
     with new.graph.inserting_before(new):
-        return tuple(_computed(new.graph, a, inputs) for a in argument)  # pyright: ignore[reportUnknownVariableType]
+        return tuple(_computed(setting, copies, new.graph, a) for a in argument)  # pyright: ignore[reportUnknownVariableType]
 
 
-def _computed(graph: fx.Graph, size: Any, inputs: Mapping[fx.Node, fx.Node]) -> Any:
+def _computed(setting: _Setting, copies: Mapping[fx.Node, fx.Node], graph: fx.Graph, size: Any) -> Any:
     if isinstance(size, Size):
-        return graph.call_function(operator.getitem, (inputs[size.shape], size.axis))
+        return graph.call_function(operator.getitem, (copies[size.shape], size.axis))
     if isinstance(size, Share):
-        product = graph.call_function(operator.mul, (inputs[size.number], size.live))
-        return graph.call_function(operator.floordiv, (product, size.all))
+        number = _as_before(setting, copies, graph, size.number)
+        return _in_proportion(graph, number, size.live, size.number.meta["value"])
     return size
+
+
+def _as_before(setting: _Setting, copies: Mapping[fx.Node, fx.Node], graph: fx.Graph, number: fx.Node) -> fx.Node:
+    """A node of the new graph that gives what a number, computed from sizes, was before units went, for any batch."""
+    before, after = number.meta["value"], setting.number(number)
+    if not all(isinstance(i.meta["value"], int | float) for i in number.all_input_nodes):
+        return copies[number] if after == before else _in_proportion(graph, copies[number], before, after)
+    inputs = {i: _as_before(setting, copies, graph, i) for i in number.all_input_nodes}
+    if all(new is copies[i] for i, new in inputs.items()):
+        return copies[number]
+    return graph.node_copy(number, inputs.__getitem__)
+
+
+def _in_proportion(graph: fx.Graph, number: fx.Node, share: int, whole: int) -> fx.Node:
+    """A node for `share` of every `whole` that a number counts."""
+    product = graph.call_function(operator.mul, (number, share))
+    return graph.call_function(operator.floordiv, (product, whole))
 
 
 def _keep_numbers(setting: _Setting, new: fx.Node, old: fx.Node) -> None:

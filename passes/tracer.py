@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
+from fxcat.passes.effects import CHANGES, INPLACE_OPERATORS
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.rules.table import autograd_call, find_decomposition, function_rule, is_leaf, is_of_torch
 
@@ -72,6 +73,7 @@ class ExampleProxy(fx.Proxy):
         return len(self.example)  # of a tuple or a shape: removal does not change it
 
     def __index__(self) -> int:
+        self.tracer.asked.append(_instruction(sys._getframe(1)))
         return self._resolve(operator.index(self.example))
 
     def __int__(self) -> int:
@@ -91,14 +93,28 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(item in self.example)
 
 
-class ExampleAttribute(Attribute):
+def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:
+    """`+=` and the like: torch.fx takes them for sums, and what else holds the tensor would not see the change."""
+
+    def call(self: ExampleProxy, other: Any) -> fx.Proxy:
+        target = function if isinstance(self.example, torch.Tensor) else INPLACE_OPERATORS[function]
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return call
+
+
+for _operator in INPLACE_OPERATORS:
+    setattr(ExampleProxy, f"__{_operator.__name__}__", _changing(_operator))
+
+
+class ExampleAttribute(Attribute, ExampleProxy):
     """An attribute of a proxy; flags, such as `is_nested`, are those of the example."""
 
     root: ExampleProxy
 
     def __bool__(self) -> bool:
         value = getattr(self.root.example, self.attr)
-        return value if isinstance(value, bool) else super().__bool__()
+        return value if isinstance(value, bool) else ExampleProxy.__bool__(self)
 
 
 class ExampleTracer(fx.Tracer):
@@ -114,6 +130,8 @@ class ExampleTracer(fx.Tracer):
         self._path = ""
         self._tensors: dict[int, str] = {}
         self._read: dict[str, fx.Proxy] = {}
+        self.asked: list[object] = []
+        """The instructions that asked for integers since the last node."""
 
     def trace_module(
         self, root: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None = None
@@ -180,6 +198,7 @@ class ExampleTracer(fx.Tracer):
                     self._read.pop(str(node.target), None)
                 self.graph.erase_node(node)
             del self.guards[guards:]
+            self.asked.clear()
             self._path = path
             return NotImplemented
 
@@ -267,6 +286,8 @@ class ExampleTracer(fx.Tracer):
             result = super().create_proxy("call_module", self._path, args, kwargs)
             result.node.meta["value"] = self._run(result.node, m)
             result.node.meta["path"] = self._path
+            if getattr(m, "inplace", False):
+                result.node.meta[CHANGES] = True
         self._path = outer
         return result
 
@@ -292,8 +313,14 @@ class ExampleTracer(fx.Tracer):
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        if kind == "call_function" and not args and "input" in kwargs and _takes_input_first(target, kwargs):
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)  # where rules look for it
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
+        if self.asked and kind == "call_function":
+            self._forget_what_was_parsed(node)
+        self.asked.clear()
         if kind == "placeholder":
             node.meta["value"] = self._inputs[target]
         elif kind not in ("output", "get_attr"):
@@ -302,8 +329,27 @@ class ExampleTracer(fx.Tracer):
             node.meta["path"] = self._path
         return proxy
 
+    def _forget_what_was_parsed(self, node: fx.Node) -> None:
+        """PyTorch asks for the integers among its arguments before it lets a proxy take the call: that is no guard."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_globals["__name__"].startswith(("torch.fx.", __name__)):
+            frame = frame.f_back
+        while self.asked and self.asked.pop() == _instruction(frame) and self.guards[-1].node in node.all_input_nodes:
+            self.guards.pop()
+
+
+def _instruction(frame: types.FrameType) -> tuple[types.CodeType, int]:
+    return frame.f_code, frame.f_lasti
+
 
 _PLAIN = (int, float, bool, str, type(None))
+
+
+def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether `input` is the name of a function's first parameter."""
+    if isinstance(function, types.FunctionType):
+        return next(iter(inspect.signature(function).parameters)) == "input"
+    return "condition" not in arguments  # what is built into torch has no signature, but only `where` differs
 
 
 def _length(value: Any) -> Any:
@@ -318,7 +364,10 @@ def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Mo
 
     def call(module: nn.Module, name: str, value: Any) -> None:
         if isinstance(value, fx.Proxy) and name in module._buffers:
-            getattr(module, name).copy_(value)
+            buffer = getattr(module, name)
+            changed = value.node.target in INPLACE_OPERATORS and value.node.args[0] is buffer.node
+            if not changed:
+                buffer.copy_(value)
         else:
             assign(module, name, value)
 

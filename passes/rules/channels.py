@@ -68,6 +68,7 @@ class PReLU(Rule):
     """PReLU, with one slope for all channels or one for each."""
 
     zero = Zero.PRESERVES
+    keeps_infinity = True
     parameters = ("weight",)
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:

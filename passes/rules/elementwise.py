@@ -71,21 +71,28 @@ class Elementwise(Rule):
 
 
 @rule(
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
-    *(nn.Tanh, nn.Softsign, nn.Tanhshrink, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.tanh),
-    *(F.rrelu, F.softsign, F.tanhshrink, F.softshrink, F.hardshrink),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.relu, torch.relu_, torch.tanh, torch.abs, torch.absolute),
-    *(torch.neg, torch.negative, operator.neg, torch.square, torch.sin, torch.tan, torch.asin, torch.atan, torch.sinh),
-    *(torch.asinh, torch.atanh, torch.erf, torch.expm1, torch.log1p, torch.sign, torch.round, torch.floor, torch.ceil),
-    *("relu", "relu_", "tanh", "tanh_", "abs", "absolute", "neg", "negative", "square", "sin", "tan", "asin", "atan"),
-    *("sinh", "asinh", "atanh", "erf", "expm1", "log1p", "sign", "round", "floor", "ceil", "zero_"),
-    *(StochasticDepth, stochastic_depth),
+    *(nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.leaky_relu),
+    *(F.rrelu, F.softshrink, F.hardshrink, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
+    *(StochasticDepth, stochastic_depth, torch.abs, torch.absolute, torch.neg, torch.negative),
+    *(operator.neg, torch.square, torch.sinh, torch.asinh, torch.log1p, torch.round, torch.floor, torch.ceil),
+    *("abs", "absolute", "neg", "negative", "square", "sinh", "asinh", "log1p", "round", "floor", "ceil"),
+    keeps_infinity=True,
+)
+@rule(
+    *(nn.ReLU, nn.ReLU6, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Softsign),
+    *(nn.Tanhshrink, F.relu, F.relu6, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.tanh, F.softsign),
+    *(F.tanhshrink, torch.relu, torch.relu_, torch.tanh, torch.sin, torch.tan, torch.asin, torch.atan, torch.atanh),
+    *(torch.erf, torch.expm1, torch.sign, "relu", "relu_", "tanh", "tanh_", "sin", "tan", "asin", "atan", "atanh"),
+    *("erf", "expm1", "sign", "zero_"),
+    keeps_infinity=False,
 )
 class ZeroToZero(Elementwise):
-    """f(0) = 0."""
+    """f(0) = 0. What makes minus infinity finite counts as not keeping infinities."""
 
     zero = Zero.PRESERVES
+
+    def __init__(self, keeps_infinity: bool) -> None:
+        self.keeps_infinity = keeps_infinity
 
     def samples(self) -> tuple[Sample, ...]:
         modules = (nn.ReLU(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5), nn.Tanh())
@@ -119,8 +126,28 @@ class Sum(Elementwise):
     keeps_infinity = True
 
     def zero_at(self, node: fx.Node) -> Zero:
-        tensors = [a for a in node.args[:2] if isinstance(a, fx.Node) and isinstance(a.meta["value"], torch.Tensor)]
-        return Zero.PRESERVES if len(tensors) == 2 else Zero.BREAKS
+        return Zero.PRESERVES if len(self._terms(node)) == 2 else Zero.BREAKS
+
+    def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
+        """What is added to many units at once may be a mask."""
+        return any(_is_same_for_units(flow, node, term) for term in self._terms(node))
+
+    @staticmethod
+    def _terms(node: fx.Node) -> list[fx.Node]:
+        """The tensors that are added up."""
+        given = arguments(node, "input", "other")
+        return [a for a in (given["input"], given["other"]) if _is_tensor(a)]
+
+
+def _is_tensor(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and isinstance(argument.meta["value"], torch.Tensor)
+
+
+def _is_same_for_units(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
+    """Whether an input is broadcast along an axis along which the result has units."""
+    labels, shape = flow.of(node), source.meta["value"].shape
+    shape = (1,) * (labels.dim() - len(shape)) + tuple(shape)
+    return any(size > 1 == own for size, own in zip(labels.shape, shape, strict=True))
 
 
 @rule(torch.addcmul, "addcmul")
@@ -129,11 +156,13 @@ class SumWithProduct(Elementwise):
 
     zero = Zero.PRESERVES
 
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        summand, *factors = node.all_input_nodes
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = arguments(node, "input", "tensor1", "tensor2")
+        factors = given["tensor1"], given["tensor2"]
         width = [flow.of(factor).numel() for factor in factors]
         wide = [f for f, n in zip(factors, width, strict=True) if n == max(width)]
-        return summand, max(wide, key=lambda f: f.meta["value"].numel())  # a parameter cannot be gated by other gates
+        # a parameter cannot be gated by other gates
+        return given["input"], max(wide, key=lambda f: f.meta["value"].numel())
 
 
 @rule(*(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"))
@@ -150,11 +179,14 @@ class Power(Elementwise):
 
     zero = Zero.PRESERVES
 
+    def zero_at(self, node: fx.Node) -> Zero:
+        exponent = arguments(node, "input", "exponent")["exponent"]
+        return Zero.PRESERVES if isinstance(exponent, int | float) and exponent >= 1 else Zero.BREAKS
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        exponent = node.args[1] if len(node.args) > 1 else node.kwargs.get("exponent")
-        if not isinstance(exponent, int | float) or exponent < 1:
+        if self.zero_at(node) is Zero.BREAKS:
             for source in node.all_input_nodes:
-                flow.freeze(flow.of(source), node, "units in a power that is not finite at zero")
+                flow.freeze(flow.values[source], node, "units in a power that is not finite at zero")
         return broadcast(flow, node)
 
 
@@ -164,25 +196,37 @@ class MaskedFill(Elementwise):
 
     zero = Zero.BREAKS
 
-    def infinite_at(self, node: fx.Node) -> bool:
+    def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
         value = arguments(node, "input", "mask", "value").get("value")
         return not isinstance(value, int | float) or math.isinf(value)
 
 
-@rule(torch.where)
+@rule("where", names=("input", "condition", "other"))
+@rule(torch.where, names=("condition", "input", "other"))
 class Where(Elementwise):
     """One of two values in every place."""
 
+    keeps_infinity = True
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
     def zero_at(self, node: fx.Node) -> Zero:
-        return Zero.PRESERVES if all(isinstance(a, fx.Node) for a in node.args[1:]) else Zero.BREAKS
+        return Zero.PRESERVES if all(_is_tensor(a) for a in self._branches(node)) else Zero.BREAKS
 
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return tuple(a for a in node.args[1:] if isinstance(a, fx.Node))
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(a for a in self._branches(node) if isinstance(a, fx.Node))
 
-    def infinite_at(self, node: fx.Node) -> bool:
-        """A number, or a value that has no batch axis, may be what masks."""
-        others = [a for a in node.args[1:] if not isinstance(a, fx.Node) or a.op == "get_attr"]
-        return any(not isinstance(a, int | float) or math.isinf(a) for a in others)
+    def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
+        """A number, or a value without units, may be what masks."""
+        branches = self._branches(node)
+        if not all(_is_tensor(a) for a in branches):
+            return any(not isinstance(a, int | float) or math.isinf(a) for a in branches if not _is_tensor(a))
+        return any(_is_same_for_units(flow, node, a) for a in branches)
+
+    def _branches(self, node: fx.Node) -> tuple[Any, Any]:
+        given = arguments(node, *self.names)
+        return given["input"], given["other"]
 
 
 @rule("expand_as")
@@ -190,22 +234,32 @@ class ExpandAs(Elementwise):
     """A value stretched to the shape of another."""
 
     zero = Zero.BREAKS
+    keeps_infinity = True
 
 
 @rule(*(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"))
 class Quotient(Elementwise):
     """Quotients. A divisor with units is frozen: a dead one would divide by zero."""
 
-    zero = Zero.PRESERVES
     keeps_infinity = True
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        divisor = node.args[1]
-        if isinstance(divisor, fx.Node) and isinstance(divisor.meta["value"], torch.Tensor):
+        _, divisor = self._terms(node)
+        if _is_tensor(divisor):
             flow.freeze(flow.of(divisor), node, "units in a divisor")
         return broadcast(flow, node)
 
     def zero_at(self, node: fx.Node) -> Zero:
-        dividend = node.args[0]
-        is_tensor = isinstance(dividend, fx.Node) and isinstance(dividend.meta["value"], torch.Tensor)
-        return Zero.PRESERVES if is_tensor else Zero.BREAKS
+        """A divisor that is computed may be zero where the dividend is."""
+        dividend, divisor = self._terms(node)
+        computed = _is_tensor(divisor) and divisor.op != "get_attr"
+        return Zero.PRESERVES if _is_tensor(dividend) and not computed else Zero.BREAKS
+
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (self._terms(node)[0],)
+
+    @staticmethod
+    def _terms(node: fx.Node) -> tuple[Any, Any]:
+        """Dividend and divisor."""
+        given = arguments(node, "input", "other")
+        return given["input"], given["other"]

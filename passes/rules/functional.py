@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import along
+from fxcat.passes.arguments import arguments, thaw
+from fxcat.passes.arrays import along, frozen
 from fxcat.passes.rules.contraction import Sizes, bind_kernel, consumed, kernel_macs, per_slice
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
@@ -55,6 +55,8 @@ class LinearFunction(Rule):
         weight, bias = given["weight"], given.get("bias")
         entering, outer = consumed(flow, node, -1)
         value = node.meta["value"]
+        if weight.meta["value"].dim() == 1:
+            return self._of_vector(flow, node, weight, entering, outer)
         out = self._bind(flow, node, weight, entering, value.shape[-1])
         if outer is not None:
             flow.freeze(out, node, "the input has units along another axis")
@@ -63,6 +65,17 @@ class LinearFunction(Rule):
         term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
         flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
         return along(out, -1, value.dim()) if outer is None else outer
+
+    def _of_vector(
+        self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, outer: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Labels where the weight has one axis only, which leaves none of the output's."""
+        if flow.values[weight] is None:
+            flow.bind_axis(flow.attribute_name(weight), 0, entering)
+        else:
+            flow.freeze((entering, flow.of(weight)), node, "a weight that is computed")
+        flow.contractions[node] = Contraction((), (node.all_input_nodes[0],), ())
+        return frozen((1,) * node.meta["value"].dim()) if outer is None else outer.squeeze(-1)
 
     def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
         if flow.values[weight] is not None:
@@ -122,9 +135,8 @@ class ConvFunction(Rule):
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_conv(node)
         sizes = _sizes(given)
-        if not sizes.whole:
-            return None
-        given["groups"] = moved.shape[1 - given["weight"].meta["value"].dim()] // sizes.leaving
+        channels = moved.shape[1 - given["weight"].meta["value"].dim()]
+        given["groups"] = channels // sizes.leaving if sizes.whole else sizes.groups
         return Replacement((given.pop("input"), given.pop("weight")), given)
 
 
@@ -133,6 +145,6 @@ def _of_conv(node: fx.Node) -> dict[str, Any]:
 
 
 def _sizes(given: dict[str, Any]) -> Sizes:
-    groups = given.get("groups", 1)
+    groups = thaw(given.get("groups", 1))
     leaving, entering = given["weight"].meta["value"].shape[:2]
     return Sizes(groups, entering, leaving // groups)

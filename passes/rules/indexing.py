@@ -40,6 +40,9 @@ class Item(Movement):
         found = _indexed(labels, source.meta["value"].shape, entries)
         return compress(found) if found.numel() else frozen((1,) * node.meta["value"].dim())
 
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -131,5 +134,5 @@ class SliceScatter(Rule):
         flow.unite(base, part)
         return min(base, part, key=lambda x: x.numel())
 
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return tuple(node.all_input_nodes[:2])

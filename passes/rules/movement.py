@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arguments import arguments
+from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import compress, frozen, reshape
 from fxcat.passes.chains import move
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Share, Size, Zero, rule
@@ -45,6 +45,9 @@ class Copy(Movement):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return flow.values[node.all_input_nodes[0]]
 
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
 
 @rule(
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.t, "t"),
@@ -66,12 +69,38 @@ class Axes(Movement):
         return node.target(labels, *rest, **{k: v for k, v in node.kwargs.items() if k != "input"})
 
 
-@rule(torch.flatten, "flatten", nn.Flatten, torch.squeeze, "squeeze")
+@rule(torch.flatten, "flatten", nn.Flatten)
 class Flatten(Reshaping):
-    """flatten and squeeze: they state no sizes."""
+    """flatten: it states no sizes."""
 
     def samples(self) -> tuple[Sample, ...]:
         return (Sample(nn.Flatten(), (2, 6, 3, 3)),)
+
+
+@rule(torch.squeeze, "squeeze")
+class Squeeze(Reshaping):
+    """squeeze: an axis of units of which one is left stays."""
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        source = node.all_input_nodes[0]
+        shape = source.meta["value"].shape
+        chosen: Any = arguments(node, "input", "dim").get("dim", tuple(range(len(shape))))
+        axes = {axis % len(shape) for axis in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
+        return Replacement((source, tuple(sorted(axis for axis in axes if shape[axis] == 1))), {})
+
+
+def _sizes_left(given: Any, shape: tuple[int, ...], moved: Moved) -> tuple[Any, ...]:
+    """Sizes among the arguments after removal, where what is left of the axes that they state has this shape."""
+    if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
+        wanted = enumerate(zip(moved.number(given), shape, strict=True))
+        return tuple(Size(given, axis) if number == size else size for axis, (number, size) in wanted)
+    sizes: list[Any] = list(given) if isinstance(given, tuple | list) else [given]
+    for axis, size in enumerate(sizes):
+        if isinstance(size, fx.Node) and moved.number(size) != shape[axis]:
+            sizes[axis] = Share(size, shape[axis])
+        elif not isinstance(size, fx.Node) and size != -1:
+            sizes[axis] = shape[axis]
+    return tuple(sizes)
 
 
 @rule(torch.reshape, "reshape", "view")
@@ -80,17 +109,7 @@ class Reshape(Reshaping):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = node.kwargs.get("shape", node.args[1] if len(node.args) == 2 else node.args[1:])
-        if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
-            wanted = enumerate(zip(moved.number(given), moved.shape, strict=True))
-            mixed = [Size(given, axis) if number == size else size for axis, (number, size) in wanted]
-            return Replacement((node.args[0], tuple(mixed)), {})
-        sizes: list[Any] = list(given) if isinstance(given, tuple | list) else [given]
-        for axis, size in enumerate(sizes):
-            number = moved.number(size) if isinstance(size, fx.Node) else size
-            if number not in (-1, moved.shape[axis]):
-                live = moved.shape[axis]
-                sizes[axis] = Share(size, live, number) if isinstance(size, fx.Node) and number else live
-        return Replacement((node.args[0], tuple(sizes)), {})
+        return Replacement((node.args[0], _sizes_left(given, moved.shape, moved)), {})
 
 
 @rule("reshape_as", "view_as")
@@ -103,7 +122,7 @@ class ReshapeAs(Reshaping):
         flow.unite(labels, flow.of(node.all_input_nodes[-1]))
         return labels
 
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
 
@@ -115,7 +134,8 @@ class Unflatten(Reshaping):
         given = arguments(node, "input", "dim", "sizes")
         axis, sizes = given["dim"], given["sizes"]
         axis %= node.all_input_nodes[0].meta["value"].dim()
-        return Replacement((node.args[0], axis, moved.shape[axis : axis + len(sizes)]), {})
+        shape = moved.shape[axis : axis + len(thaw(sizes))]
+        return Replacement((node.args[0], axis, _sizes_left(sizes, shape, moved)), {})
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
@@ -222,9 +242,11 @@ class Expand(Movement):
         return labels.reshape((1,) * (node.meta["value"].dim() - labels.dim()) + tuple(labels.shape))
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        sizes: Any = node.args[1:]
-        sizes = list(sizes[0]) if isinstance(sizes[0], tuple | list) else list(sizes)
-        return Replacement((node.args[0], *(-1 if u else s for u, s in zip(moved.has_units, sizes, strict=True))), {})
+        given = node.kwargs.get("size", node.args[1] if len(node.args) == 2 else node.args[1:])
+        sizes = _sizes_left(given, moved.shape, moved)
+        return Replacement(
+            (node.args[0], tuple(-1 if u else s for u, s in zip(moved.has_units, sizes, strict=True))), {}
+        )
 
 
 @rule(torch.narrow, "narrow")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.arguments import arguments
+from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.counting import gated_group_norm, gated_layer_norm, gated_rms_norm
 from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
@@ -91,7 +91,7 @@ class _LastAxesFunction(_OverLastAxes):
     """As a function, with its size among the arguments."""
 
     def rank(self, flow: Flow, node: fx.Node) -> int:
-        return len(arguments(node)["normalized_shape"])
+        return len(thaw(arguments(node)["normalized_shape"]))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         rank = self.rank(flow, node)
@@ -105,10 +105,8 @@ class _LastAxesFunction(_OverLastAxes):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node)
-        shape = moved.shape[-len(given["normalized_shape"]) :]
-        return Replacement(
-            (node.args[0], shape, *node.args[2:]), {k: v for k, v in node.kwargs.items() if k != "normalized_shape"}
-        )
+        given["normalized_shape"] = moved.shape[-len(thaw(given["normalized_shape"])) :]
+        return Replacement((given.pop("input"), given.pop("normalized_shape")), given)
 
 
 @cache
@@ -248,7 +246,7 @@ class GroupNormFunction(_Groups):
         return args[0] if args else None
 
     def number(self, flow: Flow, node: fx.Node) -> int:
-        return arguments(node)["num_groups"]
+        return thaw(arguments(node)["num_groups"])
 
     def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
         for given in node.all_input_nodes[1:]:
@@ -260,9 +258,8 @@ class GroupNormFunction(_Groups):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node)
-        groups = given["num_groups"]
+        groups = thaw(given["num_groups"])
         channels = node.meta["value"].shape[1]
-        if not _groups_are_units(groups, channels // groups):
-            return None
-        given["num_groups"] = moved.shape[1] * groups // channels
+        units = _groups_are_units(groups, channels // groups)
+        given["num_groups"] = moved.shape[1] * groups // channels if units else groups
         return Replacement((given.pop("input"),), given)

@@ -26,7 +26,7 @@ class Pad(Rule):
     def zero_at(self, node: fx.Node) -> Zero:
         return Zero.BREAKS if _pad_value(node) else Zero.PRESERVES
 
-    def infinite_at(self, node: fx.Node) -> bool:
+    def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
         return math.isinf(_pad_value(node))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:

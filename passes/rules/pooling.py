@@ -105,7 +105,7 @@ class GridSample(Rule):
         flow.freeze(flow.values[grid], node, "positions of a grid")
         return channelwise(flow, node, node.meta["value"].dim() - 2)
 
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
 

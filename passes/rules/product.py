@@ -163,6 +163,10 @@ class Attention(Product):
         labels, second = multiply(flow, node, (weights, values), batch + "xz")
         return labels, Contraction(first.terms + second.terms, first.mixed + second.mixed, second.carriers)
 
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        value: Any = arguments(node, *_ATTENTION)["value"]
+        return (value,)
+
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node, *_ATTENTION)
         query: Any = given.pop("query")
@@ -195,12 +199,14 @@ class Softmax(Rule):
         return whole_slices(flow, node, given)
 
 
-def whole_slices(flow: Flow, node: fx.Node, axis: int) -> torch.Tensor:
-    """Labels of an op that mixes what lies along an axis: other axes may have units, that one may not."""
+def whole_slices(flow: Flow, node: fx.Node, *axes: int) -> torch.Tensor:
+    """Labels of an op that mixes what lies along some axes: others may have units, those may not."""
     labels = flow.of(node.all_input_nodes[0])
-    if labels.shape[axis] == 1:
+    first = labels
+    for axis in axes:
+        first = first.narrow(axis, 0, 1)
+    if first.shape == labels.shape:
         return labels
-    first = labels.narrow(axis, 0, 1)
     flow.unite(labels, first)
     if first.numel() == 1:
         flow.freeze(labels, node, "units along an axis whose elements are mixed")
@@ -214,18 +220,20 @@ class Normalize(Rule):
     zero = Zero.PRESERVES
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return flow.of(node.all_input_nodes[0]) if self._counts(flow, node) else whole_slices(flow, node, _dim(node))
+        return flow.of(node.all_input_nodes[0]) if self._counts(flow, node) else whole_slices(flow, node, *_dims(node))
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],) if self._counts(flow, node) else ()
 
     @staticmethod
     def _counts(flow: Flow, node: fx.Node) -> bool:
-        """Whether all units lie along the axis, and the norm is a sum over its entries."""
+        """Whether all units lie along one of the axes, and the norm is a sum over its entries."""
         labels = flow.of(node.all_input_nodes[0])
         power: Any = arguments(node).get("p", 2.0)
-        return labels.shape[_dim(node)] == labels.numel() > 1 and power >= 1
+        return any(labels.shape[d] == labels.numel() > 1 for d in _dims(node)) and power >= 1
 
 
-def _dim(node: fx.Node) -> int:
-    return int(arguments(node).get("dim", 1))
+def _dims(node: fx.Node) -> tuple[int, ...]:
+    """The axes over which F.normalize takes the norm."""
+    given: Any = arguments(node).get("dim", 1)
+    return tuple(given) if isinstance(given, tuple | list) else (given,)

@@ -22,7 +22,7 @@ class RegionPooling(Rule):
     zero = Zero.PRESERVES
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        features = self.carriers(flow, node)
+        features = self.zero_from(flow, node)
         axes: list[torch.Tensor] = []
         for source in node.all_input_nodes:
             labels = flow.axis(source, 1) if source in features else None
@@ -34,7 +34,7 @@ class RegionPooling(Rule):
             flow.unite(axes[0], other)
         return along(axes[0], 1, 4) if axes else frozen((1,) * 4)
 
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         found: list[fx.Node] = []
         fx.map_arg(node.args[0] if node.args else node.kwargs["input"], found.append)
         return tuple(found)

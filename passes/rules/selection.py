@@ -49,5 +49,8 @@ class Select(Rule):
         labels = flow.of(source)
         return labels if labels.shape[axis] == 1 else labels.index_select(axis, order)
 
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
     def zero_at(self, node: fx.Node) -> Zero:
         return Zero.BREAKS if node.meta.get(ENTRY) else Zero.PRESERVES

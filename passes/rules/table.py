@@ -86,11 +86,13 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """In the arguments of a `Replacement`: `live` of every `all` that a computed number counts, as in batch · heads."""
+    """In the arguments of a `Replacement`: a computed number, as in batch · heads, less what goes of it.
+
+    `live`: what is left of the number that it is for the example inputs.
+    """
 
     number: fx.Node
     live: int
-    all: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +164,12 @@ class Rule:
         """`zero` for one node, where it depends on the arguments."""
         return self.zero
 
-    def infinite_at(self, node: fx.Node) -> bool:
-        """Whether the result holds infinities, which no gate makes zero: gates go behind what takes them."""
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The inputs whose zeros `zero` speaks of; not conditions, positions, or what only gives a shape."""
+        return tuple(node.all_input_nodes)
+
+    def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
+        """Whether the result may hold infinities, which no gate makes zero: gates go behind what takes them."""
         return False
 
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -175,7 +181,7 @@ class Rule:
         return ()
 
     def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...] | None:
-        """The inputs that are zero for a dead unit wherever the result has to be; None compares labels to find out."""
+        """Those of `zero_from` that are zero for a dead unit wherever the result has to be; None compares labels."""
         return None
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:

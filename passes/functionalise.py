@@ -1,0 +1,98 @@
+"""In-place ops of a captured graph as what they do to values: whoever reads a changed value reads the op's result.
+
+In: a graph in the order in which the model's Python ran. Its nodes hold example values, which tell views from copies.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxcat.passes.arguments import thaw
+from fxcat.passes.effects import INPLACE_OPERATORS, changed_part_of, is_inplace, is_view, make_plain
+
+_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
+
+
+def functionalise(graph: fx.Graph) -> None:
+    """What reads a value after an in-place op changed it reads the op's result instead.
+
+    Assignments of a value to slices become `slice_scatter`; other changes of a part stay as they are: see `effects`.
+    """
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.target is operator.setitem:
+            _scatter(graph, node, order)
+        elif is_inplace(node) and isinstance(node.args[0], fx.Node):
+            _read_result(node, node.args[0], order)
+
+
+def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> None:
+    """What comes after an in-place op reads its result; where nobody sees the change of anything else, it is none."""
+    base = changed_part_of(node)
+    if base is not None and base.op == "get_attr":
+        return
+    _redirect(changed, node, order, order[node])
+    kinds = {i.meta["value"].dtype for i in node.all_input_nodes if isinstance(i.meta["value"], torch.Tensor)}
+    unseen = base is not None and not _is_read(base, order, order[node])
+    keeps_type = base is None and node.target in INPLACE_OPERATORS and len(kinds) == 1
+    if unseen or keeps_type:
+        make_plain(node)
+
+
+def _redirect(old: fx.Node, new: fx.Node, order: dict[fx.Node, int], after: int) -> None:
+    """Let what comes later read `new` in place of `old`, and views of `new` in place of earlier ones of `old`."""
+    earlier = [v for v in _views(old) if v is not new and order.get(v, after) <= after and _is_read(v, order, after)]
+    for user in list(old.users):
+        if order.get(user, after) > after:
+            user.replace_input_with(old, new)
+    for view in earlier:
+        with new.graph.inserting_after(new):
+            again = new.graph.node_copy(view, lambda n: new if n is old else n)
+        order[again] = after
+        _redirect(view, again, order, after)
+
+
+def _views(value: fx.Node) -> list[fx.Node]:
+    return [u for u in value.users if u.all_input_nodes[0] is value and is_view(u)]
+
+
+def _is_read(value: fx.Node, order: Mapping[fx.Node, int], after: int) -> bool:
+    """Whether a value, or a view of it, is read after some place; its sizes do not count."""
+    later = any(order.get(u, after) > after and not isinstance(u.meta.get("value"), _FACTS) for u in value.users)
+    return later or any(_is_read(view, order, after) for view in _views(value))
+
+
+def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """`base[slices] = value` as a new value; `base[slices] += x` has computed the value by an in-place sum."""
+    base, index, value = node.args
+    entries: Any = index if isinstance(index, tuple) else (index,)
+    plain = all(isinstance(e, slice) and e.step in (None, 1) for e in entries)
+    is_tensor = isinstance(value, fx.Node) and isinstance(value.meta["value"], torch.Tensor)
+    if not plain or not is_tensor or not isinstance(base, fx.Node) or is_view(base):
+        return
+    assert isinstance(value, fx.Node)
+    if value.target in INPLACE_OPERATORS:
+        value.target = INPLACE_OPERATORS[value.target]
+    cut = [(axis, e) for axis, e in enumerate(entries) if e != slice(None)]
+    path = node.meta.get("path")
+
+    def call(function: Any, *args: Any) -> fx.Node:
+        new = graph.call_function(function, args)
+        new.meta.update(path=path, value=function(*thaw(args)))
+        order[new] = order[node]
+        return new
+
+    with graph.inserting_before(node):
+        parts = [base]
+        for axis, entry in cut[:-1]:
+            parts.append(call(operator.getitem, parts[-1], (*[slice(None)] * axis, entry)))
+        result = value
+        for part, (axis, entry) in zip(reversed(parts), reversed(cut), strict=True):
+            result = call(torch.slice_scatter, part, result, axis, entry.start, entry.stop)
+    _redirect(base, result, order, order[node])
+    graph.erase_node(node)
