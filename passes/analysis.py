@@ -93,6 +93,8 @@ def analyse(
     sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
     needed = inference | reached(graph, 1)
     terms = cost_terms(flow, units, sections, inference, needed)
+    if captured.macs:
+        terms += (CostTerm("between regions", captured.macs, 0, (), ()),)
     return Analysis(captured, options, flow, units, sections, terms, inference)
 
 

@@ -34,7 +34,8 @@ class Captured:
 
     `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
     example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
-    rest was not captured. `orders`: buffers of indices that rewrites put in, with values.
+    rest was not captured. `orders`: buffers of indices that rewrites put in, with values. `macs`: of the
+    Python between regions, for one example.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Captured:
     pins: tuple[Pin, ...] = ()
     refused: Mapping[str, CaptureError] = field(default_factory=dict[str, CaptureError])
     orders: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    macs: int = 0
 
 
 def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -> Captured:
@@ -168,6 +170,7 @@ def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
     return Captured(
         *(_name(model), found.graph, tuple(found.guards), found.constants, _batch(call)),
         *(tuple(found.regions), found.calls, tuple(found.ties), tuple(found.pins), found.refused),
+        macs=found.macs // _batch(call),
     )
 
 

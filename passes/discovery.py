@@ -56,6 +56,7 @@ class _Run:
     def __init__(self, model: nn.Module, trace: Tracing, repeated: set[str]) -> None:
         self.found = Regions()
         self.paused = False
+        self.macs = 0
         self._model = model
         self._runner = share(model).eval()
         self._trace = trace
@@ -82,6 +83,7 @@ class _Run:
         for tensor in _tensors(result):
             self.pin(tensor, None, "output of the network")
         self._pin_borders()
+        self.found.macs = self.macs
         self.found.graph.output(())
         return self.found
 

@@ -113,6 +113,8 @@ class Regions:
     constants: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     refused: dict[str, CaptureError] = field(default_factory=dict[str, CaptureError])
     """Why modules with weights were not captured."""
+    macs: int = 0
+    """Multiply-adds of the code between the regions, for the example inputs."""
 
     def placeholder(self, value: torch.Tensor) -> fx.Node:
         """A node for a tensor that comes from elsewhere."""

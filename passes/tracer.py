@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.fx.proxy import Attribute
+from torch.nn.modules import transformer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import CaptureError
@@ -242,6 +243,8 @@ class ExampleTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         with ExitStack() as stack:
             stack.enter_context(patch.object(torch, "tensor", _resolving(torch.tensor)))
+            stack.enter_context(patch.object(transformer, "_detect_is_causal_mask", _said_to_be_causal))
+            stack.enter_context(patch.object(torch.nn.functional, "_none_or_dtype", _dtype_of))
             for name in ("zeros", "ones", "empty", "rand", "randn"):
                 stack.enter_context(patch.object(torch, name, _of_one_shape(getattr(torch, name))))
             for name in {type(m).__module__ for m in root.modules() if not is_leaf(m)}:
@@ -343,6 +346,16 @@ def _instruction(frame: types.FrameType) -> tuple[types.CodeType, int]:
 
 
 _PLAIN = (int, float, bool, str, type(None))
+
+
+def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """What torch.nn's transformers find out from a mask's values, to choose a quicker kernel for the same result."""
+    return bool(is_causal)
+
+
+def _dtype_of(value: Any) -> Any:
+    """What torch.nn asks about masks; its own function wants tensors."""
+    return None if value is None else value.dtype
 
 
 def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Watching what Python does with tensors: which it uses, and which of their sizes it reads."""
+"""Watching what Python does with tensors: which it uses, which of their sizes it reads, and the MACs that it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from fxcat.passes.nested import leaves
 
@@ -15,6 +17,7 @@ class Watched(Protocol):
     """Who knows the tensors that are watched."""
 
     paused: bool
+    macs: int
 
     @property
     def place(self) -> str:
@@ -78,6 +81,27 @@ _HARMLESS = frozenset(
 """What may be asked of a region's result: sizes are noted apart."""
 
 
+class _Macs(TorchDispatchMode):
+    """Counts multiply-adds, as `torch.utils.flop_counter.FlopCounterMode`, which takes milliseconds to enter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
+        result = func(*args, **kwargs)
+        self.total += formula(*args, **kwargs, out_val=result) // 2
+        return result
+
+
 class Watch(TorchFunctionMode):
     """Notes what Python does with regions' results."""
 
@@ -97,7 +121,9 @@ class Watch(TorchFunctionMode):
             name = func.__self__.__name__
         given = list(leaves((args, kwargs)))
         used = [t for t in given if run.is_known(t)]
-        result = func(*map(_plain, args), **{k: _plain(v) for k, v in kwargs.items()})
+        with _Macs() as macs:
+            result = func(*map(_plain, args), **{k: _plain(v) for k, v in kwargs.items()})
+        run.macs += macs.total
         if used and name == "shape":
             return _Shape.of(result, lambda axis: self._read(used[0], axis))
         if used and name in ("size", "numel", "__len__"):

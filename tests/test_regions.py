@@ -143,6 +143,23 @@ def test_what_python_looks_at_is_pinned() -> None:
     assert any("size is read" in r for r in reasons)
 
 
+def test_macs_of_code_between_regions_are_counted() -> None:
+    class Mixing(Branching):
+        """Its own Python multiplies matrices."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixture = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            features = self.stem(x if x.mean() < 1e9 else x / 2)
+            mixed = nn.functional.linear(features.movedim(1, -1), self.mixture) @ self.mixture
+            return self.head(self.second(self.first(mixed.movedim(-1, 1))))
+
+    assert not checked(Mixing(), 3, 9, 9).failures
+    assert prepared(Mixing()).start_cost.macs == prepared(Branching()).start_cost.macs + 2 * 64 * 8 * 8
+
+
 def test_a_region_called_again_is_gated_once() -> None:
     net = prepared(Siamese())
     assert len(net.structure.groups) == 6

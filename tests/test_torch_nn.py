@@ -148,6 +148,7 @@ class Masked(nn.Module):
         super().__init__()
         self.how, self.enter, self.leave = how, nn.Linear(3, 24), nn.Linear(24, 4)
         self.layer = nn.TransformerEncoderLayer(24, 4, 32, batch_first=True)
+        self.stack = nn.TransformerEncoder(self.layer, 2, enable_nested_tensor=False)
         self.after = nn.Linear(24, 24)
         self.register_buffer("mask", torch.triu(torch.ones(16, 16, dtype=torch.bool), 1))
 
@@ -156,15 +157,30 @@ class Masked(nn.Module):
         y = self.enter(tokens)
         if self.how == "padding":
             y = self.layer(y, src_key_padding_mask=tokens[..., 0] > 2)
+        elif self.how == "both":
+            y = self.layer(y, src_mask=self.mask, src_key_padding_mask=tokens[..., 0] > 2)
+        elif self.how == "told":
+            y = self.layer(y, src_mask=self.mask, is_causal=True)
+        elif self.how == "stack":
+            y = self.stack(y, mask=self.mask)
         else:
             y = self.layer(y, src_mask=self.mask)
         y = y + self.layer.norm1.weight
         return self.leave(F.relu(self.after(y)))
 
 
-@pytest.mark.parametrize(("how", "units"), [("padding", 32 + 24), ("causal", 24)])
+@pytest.mark.parametrize(
+    ("how", "units"),
+    [
+        ("padding", 24 + 4 + 32 + 24),
+        ("both", 24 + 4 + 32 + 24),
+        ("told", 24 + 4 + 32 + 24),
+        ("causal", 24 + 4 + 32 + 24),
+        ("stack", 24 + 2 * (4 + 32) + 24),
+    ],
+)
 def test_layers_with_masks(how: str, units: int) -> None:
-    """The attention is kept; where torch's Python cannot be traced, the whole layer is."""
+    """Masks keep no head."""
     model = Masked(how).double()
     randomise(model, 0)
     report = check(model, "masked", (1, 3, 4, 4), (3, 3, 4, 4))

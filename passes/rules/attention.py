@@ -23,11 +23,16 @@ def multihead_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> Any:
-    """Self-attention over batches, with or without a mask; anything else is left to the module."""
-    special = module.bias_k is not None or module.add_zero_attn or key_padding_mask is not None
-    masked = attn_mask is not None and (attn_mask.dim() != 2 or attn_mask.dtype == torch.bool)
-    if query is not key or key is not value or special or masked or query.dim() != 3:
+    """Self-attention over batches, with or without masks; anything else is left to the module."""
+    special = module.bias_k is not None or module.add_zero_attn
+    own = attn_mask is not None and attn_mask.dim() != 2  # a mask for each head and example
+    if query is not key or key is not value or special or own or query.dim() != 3:
         return NotImplemented
+    is_causal = is_causal and key_padding_mask is None and not need_weights
+    mask = None if attn_mask is None or is_causal else _added(attn_mask, query)
+    if key_padding_mask is not None:
+        padding = _added(key_padding_mask, query).unsqueeze(1).unsqueeze(1)
+        mask = padding if mask is None else mask + padding
     heads, width = module.num_heads, module.head_dim
     x = query if module.batch_first else query.transpose(0, 1)
     dropout = module.dropout if module.dropout and module.training else 0.0
@@ -36,12 +41,19 @@ def multihead_attention(
     weights = None
     if need_weights:
         scores = (q * width**-0.5) @ k.transpose(-2, -1)
-        scores = scores if attn_mask is None else scores + attn_mask
+        scores = scores if mask is None else scores + mask
         weights = F.dropout(torch.softmax(scores, -1), dropout)
         result = weights @ v
         weights = weights.mean(1) if average_attn_weights else weights
     else:
-        result = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, is_causal=is_causal)
+        result = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=is_causal)
     # in memory as the module has it: dropout draws numbers in the order of the memory
     result = module.out_proj(result.permute(2, 0, 1, 3).flatten(-2))
     return (result.transpose(0, 1) if module.batch_first else result), weights
+
+
+def _added(mask: Any, query: Any) -> Any:
+    """A mask as what is added to scores: minus infinity where a boolean one is true."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, float("-inf"))
