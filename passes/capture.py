@@ -21,7 +21,8 @@ from fxcat.errors import CaptureError, InputError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.discovery import find_regions
 from fxcat.passes.effects import PHASE, is_by_the_way
-from fxcat.passes.functionalise import functionalise
+from fxcat.passes.functionalise import detach_without_grad, functionalise
+from fxcat.passes.guards import assert_guards
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
@@ -110,6 +111,7 @@ def _trace_phases(twin: nn.Module, inputs: Mapping[str, Any], call: Callable[...
         graph, renamed = _merge(graph, training)
         guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
         constants |= others
+    assert_guards(graph, guards)
     return Traced(graph, guards, constants, ())
 
 
@@ -190,8 +192,9 @@ def _trace(
         if is_leaf(module):
             module.training = False
     tracer = ExampleTracer()
-    graph = tracer.trace_module(twin, inputs, call)
+    graph = tracer.trace_module(twin, inputs, call, training=training)
     functionalise(graph)
+    detach_without_grad(graph)
     constants = {n: v for n, v in vars(twin).items() if n not in known and isinstance(v, torch.Tensor)}
     return graph, tuple(tracer.guards), constants
 

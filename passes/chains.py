@@ -66,10 +66,43 @@ def _resolve(labels: Labels, roots: torch.Tensor) -> Labels:
 
 
 def _settle_attribute(flow: Flow, node: fx.Node, roots: torch.Tensor) -> None:
-    """A parameter that still varies along several axes after all its uses cannot be sliced: freeze it."""
+    """A parameter that still varies along several axes after all its uses cannot be sliced: freeze it.
+
+    Unless that is because a part of it has not been used: that goes with what lies beside it.
+    """
     labels = flow.values[node]
     if is_wide(_resolve(labels, roots)):
+        assert isinstance(labels, torch.Tensor)
+        axis = _axis_of_units(flow, labels, roots)
+        if axis is not None:
+            flow.unite(labels, _first_along(labels, axis))
+            return
         flow.freeze(labels, place(node), "parameter whose axes do not match the units it meets")
+
+
+def _first_along(labels: torch.Tensor, axis: int) -> torch.Tensor:
+    """The first of all lines along an axis."""
+    for other in range(labels.dim()):
+        labels = labels if other == axis else labels.narrow(other, 0, 1)
+    return labels
+
+
+def _axis_of_units(flow: Flow, labels: torch.Tensor, roots: torch.Tensor) -> int | None:
+    """The axis along which all elements of a parameter that were used carry the units that they met; None if there is
+    none."""
+    own = torch.zeros(flow.count, dtype=torch.bool)
+    own[labels.reshape(-1).long()] = True
+    met = torch.zeros(flow.count, dtype=torch.bool)
+    met[roots[~own].long()] = True
+    resolved = roots[labels]
+    used = met[resolved.long()]
+    for axis in range(labels.dim()):
+        rows, mask = (x.movedim(axis, 0).reshape(x.shape[axis], -1) for x in (resolved, used))
+        low = torch.where(mask, rows, flow.count).amin(1)
+        high = torch.where(mask, rows, -1).amax(1)
+        if bool(((low == high) | (high < 0)).all()) and int((high >= 0).sum()) > 1:
+            return axis
+    return None
 
 
 def _components(nodes: list[fx.Node]) -> list[list[fx.Node]]:

@@ -30,17 +30,48 @@ INPLACE_OPERATORS: dict[Any, Any] = {
 VIEWS: tuple[Any, ...] = (
     *(operator.getitem, "view", "narrow", "select", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "t"),
     *("chunk", "split", "unbind", "unflatten", "expand", "swapaxes", "movedim", "detach", "reshape", "view_as"),
-    *("reshape_as", "contiguous", torch.reshape, torch.unflatten, torch.swapaxes, torch.movedim, torch.unsqueeze),
-    *(torch.squeeze, torch.transpose, torch.permute, torch.flatten, torch.chunk, torch.split, torch.unbind),
+    *(
+        "reshape_as",
+        "contiguous",
+        "to",
+        "type",
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "swapdims",
+        "moveaxis",
+    ),
+    *(torch.reshape, torch.unflatten, torch.swapaxes, torch.movedim, torch.swapdims, torch.moveaxis, torch.unsqueeze),
+    *(
+        torch.squeeze,
+        torch.detach,
+        torch.transpose,
+        torch.permute,
+        torch.flatten,
+        torch.chunk,
+        torch.split,
+        torch.unbind,
+    ),
 )
 
 CHANGES = "changes"
 """Key in the `meta` of a node that calls a module: the module changes its input in place."""
 
 
+NO_GRAD = "no_grad"
+"""Key in the `meta` of a node that the model runs under `torch.no_grad()`."""
+
+SAME = "same"
+"""Key in the `meta` of a node that returns its input itself (`nn.Identity`, dropout in inference)."""
+
+
 def is_view(node: fx.Node) -> bool:
     """Whether the values of a node are in the memory of its input's; those of `reshape` are where that is possible."""
-    if node.target not in VIEWS:
+    if SAME in node.meta:
+        return not is_inplace(node)
+    if node.target not in VIEWS or not node.all_input_nodes:
         return False
     source, result = node.all_input_nodes[0].meta["value"], node.meta["value"]
     both = isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor)
@@ -86,7 +117,11 @@ def changed_part_of(node: fx.Node) -> fx.Node | None:
     assigned = node.target is operator.setitem
     if not isinstance(target, fx.Node) or not (assigned or is_inplace(node)):
         return None
-    base = target
+    origin = base = target
+    while is_view(origin) or is_inplace(origin):
+        origin = origin.all_input_nodes[0]
+    if origin.op == "get_attr":
+        return origin
     while is_view(base):
         base = base.all_input_nodes[0]
     return base if assigned or base is not target or base.op == "get_attr" else None

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
-from fxcat.passes.effects import INPLACE_OPERATORS, changed_part_of, is_inplace, is_view, make_plain
+from fxcat.passes.effects import CHANGES, INPLACE_OPERATORS, NO_GRAD, changed_part_of, is_inplace, is_view, make_plain
 
 _FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 
@@ -34,14 +35,39 @@ def functionalise(graph: fx.Graph) -> None:
 def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> None:
     """What comes after an in-place op reads its result; where nobody sees the change of anything else, it is none."""
     base = changed_part_of(node)
-    if base is not None and base.op == "get_attr":
-        return
+    if NO_GRAD in node.meta and (base is None or base.op != "get_attr") and NO_GRAD not in changed.meta:
+        raise CaptureError(
+            "a value is changed in place under torch.no_grad()",
+            where=f"module {node.meta.get('path') or '(root)'!r}",
+            remedy="use an op that makes a new value",
+        )
     _redirect(changed, node, order, order[node])
+    if base is not None and base.op == "get_attr":
+        _detach_what_enters(node, base)
+        return
     kinds = {i.meta["value"].dtype for i in node.all_input_nodes if isinstance(i.meta["value"], torch.Tensor)}
     unseen = base is not None and not _is_read(base, order, order[node])
     keeps_type = base is None and node.target in INPLACE_OPERATORS and len(kinds) == 1
     if unseen or keeps_type:
         make_plain(node)
+
+
+def _detach_what_enters(node: fx.Node, base: fx.Node) -> None:
+    """A buffer lives longer than the graph of a step's gradients, which gates begin behind a `detach` too."""
+    if isinstance(base.meta["value"], torch.nn.Parameter):
+        raise CaptureError(
+            f"the parameter {base.target!r} is changed in place in forward",
+            where=f"module {node.meta.get('path') or '(root)'!r}",
+            remedy="change it outside of forward, or make it a buffer",
+        )
+    for source in node.all_input_nodes[1:]:
+        value = source.meta["value"]
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and source.op != "get_attr":
+            with node.graph.inserting_before(node):
+                detached = node.graph.call_method("detach", (source,))
+            detached.meta.update(source.meta)
+            detached.meta.pop(CHANGES, None)
+            node.replace_input_with(source, detached)
 
 
 def _redirect(old: fx.Node, new: fx.Node, order: dict[fx.Node, int], after: int) -> None:
@@ -55,6 +81,24 @@ def _redirect(old: fx.Node, new: fx.Node, order: dict[fx.Node, int], after: int)
             again = new.graph.node_copy(view, lambda n: new if n is old else n)
         order[again] = after
         _redirect(view, again, order, after)
+
+
+def detach_without_grad(graph: fx.Graph) -> None:
+    """What a model computes under `torch.no_grad()` passes no gradient on: what leaves the block is detached."""
+    for node in list(graph.nodes):
+        value = node.meta.get("value")
+        outside = [u for u in node.users if NO_GRAD not in u.meta]
+        if NO_GRAD not in node.meta or not outside:
+            continue
+        if isinstance(value, torch.Tensor):
+            with graph.inserting_after(node):
+                detached = graph.call_method("detach", (node,))
+            detached.meta.update(value=value, path=node.meta.get("path"))
+            for user in outside:
+                user.replace_input_with(node, detached)
+        elif isinstance(value, tuple | list):
+            for user in outside:
+                user.meta[NO_GRAD] = True  # an element
 
 
 def _views(value: fx.Node) -> list[fx.Node]:

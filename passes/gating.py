@@ -19,7 +19,8 @@ import torch
 from torch import fx, nn
 
 from fxcat.gates import SAMPLES, GateLayout, GateSlot
-from fxcat.passes.arrays import leaves
+from fxcat.passes.arrays import leaves, unlabelled
+from fxcat.passes.effects import changed_part_of
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Counting, Folding, Zero
 from fxcat.passes.sections import Section
@@ -69,6 +70,8 @@ class _Demand:
         self._expenses: dict[fx.Node, int] = {}
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
+        self._changed = {changed_part_of(n) for n in flow.values} - {None}
+        """What a later op changes in place: that has to see all of it."""
         self._holding: dict[int, bool] = {}
 
     def for_consumers(self) -> None:
@@ -148,15 +151,19 @@ class _Demand:
             return None
         if not rule.keeps_infinity and any(self._is_infinite(n) for n in node.all_input_nodes):
             return None
-        values = [n for n in rule.zero_from(self.flow, node) if self._can_be_gated(n)]
+        given = [n for n in rule.zero_from(self.flow, node) if any(True for _ in leaves(unlabelled(n.meta["value"])))]
+        values = [n for n in given if self._can_be_gated(n)]
+        if any(n in self._changed for n in values):
+            return None
         if inside is not None:
-            return values
+            enough = len(values) == len(given) or (values and rule.zero_at(node) is Zero.ANY)
+            return values if enough else None
         known = rule.carriers(self.flow, node)
         carriers = [n for n in values if self._covers(n, node)] if known is None else list(known)
         unfolded = isinstance(self.flow.values[node], torch.Tensor) and not self._is_folded(node)
         if unfolded and any(self._is_folded(n) for n in carriers):
             return None  # a gate per batch entry would not fit another batch size: gate what comes out of the fold
-        if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(values):
+        if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(given):
             return None
         return carriers or None
 
@@ -172,7 +179,7 @@ class _Demand:
             rule = self.flow.rules.get(node)
             if rule is not None and rule.infinite_at(self.flow, node):
                 return True
-            if rule is not None and rule.keeps_infinity and node not in seen:
+            if (rule is None or rule.keeps_infinity) and node not in seen:
                 seen.add(node)
                 stack += node.all_input_nodes
         return False
@@ -306,6 +313,7 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
     """A copy of the graph with gates; their values are attributes of the module `SAMPLES`."""
     gated = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    plain: dict[fx.Node, fx.Node] = {}
 
     def read(slot: GateSlot) -> fx.Node:
         return gated.create_node("get_attr", f"{SAMPLES}.{slot.name}")
@@ -318,7 +326,14 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
         factor = None if gating.factor is None else read(gating.factor)
         scaled = {of: read(slot) for of, slot in gating.replaced}
 
-        def enter(source: fx.Node, scaled: Mapping[fx.Node, fx.Node] = scaled) -> fx.Node:
+        changed = changed_part_of(node)
+        changed = changed if changed is not None and changed.op == "get_attr" else None
+
+        def enter(
+            source: fx.Node, scaled: Mapping[fx.Node, fx.Node] = scaled, changed: fx.Node | None = changed
+        ) -> fx.Node:
+            if source is changed:
+                return plain[source]
             return scaled[source] if source in scaled else copies[source]
 
         if gating.function is None:
@@ -327,7 +342,7 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
             given = fx.map_arg((node.args, node.kwargs), enter)
             target = gated.create_node("call_function", gating.function, *given, name=node.name)
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
-        copies[node] = target
+        copies[node] = plain[node] = target
         if factor is not None:
             copies[node] = gated.call_function(operator.mul, (target, factor))
     for node in reversed(gated.nodes):
@@ -383,7 +398,7 @@ def _folding(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | tup
     """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module, or into which of its
     inputs."""
     rule = flow.rules.get(node)
-    if rule is None or (math.prod(shape) != 1 and math.prod(shape) != shape[1]):
+    if rule is None or (math.prod(shape) != 1 and (len(shape) < 2 or math.prod(shape) != shape[1])):
         return None
     if node.op == "call_function":
         return rule.folding_call(node) or None

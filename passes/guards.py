@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import fx
 
 from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import place
+from fxcat.passes.effects import PHASE
 from fxcat.passes.labels import Flow
 from fxcat.passes.tracer import Guard
 
@@ -24,6 +26,24 @@ def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
     for guard in guards:
         for tensor, axis in asked_sizes(guard.node):
             freeze_axis(flow, tensor, axis, place(guard.node), "a branch depends on the number of units")
+
+
+def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
+    """Let the graph assert that sizes decide as they did for the example inputs."""
+    seen: set[tuple[fx.Node, str]] = set()
+    for guard in guards:
+        node, key = guard.node, (guard.node, repr(guard.value))
+        if key in seen or not any(True for _ in asked_sizes(node)):
+            continue
+        seen.add(key)
+        with graph.inserting_after(node):
+            value: Any = guard.value
+            same = graph.call_function(operator.eq, (node, value))
+        with graph.inserting_after(same):
+            said = f"sizes decide otherwise than for the example inputs, where {node.name} was {guard.value!r}"
+            check = graph.call_function(torch._assert, (same, said))  # pyright: ignore[reportPrivateUsage]
+        for new, value in ((same, True), (check, None)):
+            new.meta.update({k: v for k, v in node.meta.items() if k in ("path", PHASE)}, value=value)
 
 
 def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
-from fxcat.passes.effects import changed_part_of
+from fxcat.passes.effects import NO_GRAD, changed_part_of
 from fxcat.passes.rules.table import Contraction, Labels, Rule, find_rule
 
 Integers = np.ndarray[Any, np.dtype[np.int32]]
@@ -240,7 +240,11 @@ def flow_labels(
     """Run every node's rule once, in graph order. `batch`: examples in the example inputs; `orders`: see `Captured`."""
     flow = Flow(root, batch=batch, orders=orders)
     for node in graph.nodes:
+        start = flow.count
         flow.values[node] = _flow_node(flow, node)
+        if NO_GRAD in node.meta:
+            made = torch.arange(start, flow.count, dtype=torch.int32)
+            flow.freeze(made, node, "computed under torch.no_grad(): gates would get no gradients")
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
     _settle_doubly_used(flow)

@@ -15,7 +15,8 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fxcat.passes.effects import effects, without_result
+from fxcat.passes.effects import NO_GRAD, effects, without_result
+from fxcat.passes.guards import asked_sizes
 from fxcat.passes.rules.boundary import region_input, region_output
 
 SUMS = {torch.add, operator.add, operator.iadd, "add", "add_"}
@@ -61,6 +62,20 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
+    """What does not depend on the input, neither on its values nor on how many examples it has."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        made = node.op.startswith("call") and node.target not in (region_input, region_output)
+        sizes = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), int | float | torch.Size)]
+        batch = any(axis in (0, None) for size in sizes for _, axis in asked_sizes(size))
+        if node.op == "get_attr" or (
+            made and not batch and all(i in found for i in node.all_input_nodes if i not in sizes)
+        ):
+            found.add(node)
+    return found
+
+
 def _dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
     edges: list[tuple[object, fx.Node]] = []
     source = "entry"
@@ -77,6 +92,7 @@ class _Finder:
     def __init__(self, graph: fx.Graph, weight: Mapping[fx.Node, int]) -> None:
         self.weight = weight
         self.constants = constant_nodes(graph)
+        self.of_one_batch = _of_one_batch(graph)
         self.dominators = _dominators(graph, self.constants)
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
@@ -91,6 +107,8 @@ class _Finder:
         branches = [(x, self._branch(x, entry)) for x in (a, b)]
         branches.sort(key=lambda item: self._work(item[1]))
         (shortcut, cheap), (last, nodes) = branches
+        if shortcut in self.of_one_batch or NO_GRAD in last.meta:
+            return None
         work = self._work(nodes)
         if not work or work <= self._work(cheap) or nodes & cheap:
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 import sys
 import types
@@ -27,9 +28,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
-from fxcat.passes.effects import CHANGES, INPLACE_OPERATORS
+from fxcat.passes.effects import CHANGES, INPLACE_OPERATORS, NO_GRAD, SAME
 from fxcat.passes.execute import run_module, run_node
-from fxcat.passes.rules.table import autograd_call, find_decomposition, function_rule, is_leaf, is_of_torch
+from fxcat.passes.rules.table import (
+    autograd_call,
+    find_decomposition,
+    function_rule,
+    is_leaf,
+    is_of_torch,
+    module_rule,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +79,34 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(bool(self.example))
 
     def __len__(self) -> int:
-        return len(self.example)  # of a tuple or a shape: removal does not change it
+        pieces = self.node.all_input_nodes[:1] if isinstance(self.example, tuple | list) else []
+        if isinstance(self.example, torch.Tensor):
+            return operator.index(self.size(0))
+        for source in pieces:
+            value = source.meta["value"]
+            if isinstance(value, torch.Tensor) and _shares_axis(value, self.example):
+                operator.index(self.tracer.proxy(source).size(0))  # another batch would have other pieces
+        return len(self.example)  # removal does not change it
 
     def __index__(self) -> int:
+        found = self._resolve(operator.index(self.example))
         self.tracer.asked.append(_instruction(sys._getframe(1)))
-        return self._resolve(operator.index(self.example))
+        return found
 
     def __int__(self) -> int:
         return self._resolve(int(self.example))
 
     def __float__(self) -> float:
         return self._resolve(float(self.example))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
+
+    def __floor__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+    def __ceil__(self) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
 
     def __iter__(self) -> Iterator[fx.Proxy]:
         proxy: Any = self
@@ -92,6 +117,12 @@ class ExampleProxy(fx.Proxy):
 
     def __contains__(self, item: object) -> bool:
         return self._resolve(item in self.example)
+
+
+def _shares_axis(value: torch.Tensor, pieces: Any) -> bool:
+    """Whether pieces of a value are pieces of its first axis."""
+    piece = next(iter(pieces), None)
+    return isinstance(piece, torch.Tensor) and piece.shape[-value.dim() + 1 :] == value.shape[1:]
 
 
 def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:
@@ -127,6 +158,7 @@ class ExampleTracer(fx.Tracer):
         self.guards: list[Guard] = []
         self._inputs: Mapping[str, Any] = {}
         self._call: Callable[..., Any] | None = None
+        self._training = False
         self._executing = False
         self._path = ""
         self._tensors: dict[int, str] = {}
@@ -135,19 +167,25 @@ class ExampleTracer(fx.Tracer):
         """The instructions that asked for integers since the last node."""
 
     def trace_module(
-        self, root: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None = None
+        self,
+        root: nn.Module,
+        inputs: Mapping[str, Any],
+        call: Callable[..., Any] | None = None,
+        *,
+        training: bool = False,
     ) -> fx.Graph:
         """Trace `root`; `inputs` maps parameter names of its `forward` to example values.
 
         `call`, if given, is called with `forward`, the module and the inputs, which may then have names of their own.
+        `training`: in which mode the layers are, whatever they say themselves.
 
         Once, and then only the guards are left. Raises `CaptureError` with module path and source line when the model
         cannot be traced.
         """
-        self._inputs, self._call = inputs, call
+        self._inputs, self._call, self._training = inputs, call, training
         try:
             with (
-                torch.no_grad(),
+                torch.enable_grad(),
                 patch.object(_symbolic_trace, "_create_wrapped_func", self._descending),
                 patch.object(torch.autograd.Function, "apply", classmethod(self._apply)),
                 patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
@@ -223,15 +261,18 @@ class ExampleTracer(fx.Tracer):
         node = super().create_node(kind, target, *rest, **more)
         if kind == "get_attr":
             node.meta["value"] = self._run(node)
+        elif not torch.is_grad_enabled():
+            node.meta[NO_GRAD] = True
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
         """The node's example value; what runs is not traced. `module`: what the node calls, if it is at hand."""
         outer, self._executing = self._executing, True
         try:
-            if module is not None:
-                return run_module(module, thaw(node.args), thaw(node.kwargs))
-            return run_node(node, self.root)
+            with torch.no_grad():
+                if module is not None:
+                    return run_module(module, thaw(node.args), thaw(node.kwargs))
+                return run_node(node, self.root)
         finally:
             self._executing = outer
 
@@ -247,9 +288,13 @@ class ExampleTracer(fx.Tracer):
             stack.enter_context(patch.object(torch.nn.functional, "_none_or_dtype", _dtype_of))
             for name in ("zeros", "ones", "empty", "rand", "randn"):
                 stack.enter_context(patch.object(torch, name, _of_one_shape(getattr(torch, name))))
+            stack.enter_context(patch.object(torch, "is_tensor", lambda value: _is_instance(value, torch.Tensor)))
+            for name in ("finfo", "iinfo"):
+                stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
             for name in {type(m).__module__ for m in root.modules() if not is_leaf(m)}:
-                if not name.startswith("torch.") and "len" not in vars(sys.modules[name]):
-                    stack.enter_context(patch.dict(vars(sys.modules[name]), {"len": _length}))
+                known = vars(sys.modules[name])
+                if not name.startswith("torch."):
+                    stack.enter_context(patch.dict(known, {n: f for n, f in _BUILTINS.items() if n not in known}))
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
@@ -291,6 +336,9 @@ class ExampleTracer(fx.Tracer):
             result.node.meta["path"] = self._path
             if getattr(m, "inplace", False):
                 result.node.meta[CHANGES] = True
+            rule = module_rule(m)
+            if rule is not None and rule.returns_input(result.node, m, self._training):
+                result.node.meta[SAME] = True
         self._path = outer
         return result
 
@@ -319,25 +367,36 @@ class ExampleTracer(fx.Tracer):
         if kind == "call_function" and not args and "input" in kwargs and _takes_input_first(target, kwargs):
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"),)  # where rules look for it
+        if isinstance(kwargs.get("out"), fx.Proxy):
+            raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+        asked, self.asked = self.asked, []
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
-        if self.asked and kind == "call_function":
-            self._forget_what_was_parsed(node)
-        self.asked.clear()
+        if asked and kind == "call_function":
+            self._forget_what_was_parsed(node, asked)
         if kind == "placeholder":
             node.meta["value"] = self._inputs[target]
         elif kind not in ("output", "get_attr"):
             node.meta["value"] = self._run(node)
+        rule = function_rule(target) if kind == "call_function" else None
+        if rule is not None and rule.returns_input(node, None, self._training):
+            node.meta[SAME] = True
         if kind not in ("placeholder", "output"):
             node.meta["path"] = self._path
         return proxy
 
-    def _forget_what_was_parsed(self, node: fx.Node) -> None:
+    def _forget_what_was_parsed(self, node: fx.Node, asked: list[object]) -> None:
         """PyTorch asks for the integers among its arguments before it lets a proxy take the call: that is no guard."""
         frame = sys._getframe(1)
+        asking = [_instruction(frame)]
         while frame.f_back is not None and frame.f_globals["__name__"].startswith(("torch.fx.", __name__)):
             frame = frame.f_back
-        while self.asked and self.asked.pop() == _instruction(frame) and self.guards[-1].node in node.all_input_nodes:
+            asking.append(_instruction(frame))
+        given = set(node.all_input_nodes)
+        while asked and asked.pop() in asking:
+            known = self.guards[-1].node
+            if known not in given and given.isdisjoint(known.all_input_nodes):  # neither an argument nor a part of one
+                break
             self.guards.pop()
 
 
@@ -383,6 +442,45 @@ def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Mo
                 buffer.copy_(value)
         else:
             assign(module, name, value)
+
+    return call
+
+
+class _AnInteger(type):
+    """The type of `_Integer`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if len(args) == 1 else None
+        if isinstance(given, ExampleProxy) and isinstance(given.example, int | float):
+            return given.tracer.create_proxy("call_function", int, args, {})
+        return int(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, int)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, int)
+
+
+class _Integer(metaclass=_AnInteger):
+    """`int` for the modules whose code is traced: what is computed from sizes stays symbolic."""
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    """`isinstance`: a model may ask whether it has a tensor or a list of tensors."""
+    return isinstance(value.example if isinstance(value, ExampleProxy) else value, kinds)
+
+
+_BUILTINS: dict[str, Any] = {"len": _length, "int": _Integer, "isinstance": _is_instance}
+"""What the modules whose code is traced find under these names."""
+
+
+def _deferred(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that PyTorch does not dispatch, as a node where its argument is a proxy."""
+
+    def call(*args: Any) -> Any:
+        proxy = next((a for a in args if isinstance(a, ExampleProxy)), None)
+        return function(*args) if proxy is None else proxy.tracer.create_proxy("call_function", function, args, {})
 
     return call
 

@@ -19,11 +19,14 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
     """Labels of the input axis that a contraction sums over, 1-D; and those along axes that it leaves alone, if any.
 
     Where both vary, an index along the summed axis goes everywhere at once; but units along the batch axis (heads that
-    were folded into it) go as a whole.
+    were folded into it) go as a whole. A value without a batch axis is frozen.
     """
     source = node.all_input_nodes[0]
     labels, size = flow.of(source), source.meta["value"].shape[axis]
     axis %= labels.dim()
+    if axis == 0:
+        flow.unite(labels, frozen(labels.shape))
+        return frozen((size,)), frozen((1,) * labels.dim())
     if axis > 0 and (labels.shape[axis] == 1 < labels.numel() or labels.shape[0] > 1):
         outer = labels.narrow(axis, 0, 1)
         flow.unite(labels, outer)
@@ -36,6 +39,13 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
         first = first.narrow(other, 0, 1) if other != axis else first
     flow.unite(labels, first)
     return first.reshape(-1).expand(size), None
+
+
+def freeze_outer(flow: Flow, node: fx.Node, out: torch.Tensor, outer: torch.Tensor | None) -> None:
+    """Freeze a contraction's output channels if its input has units along an axis that it leaves alone."""
+    if outer is not None:
+        units = outer.numel() > 1
+        flow.freeze(out, node, "the input has units along another axis" if units else "the input has no batch axis")
 
 
 def per_slice(flow: Flow, node: fx.Node, term: Term) -> tuple[Term, ...]:
@@ -121,8 +131,7 @@ class Conv(Rule):
         if outer is not None and any(size > 1 for size in outer.shape[channels:]):
             flow.freeze(outer, node, "units along an axis that the convolution runs over")
         out = bind_kernel(flow, flow.parameter_name(node, "weight"), str(node.target), _sizes(module), entering)
-        if outer is not None:
-            flow.freeze(out, node, "the input has units along another axis")
+        freeze_outer(flow, node, out, outer)
         flow.bind(node, "bias", 0, out)
         return along(out, channels, node.meta["value"].dim()) if outer is None else outer
 
@@ -189,6 +198,7 @@ class ConvTranspose(Conv):
             position = flow.fresh(width_out, str(node.target)) if bound is None else bound
             flow.bind(node, "weight", 1, position)
             out = position.repeat(groups)
+        freeze_outer(flow, node, out, outer)
         flow.bind(node, "weight", 0, entering)
         flow.bind(node, "bias", 0, out)
         return along(out, channels, node.meta["value"].dim())
@@ -245,8 +255,7 @@ class Linear(Rule):
         out = flow.bound(node, "weight", 0)
         if out is None:
             out = flow.fresh(node.meta["value"].shape[-1], str(node.target))
-        if outer is not None:
-            flow.freeze(out, node, "the input has units along another axis")
+        freeze_outer(flow, node, out, outer)
         flow.bind(node, "weight", 0, out)
         flow.bind(node, "bias", 0, out)
         return along(out, -1, node.meta["value"].dim()) if outer is None else outer

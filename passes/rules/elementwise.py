@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torchvision.ops import StochasticDepth, stochastic_depth
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import frozen
@@ -71,11 +70,20 @@ class Elementwise(Rule):
 
 
 @rule(
-    *(nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, F.leaky_relu),
-    *(F.rrelu, F.softshrink, F.hardshrink, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
-    *(StochasticDepth, stochastic_depth, torch.abs, torch.absolute, torch.neg, torch.negative),
-    *(operator.neg, torch.square, torch.sinh, torch.asinh, torch.log1p, torch.round, torch.floor, torch.ceil),
+    *(nn.LeakyReLU, F.leaky_relu, F.rrelu, F.softshrink, F.hardshrink, torch.abs, torch.absolute, torch.neg),
+    *(
+        torch.negative,
+        operator.neg,
+        torch.square,
+        torch.sinh,
+        torch.asinh,
+        torch.log1p,
+        torch.round,
+        torch.floor,
+        torch.ceil,
+    ),
     *("abs", "absolute", "neg", "negative", "square", "sinh", "asinh", "log1p", "round", "floor", "ceil"),
+    *("square_", "abs_", "neg_"),
     keeps_infinity=True,
 )
 @rule(
@@ -95,7 +103,7 @@ class ZeroToZero(Elementwise):
         self.keeps_infinity = keeps_infinity
 
     def samples(self) -> tuple[Sample, ...]:
-        modules = (nn.ReLU(), nn.GELU(), nn.Hardswish(), nn.Dropout(0.5), nn.Tanh())
+        modules = (nn.ReLU(), nn.GELU(), nn.Hardswish(), nn.Tanh())
         return tuple(Sample(m, (2, 6, 3, 3)) for m in modules)
 
 
@@ -150,7 +158,7 @@ def _is_same_for_units(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
     return any(size > 1 == own for size, own in zip(labels.shape, shape, strict=True))
 
 
-@rule(torch.addcmul, "addcmul")
+@rule(torch.addcmul, "addcmul", "addcmul_")
 class SumWithProduct(Elementwise):
     """a + value · b · c: of the factors one zero is enough."""
 
@@ -171,6 +179,33 @@ class Product(Elementwise):
 
     zero = Zero.ANY
     keeps_infinity = True
+
+
+@rule(torch.lerp, "lerp")
+class Mixture(Elementwise):
+    """a + weight · (b − a)."""
+
+    zero = Zero.PRESERVES
+    keeps_infinity = True
+
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = arguments(node, "input", "end", "weight")
+        return given["input"], given["end"]
+
+
+@rule(
+    *(operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne, torch.gt, torch.ge, torch.lt),
+    *(torch.le, torch.eq, torch.ne, "gt", "ge", "lt", "le", "eq", "ne", torch.isnan, torch.isinf, torch.isfinite),
+    *("isnan", "isinf", "isfinite", operator.and_, operator.or_, operator.xor, operator.invert, torch.logical_and),
+    *(torch.logical_or, torch.logical_not, "logical_and", "logical_or", "logical_not"),
+)
+class Comparison(Elementwise):
+    """Truth values: no gate multiplies them."""
+
+    zero = Zero.BREAKS
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return None
 
 
 @rule(operator.pow, torch.pow, "pow")

@@ -15,7 +15,7 @@ from torch import fx
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.contraction import Sizes, bind_kernel, consumed, kernel_macs, per_slice
+from fxcat.passes.rules.contraction import Sizes, bind_kernel, consumed, freeze_outer, kernel_macs, per_slice
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class LinearFunction(Rule):
         if weight.meta["value"].dim() == 1:
             return self._of_vector(flow, node, weight, entering, outer)
         out = self._bind(flow, node, weight, entering, value.shape[-1])
-        if outer is not None:
-            flow.freeze(out, node, "the input has units along another axis")
+        freeze_outer(flow, node, out, outer)
         if isinstance(bias, fx.Node):
             flow.unite(out, flow.of(bias).reshape(-1))
         term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
@@ -108,8 +107,6 @@ class ConvFunction(Rule):
         weight, bias, sizes = given["weight"], given.get("bias"), _sizes(given)
         channels = 1 - weight.meta["value"].dim()
         entering, outer = consumed(flow, node, channels)
-        if outer is not None:
-            flow.freeze(outer, node, "units along an axis that the convolution runs over")
         name = flow.attribute_name(weight)
         if self.binds(node) and flow.values[weight] is None:
             out = bind_kernel(flow, name, name.removesuffix(".weight"), sizes, entering)
@@ -120,6 +117,8 @@ class ConvFunction(Rule):
                 flow.freeze(flow.of(weight), node, "a computed weight of a grouped convolution")
             out = first = computed(flow, node, weight, entering)
             second = entering
+        if outer is not None:
+            flow.freeze((outer, out), node, "units along an axis that the convolution runs over")
         if isinstance(bias, fx.Node):
             flow.unite(out, flow.of(bias).reshape(-1))
         terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)

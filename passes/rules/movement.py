@@ -38,7 +38,20 @@ class Reshaping(Movement):
         return compress(reshape(labels, source.meta["value"].shape, node.meta["value"].shape))
 
 
-@rule("contiguous", "clone", "detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", torch.clone)
+@rule(
+    "contiguous",
+    "clone",
+    "detach",
+    torch.detach,
+    "to",
+    "type",
+    "type_as",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    torch.clone,
+)
 class Copy(Movement):
     """Ops that change neither shape nor order."""
 
@@ -51,7 +64,7 @@ class Copy(Movement):
 
 @rule(
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.t, "t"),
-    *(torch.movedim, "movedim", torch.unsqueeze, "unsqueeze"),
+    *(torch.swapdims, "swapdims", torch.moveaxis, "moveaxis", torch.movedim, "movedim", torch.unsqueeze, "unsqueeze"),
     *(torch.roll, "roll", torch.flip, "flip"),
 )
 class Axes(Movement):
@@ -192,6 +205,8 @@ class Split(Movement):
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         axis = _axis(node, 2)
         pieces: Any = moved.result
+        if all(live[axis] is None for live in pieces):
+            return None
         sizes = [
             piece.shape[axis] if live[axis] is None else len(live[axis])
             for piece, live in zip(node.meta["value"], pieces, strict=True)
@@ -228,7 +243,7 @@ class Unbind(Movement):
         return tuple(compress(x) for x in labels.unbind(axis))
 
 
-@rule(torch.stack, "repeat", torch.repeat_interleave, "repeat_interleave")
+@rule(torch.stack, "repeat", torch.tile, "tile", torch.repeat_interleave, "repeat_interleave")
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
 
@@ -259,11 +274,3 @@ class Sized(Movement):
         if flow.of(source).numel() > 1:
             flow.freeze(flow.of(source), node, "units along an axis whose size is written into the model")
         return moved
-
-
-@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
-class Creation(Rule):
-    """New values: the tensor they are made from only gives type and device."""
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return frozen((1,) * node.meta["value"].dim())

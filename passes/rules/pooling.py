@@ -143,6 +143,13 @@ class Extremum(_Reduction):
     """Maximum and minimum: over units they would change, since a dead one counts as zero."""
 
 
+@rule(torch.logsumexp, "logsumexp")
+class LogSumExp(_Reduction):
+    """log Σ exp: not zero for zeros."""
+
+    zero = Zero.BREAKS
+
+
 class _OverOneAxis(_Reduction):
     """Where all units lie along an axis that is reduced, they may go."""
 

@@ -199,6 +199,16 @@ class Softmax(Rule):
         return whole_slices(flow, node, given)
 
 
+@rule(torch.cumsum, "cumsum")
+class Cumulative(Rule):
+    """Sums of what comes before along an axis without units."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return whole_slices(flow, node, arguments(node, "input", "dim")["dim"])
+
+
 def whole_slices(flow: Flow, node: fx.Node, *axes: int) -> torch.Tensor:
     """Labels of an op that mixes what lies along some axes: others may have units, those may not."""
     labels = flow.of(node.all_input_nodes[0])

@@ -160,6 +160,10 @@ class Rule:
         """Labels of the output; unites what must be removed together, freezes what cannot be removed."""
         raise NotImplementedError
 
+    def returns_input(self, node: fx.Node, module: nn.Module | None, training: bool) -> bool:
+        """Whether the result is the input itself, and not a new tensor."""
+        return False
+
     def zero_at(self, node: fx.Node) -> Zero:
         """`zero` for one node, where it depends on the arguments."""
         return self.zero

@@ -1,0 +1,36 @@
+"""Lookups of vectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+
+from fxcat.passes.arrays import along
+from fxcat.passes.rules.table import Labels, Rule, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+@rule(nn.Embedding)
+class Embedding(Rule):
+    """The rows of a table: their width has units."""
+
+    parameters = ("weight",)
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        module = flow.module(node)
+        assert isinstance(module, nn.Embedding)
+        out = flow.bound(node, "weight", 1)
+        if out is None:
+            out = flow.fresh(module.embedding_dim, str(node.target))
+        flow.bind(node, "weight", 1, out)
+        if module.max_norm is not None:
+            flow.freeze(out, node, "an embedding whose norms are bounded")
+        return along(out, -1, node.meta["value"].dim())
+
+    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
+        assert isinstance(module, nn.Embedding) and isinstance(module.weight, torch.Tensor)
+        module.embedding_dim = module.weight.shape[1]
