@@ -24,9 +24,10 @@ from fxcat.passes.effects import PHASE, is_by_the_way
 from fxcat.passes.functionalise import detach_without_grad, functionalise
 from fxcat.passes.guards import assert_guards
 from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
+from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
-from fxcat.passes.tracer import ExampleTracer, Guard
+from fxcat.passes.tracer import ExampleTracer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import copy
 import types
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +28,10 @@ Copied: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
-    """A copy whose parameters, buffers and tensor attributes are on the meta device: no data is copied."""
+    """A copy whose parameters and buffers are on the meta device: no data is copied.
+
+    Other tensors that a module holds have data, with which its Python may compute.
+    """
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(tensor, device="meta", requires_grad=False)
@@ -63,6 +67,7 @@ class _Copier:
     def __init__(self, new_tensor: Callable[[torch.Tensor], torch.Tensor], *, private: bool = False) -> None:
         self._new_tensor = new_tensor
         self._private = private
+        self._root: nn.Module | None = None
         # id → copy, as copy.deepcopy keeps it; originals outlive the copier
         self._memo: dict[int, Any] = {}
         self.copied: list[Copied] = []
@@ -71,6 +76,7 @@ class _Copier:
         found = self._memo.get(id(module))
         if found is not None:
             return found
+        self._root = self._root or module
         if getattr(type(module), "__deepcopy__", None) is not None:
             self._note_tensors(module)
             return copy.deepcopy(module, self._memo)
@@ -99,7 +105,8 @@ class _Copier:
         if kind in _SHARED or kind in _SHARED_TORCH:
             return value
         if isinstance(value, torch.Tensor):
-            return self._tensor(value)
+            constant = self._private and id(value) not in self._registered
+            return self._memo.setdefault(id(value), value.detach().clone()) if constant else self._tensor(value)
         if isinstance(value, nn.Module):
             return self.module(value)
         if kind in (dict, list, set) and not value:
@@ -111,6 +118,12 @@ class _Copier:
         if kind is tuple:
             return tuple(self._value(v) for v in value)
         return copy.deepcopy(value, self._memo)
+
+    @cached_property
+    def _registered(self) -> set[int]:
+        """The ids of parameters and buffers."""
+        assert self._root is not None
+        return {id(t) for t in (*self._root.parameters(), *self._root.buffers())}
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         found = self._memo.get(id(tensor))

@@ -18,14 +18,38 @@ from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import place
 from fxcat.passes.effects import PHASE
 from fxcat.passes.labels import Flow
-from fxcat.passes.tracer import Guard
+from fxcat.passes.proxy import Guard
 
 
 def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
-    """Freeze the axes whose sizes reach a guard."""
+    """Freeze the axes whose sizes reach a guard; axes of two values that are found to be equal go together."""
     for guard in guards:
+        if guard.node.target in (operator.eq, operator.ne) and _tie_shapes(flow, guard):
+            continue
         for tensor, axis in asked_sizes(guard.node):
             freeze_axis(flow, tensor, axis, place(guard.node), "a branch depends on the number of units")
+
+
+def _tie_shapes(flow: Flow, guard: Guard) -> bool:
+    """Whether a guard compares a shape in a way that removal does not change: with nothing, or with the same shape of
+    another value, whose units are united with its own then."""
+    sides = guard.node.args[:2]
+    if any(not isinstance(s, fx.Node) and (s is None or isinstance(s, str)) for s in sides):
+        return True
+    asked = [list(asked_sizes(s)) for s in sides if isinstance(s, fx.Node) and isinstance(s.meta["value"], torch.Size)]
+    if [len(a) for a in asked] != [1, 1]:
+        return False
+    (a, _), (b, _) = asked[0][0], asked[1][0]
+    labels = flow.values[a], flow.values[b]
+    whole = all(
+        isinstance(s, fx.Node) and s.args[0] is t and s.meta["value"] == t.meta["value"].shape
+        for s, t in zip(sides, (a, b), strict=True)
+    )
+    if not whole or a.meta["value"].shape[1:] != b.meta["value"].shape[1:]:
+        return False
+    if isinstance(labels[0], torch.Tensor) and isinstance(labels[1], torch.Tensor):
+        flow.unite(*labels)
+    return True
 
 
 def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:

@@ -15,8 +15,8 @@ from torch import fx, nn
 
 from fxcat.errors import CaptureError
 from fxcat.passes.nested import Slot, fill, leaves, template
+from fxcat.passes.proxy import Guard
 from fxcat.passes.rules.boundary import region_input, region_output
-from fxcat.passes.tracer import Guard
 
 
 @dataclass(frozen=True, slots=True)

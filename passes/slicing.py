@@ -21,7 +21,7 @@ def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep, entering: Mappin
         module = root.get_submodule(path)
         parameter = module._parameters.get(leaf)
         if parameter is None:
-            module._buffers[leaf] = select(module.get_buffer(leaf), axes)
+            setattr(module, leaf, select(getattr(module, leaf), axes))  # a buffer, or a tensor that is none
             continue
         gradient = None if parameter.grad is None else select(parameter.grad, axes)
         replace_data(parameter, select(parameter.data, axes), gradient)

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
-import operator
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.fx.proxy import Attribute
-from torch.nn.modules import transformer
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
 from fxcat.passes.effects import CHANGES, INPLACE_OPERATORS, NO_GRAD, SAME
 from fxcat.passes.execute import run_module, run_node
+from fxcat.passes.proxy import ExampleProxy, Guard, instruction
 from fxcat.passes.rules.table import (
     autograd_call,
     find_decomposition,
@@ -38,115 +34,24 @@ from fxcat.passes.rules.table import (
     is_of_torch,
     module_rule,
 )
+from fxcat.passes.stand_ins import stand_ins
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A Python value that control flow took from the graph: `node` evaluated to `value` when the model was captured."""
+class _Dispatch(TorchFunctionMode):
+    """Lets calls whose only proxies are sizes become nodes too, such as `torch.eye(n)` and `constant.repeat(n, 1)`."""
 
-    node: fx.Node
-    value: object
+    def __init__(self, tracer: ExampleTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if self.tracer.is_executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        return fx.Proxy.__torch_function__(func, types, args, kwargs)
 
 
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
-
-
-class ExampleProxy(fx.Proxy):
-    """A proxy that answers questions about its value (length, truth, integer) from the example, and logs a guard."""
-
-    tracer: ExampleTracer
-
-    @property
-    def example(self) -> Any:
-        return self.node.meta["value"]
-
-    def _resolve(self, value: Any) -> Any:
-        self.tracer.guards.append(Guard(self.node, value))
-        return value
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)  # protocols that a proxy does not have
-        return ExampleAttribute(self, name)
-
-    def __bool__(self) -> bool:
-        if isinstance(self.example, torch.Tensor):
-            raise CaptureError(
-                "a branch depends on the values of a tensor",
-                where=self.tracer.location(),
-                remedy="move the branch out of the model, or list the module in ignore=",
-            )
-        return self._resolve(bool(self.example))
-
-    def __len__(self) -> int:
-        pieces = self.node.all_input_nodes[:1] if isinstance(self.example, tuple | list) else []
-        if isinstance(self.example, torch.Tensor):
-            return operator.index(self.size(0))
-        for source in pieces:
-            value = source.meta["value"]
-            if isinstance(value, torch.Tensor) and _shares_axis(value, self.example):
-                operator.index(self.tracer.proxy(source).size(0))  # another batch would have other pieces
-        return len(self.example)  # removal does not change it
-
-    def __index__(self) -> int:
-        found = self._resolve(operator.index(self.example))
-        self.tracer.asked.append(_instruction(sys._getframe(1)))
-        return found
-
-    def __int__(self) -> int:
-        return self._resolve(int(self.example))
-
-    def __float__(self) -> float:
-        return self._resolve(float(self.example))
-
-    def __round__(self, digits: int | None = None) -> Any:
-        return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
-
-    def __floor__(self) -> Any:
-        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
-
-    def __ceil__(self) -> Any:
-        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        proxy: Any = self
-        return iter([proxy[i] for i in range(len(self))])
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    def __contains__(self, item: object) -> bool:
-        return self._resolve(item in self.example)
-
-
-def _shares_axis(value: torch.Tensor, pieces: Any) -> bool:
-    """Whether pieces of a value are pieces of its first axis."""
-    piece = next(iter(pieces), None)
-    return isinstance(piece, torch.Tensor) and piece.shape[-value.dim() + 1 :] == value.shape[1:]
-
-
-def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:
-    """`+=` and the like: torch.fx takes them for sums, and what else holds the tensor would not see the change."""
-
-    def call(self: ExampleProxy, other: Any) -> fx.Proxy:
-        target = function if isinstance(self.example, torch.Tensor) else INPLACE_OPERATORS[function]
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    return call
-
-
-for _operator in INPLACE_OPERATORS:
-    setattr(ExampleProxy, f"__{_operator.__name__}__", _changing(_operator))
-
-
-class ExampleAttribute(Attribute, ExampleProxy):
-    """An attribute of a proxy; flags, such as `is_nested`, are those of the example."""
-
-    root: ExampleProxy
-
-    def __bool__(self) -> bool:
-        value = getattr(self.root.example, self.attr)
-        return value if isinstance(value, bool) else ExampleProxy.__bool__(self)
 
 
 class ExampleTracer(fx.Tracer):
@@ -159,7 +64,7 @@ class ExampleTracer(fx.Tracer):
         self._inputs: Mapping[str, Any] = {}
         self._call: Callable[..., Any] | None = None
         self._training = False
-        self._executing = False
+        self.is_executing = False
         self._path = ""
         self._tensors: dict[int, str] = {}
         self._read: dict[str, fx.Proxy] = {}
@@ -209,7 +114,7 @@ class ExampleTracer(fx.Tracer):
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self._executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
+            if self.is_executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
                 return function(*args, **kwargs)
             result = NotImplemented
             if isinstance(function, types.FunctionType) and function_rule(function) is None:
@@ -220,7 +125,7 @@ class ExampleTracer(fx.Tracer):
 
     def _apply(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """What `function.apply` does: one node, since its backward pass may be anything."""
-        if self._executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
+        if self.is_executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
             return _APPLY.__get__(None, function)(*args, **kwargs)
         return self.create_proxy("call_function", autograd_call(function), args, kwargs)
 
@@ -267,14 +172,14 @@ class ExampleTracer(fx.Tracer):
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
         """The node's example value; what runs is not traced. `module`: what the node calls, if it is at hand."""
-        outer, self._executing = self._executing, True
+        outer, self.is_executing = self.is_executing, True
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
                 if module is not None:
                     return run_module(module, thaw(node.args), thaw(node.kwargs))
                 return run_node(node, self.root)
         finally:
-            self._executing = outer
+            self.is_executing = outer
 
     # fx hooks -------------------------------------------------------------------------------------------------
 
@@ -282,19 +187,7 @@ class ExampleTracer(fx.Tracer):
         return ExampleProxy(node, self)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        with ExitStack() as stack:
-            stack.enter_context(patch.object(torch, "tensor", _resolving(torch.tensor)))
-            stack.enter_context(patch.object(transformer, "_detect_is_causal_mask", _said_to_be_causal))
-            stack.enter_context(patch.object(torch.nn.functional, "_none_or_dtype", _dtype_of))
-            for name in ("zeros", "ones", "empty", "rand", "randn"):
-                stack.enter_context(patch.object(torch, name, _of_one_shape(getattr(torch, name))))
-            stack.enter_context(patch.object(torch, "is_tensor", lambda value: _is_instance(value, torch.Tensor)))
-            for name in ("finfo", "iinfo"):
-                stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
-            for name in {type(m).__module__ for m in root.modules() if not is_leaf(m)}:
-                known = vars(sys.modules[name])
-                if not name.startswith("torch."):
-                    stack.enter_context(patch.dict(known, {n: f for n, f in _BUILTINS.items() if n not in known}))
+        with stand_ins(type(m).__module__ for m in root.modules() if not is_leaf(m)), _Dispatch(self):
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
@@ -322,7 +215,7 @@ class ExampleTracer(fx.Tracer):
         return call, args
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._executing:
+        if self.is_executing:
             return forward(*args, **kwargs)
         # not the base class's: its module stacks on nodes say in ten times the memory what "path" says
         outer, self._path = self._path, self.path_of_module(m)
@@ -343,7 +236,7 @@ class ExampleTracer(fx.Tracer):
         return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self._executing or not isinstance(attr_val, torch.Tensor):
+        if self.is_executing or not isinstance(attr_val, torch.Tensor):
             return attr_val
         if not self._tensors:  # the base class looks through all of them every time
             known = (*self.root.named_buffers(), *self.root.named_parameters())
@@ -369,6 +262,10 @@ class ExampleTracer(fx.Tracer):
             args = (kwargs.pop("input"),)  # where rules look for it
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+        if kind == "call_method" and target in _RESHAPING and type(args[0]) is ExampleProxy:
+            # the proxy stands for the same tensor in its new shape
+            args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
+            return args[0]
         asked, self.asked = self.asked, []
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
@@ -388,10 +285,10 @@ class ExampleTracer(fx.Tracer):
     def _forget_what_was_parsed(self, node: fx.Node, asked: list[object]) -> None:
         """PyTorch asks for the integers among its arguments before it lets a proxy take the call: that is no guard."""
         frame = sys._getframe(1)
-        asking = [_instruction(frame)]
-        while frame.f_back is not None and frame.f_globals["__name__"].startswith(("torch.fx.", __name__)):
+        asking = [instruction(frame)]
+        while frame.f_back is not None and frame.f_globals["__name__"].startswith(("torch.fx.", "fxcat.passes.")):
             frame = frame.f_back
-            asking.append(_instruction(frame))
+            asking.append(instruction(frame))
         given = set(node.all_input_nodes)
         while asked and asked.pop() in asking:
             known = self.guards[-1].node
@@ -400,21 +297,10 @@ class ExampleTracer(fx.Tracer):
             self.guards.pop()
 
 
-def _instruction(frame: types.FrameType) -> tuple[types.CodeType, int]:
-    return frame.f_code, frame.f_lasti
-
+_RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_")
+"""Methods that give a tensor another shape."""
 
 _PLAIN = (int, float, bool, str, type(None))
-
-
-def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
-    """What torch.nn's transformers find out from a mask's values, to choose a quicker kernel for the same result."""
-    return bool(is_causal)
-
-
-def _dtype_of(value: Any) -> Any:
-    """What torch.nn asks about masks; its own function wants tensors."""
-    return None if value is None else value.dtype
 
 
 def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:
@@ -422,13 +308,6 @@ def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:
     if isinstance(function, types.FunctionType):
         return next(iter(inspect.signature(function).parameters)) == "input"
     return "condition" not in arguments  # what is built into torch has no signature, but only `where` differs
-
-
-def _length(value: Any) -> Any:
-    """`len` for the modules whose code is traced: the length of a tensor stays symbolic, as `size(0)`."""
-    if isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor):
-        return value.size(0)
-    return len(value)
 
 
 def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Module, str, Any], None]:
@@ -442,71 +321,6 @@ def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Mo
                 buffer.copy_(value)
         else:
             assign(module, name, value)
-
-    return call
-
-
-class _AnInteger(type):
-    """The type of `_Integer`."""
-
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        given = args[0] if len(args) == 1 else None
-        if isinstance(given, ExampleProxy) and isinstance(given.example, int | float):
-            return given.tracer.create_proxy("call_function", int, args, {})
-        return int(*args, **kwargs)
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, int)
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
-
-
-class _Integer(metaclass=_AnInteger):
-    """`int` for the modules whose code is traced: what is computed from sizes stays symbolic."""
-
-
-def _is_instance(value: Any, kinds: Any) -> bool:
-    """`isinstance`: a model may ask whether it has a tensor or a list of tensors."""
-    return isinstance(value.example if isinstance(value, ExampleProxy) else value, kinds)
-
-
-_BUILTINS: dict[str, Any] = {"len": _length, "int": _Integer, "isinstance": _is_instance}
-"""What the modules whose code is traced find under these names."""
-
-
-def _deferred(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that PyTorch does not dispatch, as a node where its argument is a proxy."""
-
-    def call(*args: Any) -> Any:
-        proxy = next((a for a in args if isinstance(a, ExampleProxy)), None)
-        return function(*args) if proxy is None else proxy.tracer.create_proxy("call_function", function, args, {})
-
-    return call
-
-
-def _resolving(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that PyTorch does not dispatch on proxies: numbers among its arguments are resolved, and guarded."""
-
-    def resolved(value: Any) -> Any:
-        number = isinstance(value, ExampleProxy) and isinstance(value.example, int | float | bool)
-        return value._resolve(value.example) if number else value
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map(resolved, (args, kwargs))
-        return function(*args, **kwargs)
-
-    return call
-
-
-def _of_one_shape(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that takes sizes one by one, which PyTorch does not dispatch if they are proxies; a shape it does."""
-
-    @functools.wraps(function)
-    def call(*sizes: Any, **options: Any) -> Any:
-        several = len(sizes) > 1 and any(isinstance(s, fx.Proxy) for s in sizes)
-        return function(sizes, **options) if several else function(*sizes, **options)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exactness import check, randomise
+from helper_functions import whole_batch
 from torch import nn
 
 import fxcat
@@ -29,6 +31,8 @@ class Between(nn.Module):
         self.table = nn.Parameter(torch.randn(8, 16))
         self.embedding = nn.Embedding(9, 8)
         self.same = nn.Identity()
+        self.held = torch.randn(1, 8, 1, 1).double()
+        self.several = [torch.randn(8).double()]
         self.register_buffer("blur", torch.rand(8, 1, 3, 3))
         self.register_buffer("mask", torch.rand(8, 8) > 0.5)
         self.register_buffer("order", torch.randperm(8))
@@ -85,6 +89,22 @@ FORMS: dict[str, Form] = {
     "asked for its type": lambda m, y, x: torch.cat([y] if isinstance(y, torch.Tensor) else y, 1),
     "table sliced": lambda m, y, x: y + m.table[:, : y.shape[-1]].t()[None, :, None],
     "embedded": lambda m, y, x: y + m.embedding(torch.arange(y.shape[-1])).t()[None, :, None],
+    "tensor that is no buffer": lambda m, y, x: y * m.held + m.several[0][None, :, None, None] * m.held.sigmoid(),
+    "unsqueezed in place": lambda m, y, x: y * y.mean((2, 3)).unsqueeze_(2).unsqueeze_(3),
+    "transposed in place": lambda m, y, x: y.transpose_(2, 3).relu(),
+    "rounded up": lambda m, y, x: y[:, :, : math.ceil(y.shape[2] / 2) * 2 + math.floor(y.shape[3] / 2)],
+    "constant repeated": lambda m, y, x: (
+        y + torch.arange(8.0, dtype=y.dtype).unsqueeze(0).repeat(len(y), 1)[:, None, None]
+    ),
+    "constant expanded": lambda m, y, x: y + torch.arange(8.0, dtype=y.dtype).expand(len(y), 1, 1, 8),
+    "identity matrix": lambda m, y, x: y @ torch.eye(y.shape[-1], dtype=y.dtype),
+    "smaller of two": lambda m, y, x: y[:, :, : min(y.shape[2], 99), : max(y.shape[2:])] * min(len(y), 99),
+    "shapes compared": lambda m, y, x: y * y.relu() if y.shape == y.relu().shape else y,
+    "compared with nothing": lambda m, y, x: y.relu() if y.shape is not None and y.shape != None else y,  # noqa: E711
+    "sizes of data": lambda m, y, x: y.view(*x.data.size()[:1], *y.data.size()[1:]),
+    "maximum along an axis": lambda m, y, x: y * torch.max(y, dim=2, keepdim=True)[0] + torch.max(y, y.relu()),
+    "instance_norm": lambda m, y, x: F.instance_norm(y),
+    "int in another file": lambda m, y, x: whole_batch(y),
     "divided by its norm": lambda m, y, x: y / (y.norm(dim=1, keepdim=True) + 0.1),
 }
 

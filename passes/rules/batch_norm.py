@@ -157,6 +157,18 @@ class _GatedFrozen(FrozenBatchNorm2d):
         return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
 
 
+@rule(F.instance_norm)
+class InstanceNormFunction(Rule):
+    """F.instance_norm."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source, *parameters = node.all_input_nodes
+        labels = flow.axis(source, 1)
+        if labels is None or parameters:
+            flow.freeze(flow.of(source), node, "units in an instance_norm with parameters, or not along its channels")
+        return flow.of(source)
+
+
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 class InstanceNorm(Rule):
     """InstanceNorm: statistics of one channel of one example. Without a shift, what is zero stays zero."""

@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import frozen, unlabelled
 from fxcat.passes.rules.counting import gated_mean, gated_std, gated_var
+from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -116,17 +117,21 @@ class _Reduction(Rule):
     arguments = ("input", "dim")
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return self.reduced(flow, node, node.meta["value"].dim())
+
+    def reduced(self, flow: Flow, node: fx.Node, dims: int) -> torch.Tensor:
+        """Labels of a result with so many axes."""
         labels, axes = flow.of(node.all_input_nodes[0]), self.axes(node)
         if any(labels.shape[a] > 1 for a in axes):
-            return self.over_units(flow, node, labels)
-        if node.meta["value"].dim() == labels.dim():
+            return self.over_units(flow, node, labels, dims)
+        if dims == labels.dim():
             return labels
         return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
 
-    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> torch.Tensor:
+    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor, dims: int) -> torch.Tensor:
         """Labels of the result where the input has units along an axis that is reduced: all are frozen."""
         flow.freeze(labels, node, "reduced over the units")
-        return frozen((1,) * node.meta["value"].dim())
+        return frozen((1,) * dims)
 
     def axes(self, node: fx.Node) -> set[int]:
         """The axes that are reduced."""
@@ -150,13 +155,24 @@ class LogSumExp(_Reduction):
     zero = Zero.BREAKS
 
 
+@rule(torch.max, "max", torch.min, "min")
+class ExtremumWithPlace(_Reduction):
+    """Maximum and minimum along an axis, with its place; of two values; or of all elements."""
+
+    keeps_infinity = True
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return broadcast(flow, node) if len(node.all_input_nodes) > 1 else super().flow(flow, node)
+        return self.reduced(flow, node, value[0].dim()), frozen((1,) * value[1].dim())
+
+
 class _OverOneAxis(_Reduction):
     """Where all units lie along an axis that is reduced, they may go."""
 
-    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> torch.Tensor:
-        if self.reduces_units(flow, node):
-            return frozen((1,) * node.meta["value"].dim())
-        return super().over_units(flow, node, labels)
+    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor, dims: int) -> torch.Tensor:
+        return frozen((1,) * dims) if self.reduces_units(flow, node) else super().over_units(flow, node, labels, dims)
 
     def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
         """Whether the op reduces the one axis with units, in a form in which they may go."""
