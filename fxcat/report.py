@@ -19,7 +19,7 @@ def prepared(net: GatedModule) -> str:
         f"fxcat: {units:,} units in {len(structure.groups)} groups, {len(structure.sections)} sections; "
         f"{cost.macs:,} MACs, {cost.params:,} parameters; {structure.coverage:.1%} of the MACs can be pruned"
     ]
-    lines += [f"  kept: {p.where} ({p.count}): {p.reason}" for p in structure.pinned[:8]]
+    lines += [f"  kept: {p.where}{f' ({p.count})' if p.count else ''}: {p.reason}" for p in structure.pinned[:8]]
     if len(structure.pinned) > 8:
         lines.append(f"  … and {len(structure.pinned) - 8} more: see .summary()")
     return "\n".join(lines)

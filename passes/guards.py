@@ -40,15 +40,15 @@ def _tie_shapes(flow: Flow, guard: Guard) -> bool:
     if [len(a) for a in asked] != [1, 1]:
         return False
     (a, _), (b, _) = asked[0][0], asked[1][0]
-    labels = flow.values[a], flow.values[b]
     whole = all(
         isinstance(s, fx.Node) and s.args[0] is t and s.meta["value"] == t.meta["value"].shape
         for s, t in zip(sides, (a, b), strict=True)
     )
     if not whole or a.meta["value"].shape[1:] != b.meta["value"].shape[1:]:
         return False
-    if isinstance(labels[0], torch.Tensor) and isinstance(labels[1], torch.Tensor):
-        flow.unite(*labels)
+    first, second = flow.values[a], flow.values[b]
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        flow.unite(first, second)
     return True
 
 

@@ -284,7 +284,10 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
     found = flow.rules[node] = find_rule(node, flow.module(node) if node.op == "call_module" else None)
     if found is not None:
         return found.flow(flow, node)
-    freeze_node(flow, node, f"unknown operation {describe(flow, node)}")
+    known, reason = len(flow.freezes), f"unknown operation {describe(flow, node)}"
+    freeze_node(flow, node, reason)
+    if len(flow.freezes) == known and node.op == "call_module" and any(True for _ in flow.module(node).parameters()):
+        flow.freezes.append(Freeze(torch.empty(0, dtype=torch.int32), place(node), reason))  # its own weights stay
     return unlabelled(value)
 
 

@@ -67,10 +67,11 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(bool(self.example))
 
     def __len__(self) -> int:
-        if isinstance(self.example, torch.Tensor):
-            return operator.index(self.size(0))
+        whole: Any = self if isinstance(self.example, torch.Tensor) else None
         if self.node.target in _AS_MANY_AS_EXAMPLES and _takes_first_axis(self.node):
-            operator.index(self.tracer.proxy(self.node.all_input_nodes[0]).size(0))
+            whole = self.tracer.proxy(self.node.all_input_nodes[0])
+        if whole is not None:
+            operator.index(whole.size(0))  # another batch has another length
         return len(self.example)  # of a shape, or of pieces: removal does not change it
 
     def __index__(self) -> int:

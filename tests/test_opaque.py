@@ -72,6 +72,13 @@ def test_parametrised_weights_are_kept_whole_and_reported(wrap: Callable[[nn.Mod
     assert "ParametrizedConv2d" in reasons(build(), 3, 8, 8)
 
 
+def test_a_layer_without_a_rule_between_others_is_named() -> None:
+    """It has no units that could be frozen, nor have its neighbours."""
+    model = network(parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    with pytest.raises(fxcat.NothingToPruneError, match="0: unknown operation ParametrizedConv2d"):
+        reasons(model, 3, 4, 4)
+
+
 def test_frozen_layers_are_pruned_like_others() -> None:
     model = network(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
     model[0].requires_grad_(False)  # pyright: ignore
