@@ -46,9 +46,16 @@ class _Dispatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.is_executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
-            return func(*args, **kwargs)
-        return fx.Proxy.__torch_function__(func, types, args, kwargs)
+        if not self.tracer.is_executing and _has_proxy(args, kwargs):
+            return fx.Proxy.__torch_function__(func, types, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _has_proxy(args: Any, kwargs: Any) -> bool:
+    """Whether there is a proxy among arguments, or inside of them."""
+    return any(isinstance(a, fx.Proxy) for a in args) or any(
+        isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))
+    )
 
 
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
@@ -114,7 +121,7 @@ class ExampleTracer(fx.Tracer):
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self.is_executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
+            if self.is_executing or not _has_proxy(args, kwargs):
                 return function(*args, **kwargs)
             result = NotImplemented
             if isinstance(function, types.FunctionType) and function_rule(function) is None:
@@ -125,7 +132,7 @@ class ExampleTracer(fx.Tracer):
 
     def _apply(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """What `function.apply` does: one node, since its backward pass may be anything."""
-        if self.is_executing or not any(isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))):
+        if self.is_executing or not _has_proxy(args, kwargs):
             return _APPLY.__get__(None, function)(*args, **kwargs)
         return self.create_proxy("call_function", autograd_call(function), args, kwargs)
 

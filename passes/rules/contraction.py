@@ -249,6 +249,11 @@ class Linear(Rule):
     zero = Zero.BREAKS
     parameters = ("weight", "bias")
 
+    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
+        assert isinstance(module, nn.Linear)
+        fits = value.shape[-1:] == (module.in_features,) and value.dtype == module.weight.dtype
+        return value.new_empty((*value.shape[:-1], module.out_features)) if fits else None
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         entering, outer = consumed(flow, node, -1)
         flow.bind(node, "weight", 1, entering)
