@@ -14,6 +14,7 @@ from torch import fx
 from torch.nn import functional
 
 from fxcat.passes.rules.boundary import region_output
+from fxcat.passes.rules.table import function_rule, method_rule
 
 PHASE = "phase"
 """Key in a node's `meta`: 0 if only inference runs the node, 1 if only training does; both do if there is none."""
@@ -29,7 +30,20 @@ INPLACE_OPERATORS: dict[Any, Any] = {
 
 VIEWS: tuple[Any, ...] = (
     *(operator.getitem, "view", "narrow", "select", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "t"),
-    *("chunk", "split", "unbind", "unflatten", "expand", "swapaxes", "movedim", "detach", "reshape", "view_as"),
+    *(
+        "chunk",
+        "split",
+        "unbind",
+        "unflatten",
+        "expand",
+        "expand_as",
+        "tensor_split",
+        "swapaxes",
+        "movedim",
+        "detach",
+        "reshape",
+        "view_as",
+    ),
     *(
         "reshape_as",
         "contiguous",
@@ -60,6 +74,9 @@ CHANGES = "changes"
 """Key in the `meta` of a node that calls a module: the module changes its input in place."""
 
 
+CONSTANT = "constant"
+"""Key in the `meta` of a node that reads a tensor which is neither a parameter nor a buffer."""
+
 NO_GRAD = "no_grad"
 """Key in the `meta` of a node that the model runs under `torch.no_grad()`."""
 
@@ -71,11 +88,14 @@ def is_view(node: fx.Node) -> bool:
     """Whether the values of a node are in the memory of its input's; those of `reshape` are where that is possible."""
     if SAME in node.meta:
         return not is_inplace(node)
-    if node.target not in VIEWS or not node.all_input_nodes:
+    known = function_rule(node.target) if node.op == "call_function" else method_rule(str(node.target))
+    if not node.all_input_nodes or node.op not in ("call_function", "call_method"):
+        return False
+    if node.target not in VIEWS and known is not None:
         return False
     source, result = node.all_input_nodes[0].meta["value"], node.meta["value"]
     both = isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor)
-    return not both or source.untyped_storage()._cdata == result.untyped_storage()._cdata
+    return node.target in VIEWS if not both else source.untyped_storage()._cdata == result.untyped_storage()._cdata
 
 
 def is_inplace(node: fx.Node) -> bool:

@@ -14,7 +14,17 @@ from torch import fx
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
-from fxcat.passes.effects import CHANGES, INPLACE_OPERATORS, NO_GRAD, changed_part_of, is_inplace, is_view, make_plain
+from fxcat.passes.effects import (
+    CHANGES,
+    CONSTANT,
+    INPLACE_OPERATORS,
+    NO_GRAD,
+    VIEWS,
+    changed_part_of,
+    is_inplace,
+    is_view,
+    make_plain,
+)
 
 _FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 
@@ -46,17 +56,30 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
         _detach_what_enters(node, base)
         return
     kinds = {i.meta["value"].dtype for i in node.all_input_nodes if isinstance(i.meta["value"], torch.Tensor)}
+    if base is None and changed.target in VIEWS:
+        _copy_first(node, changed)  # where one unit is left, what was a copy may be a view
     unseen = base is not None and not _is_read(base, order, order[node])
     keeps_type = base is None and node.target in INPLACE_OPERATORS and len(kinds) == 1
     if unseen or keeps_type:
         make_plain(node)
 
 
+def _copy_first(node: fx.Node, changed: fx.Node) -> None:
+    """Let an in-place op change a value that is nobody else's."""
+    if node.op != "call_module":
+        make_plain(node)
+        return
+    with node.graph.inserting_before(node):
+        copied = node.graph.call_method("clone", (changed,))
+    copied.meta.update(changed.meta)
+    node.replace_input_with(changed, copied)
+
+
 def _detach_what_enters(node: fx.Node, base: fx.Node) -> None:
     """A buffer lives longer than the graph of a step's gradients, which gates begin behind a `detach` too."""
-    if isinstance(base.meta["value"], torch.nn.Parameter):
+    if CONSTANT in base.meta or isinstance(base.meta["value"], torch.nn.Parameter):
         raise CaptureError(
-            f"the parameter {base.target!r} is changed in place in forward",
+            f"{base.target!r}, a parameter or a tensor that is no buffer, is changed in place in forward",
             where=f"module {node.meta.get('path') or '(root)'!r}",
             remedy="change it outside of forward, or make it a buffer",
         )
@@ -123,6 +146,8 @@ def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
     if value.target in INPLACE_OPERATORS:
         value.target = INPLACE_OPERATORS[value.target]
     cut = [(axis, e) for axis, e in enumerate(entries) if e != slice(None)]
+    if not cut:
+        return
     path = node.meta.get("path")
 
     def call(function: Any, *args: Any) -> fx.Node:

@@ -55,7 +55,24 @@ class ExampleProxy(fx.Proxy):
             raise AttributeError(name)  # protocols that a proxy does not have
         if name == "data" and isinstance(self.example, torch.Tensor):
             return self.tracer.create_proxy("call_method", "detach", (self,), {})
+        fields = getattr(type(self.example), "n_sequence_fields", 0)
+        if fields and name in ("values", "indices"):  # of what torch.max returns
+            return self.tracer.create_proxy(
+                "call_function", operator.getitem, (self, ("values", "indices").index(name)), {}
+            )
         return ExampleAttribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("node", "tracer", "root", "attr", "_node"):
+            object.__setattr__(self, name, value)
+        elif name == "data" and isinstance(value, ExampleProxy):
+            self.tracer.create_proxy("call_method", "copy_", (self, value), {})
+        else:
+            raise CaptureError(
+                f"the attribute {name!r} of a tensor is set",
+                where=self.tracer.location(),
+                remedy="keep the value in the module, or list the module in ignore=",
+            )
 
     def __bool__(self) -> bool:
         if isinstance(self.example, torch.Tensor):
@@ -135,5 +152,7 @@ class ExampleAttribute(Attribute, ExampleProxy):
     root: ExampleProxy
 
     def __bool__(self) -> bool:
+        if self.attr == "requires_grad":
+            return torch.is_grad_enabled()  # example values have no gradients
         value = getattr(self.root.example, self.attr)
         return value if isinstance(value, bool) else ExampleProxy.__bool__(self)

@@ -7,10 +7,11 @@ torch.nn asks for the type of a proxy.
 from __future__ import annotations
 
 import builtins
+import dis
 import functools
 import sys
 import types
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
@@ -19,6 +20,7 @@ from unittest.mock import patch
 import torch
 from torch.nn.modules import transformer
 
+from fxcat.errors import CaptureError
 from fxcat.passes.proxy import ExampleProxy
 
 
@@ -35,33 +37,91 @@ def stand_ins(modules: Iterable[str]) -> Generator[None]:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
+        helpers = _with_helpers(frozenset(modules))
         try:
-            for module in _with_helpers(frozenset(modules)):
+            for module in helpers:
                 known = vars(sys.modules[module])
                 for name in _BUILTINS.keys() - known.keys():
-                    known[name] = _BUILTINS[name]
-                    added.append((known, name))
+                    if name != "int" or _only_calls(module, name):
+                        known[name] = _BUILTINS[name]
+                        added.append((known, name))
             yield
         finally:
             for known, name in added:
                 del known[name]
+            kept = [where for module in helpers for where in _take_proxies(module)]
+    if kept:
+        raise CaptureError(
+            f"a value of the forward pass is kept in the global {kept[0]}", remedy="keep it in a buffer, or not at all"
+        )
+
+
+def _take_proxies(module: str) -> Iterator[str]:
+    """Take proxies out of a Python module's globals, and say where they were."""
+    known = vars(sys.modules[module])
+    for name, value in list(known.items()):
+        if isinstance(value, ExampleProxy):
+            del known[name]
+            yield f"{module}.{name}"
+        elif type(value) is dict:
+            held: dict[Any, Any] = value
+            for key in [k for k, v in held.items() if isinstance(v, ExampleProxy)]:
+                del held[key]
+                yield f"{module}.{name}"
+
+
+def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
+    """Python modules, and those from which they have functions and classes, unless these belong to Python or to
+    another package."""
+    present = {name: len(vars(sys.modules[name])) for name in modules if name in sys.modules}
+    return _found_helpers(frozenset(present.items()))
 
 
 @cache
-def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
-    """Python modules, and those from which they have functions, unless these belong to Python or to another package."""
-    packages = {name.partition(".")[0] for name in modules}
-    found = {name for name in modules if not name.startswith("torch.")}
+def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
+    packages = {name.partition(".")[0] for name, _ in modules}
+    found = {name for name, _ in modules if not name.startswith("torch.")}
     stack = list(found)
     while stack:
         for value in list(vars(sys.modules[stack.pop()]).values()):
-            name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-            if isinstance(value, types.ModuleType | types.FunctionType) and isinstance(name, str) and name not in found:
-                package = name.partition(".")[0]
-                if name in sys.modules and (package in packages or _is_loose(name)) and package != "torch":
-                    found.add(name)
-                    stack.append(name)
+            is_module = isinstance(value, types.ModuleType)
+            name = value.__name__ if is_module else getattr(value, "__module__", None)
+            if not isinstance(name, str) or name in found or name not in sys.modules:
+                continue
+            package = name.partition(".")[0]
+            of_code = isinstance(value, types.ModuleType | types.FunctionType | type) and package != "torch"
+            if of_code and (package in packages or _is_loose(name)):
+                found.add(name)
+                stack.append(name)
     return frozenset(found)
+
+
+@cache
+def _only_calls(module: str, name: str) -> bool:
+    """Whether the code of a Python module does nothing with a global but call it."""
+    codes = _codes(module)
+    while codes:
+        code = codes.pop()
+        for step in dis.get_instructions(code) if name in code.co_names else ():
+            # the lowest bit of a global's number: it is about to be called
+            if step.argval == name and not (step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1):
+                return False
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return sys.version_info >= (3, 11)
+
+
+def _codes(module: str) -> list[types.CodeType]:
+    """The code of a Python module, or where that is not at hand (a notebook), that of its functions and methods."""
+    loader = getattr(sys.modules[module], "__loader__", None)
+    try:
+        whole = loader.get_code(module)  # pyright: ignore
+    except (AttributeError, ImportError, SyntaxError):
+        whole = None
+    if isinstance(whole, types.CodeType):
+        return [whole]
+    values = list(vars(sys.modules[module]).values())
+    values += [v for c in values if isinstance(c, type) and c.__module__ == module for v in vars(c).values()]
+    return [v.__code__ for v in values if isinstance(v, types.FunctionType) and v.__module__ == module]
 
 
 def _is_loose(name: str) -> bool:
@@ -114,7 +174,7 @@ def _is_instance(value: Any, kinds: Any) -> bool:
 
 _TAKING_SIZES: dict[Any, tuple[str, ...]] = {
     torch: ("zeros", "ones", "empty", "rand", "randn"),
-    torch.Tensor: ("expand", "view", "reshape"),
+    torch.Tensor: ("expand", "view", "reshape", "repeat"),
 }
 
 

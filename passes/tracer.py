@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -19,11 +20,10 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
-from fxcat.passes.effects import CHANGES, INPLACE_OPERATORS, NO_GRAD, SAME
+from fxcat.passes.effects import CHANGES, CONSTANT, INPLACE_OPERATORS, NO_GRAD, SAME
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction
 from fxcat.passes.rules.table import (
@@ -46,16 +46,29 @@ class _Dispatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self.tracer.is_executing and _has_proxy(args, kwargs):
-            return fx.Proxy.__torch_function__(func, types, args, kwargs)
-        return func(*args, **kwargs)
+        if self.tracer.is_executing or not _has_proxy((args, kwargs)):
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _METHODS and func is getattr(torch.Tensor, name):
+            return self.tracer.create_proxy("call_method", name, args, kwargs)
+        if func is torch.Tensor.__getitem__:
+            return self.tracer.create_proxy("call_function", operator.getitem, args, kwargs)
+        return fx.Proxy.__torch_function__(func, types, args, kwargs)
 
 
-def _has_proxy(args: Any, kwargs: Any) -> bool:
+_METHODS = ("expand", "view", "reshape", "repeat")
+"""Methods of tensors that have stand-ins, and so are not known to torch.fx."""
+
+
+def _has_proxy(value: Any) -> bool:
     """Whether there is a proxy among arguments, or inside of them."""
-    return any(isinstance(a, fx.Proxy) for a in args) or any(
-        isinstance(a, fx.Proxy) for a in tree_leaves((args, kwargs))
-    )
+    if isinstance(value, tuple | list):
+        return any(_has_proxy(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, dict):
+        return any(_has_proxy(v) for v in value.values())  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, slice):
+        return _has_proxy((value.start, value.stop, value.step))
+    return isinstance(value, fx.Proxy)
 
 
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
@@ -102,7 +115,11 @@ class ExampleTracer(fx.Tracer):
                 patch.object(torch.autograd.Function, "apply", classmethod(self._apply)),
                 patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
             ):
-                return self.trace(root)
+                graph = self.trace(root)
+            for tensor, name in self.tensor_attrs.items():
+                if isinstance(tensor, torch.Tensor) and tensor._version:
+                    raise _state_error(str(name), type(root).__name__)
+            return graph
         except CaptureError:
             raise
         except Exception as error:
@@ -121,7 +138,7 @@ class ExampleTracer(fx.Tracer):
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self.is_executing or not _has_proxy(args, kwargs):
+            if self.is_executing or not _has_proxy((args, kwargs)):
                 return function(*args, **kwargs)
             result = NotImplemented
             if isinstance(function, types.FunctionType) and function_rule(function) is None:
@@ -132,7 +149,7 @@ class ExampleTracer(fx.Tracer):
 
     def _apply(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """What `function.apply` does: one node, since its backward pass may be anything."""
-        if self.is_executing or not _has_proxy(args, kwargs):
+        if self.is_executing or not _has_proxy((args, kwargs)):
             return _APPLY.__get__(None, function)(*args, **kwargs)
         return self.create_proxy("call_function", autograd_call(function), args, kwargs)
 
@@ -173,6 +190,10 @@ class ExampleTracer(fx.Tracer):
         node = super().create_node(kind, target, *rest, **more)
         if kind == "get_attr":
             node.meta["value"] = self._run(node)
+            path, _, name = str(target).rpartition(".")
+            owner = self.root.get_submodule(path)
+            if name not in owner._parameters and name not in owner._buffers:
+                node.meta[CONSTANT] = True
         elif not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
         return node
@@ -276,7 +297,7 @@ class ExampleTracer(fx.Tracer):
         asked, self.asked = self.asked, []
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
-        if asked and kind == "call_function":
+        if asked:
             self._forget_what_was_parsed(node, asked)
         if kind == "placeholder":
             node.meta["value"] = self._inputs[target]
@@ -317,6 +338,24 @@ def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:
     return "condition" not in arguments  # what is built into torch has no signature, but only `where` differs
 
 
+def _carries_state(old: torch.Tensor, new: Any) -> bool:
+    """Whether a tensor seems to be replaced by what it is in the next forward pass: not by itself in another place or
+    type, or by one of another shape."""
+    if isinstance(new, torch.Tensor):
+        return new is not old
+    if not isinstance(new, ExampleProxy) or new.node.target in ("to", "type", "type_as", "float", "double", "half"):
+        return False
+    return bool(old.numel()) and isinstance(new.example, torch.Tensor) and new.example.shape == old.shape
+
+
+def _state_error(name: str, where: str) -> CaptureError:
+    return CaptureError(
+        f"the tensor {name!r}, which is no buffer, is changed from one forward pass to the next",
+        where=where,
+        remedy="register it as a buffer",
+    )
+
+
 def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Module, str, Any], None]:
     """`module.buffer = value` as a change of the buffer that the module has; a proxy cannot become one."""
 
@@ -326,8 +365,11 @@ def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Mo
             changed = value.node.target in INPLACE_OPERATORS and value.node.args[0] is buffer.node
             if not changed:
                 buffer.copy_(value)
-        else:
-            assign(module, name, value)
+            return
+        old = vars(module).get(name)
+        if isinstance(old, torch.Tensor) and _carries_state(old, value):
+            raise _state_error(name, type(module).__name__)
+        assign(module, name, value)
 
     return call
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from exactness import check, randomise
 from helper_functions import whole_batch
+from helper_types import kind_of_number
 from torch import nn
 
 import fxcat
@@ -32,6 +33,7 @@ class Between(nn.Module):
         self.embedding = nn.Embedding(9, 8)
         self.same = nn.Identity()
         self.held = torch.randn(1, 8, 1, 1).double()
+        self.plain = torch.randn(16, 16).double()
         self.several = [torch.randn(8).double()]
         self.register_buffer("blur", torch.rand(8, 1, 3, 3))
         self.register_buffer("mask", torch.rand(8, 8) > 0.5)
@@ -105,6 +107,10 @@ FORMS: dict[str, Form] = {
     "maximum along an axis": lambda m, y, x: y * torch.max(y, dim=2, keepdim=True)[0] + torch.max(y, y.relu()),
     "instance_norm": lambda m, y, x: F.instance_norm(y),
     "int in another file": lambda m, y, x: whole_batch(y),
+    "table sliced by a size": lambda m, y, x: y + m.plain[: y.shape[-1], : y.shape[-2]],
+    "tensor viewed by sizes": lambda m, y, x: y * m.held.view(1, y.shape[1], 1, 1).expand(len(y), -1, 1, 1),
+    "tensor repeated": lambda m, y, x: y + torch.ones(1, 1, 1, 8).repeat(len(y), 1, 1, 1),
+    "named results": lambda m, y, x: y * y.max(dim=2, keepdim=True).values,
     "divided by its norm": lambda m, y, x: y / (y.norm(dim=1, keepdim=True) + 0.1),
 }
 
@@ -129,6 +135,12 @@ IN_PLACE: dict[str, Form] = {
     "module, seen through a view": lambda m, y, x: (lambda v: run(m.relu(y), v.view(y.shape)))(y.flatten(1)),
     "seen through a view of a view": lambda m, y, x: (lambda v: run(y.relu_(), v.permute(0, 3, 1, 2)))(
         y.transpose(1, 2).transpose(2, 3)
+    ),
+    "a copy that is a view of one unit": lambda m, y, x: (lambda d: run(d.relu_(), y + d.permute(0, 3, 1, 2)))(
+        y.permute(0, 2, 3, 1).contiguous()
+    ),
+    "a module on such a copy": lambda m, y, x: (lambda d: run(m.relu(d), y + d.permute(0, 3, 1, 2)))(
+        y.permute(0, 2, 3, 1).contiguous()
     ),
     "identity": lambda m, y, x: (lambda i: run(m.relu(y), i))(m.same(y)),
     "a view that nobody else reads": lambda m, y, x: m.relu(y.flatten(1)).view(y.shape),
@@ -165,6 +177,7 @@ def test_augmented_assignments_are_seen_under_other_names() -> None:
 KEPT: dict[str, Form] = {
     "a part": lambda m, y, x: add_through_a_view(y),
     "cast to its own type": lambda m, y, x: (lambda i: run(i.relu_(), y))(y.to(x.dtype)),
+    "expanded as it is": lambda m, y, x: (lambda i: run(i.relu_(), y))(y.expand_as(y)),
     "dropout of nothing": lambda m, y, x: (lambda i: run(i.relu_(), y + i))(F.dropout(y, 0.0)),
 }
 
@@ -256,10 +269,15 @@ class Statistics(nn.Module):
         return self.last((y - self.mean.view(1, -1, 1, 1)).sigmoid() / (self.scale + 1))
 
 
+KEPT_VALUES: dict[str, torch.Tensor] = {}
+
 CHANGES = {
     "in a chain": lambda m, y: m.scale.mul_(0.9).add_(y.detach().abs().mean(), alpha=0.1),
     "per channel": lambda m, y: m.mean.mul_(0.9).add_(y.detach().mean((0, 2, 3)), alpha=0.1),
     "as an assignment": lambda m, y: setattr(m, "scale", 0.9 * m.scale + 0.1 * y.detach().mean()),
+    "by copy_": lambda m, y: m.mean.copy_(0.9 * m.mean + 0.1 * y.detach().mean((0, 2, 3))),
+    "by lerp_": lambda m, y: m.mean.lerp_(y.detach().mean((0, 2, 3)), 0.1),
+    "as data": lambda m, y: setattr(m.scale, "data", 0.9 * m.scale + 0.1 * y.detach().mean()),
     "without gradients": lambda m, y: change_without_gradients(m, y),
 }
 
@@ -311,9 +329,30 @@ def test_changes_that_cannot_be_captured_are_refused() -> None:
             y.clamp_(0.0)
         return y
 
-    for form in (add, clamp):
+    def count(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        module.held += 1
+        return y * module.held
+
+    def decay(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        module.held = module.held * 0.5
+        return y * module.held
+
+    def mix(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        module.held = module.held * 0.5 + y.mean()
+        return y * module.held
+
+    def keep(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        KEPT_VALUES["positions"] = torch.arange(y.shape[-1])
+        return y + KEPT_VALUES["positions"]
+
+    for form in (add, clamp, count, decay, mix, keep):
         with pytest.raises(fxcat.FxcatError):
             fxcat.prepare(Between(form), torch.randn(1, 3, 8, 8), verbose=False)
+
+
+def test_int_is_a_type_where_it_is_used_as_one() -> None:
+    failed, units, _ = failures(Between(lambda m, y, x: kind_of_number(y, 3)), *IMAGES)
+    assert (failed, units) == ([], 8)
 
 
 def test_sizes_decide_as_for_the_example() -> None:

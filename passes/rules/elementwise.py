@@ -181,7 +181,18 @@ class Product(Elementwise):
     keeps_infinity = True
 
 
-@rule(torch.lerp, "lerp")
+@rule("copy_")
+class Overwritten(Elementwise):
+    """The values of another tensor."""
+
+    zero = Zero.PRESERVES
+    keeps_infinity = True
+
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[-1],)
+
+
+@rule(torch.lerp, "lerp", "lerp_")
 class Mixture(Elementwise):
     """a + weight · (b − a)."""
 

@@ -307,6 +307,11 @@ def function_rule(function: Any) -> Rule | None:
     return _FUNCTIONS.get(function)
 
 
+def method_rule(name: str) -> Rule | None:
+    """The rule of a method of tensors."""
+    return _METHODS.get(name)
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Whether capture keeps the module as one node: it has a rule, or it is torch's own and holds weights itself.
 
