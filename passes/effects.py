@@ -14,7 +14,7 @@ from torch import fx
 from torch.nn import functional
 
 from fxcat.passes.rules.boundary import region_output
-from fxcat.passes.rules.table import function_rule, method_rule
+from fxcat.passes.rules.table import Rule, function_rule, method_rule
 
 PHASE = "phase"
 """Key in a node's `meta`: 0 if only inference runs the node, 1 if only training does; both do if there is none."""
@@ -28,51 +28,8 @@ INPLACE_OPERATORS: dict[Any, Any] = {
     operator.ipow: operator.pow,
 }
 
-VIEWS: tuple[Any, ...] = (
-    *(operator.getitem, "view", "narrow", "select", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "t"),
-    *(
-        "chunk",
-        "split",
-        "unbind",
-        "unflatten",
-        "expand",
-        "expand_as",
-        "tensor_split",
-        "swapaxes",
-        "movedim",
-        "detach",
-        "reshape",
-        "view_as",
-    ),
-    *(
-        "reshape_as",
-        "contiguous",
-        "to",
-        "type",
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "swapdims",
-        "moveaxis",
-    ),
-    *(torch.reshape, torch.unflatten, torch.swapaxes, torch.movedim, torch.swapdims, torch.moveaxis, torch.unsqueeze),
-    *(
-        torch.squeeze,
-        torch.detach,
-        torch.transpose,
-        torch.permute,
-        torch.flatten,
-        torch.chunk,
-        torch.split,
-        torch.unbind,
-    ),
-)
-
 CHANGES = "changes"
 """Key in the `meta` of a node that calls a module: the module changes its input in place."""
-
 
 CONSTANT = "constant"
 """Key in the `meta` of a node that reads a tensor which is neither a parameter nor a buffer."""
@@ -88,14 +45,24 @@ def is_view(node: fx.Node) -> bool:
     """Whether the values of a node are in the memory of its input's; those of `reshape` are where that is possible."""
     if SAME in node.meta:
         return not is_inplace(node)
-    known = function_rule(node.target) if node.op == "call_function" else method_rule(str(node.target))
-    if not node.all_input_nodes or node.op not in ("call_function", "call_method"):
-        return False
-    if node.target not in VIEWS and known is not None:
+    if not may_be_view(node):
         return False
     source, result = node.all_input_nodes[0].meta["value"], node.meta["value"]
-    both = isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor)
-    return node.target in VIEWS if not both else source.untyped_storage()._cdata == result.untyped_storage()._cdata
+    if isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor):
+        return source.untyped_storage()._cdata == result.untyped_storage()._cdata
+    return _rule(node) is not None
+
+
+def may_be_view(node: fx.Node) -> bool:
+    """Whether the op of a node gives a view for some inputs; of an op without a rule nothing is known."""
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    rule = _rule(node)
+    return rule is None or rule.views
+
+
+def _rule(node: fx.Node) -> Rule | None:
+    return function_rule(node.target) if node.op == "call_function" else method_rule(str(node.target))
 
 
 def is_inplace(node: fx.Node) -> bool:

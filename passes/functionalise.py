@@ -19,11 +19,11 @@ from fxcat.passes.effects import (
     CONSTANT,
     INPLACE_OPERATORS,
     NO_GRAD,
-    VIEWS,
     changed_part_of,
     is_inplace,
     is_view,
     make_plain,
+    may_be_view,
 )
 
 _FACTS = (int, float, torch.Size, torch.dtype, torch.device)
@@ -56,7 +56,7 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
         _detach_what_enters(node, base)
         return
     kinds = {i.meta["value"].dtype for i in node.all_input_nodes if isinstance(i.meta["value"], torch.Tensor)}
-    if base is None and changed.target in VIEWS:
+    if base is None and may_be_view(changed):
         _copy_first(node, changed)  # where one unit is left, what was a copy may be a view
     unseen = base is not None and not _is_read(base, order, order[node])
     keeps_type = base is None and node.target in INPLACE_OPERATORS and len(kinds) == 1
@@ -71,7 +71,7 @@ def _copy_first(node: fx.Node, changed: fx.Node) -> None:
         return
     with node.graph.inserting_before(node):
         copied = node.graph.call_method("clone", (changed,))
-    copied.meta.update(changed.meta)
+    copied.meta |= changed.meta | {"value": changed.meta["value"].clone()}
     node.replace_input_with(changed, copied)
 
 

@@ -280,6 +280,7 @@ class ExpandAs(Elementwise):
     """A value stretched to the shape of another."""
 
     zero = Zero.BREAKS
+    views = True
     keeps_infinity = True
 
 

@@ -21,6 +21,7 @@ class Movement(Rule):
 
     zero = Zero.PRESERVES
     movement = True
+    views = True
     keeps_infinity = True
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:

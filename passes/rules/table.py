@@ -135,6 +135,9 @@ class Rule:
     movement: bool = False
     """The op only moves elements: its output labels are found by running it on the input labels."""
 
+    views: bool = False
+    """The result may be in the memory of the first input."""
+
     keeps_infinity: bool = False
     """What is infinite in an input is so in the output."""
 
