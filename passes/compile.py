@@ -24,7 +24,8 @@ from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
 from fxcat.passes.entries import with_entries
-from fxcat.passes.gating import Gatings, find_sites, insert_gates, place_gates
+from fxcat.passes.gate_sites import find_sites
+from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
 from fxcat.passes.slicing import add_buffer, add_buffers
