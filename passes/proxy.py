@@ -55,6 +55,8 @@ class ExampleProxy(fx.Proxy):
             raise AttributeError(name)  # protocols that a proxy does not have
         if name == "data" and isinstance(self.example, torch.Tensor):
             return self.tracer.create_proxy("call_method", "detach", (self,), {})
+        if isinstance(self.example, torch.Tensor) and (name == "mT" or (name == "T" and self.example.dim() == 2)):
+            return self.tracer.create_proxy("call_method", "transpose", (self, -2, -1), {})
         fields = getattr(type(self.example), "n_sequence_fields", 0)
         if fields and name in ("values", "indices"):  # of what torch.max returns
             return self.tracer.create_proxy(

@@ -56,6 +56,9 @@ IMAGES = (1, 3, 8, 8), (3, 3, 8, 8)
 
 FORMS: dict[str, Form] = {
     "layer_norm of a shape": lambda m, y, x: F.layer_norm(y, y.shape[1:]),
+    "transposed by attributes": lambda m, y, x: (
+        y.mT.relu() + y.flatten(1).T.unflatten(0, (8, 8, 8)).permute(3, 0, 1, 2)
+    ),
     "blur pooling": lambda m, y, x: F.conv2d(y, m.blur, padding=1, groups=y.shape[1]),
     "group_norm of a size": lambda m, y, x: F.group_norm(y, num_groups=y.size(1)),
     "conv2d by keywords": lambda m, y, x: F.conv2d(weight=m.inner.weight, input=y),
@@ -113,6 +116,21 @@ FORMS: dict[str, Form] = {
     "named results": lambda m, y, x: y * y.max(dim=2, keepdim=True).values,
     "divided by its norm": lambda m, y, x: y / (y.norm(dim=1, keepdim=True) + 0.1),
 }
+
+
+VIEWED: dict[str, Form] = {
+    "layer_norm": lambda m, y, x: F.layer_norm(y.permute(0, 3, 2, 1), (8,)).view(len(y), -1, 8).mT.reshape(y.shape),
+    "rms_norm": lambda m, y, x: F.rms_norm(y.permute(0, 3, 2, 1), (8,)).view(len(y), -1, 8).mT.reshape(y.shape),
+    "group_norm": lambda m, y, x: F.group_norm(y.mT, 4).view(len(y), 8, -1).view(y.shape),
+    "softmax": lambda m, y, x: F.softmax(y.permute(0, 2, 3, 1), 2).view(len(y), -1, 8).mT.reshape(y.shape),
+}
+
+
+@pytest.mark.parametrize("form", VIEWED)
+def test_what_is_normalised_can_be_viewed(form: str) -> None:
+    """The kernels write their results anew, whatever the strides of the value."""
+    failed, _, _ = failures(Between(VIEWED[form]), *IMAGES)
+    assert not failed
 
 
 @pytest.mark.parametrize("form", FORMS)

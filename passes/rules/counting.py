@@ -63,7 +63,7 @@ def gated_layer_norm(
     axes = tuple(range(-len(normalized_shape), 0))
     gate = gate.expand(list(normalized_shape))
     count = _open(gate)
-    input = input * gate
+    input = (input * gate).contiguous()  # as the result of F.layer_norm is, of which a view may be taken
     centred = (input - input.sum(axes, keepdim=True) / count) * gate
     result = centred * ((centred * centred).sum(axes, keepdim=True) / count + eps).rsqrt()
     result = result if weight is None else result * weight
@@ -81,7 +81,7 @@ def gated_rms_norm(
     """`F.rms_norm` over what a gate, broadcastable to `normalized_shape`, leaves open; zero elsewhere."""
     axes = tuple(range(-len(normalized_shape), 0))
     gate = gate.expand(list(normalized_shape))
-    input = input * gate
+    input = (input * gate).contiguous()  # as the result of F.rms_norm is
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     result = input * ((input * input).sum(axes, keepdim=True) / _open(gate) + eps).rsqrt()
     return result if weight is None else result * weight

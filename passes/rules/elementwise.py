@@ -46,6 +46,11 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     return min(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
 
 
+def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
+    """Sizes along the axes that both have."""
+    return list(zip(large.shape[large.dim() - small.dim() :], small.shape, strict=True))
+
+
 class Elementwise(Rule):
     """Base of the rules below; an op of several tensors unites them. A module has the shape of its input."""
 
@@ -57,13 +62,15 @@ class Elementwise(Rule):
         if kwargs or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
             return None
         a, b = args
-        alike = a.dtype == b.dtype and a.dtype.is_floating_point and a.dim() == b.dim()
-        if not alike or not (a.is_contiguous() and b.is_contiguous()):
+        if a.dtype != b.dtype or not a.dtype.is_floating_point:
             return None
-        for large, small in ((a, b), (b, a)):
-            if all(n in (1, m) for m, n in zip(large.shape, small.shape, strict=True)):
-                return large
-        return None
+        large, small = (a, b) if (a.dim(), a.numel()) >= (b.dim(), b.numel()) else (b, a)
+        if not small.is_contiguous() or any(n not in (1, m) for m, n in _aligned(large, small)):
+            return None
+        if large.is_contiguous():
+            return large
+        # the layout is that of the large one where the small one has no order of axes
+        return torch.empty_like(large) if sum(n > 1 for n in small.shape) <= 1 else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return broadcast(flow, node)

@@ -46,6 +46,13 @@ class LinearFunction(Rule):
 
     zero = Zero.BREAKS
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        if len(args) < 2:
+            return None
+        value, weight = args[:2]
+        fits = weight.dim() == 2 and value.shape[-1:] == weight.shape[1:] and value.dtype == weight.dtype
+        return value.new_empty((*value.shape[:-1], weight.shape[0])) if fits else None
+
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         weight = arguments(node, "input", "weight", "bias")["weight"]
         return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()

@@ -5,7 +5,7 @@ The gated form counts live units only, so that removal is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,11 @@ def _counted(flow: Flow, node: fx.Node, rank: int, target: Callable[..., Any]) -
     return Counting(target, labels.reshape(inner)) if 1 < labels.numel() == inner.numel() else None
 
 
+def _normalised(value: torch.Tensor, size: Sequence[int]) -> torch.Tensor | None:
+    """The example value of what is normalised: the kernels write it anew. None: run it, it says what does not fit."""
+    return value.contiguous() if tuple(value.shape[-len(size) :]) == tuple(size) else None
+
+
 class _OverLastAxes(Rule):
     """Statistics over the last axes."""
 
@@ -63,7 +68,8 @@ class _LastAxesModule(_OverLastAxes):
     """As a module. Without parameters it is captured as the function, which can be told its size."""
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        return value
+        assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        return _normalised(value, module.normalized_shape)
 
     def rank(self, flow: Flow, node: fx.Node) -> int:
         module = flow.module(node)
@@ -89,6 +95,9 @@ class _LastAxesModule(_OverLastAxes):
 
 class _LastAxesFunction(_OverLastAxes):
     """As a function, with its size among the arguments."""
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return _normalised(args[0], args[1]) if len(args) > 1 else None
 
     def rank(self, flow: Flow, node: fx.Node) -> int:
         return len(thaw(arguments(node)["normalized_shape"]))
@@ -208,7 +217,7 @@ class GroupNorm(_Groups):
     parameters = ("weight", "bias")
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        return value
+        return value.contiguous()
 
     def number(self, flow: Flow, node: fx.Node) -> int:
         module = flow.module(node)
@@ -243,7 +252,7 @@ class GroupNormFunction(_Groups):
     """F.group_norm."""
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        return args[0] if args else None
+        return args[0].contiguous() if args else None
 
     def number(self, flow: Flow, node: fx.Node) -> int:
         return thaw(arguments(node)["num_groups"])

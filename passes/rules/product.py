@@ -150,6 +150,14 @@ class Einsum(Product):
 class Attention(Product):
     """softmax(q kᵀ · scale) v. The axes before the last two are a batch (heads); a head goes as a whole."""
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Of plain heads, of as many keys as values."""
+        if len(args) < 3 or kwargs.get("enable_gqa") or len({(t.dim(), t.shape[:-2], t.dtype) for t in args[:3]}) > 1:
+            return None
+        q, k, v = args[:3]
+        fits = q.dim() > 2 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+        return q.new_empty((*q.shape[:-1], v.shape[-1])) if fits else None
+
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         q, k, v, mask = (arguments(node, *_ATTENTION).get(n) for n in ("query", "key", "value", "attn_mask"))
         assert isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)
