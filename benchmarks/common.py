@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def _command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
+@cache
 def library() -> str:
     """Which version of the library is measured: a hash of its code, without comments and docstrings."""
     digest = hashlib.sha256()
@@ -61,23 +63,27 @@ class _NoStrings(ast.NodeTransformer):
 
 
 def finished_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that an earlier call has written, to be kept; ends the program if it measured another library."""
-    if not path.exists():
-        return []
-    known = json.loads(path.read_text())
-    if known["environment"].get("library") != library():
-        raise SystemExit(f"{path} was measured with another version of the library: give another file, or delete it")
-    return known["rows"]
+    """The rows that earlier calls have written."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def finished_or_run(
-    path: Path, rows: list[dict[str, Any]], key: dict[str, Any], run: Callable[[], dict[str, Any]]
+    path: Path,
+    rows: list[dict[str, Any]],
+    key: dict[str, Any],
+    run: Callable[[], dict[str, Any]],
+    *,
+    measures_library: bool = True,
 ) -> dict[str, Any]:
-    """The row that has the entries of `key`; if there is none, they and what `run` returns, written to the file too."""
-    found = next((r for r in rows if r.items() >= key.items()), None)
+    """The row that has the entries of `key`; if there is none, they and what `run` returns, written to the file too.
+
+    A row that another version of the library gave is measured again, unless the row does not depend on it.
+    """
+    version = {"library": library()} if measures_library else {}
+    found = next((r for r in rows if r.items() >= (key | version).items()), None)
     if found is None:
-        found = key | run()
-        rows.append(found)
+        found = key | version | run()
+        rows[:] = [r for r in rows if not r.items() >= key.items()] + [found]
         write_json(path, rows)
         sys.stderr.write(f"{found}\n")
     return found
@@ -90,6 +96,7 @@ def write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
     table = Table(title=title)
+    rows = [{k: v for k, v in row.items() if k != "library"} for row in rows]
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:

@@ -6,7 +6,7 @@ Everybody has the same number of epochs, data order, augmentation, optimizer and
 whole run; the accuracy is that of the last epoch. torch-pruning prunes after half of the epochs (those with sparse
 learning regularise until then) to the target, and fine-tunes for the other half. `--quick` fits two CPU cores
 (CIFAR-10 at 16×16, 20 epochs), `--full` is the usual recipe of 200 epochs at 32×32. Finished runs are kept in the JSON
-file and not repeated.
+file and not repeated; fxcat's are, when its code has changed.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def main() -> None:
                     call = partial(
                         *(run, method, task, data), epochs=epochs, seed=seed, flops=flops, example=data[0][:1]
                     )
-                    chosen.append(finished_or_run(options.json, rows, key, call) | {"target": flops})
+                    ours = method in FXCAT
+                    row = finished_or_run(options.json, rows, key, call, measures_library=ours)
+                    chosen.append(row | {"target": flops})
     print_table("accuracy at the same cost and budget, mean over seeds", summary(chosen))
 
 

@@ -160,12 +160,14 @@ def main() -> None:
         return
     names = trainable() if options.all else options.models
     rows = finished_rows(options.json)
-    for name in names:
+    chosen = [
         finished_or_run(options.json, rows, {"model": name}, partial(both, name, options.limit, options.memory))
-    print_table("each step: seconds, or what went wrong", rows)
+        for name in names
+    ]
+    print_table("each step: seconds, or what went wrong", chosen)
     for tool in TOOLS:
-        counts = {step: sum(isinstance(r[f"{tool} {step}"], float | int) for r in rows) for step in STEPS}
-        print(tool, ", ".join(f"{step} {count}/{len(rows)}" for step, count in counts.items()))
+        counts = {step: sum(isinstance(r[f"{tool} {step}"], float | int) for r in chosen) for step in STEPS}
+        print(tool, ", ".join(f"{step} {count}/{len(chosen)}" for step, count in counts.items()))
 
 
 if __name__ == "__main__":
