@@ -6,6 +6,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+import torch
 from torch import fx
 
 
@@ -23,6 +24,11 @@ def thaw(argument: Any) -> Any:
     if isinstance(argument, slice):
         return slice(thaw(argument.start), thaw(argument.stop), thaw(argument.step))  # pyright: ignore
     return argument
+
+
+def names_type(node: fx.Node) -> bool:
+    """Whether a type is among the arguments: `view` then takes the bits for numbers of that type."""
+    return any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values()))
 
 
 def arguments(node: fx.Node, *names: str) -> dict[str, Any]:

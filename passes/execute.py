@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arguments import thaw
+from fxcat.passes.arguments import names_type, thaw
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.rules.table import function_rule, module_rule
 
@@ -33,9 +33,15 @@ def _execute(node: fx.Node, root: nn.Module, *, in_full: bool) -> Any:
         inferred = None if rule is None or in_full else rule.infer_call(args, kwargs)
         return node.target(*args, **kwargs) if inferred is None else inferred
     if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return getattr(args[0], _method(node))(*args[1:], **kwargs)
     module = operator.attrgetter(str(node.target))(root)
     return meta_twin(module).forward(*args, **kwargs) if in_full else run_module(module, args, kwargs)
+
+
+def _method(node: fx.Node) -> str:
+    """What to call for a method: example values have the shapes of the real ones, but not always their strides."""
+    name = str(node.target)
+    return name.replace("view", "reshape") if name in ("view", "view_as") and not names_type(node) else name
 
 
 def run_module(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -26,6 +26,7 @@ class Between(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.inner = nn.Conv2d(8, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace=True)
         self.last = nn.Conv2d(8, 4, 1)
         self.rows = nn.Parameter(torch.randn(8))
@@ -119,6 +120,7 @@ FORMS: dict[str, Form] = {
 
 
 VIEWED: dict[str, Form] = {
+    "batch_norm": lambda m, y, x: m.norm(y.mT).view(len(y), 8, -1).view_as(y),
     "layer_norm": lambda m, y, x: F.layer_norm(y.permute(0, 3, 2, 1), (8,)).view(len(y), -1, 8).mT.reshape(y.shape),
     "rms_norm": lambda m, y, x: F.rms_norm(y.permute(0, 3, 2, 1), (8,)).view(len(y), -1, 8).mT.reshape(y.shape),
     "group_norm": lambda m, y, x: F.group_norm(y.mT, 4).view(len(y), 8, -1).view(y.shape),
@@ -138,6 +140,12 @@ def test_forms(form: str) -> None:
     failed, units, _ = failures(Between(FORMS[form]), *IMAGES)
     assert not failed
     assert units >= 2
+
+
+def test_what_is_read_as_another_type_is_kept() -> None:
+    model = Between(lambda m, y, x: y * (y.detach().view(torch.int32) != 0))
+    with pytest.raises(fxcat.NothingToPruneError, match="another type"):
+        fxcat.prepare(model, torch.zeros(IMAGES[0]), verbose=False)
 
 
 def run(*steps: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arguments import arguments, thaw
+from fxcat.passes.arguments import arguments, names_type, thaw
 from fxcat.passes.arrays import compress, frozen, reshape
 from fxcat.passes.chains import move
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Share, Size, Zero, rule
@@ -121,7 +121,15 @@ def _sizes_left(given: Any, shape: tuple[int, ...], moved: Moved) -> tuple[Any, 
 class Reshape(Reshaping):
     """view and reshape: the sizes are in the arguments."""
 
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        if not names_type(node):
+            return super().flow(flow, node)
+        flow.freeze(flow.of(node.all_input_nodes[0]), node, "read as numbers of another type")
+        return frozen((1,) * node.meta["value"].dim())
+
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        if names_type(node):
+            return None
         given = node.kwargs.get("shape", node.args[1] if len(node.args) == 2 else node.args[1:])
         return Replacement((node.args[0], _sizes_left(given, moved.shape, moved)), {})
 
