@@ -136,14 +136,6 @@ def attempt_apart(tool: str, name: str, limit: int, memory: int) -> dict[str, An
     return known | {unknown: f"more than {limit} s in all" if too_long else f"exit code {done.returncode}"}
 
 
-def both(name: str, limit: int, memory: int) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    for tool in TOOLS:
-        done = attempt_apart(tool, name, limit, memory)
-        row |= {f"{tool} {column}": done.get(column, "") for column in (*STEPS, "error")}
-    return row
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="model names; --all for every one")
@@ -160,14 +152,18 @@ def main() -> None:
         return
     names = trainable() if options.all else options.models
     rows = finished_rows(options.json)
-    chosen = [
-        finished_or_run(options.json, rows, {"model": name}, partial(both, name, options.limit, options.memory))
-        for name in names
-    ]
+    chosen: list[dict[str, Any]] = []
+    for name in names:
+        for tool in TOOLS:
+            key: dict[str, Any] = {"model": name, "tool": tool}
+            call = partial(attempt_apart, tool, name, options.limit, options.memory)
+            row = finished_or_run(options.json, rows, key, call, measures_library=tool == "fxcat")
+            chosen.append(key | {column: row.get(column, "") for column in (*STEPS, "error")})
     print_table("each step: seconds, or what went wrong", chosen)
     for tool in TOOLS:
-        counts = {step: sum(isinstance(r[f"{tool} {step}"], float | int) for r in chosen) for step in STEPS}
-        print(tool, ", ".join(f"{step} {count}/{len(chosen)}" for step, count in counts.items()))
+        some = [r for r in chosen if r["tool"] == tool]
+        counts = {step: sum(isinstance(r[step], float | int) for r in some) for step in STEPS}
+        print(tool, ", ".join(f"{step} {count}/{len(some)}" for step, count in counts.items()))
 
 
 if __name__ == "__main__":

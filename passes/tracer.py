@@ -71,6 +71,16 @@ def _has_proxy(value: Any) -> bool:
     return isinstance(value, fx.Proxy)
 
 
+def _python_modules(root: nn.Module) -> set[str]:
+    """Names of the Python modules whose code runs: those of the layers' classes, and of functions that layers hold."""
+    traced = [m for m in root.modules() if not is_leaf(m)]
+    names = {c.__module__ for cls in {type(m) for m in traced} for c in cls.__mro__}
+    for module in traced:
+        held = (v.func if isinstance(v, functools.partial) else v for v in vars(module).values())
+        names |= {f.__module__ for f in held if isinstance(f, types.FunctionType)}
+    return {n for n in names if n and n.partition(".")[0] not in sys.stdlib_module_names}
+
+
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
 
 
@@ -215,7 +225,7 @@ class ExampleTracer(fx.Tracer):
         return ExampleProxy(node, self)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        with stand_ins(type(m).__module__ for m in root.modules() if not is_leaf(m)), _Dispatch(self):
+        with stand_ins(_python_modules(root)), _Dispatch(self):
             return super().trace(root, concrete_args)
 
     def create_args_for_root(

@@ -1,0 +1,174 @@
+"""What Python changes in place: values, parts of values, buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from forms import IMAGES, Between, Form, failures, run
+from torch import nn
+
+import fxcat
+
+IN_PLACE: dict[str, Form] = {
+    "module": lambda m, y, x: run(m.relu(y), y),
+    "function": lambda m, y, x: run(F.relu(y, inplace=True), y),
+    "method": lambda m, y, x: run(y.relu_(), y),
+    "seen through an earlier view": lambda m, y, x: (lambda v: run(y.relu_(), v.view(y.shape)))(y.view(len(y), -1)),
+    "module, seen through a view": lambda m, y, x: (lambda v: run(m.relu(y), v.view(y.shape)))(y.flatten(1)),
+    "seen through a view of a view": lambda m, y, x: (lambda v: run(y.relu_(), v.permute(0, 3, 1, 2)))(
+        y.transpose(1, 2).transpose(2, 3)
+    ),
+    "a copy that is a view of one unit": lambda m, y, x: (lambda d: run(d.relu_(), y + d.permute(0, 3, 1, 2)))(
+        y.permute(0, 2, 3, 1).contiguous()
+    ),
+    "a module on such a copy": lambda m, y, x: (lambda d: run(m.relu(d), y + d.permute(0, 3, 1, 2)))(
+        y.permute(0, 2, 3, 1).contiguous()
+    ),
+    "identity": lambda m, y, x: (lambda i: run(m.relu(y), i))(m.same(y)),
+    "a view that nobody else reads": lambda m, y, x: m.relu(y.flatten(1)).view(y.shape),
+}
+
+
+@pytest.mark.parametrize("form", IN_PLACE)
+def test_changes_in_place(form: str) -> None:
+    failed, units, _ = failures(Between(IN_PLACE[form]), *IMAGES)
+    assert not failed
+    assert units == 8
+
+
+def add_to(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """`+=` on what has a second name."""
+    same = y
+    same += 1
+    same *= x[:, :1]
+    same -= 0.5
+    same /= 3
+    return y
+
+
+def add_through_a_view(y: torch.Tensor) -> torch.Tensor:
+    part = y[:, :, :4]
+    part += 1
+    return y
+
+
+def test_augmented_assignments_are_seen_under_other_names() -> None:
+    assert failures(Between(lambda m, y, x: add_to(y, x)), *IMAGES)[:2] == ([], 8)
+
+
+KEPT: dict[str, Form] = {
+    "a part": lambda m, y, x: add_through_a_view(y),
+    "cast to its own type": lambda m, y, x: (lambda i: run(i.relu_(), y))(y.to(x.dtype)),
+    "expanded as it is": lambda m, y, x: (lambda i: run(i.relu_(), y))(y.expand_as(y)),
+    "dropout of nothing": lambda m, y, x: (lambda i: run(i.relu_(), y + i))(F.dropout(y, 0.0)),
+}
+
+
+@pytest.mark.parametrize("form", KEPT)
+def test_what_is_changed_through_a_view_is_kept(form: str) -> None:
+    """A gate before the change would come too early."""
+    model = Between(lambda m, y, x: m.inner(KEPT[form](m, y, x)))
+    assert failures(model, *IMAGES)[:2] == ([], 8)  # those of the inner layer
+
+
+class Statistics(nn.Module):
+    """Buffers that Python changes, in training or always."""
+
+    def __init__(self, change: Callable[[Any, torch.Tensor], Any], always: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 4, 1)
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("scale", torch.ones(1))
+        self.change, self.always = change, always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        if self.training or self.always:
+            self.change(self, y)
+        return self.last((y - self.mean.view(1, -1, 1, 1)).sigmoid() / (self.scale + 1))
+
+
+KEPT_VALUES: dict[str, torch.Tensor] = {}
+
+CHANGES = {
+    "in a chain": lambda m, y: m.scale.mul_(0.9).add_(y.detach().abs().mean(), alpha=0.1),
+    "per channel": lambda m, y: m.mean.mul_(0.9).add_(y.detach().mean((0, 2, 3)), alpha=0.1),
+    "as an assignment": lambda m, y: setattr(m, "scale", 0.9 * m.scale + 0.1 * y.detach().mean()),
+    "by copy_": lambda m, y: m.mean.copy_(0.9 * m.mean + 0.1 * y.detach().mean((0, 2, 3))),
+    "by lerp_": lambda m, y: m.mean.lerp_(y.detach().mean((0, 2, 3)), 0.1),
+    "as data": lambda m, y: setattr(m.scale, "data", 0.9 * m.scale + 0.1 * y.detach().mean()),
+    "without gradients": lambda m, y: change_without_gradients(m, y),
+}
+
+
+def change_without_gradients(module: Any, y: torch.Tensor) -> None:
+    with torch.no_grad():
+        module.scale += y.mean()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_buffers_that_python_changes(change: str) -> None:
+    failed, units, _ = failures(Statistics(CHANGES[change], False), *IMAGES)
+    assert not failed
+    assert units == 8
+    net = fxcat.prepare(Statistics(CHANGES[change], True), torch.randn(1, 3, 8, 8), verbose=False)
+    before = [b.clone() for b in net.network.buffers()]
+    for _ in range(3):  # the graph of one step's gradients must not reach into the next
+        net(torch.randn(2, 3, 8, 8)).sum().backward()
+    assert any(not torch.equal(b, a) for a, b in zip(before, net.network.buffers(), strict=True))
+
+
+def test_what_runs_without_gradients_gets_none() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.neck, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                parts = self.body(x).relu().chunk(2, 1)
+            return self.head(self.neck(torch.cat(parts, 1)))
+
+    model = Frozen()
+    net = fxcat.prepare(model, torch.randn(1, 3, 8, 8), verbose=False)
+    assert [g.name for g in net.structure.groups] == ["neck"]
+    for trained in (net, fxcat.finalize(net)):
+        trained(torch.randn(2, 3, 8, 8)).sum().backward()
+        gradients = {n.removeprefix("network."): p.grad for n, p in trained.named_parameters()}
+        assert gradients["body.weight"] is None
+        assert gradients["neck.weight"] is not None
+
+
+def test_changes_that_cannot_be_captured_are_refused() -> None:
+    def add(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(y, 1.0, out=y)
+
+    def clamp(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y.clamp_(0.0)
+        return y
+
+    def count(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        module.held += 1
+        return y * module.held
+
+    def decay(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        module.held = module.held * 0.5
+        return y * module.held
+
+    def mix(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        module.held = module.held * 0.5 + y.mean()
+        return y * module.held
+
+    def keep(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        KEPT_VALUES["positions"] = torch.arange(y.shape[-1])
+        return y + KEPT_VALUES["positions"]
+
+    for form in (add, clamp, count, decay, mix, keep):
+        with pytest.raises(fxcat.FxcatError):
+            fxcat.prepare(Between(form), torch.randn(1, 3, 8, 8), verbose=False)
