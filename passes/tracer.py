@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
@@ -124,6 +125,7 @@ class ExampleTracer(fx.Tracer):
                 patch.object(_symbolic_trace, "_create_wrapped_func", self._descending),
                 patch.object(torch.autograd.Function, "apply", classmethod(self._apply)),
                 patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
+                patch.object(torch.autocast, "__enter__", self._entering(torch.autocast.__enter__)),
             ):
                 graph = self.trace(root)
             for tensor, name in self.tensor_attrs.items():
@@ -157,10 +159,33 @@ class ExampleTracer(fx.Tracer):
 
         return call
 
+    def _entering(self, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """What entering autocast does: no graph says that a part of it has a precision of its own."""
+
+        def refuse(context: torch.autocast) -> Any:
+            if self.is_executing:
+                return enter(context)
+            raise CaptureError(
+                "autocast is switched in the forward pass",
+                where=self.location(),
+                remedy="switch it outside of the model, or only around calls of its modules",
+            )
+
+        return refuse
+
     def _apply(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """What `function.apply` does: one node, since its backward pass may be anything."""
         if self.is_executing or not _has_proxy((args, kwargs)):
             return _APPLY.__get__(None, function)(*args, **kwargs)
+        if function is CheckpointFunction:  # a way to compute gradients with less memory
+            call, _, *inputs = args
+            return call(*inputs)
+        if any(isinstance(a, nn.Module | types.FunctionType | types.MethodType | functools.partial) for a in args):
+            raise CaptureError(
+                f"{function.__name__} takes a function",
+                where=self.location(),
+                remedy="list the module in ignore=",
+            )
         return self.create_proxy("call_function", autograd_call(function), args, kwargs)
 
     def _attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

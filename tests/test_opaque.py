@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from exactness import Report, check, randomise
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import fxcat
 
@@ -137,3 +139,49 @@ def test_a_models_own_index_select_is_opaque() -> None:
     assert report.failures == []
     assert "selection by values" in {p.reason for p in report.pinned}
     assert report.units == 4
+
+
+class Checkpointed(nn.Module):
+    """Blocks whose activations are computed again in the backward pass."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(2))
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_blocks(reentrant: bool) -> None:
+    model = Checkpointed(reentrant).double()
+    randomise(model, 0)
+    report = check(model, "checkpointed", (1, 3, 8, 8), (2, 3, 9, 9))
+    assert (report.failures, report.units, report.sections) == ([], 8, 2)
+
+
+class Reversed(torch.autograd.Function):
+    """Takes the module that it calls."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return layer(x)
+
+
+def test_an_autograd_function_that_takes_a_module_is_refused() -> None:
+    class Calling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Reversed.apply(self.last, self.first(x))
+
+    with pytest.raises(fxcat.CaptureError, match="Reversed takes a function"):
+        fxcat.prepare(Calling(), torch.randn(1, 3, 8, 8), verbose=False)

@@ -259,3 +259,30 @@ def test_another_structure_of_arguments_is_refused() -> None:
     net = fxcat.prepare(model, ({"a": x}, (x,)), verbose=False)
     with pytest.raises(AssertionError, match="captured with 1 values"):
         net({"a": x}, (x, x))
+
+
+class Mixed(nn.Module):
+    """One part in half precision, one in single whatever the caller wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3))
+        self.head = nn.Sequential(nn.Conv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = self.body(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.head(features.float())
+
+
+def test_parts_keep_their_precision() -> None:
+    model, x = Mixed().eval(), torch.randn(2, 3, 8, 8)
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    assert any("autocast" in p.reason for p in net.structure.pinned)
+    assert torch.equal(net(x), model(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(net(x), model(x))
+    net.gates["body.0"].theta[4:] = 0.0
+    net.gates["head.0"].theta[:4] = 0.0
+    assert torch.equal(fxcat.finalize(net)(x), net(x))
