@@ -140,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="model names; --all for every one")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--tools", nargs="*", choices=TOOLS, default=[*TOOLS])
     parser.add_argument("--limit", type=int, default=300, help="seconds of processor time per model and tool")
     parser.add_argument("--json", type=Path, default=Path("runs/peers.json"))
     parser.add_argument("--attempt", choices=TOOLS, help=argparse.SUPPRESS)
@@ -154,13 +155,13 @@ def main() -> None:
     rows = finished_rows(options.json)
     chosen: list[dict[str, Any]] = []
     for name in names:
-        for tool in TOOLS:
+        for tool in options.tools:
             key: dict[str, Any] = {"model": name, "tool": tool}
             call = partial(attempt_apart, tool, name, options.limit, options.memory)
             row = finished_or_run(options.json, rows, key, call, measures_library=tool == "fxcat")
             chosen.append(key | {column: row.get(column, "") for column in (*STEPS, "error")})
     print_table("each step: seconds, or what went wrong", chosen)
-    for tool in TOOLS:
+    for tool in options.tools:
         some = [r for r in chosen if r["tool"] == tool]
         counts = {step: sum(isinstance(r[step], float | int) for r in some) for step in STEPS}
         print(tool, ", ".join(f"{step} {count}/{len(some)}" for step, count in counts.items()))
