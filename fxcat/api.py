@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fxcat.errors import CaptureError, InputError
 from fxcat.gated import GatedModule, Policy
@@ -45,6 +47,7 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"prepare() got a {type(model).__name__}, not a torch.nn.Module")
+    _check_modules(model)
     if gates not in _GATES:
         raise InputError(f"gates={gates!r} is unknown", remedy=f"choose one of {', '.join(map(repr, _GATES))}")
     if policy not in get_args(Policy):
@@ -64,6 +67,24 @@ def prepare(
     if verbose:
         sys.stdout.write(prepared(net) + "\n")
     return net
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Refuse what has no Python, or no shapes, that could be captured."""
+    for path, module in model.named_modules():
+        where = path or type(model).__name__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError("a scripted module cannot be captured", where=where, remedy="give the module it came from")
+        if isinstance(module._modules.get("_orig_mod"), nn.Module):
+            raise InputError("it is compiled", where=where, remedy="prepare the module itself, and compile the result")
+        own = vars(module).get("forward")
+        if own is not None and getattr(own, "__self__", None) is not module:
+            remedy = "assign a method, types.MethodType(function, module), or make a subclass"
+            raise InputError(
+                "its forward was replaced by a function that is no method of it", where=where, remedy=remedy
+            )
+        if any(is_lazy(t) for t in module.parameters(recurse=False)):
+            raise InputError("its weights have no shape yet", where=where, remedy="call the model once")
 
 
 def _build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModule:

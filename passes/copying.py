@@ -14,13 +14,15 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 _SHARED = (int, float, complex, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 _SHARED_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 
 _ATOMS = frozenset((int, float, str, bool, tuple, type(None)))
 _HOOKS = frozenset(k for k, v in nn.Module().__dict__.items() if isinstance(v, OrderedDict))
+_OF_THE_ORIGINAL = ("forward", "_compiled_call_impl")
+"""Attributes that would call the module they were copied from: a method that was assigned, what `compile()` made."""
 _NOTHING: OrderedDict[Any, Any] = OrderedDict()
 
 Copied: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -61,6 +63,11 @@ def copy_data(copied: list[Copied]) -> None:
             torch._foreach_copy_([new for _, new in copied], [old for old, _ in copied])  # pyright: ignore[reportPrivateImportUsage]
 
 
+def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class of a module that was made from a graph, as one that only has the code: its copies get another graph."""
+    return type(cls.__name__, (nn.Module,), {"forward": cls.forward, "__module__": cls.__module__})
+
+
 class _Copier:
     """`private`: nobody adds hooks to the copy, so that all its modules may share what is empty."""
 
@@ -77,19 +84,27 @@ class _Copier:
         if found is not None:
             return found
         self._root = self._root or module
-        if getattr(type(module), "__deepcopy__", None) is not None:
+        cls = type(module)
+        own = module.__dict__.get("forward")
+        if isinstance(module, fx.GraphModule) and not self._private:
+            cls = _without_graph(cls)
+        elif isinstance(own, types.MethodType):
+            cls = type(cls.__name__, (cls,), {"forward": own.__func__, "__module__": own.__func__.__module__})
+        elif getattr(cls, "__deepcopy__", None) is not None:
             self._note_tensors(module)
             return copy.deepcopy(module, self._memo)
-        new = type(module).__new__(type(module))
+        new = cls.__new__(cls)
         self._memo[id(module)] = new
         state = new.__dict__
         # torch.nn's own layers hold numbers, strings and tuples; a user's module may hold anything
-        plain = type(module).__module__.startswith("torch.nn.")
+        plain = cls.__module__.startswith("torch.nn.")
         # one by one: a dict that is updated as a whole does not share its keys with those of other instances
         for key, value in module.__dict__.items():
             kind = type(value)
             if kind in _ATOMS and (plain or kind is not tuple):
                 state[key] = value
+            elif kind is fx.Graph or key in _OF_THE_ORIGINAL:
+                continue
             elif key in _HOOKS and not value:
                 state[key] = _NOTHING if self._private else OrderedDict()
             elif key in ("_parameters", "_buffers"):

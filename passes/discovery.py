@@ -21,7 +21,7 @@ from fxcat.passes.execute import infer
 from fxcat.passes.nested import CONSTANTS, Slot, fill, leaves
 from fxcat.passes.regions import Call, Pin, Regions, Tracing
 from fxcat.passes.rules.boundary import NO_REGION, region_output
-from fxcat.passes.rules.table import Zero, is_leaf, module_rule
+from fxcat.passes.rules.table import HOOKED, Zero, has_hooks, is_leaf, module_rule
 from fxcat.passes.watch import Watch
 
 
@@ -168,7 +168,9 @@ class _Run:
         node = self.found.graph.call_module(path, node_args, node_kwargs)
         node.meta.update(value=value, path=path)
         rule = module_rule(module)
-        if rule is None or rule.zero_at(node) is Zero.BREAKS:
+        if has_hooks(module):
+            node.meta[HOOKED] = True
+        if rule is None or has_hooks(module) or rule.zero_at(node) is Zero.BREAKS:
             self.found.pins.append(Pin(node, None, "it is called by code that cannot be captured"))
         return self._stand_in(self.found.node(region_output, (node, NO_REGION, 0, 0), value))
 

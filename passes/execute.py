@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import names_type, thaw
 from fxcat.passes.copying import meta_twin
-from fxcat.passes.rules.table import function_rule, module_rule
+from fxcat.passes.rules.table import function_rule, has_hooks, module_rule
 
 
 def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False) -> Any:
@@ -53,7 +53,7 @@ def run_module(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 def infer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
     """What the module's rule knows about its output's example value without running the module."""
     rule = module_rule(module)
-    if rule is None:
+    if rule is None or has_hooks(module):
         return None
     if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
         return rule.infer(module, args[0])

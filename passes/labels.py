@@ -19,7 +19,7 @@ from torch import fx, nn
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
 from fxcat.passes.effects import NO_GRAD, changed_part_of
-from fxcat.passes.rules.table import Contraction, Labels, Rule, find_rule
+from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -284,7 +284,10 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
     found = flow.rules[node] = find_rule(node, flow.module(node) if node.op == "call_module" else None)
     if found is not None:
         return found.flow(flow, node)
-    known, reason = len(flow.freezes), f"unknown operation {describe(flow, node)}"
+    reason = f"unknown operation {describe(flow, node)}"
+    if HOOKED in node.meta:
+        reason = "it has forward hooks"
+    known = len(flow.freezes)
     freeze_node(flow, node, reason)
     if len(flow.freezes) == known and node.op == "call_module" and any(True for _ in flow.module(node).parameters()):
         flow.freezes.append(Freeze(torch.empty(0, dtype=torch.int32), place(node), reason))  # its own weights stay

@@ -28,6 +28,7 @@ from fxcat.passes.proxy import ExampleProxy
 def stand_ins(modules: Iterable[str]) -> Generator[None]:
     """Put them in place: in PyTorch, and in the Python modules of these names and those whose functions they use."""
     added: list[tuple[dict[str, Any], str]] = []
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
     with ExitStack() as stack:
         stack.enter_context(patch.object(transformer, "_detect_is_causal_mask", _said_to_be_causal))
         stack.enter_context(patch.object(torch.nn.functional, "_none_or_dtype", _dtype_of))
@@ -41,6 +42,9 @@ def stand_ins(modules: Iterable[str]) -> Generator[None]:
         try:
             for module in helpers:
                 known = vars(sys.modules[module])
+                for name, value in [(n, v) for n, v in known.items() if _of_python(v) is not v]:
+                    known[name] = _of_python(value)
+                    replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
                     if name != "int" or _only_calls(module, name):
                         known[name] = _BUILTINS[name]
@@ -49,11 +53,31 @@ def stand_ins(modules: Iterable[str]) -> Generator[None]:
         finally:
             for known, name in added:
                 del known[name]
+            for known, name, value in replaced:
+                known[name] = value
             kept = [where for module in helpers for where in _take_proxies(module)]
     if kept:
         raise CaptureError(
             f"a value of the forward pass is kept in the global {kept[0]}", remedy="keep it in a buffer, or not at all"
         )
+
+
+def _of_python(value: Any) -> Any:
+    """For a compiled function the one that was compiled; for a scripted one what makes a node of it."""
+    if isinstance(value, torch.jit.ScriptFunction):
+        return _deferred(_called(value))
+    return vars(value).get("_torchdynamo_orig_callable", value) if isinstance(value, types.FunctionType) else value
+
+
+@cache
+def _called(scripted: torch.jit.ScriptFunction[..., Any]) -> Callable[..., Any]:
+    """A function that calls a scripted one: code that is generated can name it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return scripted(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = str(scripted.name)
+    return call
 
 
 def _take_proxies(module: str) -> Iterator[str]:
@@ -213,8 +237,10 @@ _BUILTINS: dict[str, Any] = {
 def _deferred(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that PyTorch does not dispatch, as a node where its argument is a proxy."""
 
-    def call(*args: Any) -> Any:
-        proxy = next((a for a in args if isinstance(a, ExampleProxy)), None)
-        return function(*args) if proxy is None else proxy.tracer.create_proxy("call_function", function, args, {})
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, ExampleProxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
 
     return call

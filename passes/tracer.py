@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import CheckpointFunction
 
 from fxcat.errors import CaptureError
@@ -28,9 +29,11 @@ from fxcat.passes.effects import CHANGES, CONSTANT, INPLACE_OPERATORS, NO_GRAD, 
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction
 from fxcat.passes.rules.table import (
+    HOOKED,
     autograd_call,
     find_decomposition,
     function_rule,
+    has_hooks,
     is_leaf,
     is_of_torch,
     module_rule,
@@ -47,8 +50,15 @@ class _Dispatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.is_executing or not _has_proxy((args, kwargs)):
+        if self.tracer.is_executing:
             return func(*args, **kwargs)
+        if not _has_proxy((args, kwargs)):
+            given = args, kwargs
+            args, kwargs = tree_map(self.tracer.read, given)
+            if not _has_proxy((args, kwargs)):
+                return func(*given[0], **given[1])
+        if getattr(func, "__name__", "") == "__get__":
+            return getattr(args[0], func.__self__.__name__)
         name = getattr(func, "__name__", "")
         if name in _METHODS and func is getattr(torch.Tensor, name):
             return self.tracer.create_proxy("call_method", name, args, kwargs)
@@ -293,20 +303,44 @@ class ExampleTracer(fx.Tracer):
             if getattr(m, "inplace", False):
                 result.node.meta[CHANGES] = True
             rule = module_rule(m)
-            if rule is not None and rule.returns_input(result.node, m, self._training):
+            if has_hooks(m):
+                result.node.meta[HOOKED] = True
+                self._check_hooks(result.node, m, forward)
+            elif rule is not None and rule.returns_input(result.node, m, self._training):
                 result.node.meta[SAME] = True
         self._path = outer
         return result
 
+    def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
+        """Hooks of a module that is a node of the graph stay with it; example values are found without them."""
+        outer, self.is_executing = self.is_executing, True
+        try:
+            with torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+                found = call(*thaw(node.args), **thaw(node.kwargs))
+        except Exception:  # what a hook does with the data of a tensor
+            return
+        finally:
+            self.is_executing = outer
+        if tree_map(_shape_of, found) != tree_map(_shape_of, node.meta["value"]):
+            raise CaptureError(
+                "a forward hook changes the shape of a result",
+                where=self.location(),
+                remedy="do that in the forward pass",
+            )
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self.is_executing or not isinstance(attr_val, torch.Tensor):
-            return attr_val
+        return attr_val if self.is_executing else self.read(attr_val)
+
+    def read(self, value: Any) -> Any:
+        """A proxy for a parameter or a buffer, however the model came by it (`next(self.parameters())`)."""
+        if not isinstance(value, torch.Tensor):
+            return value
         if not self._tensors:  # the base class looks through all of them every time
             known = (*self.root.named_buffers(), *self.root.named_parameters())
             self._tensors = {id(tensor): name for name, tensor in known}
-        name = self._tensors.get(id(attr_val))
+        name = self._tensors.get(id(value))
         if name is None:
-            return attr_val
+            return value
         if name not in self._read:  # not the base class's cache: what is taken back must go from it
             self._read[name] = self.create_proxy("get_attr", name, (), {})
         return self._read[name]
@@ -364,6 +398,10 @@ _RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", 
 """Methods that give a tensor another shape."""
 
 _PLAIN = (int, float, bool, str, type(None))
+
+
+def _shape_of(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:

@@ -273,6 +273,15 @@ def autograd_call(function: type[torch.autograd.Function]) -> Callable[..., Any]
     return apply
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module is more than its `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+HOOKED = "hooked"
+"""Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
+
+
 def module_rule(module: nn.Module) -> Rule | None:
     """The rule of the nearest registered base class whose computation the module's class does not override."""
     cls = type(module)
@@ -299,6 +308,8 @@ def decomposition(cls: type[nn.Module]) -> Callable[[F], F]:
 
 def find_decomposition(module: nn.Module) -> Callable[..., Any] | None:
     """What to capture instead of the module's `forward`, unless its class overrides that."""
+    if has_hooks(module):
+        return None
     for base in type(module).__mro__:
         if base in _DECOMPOSITIONS:
             return _DECOMPOSITIONS[base] if type(module).forward is base.forward else None
@@ -341,7 +352,7 @@ def find_rule(node: fx.Node, module: nn.Module | None) -> Rule | None:
         return _FUNCTIONS.get(node.target) if callable(node.target) else None
     if node.op == "call_method":
         return _METHODS.get(str(node.target))
-    if module is not None:
+    if module is not None and HOOKED not in node.meta:
         found = module_rule(module)
         if found is not None and all(n in module._parameters or n in module._buffers for n in found.parameters):
             return found
