@@ -2,9 +2,10 @@
 
     python benchmarks/frontier.py --quick --models resnet20 --flops 0.5 --seeds 3 --cifar path/to/imagefolder
 
-Everybody has the same number of epochs, data order, augmentation, optimizer and one learning-rate schedule over the
-whole run; the accuracy is that of the last epoch. torch-pruning prunes after half of the epochs (those with sparse
-learning regularise until then) to the target, and fine-tunes for the other half. `--quick` fits two CPU cores
+Everybody has the same number of epochs, data order, augmentation, optimizer and kind of learning-rate schedule; the
+accuracy is that of the last epoch. torch-pruning prunes after half of the epochs (those with sparse learning regularise
+until then) to the target, and fine-tunes for the other half; both halves have a schedule of their own, since at the
+learning rate of the middle of a schedule what it has pruned diverges. `--quick` fits two CPU cores
 (CIFAR-10 at 16×16, 20 epochs), `--full` is the usual recipe of 200 epochs at 32×32. Finished runs are kept in the JSON
 file and not repeated; fxcat's are, when its code has changed.
 """
@@ -36,7 +37,7 @@ FXCAT: dict[str, dict[str, Any]] = {
 }
 PEERS = ("tp magnitude", "tp bn-scale sparse", "tp group-norm sparse")
 METHODS = ("dense", "narrow", *PEERS, *FXCAT)
-PEER_PRUNES_AT = 0.5
+PEER_PRUNES_AT, PEER_FINE_TUNES_AT = 0.5, 0.5
 
 
 def macs_of(model: nn.Module, example: torch.Tensor) -> int:
@@ -50,22 +51,13 @@ def narrow_width(task: Task, example: torch.Tensor, flops: float) -> float:
 
 
 class PlainRun:
-    """Training without gates: SGD as `fit` makes it, one schedule over all epochs."""
+    """Training without gates: SGD as `fit` makes it, one schedule with a warm-up over all steps."""
 
     def __init__(self, model: nn.Module, lr: float, steps: int) -> None:
-        self.model, self.lr, self.steps, self.done = model, lr, steps, 0
-        self.attach()
-
-    def attach(self) -> None:
-        """An optimizer for the model's parameters as they are now, where the schedule stands."""
-        parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, self.lr, total_steps=self.steps + 1, pct_start=0.1
-        )
-        for _ in range(self.done):
-            self.optimizer.step()  # without gradients: only the schedule moves on
-            self.schedule.step()
+        self.model = model
+        parameters = list(model.parameters())
+        self.optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, lr, total_steps=steps + 1, pct_start=0.1)
 
     def epoch(self, batches: Iterable[Any], regularise: Callable[[nn.Module], None] | None = None) -> None:
         self.model.train()
@@ -77,7 +69,6 @@ class PlainRun:
                 regularise(self.model)
             self.optimizer.step()
             self.schedule.step()
-            self.done += 1
 
 
 def accuracy(model: nn.Module, batches: Batches) -> float:
@@ -100,19 +91,22 @@ def peer(name: str, model: nn.Module, example: torch.Tensor) -> Any:
     return tp.pruner.GroupNormPruner(model, example, importance, reg=1e-4, global_pruning=True, **common)
 
 
-def train_peer(method: str, run: PlainRun, train: Batches, epochs: int, example: torch.Tensor, flops: float) -> None:
-    pruner = peer(method, run.model, example)
+def train_peer(
+    method: str, model: nn.Module, lr: float, train: Batches, epochs: int, example: torch.Tensor, flops: float
+) -> None:
+    pruner = peer(method, model, example)
     sparse = "sparse" in method
-    half = round(PEER_PRUNES_AT * epochs)
-    for _ in range(half):
+    first = round(PEER_PRUNES_AT * epochs)
+    run = PlainRun(model, lr, first * len(train))
+    for _ in range(first):
         if sparse:
             pruner.update_regularizer()
         run.epoch(train, pruner.regularize if sparse else None)
-    start = tp.utils.count_ops_and_params(run.model, example)[0]
-    while tp.utils.count_ops_and_params(run.model, example)[0] > flops * start:
+    start = tp.utils.count_ops_and_params(model, example)[0]
+    while tp.utils.count_ops_and_params(model, example)[0] > flops * start:
         pruner.step()
-    run.attach()
-    for _ in range(half, epochs):
+    run = PlainRun(model, PEER_FINE_TUNES_AT * lr, (epochs - first) * len(train))
+    for _ in range(first, epochs):
         run.epoch(train)
 
 
@@ -137,10 +131,10 @@ def run(
     if method in FXCAT:
         model = train_fxcat(method, model, task, data, epochs, seed, example, flops)
     else:
-        plain = PlainRun(model, task.lr, epochs * len(train))
         if method in PEERS:
-            train_peer(method, plain, train, epochs, example, flops)
+            train_peer(method, model, task.lr, train, epochs, example, flops)
         else:
+            plain = PlainRun(model, task.lr, epochs * len(train))
             for _ in range(epochs):
                 plain.epoch(train)
     return {
