@@ -11,22 +11,24 @@ import dis
 import functools
 import sys
 import types
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import nn
 from torch.nn.modules import transformer
 
 from fxcat.errors import CaptureError
 from fxcat.passes.proxy import ExampleProxy
+from fxcat.passes.rules.table import is_leaf
 
 
 @contextmanager
-def stand_ins(modules: Iterable[str]) -> Generator[None]:
-    """Put them in place: in PyTorch, and in the Python modules of these names and those whose functions they use."""
+def stand_ins(root: nn.Module) -> Generator[None]:
+    """Put them in place: in PyTorch, in the Python modules whose code runs, and in those whose functions they use."""
     added: list[tuple[dict[str, Any], str]] = []
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     with ExitStack() as stack:
@@ -38,13 +40,14 @@ def stand_ins(modules: Iterable[str]) -> Generator[None]:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
-        helpers = _with_helpers(frozenset(modules))
+        helpers = _with_helpers(_python_modules(root))
         try:
             for module in helpers:
                 known = vars(sys.modules[module])
-                for name, value in [(n, v) for n, v in known.items() if _of_python(v) is not v]:
+                for name, value in list(known.items()):
                     known[name] = _of_python(value)
-                    replaced.append((known, name, value))
+                    if known[name] is not value:
+                        replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
                     if name != "int" or _only_calls(module, name):
                         known[name] = _BUILTINS[name]
@@ -92,6 +95,16 @@ def _take_proxies(module: str) -> Iterator[str]:
             for key in [k for k, v in held.items() if isinstance(v, ExampleProxy)]:
                 del held[key]
                 yield f"{module}.{name}"
+
+
+def _python_modules(root: nn.Module) -> frozenset[str]:
+    """Names of the Python modules whose code runs: those of the layers' classes, and of functions that layers hold."""
+    traced = [m for m in root.modules() if not is_leaf(m)]
+    names = {c.__module__ for cls in {type(m) for m in traced} for c in cls.__mro__}
+    for module in traced:
+        held = (v.func if isinstance(v, functools.partial) else v for v in vars(module).values())
+        names |= {f.__module__ for f in held if isinstance(f, types.FunctionType)}
+    return frozenset(n for n in names if n and n.partition(".")[0] not in sys.stdlib_module_names)
 
 
 def _with_helpers(modules: frozenset[str]) -> frozenset[str]:

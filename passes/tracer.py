@@ -7,30 +7,25 @@ example values.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import operator
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import fx, nn
-from torch.fx import _symbolic_trace
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
-from torch.utils.checkpoint import CheckpointFunction
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
-from fxcat.passes.effects import CHANGES, CONSTANT, INPLACE_OPERATORS, NO_GRAD, SAME
+from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME
 from fxcat.passes.execute import run_module, run_node
+from fxcat.passes.interception import intercepted, state_error
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction
 from fxcat.passes.rules.table import (
     HOOKED,
-    autograd_call,
     find_decomposition,
     function_rule,
     has_hooks,
@@ -39,60 +34,6 @@ from fxcat.passes.rules.table import (
     module_rule,
 )
 from fxcat.passes.stand_ins import stand_ins
-
-
-class _Dispatch(TorchFunctionMode):
-    """Lets calls whose only proxies are sizes become nodes too, such as `torch.eye(n)` and `constant.repeat(n, 1)`."""
-
-    def __init__(self, tracer: ExampleTracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if self.tracer.is_executing:
-            return func(*args, **kwargs)
-        if not _has_proxy((args, kwargs)):
-            given = args, kwargs
-            args, kwargs = tree_map(self.tracer.read, given)
-            if not _has_proxy((args, kwargs)):
-                return func(*given[0], **given[1])
-        if getattr(func, "__name__", "") == "__get__":
-            return getattr(args[0], func.__self__.__name__)
-        name = getattr(func, "__name__", "")
-        if name in _METHODS and func is getattr(torch.Tensor, name):
-            return self.tracer.create_proxy("call_method", name, args, kwargs)
-        if func is torch.Tensor.__getitem__:
-            return self.tracer.create_proxy("call_function", operator.getitem, args, kwargs)
-        return fx.Proxy.__torch_function__(func, types, args, kwargs)
-
-
-_METHODS = ("expand", "view", "reshape", "repeat")
-"""Methods of tensors that have stand-ins, and so are not known to torch.fx."""
-
-
-def _has_proxy(value: Any) -> bool:
-    """Whether there is a proxy among arguments, or inside of them."""
-    if isinstance(value, tuple | list):
-        return any(_has_proxy(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return any(_has_proxy(v) for v in value.values())  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, slice):
-        return _has_proxy((value.start, value.stop, value.step))
-    return isinstance(value, fx.Proxy)
-
-
-def _python_modules(root: nn.Module) -> set[str]:
-    """Names of the Python modules whose code runs: those of the layers' classes, and of functions that layers hold."""
-    traced = [m for m in root.modules() if not is_leaf(m)]
-    names = {c.__module__ for cls in {type(m) for m in traced} for c in cls.__mro__}
-    for module in traced:
-        held = (v.func if isinstance(v, functools.partial) else v for v in vars(module).values())
-        names |= {f.__module__ for f in held if isinstance(f, types.FunctionType)}
-    return {n for n in names if n and n.partition(".")[0] not in sys.stdlib_module_names}
-
-
-_APPLY: Any = vars(torch.autograd.Function)["apply"]
 
 
 class ExampleTracer(fx.Tracer):
@@ -130,17 +71,11 @@ class ExampleTracer(fx.Tracer):
         """
         self._inputs, self._call, self._training = inputs, call, training
         try:
-            with (
-                torch.enable_grad(),
-                patch.object(_symbolic_trace, "_create_wrapped_func", self._descending),
-                patch.object(torch.autograd.Function, "apply", classmethod(self._apply)),
-                patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
-                patch.object(torch.autocast, "__enter__", self._entering(torch.autocast.__enter__)),
-            ):
+            with torch.enable_grad(), stand_ins(root), intercepted(self):
                 graph = self.trace(root)
             for tensor, name in self.tensor_attrs.items():
                 if isinstance(tensor, torch.Tensor) and tensor._version:
-                    raise _state_error(str(name), type(root).__name__)
+                    raise state_error(str(name), type(root).__name__)
             return graph
         except CaptureError:
             raise
@@ -155,50 +90,7 @@ class ExampleTracer(fx.Tracer):
             # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
             self.__dict__ = {"guards": self.guards}
 
-    def _descending(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """What calls of a function that was given to `torch.fx.wrap` do: they are traced through where possible."""
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if self.is_executing or not _has_proxy((args, kwargs)):
-                return function(*args, **kwargs)
-            result = NotImplemented
-            if isinstance(function, types.FunctionType) and function_rule(function) is None:
-                result = self._attempt(function, args, kwargs)
-            return self.create_proxy("call_function", function, args, kwargs) if result is NotImplemented else result
-
-        return call
-
-    def _entering(self, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """What entering autocast does: no graph says that a part of it has a precision of its own."""
-
-        def refuse(context: torch.autocast) -> Any:
-            if self.is_executing:
-                return enter(context)
-            raise CaptureError(
-                "autocast is switched in the forward pass",
-                where=self.location(),
-                remedy="switch it outside of the model, or only around calls of its modules",
-            )
-
-        return refuse
-
-    def _apply(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        """What `function.apply` does: one node, since its backward pass may be anything."""
-        if self.is_executing or not _has_proxy((args, kwargs)):
-            return _APPLY.__get__(None, function)(*args, **kwargs)
-        if function is CheckpointFunction:  # a way to compute gradients with less memory
-            call, _, *inputs = args
-            return call(*inputs)
-        if any(isinstance(a, nn.Module | types.FunctionType | types.MethodType | functools.partial) for a in args):
-            raise CaptureError(
-                f"{function.__name__} takes a function",
-                where=self.location(),
-                remedy="list the module in ignore=",
-            )
-        return self.create_proxy("call_function", autograd_call(function), args, kwargs)
-
-    def _attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a function returns; NotImplemented if its Python cannot do with proxies: then the graph is as before."""
         last, guards, path = next(reversed(self.graph.nodes)), len(self.guards), self._path
         try:
@@ -244,13 +136,19 @@ class ExampleTracer(fx.Tracer):
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
-        """The node's example value; what runs is not traced. `module`: what the node calls, if it is at hand."""
+        """The node's example value. `module`: what the node calls, if it is at hand."""
+        with self._executing():
+            if module is not None:
+                return run_module(module, thaw(node.args), thaw(node.kwargs))
+            return run_node(node, self.root)
+
+    @contextmanager
+    def _executing(self) -> Generator[None]:
+        """What runs is not traced."""
         outer, self.is_executing = self.is_executing, True
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
-                if module is not None:
-                    return run_module(module, thaw(node.args), thaw(node.kwargs))
-                return run_node(node, self.root)
+                yield
         finally:
             self.is_executing = outer
 
@@ -258,10 +156,6 @@ class ExampleTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ExampleProxy(node, self)
-
-    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        with stand_ins(_python_modules(root)), _Dispatch(self):
-            return super().trace(root, concrete_args)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -295,7 +189,7 @@ class ExampleTracer(fx.Tracer):
         instead = find_decomposition(m)
         result = NotImplemented if instead is None else instead(m, *args, **kwargs)
         if instead is None and not is_leaf(m):
-            result = self._attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
+            result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)
             result.node.meta["value"] = self._run(result.node, m)
@@ -313,14 +207,11 @@ class ExampleTracer(fx.Tracer):
 
     def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
         """Hooks of a module that is a node of the graph stay with it; example values are found without them."""
-        outer, self.is_executing = self.is_executing, True
         try:
-            with torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+            with self._executing():
                 found = call(*thaw(node.args), **thaw(node.kwargs))
         except Exception:  # what a hook does with the data of a tensor
             return
-        finally:
-            self.is_executing = outer
         if tree_map(_shape_of, found) != tree_map(_shape_of, node.meta["value"]):
             raise CaptureError(
                 "a forward hook changes the shape of a result",
@@ -409,42 +300,6 @@ def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:
     if isinstance(function, types.FunctionType):
         return next(iter(inspect.signature(function).parameters)) == "input"
     return "condition" not in arguments  # what is built into torch has no signature, but only `where` differs
-
-
-def _carries_state(old: torch.Tensor, new: Any) -> bool:
-    """Whether a tensor seems to be replaced by what it is in the next forward pass: not by itself in another place or
-    type, or by one of another shape."""
-    if isinstance(new, torch.Tensor):
-        return new is not old
-    if not isinstance(new, ExampleProxy) or new.node.target in ("to", "type", "type_as", "float", "double", "half"):
-        return False
-    return bool(old.numel()) and isinstance(new.example, torch.Tensor) and new.example.shape == old.shape
-
-
-def _state_error(name: str, where: str) -> CaptureError:
-    return CaptureError(
-        f"the tensor {name!r}, which is no buffer, is changed from one forward pass to the next",
-        where=where,
-        remedy="register it as a buffer",
-    )
-
-
-def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Module, str, Any], None]:
-    """`module.buffer = value` as a change of the buffer that the module has; a proxy cannot become one."""
-
-    def call(module: nn.Module, name: str, value: Any) -> None:
-        if isinstance(value, fx.Proxy) and name in module._buffers:
-            buffer = getattr(module, name)
-            changed = value.node.target in INPLACE_OPERATORS and value.node.args[0] is buffer.node
-            if not changed:
-                buffer.copy_(value)
-            return
-        old = vars(module).get(name)
-        if isinstance(old, torch.Tensor) and _carries_state(old, value):
-            raise _state_error(name, type(module).__name__)
-        assign(module, name, value)
-
-    return call
 
 
 def _walk_traceback(error: BaseException) -> list[tuple[Any, int]]:

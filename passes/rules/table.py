@@ -234,7 +234,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 _METHODS: dict[str, Rule] = {}
-_DECOMPOSITIONS: dict[type[nn.Module], Callable[..., Any]] = {}
+_DECOMPOSITIONS: dict[type[nn.Module] | type[torch.autograd.Function], Callable[..., Any]] = {}
 _OVERRIDABLE = ("forward", "_conv_forward")
 
 
@@ -293,8 +293,9 @@ def module_rule(module: nn.Module) -> Rule | None:
     return None
 
 
-def decomposition(cls: type[nn.Module]) -> Callable[[F], F]:
-    """Register what to capture for a module class instead of its `forward`: a function of the module and its arguments.
+def decomposition(cls: type[nn.Module] | type[torch.autograd.Function]) -> Callable[[F], F]:
+    """Register what to capture for a module class instead of its `forward`: a function of the module and its arguments;
+    or for an autograd function instead of `apply`: a function of its arguments.
 
     It computes the same by simpler ops, or returns `NotImplemented`: then the module stays one opaque node.
     """
@@ -314,6 +315,11 @@ def find_decomposition(module: nn.Module) -> Callable[..., Any] | None:
         if base in _DECOMPOSITIONS:
             return _DECOMPOSITIONS[base] if type(module).forward is base.forward else None
     return None
+
+
+def function_decomposition(function: type[torch.autograd.Function]) -> Callable[..., Any] | None:
+    """What to capture instead of an autograd function."""
+    return _DECOMPOSITIONS.get(function)
 
 
 def function_rule(function: Any) -> Rule | None:
