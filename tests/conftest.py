@@ -1,13 +1,14 @@
-"""Test set-up: few threads (the machines have few cores), and no state from one test to the next."""
+"""Test set-up: one thread per process (the processes share few cores), and no state from one test to the next."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import subprocess
@@ -31,6 +32,13 @@ def test_every_folder_with_code_is_in_the_package_list() -> None:
             inside = folder.relative_to(ROOT / top)
             if list(folder.glob("*.py")) and not any((ROOT / top / p).is_symlink() for p in inside.parents):
                 assert f'"{".".join([name, *inside.parts])}"' in listed
+
+
+def test_every_module_is_shipped_and_imports() -> None:
+    for top, name in (("fxcat", "fxcat"), ("passes", "fxcat.passes"), ("exporters", "fxcat.exporters")):
+        for path in (ROOT / top).rglob("*.py"):
+            inside = path.relative_to(ROOT / top).with_suffix("").parts
+            importlib.import_module(".".join([name, *inside]).removesuffix(".__init__"))
 
 
 def test_types_are_shipped() -> None:
