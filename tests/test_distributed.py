@@ -16,7 +16,7 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 def torchrun(folder: Path, processes: int, what: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*launcher, str(WORKER), str(folder), what]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -39,12 +39,12 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
 
 
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
-    start = time.monotonic()
     done = torchrun(tmp_path, 2, "dies")
+    ended = time.time()
     assert done.returncode != 0
-    assert time.monotonic() - start < 60 + 60  # a minute after it died; starting takes its time too
     assert "exitcode" in done.stderr
-    assert not list(tmp_path.iterdir())
+    (died,) = tmp_path.iterdir()  # and nothing that a run to the end writes
+    assert ended - float(died.read_text()) < 60
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> None:
