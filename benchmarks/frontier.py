@@ -5,10 +5,10 @@
 Everybody has the same number of epochs, data order, augmentation, optimizer and kind of learning-rate schedule; the
 accuracy is that of the last epoch. torch-pruning prunes after half of the epochs (those with sparse learning regularise
 until then) to the target, and fine-tunes for the other half; both halves have a schedule of their own, since at the
-learning rate of the middle of a schedule what it has pruned diverges, and the same highest rate: half or a fifth of it
-for fine-tuning gave lower accuracies. `--quick` fits two CPU cores (CIFAR-10 at 16×16, 20 epochs), `--full` is the
-usual recipe of 200 epochs at 32×32. Finished runs are kept in the JSON file and not repeated; fxcat's are, when its
-code has changed.
+learning rate of the middle of a schedule what it has pruned diverges, and the same highest rate: with half or a fifth
+of it for fine-tuning, magnitude and group norm ended lower (BN-scale was not tried). `--quick` fits two CPU cores
+(CIFAR-10 at 16×16, 20 epochs), `--full` is the usual recipe of 200 epochs at 32×32. Finished runs are kept in the JSON
+file and not repeated; fxcat's are, when its code has changed.
 """
 
 from __future__ import annotations
