@@ -41,6 +41,14 @@ class Task:
         return train, Batches(data[2], data[3], 500, augment=False, shuffle=False)
 
 
+def lenet_300_100(width: float) -> nn.Module:
+    a, b = (max(1, round(width * n)) for n in (300, 100))
+    return nn.Sequential(
+        *(nn.Flatten(), nn.Linear(784, a), nn.ReLU(inplace=True)),
+        *(nn.Linear(a, b), nn.ReLU(inplace=True), nn.Linear(b, 10)),
+    )
+
+
 def lenet_5(width: float) -> nn.Module:
     a, b, c = (max(1, round(width * n)) for n in (20, 50, 500))
     return nn.Sequential(
@@ -58,6 +66,7 @@ def mobilenet(width: float) -> nn.Module:
 
 
 TASKS = {
+    "lenet_300_100": Task(lenet_300_100, "mnist", 0.05, 20, 100),
     "lenet_5": Task(lenet_5, "mnist", 0.05, 8, 40),
     "resnet20": Task(lambda width: CifarResNet(20, width), "cifar10", 0.2, 20, 200),
     "resnet56": Task(lambda width: CifarResNet(56, width), "cifar10", 0.2, 20, 200),

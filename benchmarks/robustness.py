@@ -1,10 +1,11 @@
-"""Does the same pressure find the same size? LeNet-5 on MNIST from several seeds, initialisations and start widths.
+"""Does the same pressure find the same size? Networks on MNIST from several seeds, initialisations and start widths.
 
     python benchmarks/robustness.py --data path/to/MNIST/root --seeds 5
 
 Every seed with each initialisation at start width 1, and with the other start widths from the first initialisation.
 `Pressure.nu` is per fraction of the start network's MACs; here it is scaled with them, so that a MAC costs the same for
-every start width. Finished runs are kept in the JSON file and not repeated.
+every start width. "undecided": gates that are neither at 0 nor at 1 an epoch before the gated phase ends. "structure":
+units left of every group. Finished runs are kept in the JSON file and not repeated.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ INITIALISATIONS: dict[str, Callable[[torch.Tensor], Any]] = {
     "orthogonal": nn.init.orthogonal_,
 }
 FIRST = next(iter(INITIALISATIONS))
+MODELS = ("lenet_300_100", "lenet_5")
 CASES = [(start, WIDTHS[0]) for start in INITIALISATIONS] + [(FIRST, width) for width in WIDTHS[1:]]
 
 
-def run(seed: int, start: str, width: float, nu: float, epochs: int, data: Data) -> dict[str, Any]:
+def run(name: str, seed: int, start: str, width: float, nu: float, epochs: int, data: Data) -> dict[str, Any]:
     torch.manual_seed(seed)
-    task = TASKS["lenet_5"]
+    task = TASKS[name]
     model = task.build(width)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -44,6 +46,7 @@ def run(seed: int, start: str, width: float, nu: float, epochs: int, data: Data)
     example = data[0][:1]
     reference = fxcat.prepare(task.build(1.0), example, verbose=False).start_cost.macs
     net = fxcat.prepare(model, example, verbose=False)
+    gates = net.gate_vector.theta.numel()
     pressure = fxcat.Pressure(nu=nu * net.start_cost.macs / reference)
     train, test = task.batches(data, seed)
     began = time.perf_counter()
@@ -55,29 +58,32 @@ def run(seed: int, start: str, width: float, nu: float, epochs: int, data: Data)
     return {
         "accuracy %": 100 * (history.epochs[-1].val_accuracy or 0.0),
         "MACs": net.hard_cost().macs,
-        "undecided in the last gated epoch": gated[-1].undecided,
+        "undecided": gated[-1].undecided / gates,
+        "structure": "-".join(map(str, net.live_units().values())),
         "seconds": round(time.perf_counter() - began),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--nu", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--json", type=Path, default=Path("runs/robustness.json"))
     options = parser.parse_args()
-    data = TASKS["lenet_5"].load(options.data, 28)
+    data = TASKS[MODELS[0]].load(options.data, 28)
     rows = finished_rows(options.json)
-    chosen: list[dict[str, Any]] = []
-    for seed in range(options.seeds):
-        for start, width in CASES:
-            key: dict[str, Any] = {"seed": seed, "initialisation": start, "width": width}
-            key |= {"nu": options.nu, "epochs": options.epochs}
-            call = partial(run, seed, start, width, options.nu, options.epochs, data)
-            chosen.append(finished_or_run(options.json, rows, key, call))
-    print_table(f"LeNet-5, MNIST, pressure {options.nu} at width 1", summary(chosen))
+    for name in options.models:
+        chosen: list[dict[str, Any]] = []
+        for seed in range(options.seeds):
+            for start, width in CASES:
+                key: dict[str, Any] = {"model": name, "seed": seed, "initialisation": start, "width": width}
+                key |= {"nu": options.nu, "epochs": options.epochs}
+                call = partial(run, name, seed, start, width, options.nu, options.epochs, data)
+                chosen.append(finished_or_run(options.json, rows, key, call))
+        print_table(f"{name}, MNIST, pressure {options.nu} at width 1", summary(chosen))
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +102,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "mean accuracy %": f"{statistics.mean(accuracies):.2f}",
                 "accuracy, highest − lowest": f"{max(accuracies) - min(accuracies):.2f}",
                 "deviation of accuracy": statistics.pstdev(accuracies),
-                "undecided %, highest": 100 * max(r["undecided in the last gated epoch"] for r in some),
+                "undecided %, highest": 100 * max(r["undecided"] for r in some),
             }
         )
     return result

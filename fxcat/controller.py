@@ -151,14 +151,15 @@ class GateController:
         self.steps += 1
         if phase == "plain":
             return False
-        if not wants_held_out or held_out is None:
-            self._observe(closure)
-        if wants_held_out:
-            self._observe_held_out(held_out)
         theta = self.net.gate_vector.theta
-        if phase == "gated":
-            self.policy.update(self.steps, self.progress)
-            from_main(theta.detach())
+        if theta.numel():  # else all that could go has gone
+            if not wants_held_out or held_out is None:
+                self._observe(closure)
+            if wants_held_out:
+                self._observe_held_out(held_out)
+            if phase == "gated":
+                self.policy.update(self.steps, self.progress)
+                from_main(theta.detach())
         if self.steps == self.first_gated:
             self.net.gate_vector.values = self.policy.values
         if self.steps >= self.first_plain:

@@ -56,7 +56,12 @@ class TargetSchedule:
 
 
 class FixedPressure:
-    """ν, κ and ρ as given. Worths that noise makes negative count as nothing."""
+    """ν, κ and ρ as given. Worths that noise makes negative count as nothing.
+
+    ν rises evenly from 0 through the gated phase. In a start network nearly every unit is worth less than it costs,
+    since its neighbours do the same: at the whole ν from the beginning they would all fall at once, before those that
+    remain are worth more, and what is left would be smaller the wider the network was.
+    """
 
     def __init__(self, pressure: Pressure) -> None:
         self._pressure = pressure
@@ -66,8 +71,9 @@ class FixedPressure:
         return measured.value
 
     def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
-        """ν · 2(1−κ) · ∂C/∂θ for units, ν · 2κ · ∂C/∂θ for sections."""
-        nu, layers, rho = self._pressure.nu, self._pressure.layers, self._pressure.params
+        """ν · 2(1−κ) · ∂C/∂θ for units, ν · 2κ · ∂C/∂θ for sections; ν is what it has risen to."""
+        nu = self._pressure.nu * progress
+        layers, rho = self._pressure.layers, self._pressure.params
         _, (macs, params) = cost_gradients(net, net.gate_vector.theta)
         emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
         return nu * emphasis * ((1 - rho) * macs + rho * params)

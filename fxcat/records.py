@@ -75,7 +75,8 @@ class Target:
 class Pressure:
     """The three user parameters of complexity-aware training (arXiv 2411.09127), fixed instead of adapted.
 
-    `nu` ≥ 0: pruning pressure; `layers` in [0, 1]: layers versus units; `params` in [0, 1]: parameters versus
+    `nu` ≥ 0: pruning pressure, which is reached when the gated phase ends: the loss that all MACs of the start network
+    are worth; `layers` in [0, 1]: layers versus units; `params` in [0, 1]: parameters versus
     computation. Raises `TargetError` for values outside these ranges.
     """
 
