@@ -4,7 +4,8 @@
 
 ResNet-18 at 64×64 on synthetic images (only time is measured), batch 64; dense and gated runs alternate. Medians of the
 ratios of neighbours. 600 steps are less than an epoch of CIFAR-10: gates need some steps to fall, so in shorter runs a
-larger share of the steps has the whole network, and in longer ones a smaller.
+larger share of the steps has the whole network, and in longer ones a smaller. Finished pairs are kept in the JSON file
+and not repeated.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from common import print_table, write_json
+from common import finished_or_run, finished_rows, print_table
 from torch import nn
 
 import fxcat
@@ -60,34 +62,41 @@ def seconds(flops: float | None, steps: int, size: int) -> tuple[float, float]:
     return elapsed, left
 
 
+def pair(flops: float, steps: int, size: int) -> dict[str, Any]:
+    """A dense run and then a gated one."""
+    dense, _ = seconds(None, steps, size)
+    gated, left = seconds(flops, steps, size)
+    return {"dense, seconds": dense, "gated, seconds": gated, "gated ÷ dense": gated / dense, "MACs at the end": left}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flops", nargs="*", type=float, default=[0.5, 0.25])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("runs/walltime.json"))
     options = parser.parse_args()
     seconds(0.5, 4, options.size)
-    rows: list[dict[str, Any]] = []
-    for flops in (0.5, 0.25):
-        ratios: list[float] = []
-        for _ in range(options.repeats):
-            dense, _ = seconds(None, options.steps, options.size)
-            gated, left = seconds(flops, options.steps, options.size)
-            ratios.append(gated / dense)
-            print(f"target {flops}: dense {dense:.1f} s, gated {gated:.1f} s, MACs at the end {left:.3f}", flush=True)
-        rows.append(
+    rows = finished_rows(options.json)
+    table: list[dict[str, Any]] = []
+    for flops in options.flops:
+        pairs: list[dict[str, Any]] = []
+        for repeat in range(options.repeats):
+            key = {"target": flops, "steps": options.steps, "size": options.size, "repeat": repeat}
+            pairs.append(finished_or_run(options.json, rows, key, partial(pair, flops, options.steps, options.size)))
+        ratios = [p["gated ÷ dense"] for p in pairs]
+        table.append(
             {
                 "target": flops,
-                "MACs at the end": left,
+                "MACs at the end": statistics.median(p["MACs at the end"] for p in pairs),
                 "median ratio": statistics.median(ratios),
                 "lowest": min(ratios),
                 "highest": max(ratios),
-                "steps": options.steps,
+                "repeats": len(pairs),
             }
         )
-        write_json(options.json, rows)
-    print_table(f"ResNet-18 at {options.size}×{options.size}: gated run ÷ dense run", rows)
+    print_table(f"ResNet-18 at {options.size}×{options.size}, {options.steps} steps: gated run ÷ dense run", table)
 
 
 if __name__ == "__main__":
