@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from exactness import Report, check_on, randomise
+from exactness import SINGLE_TOLERANCE, Report, check_on, difference, randomise
 from torch import nn
 
 import fxcat
@@ -283,6 +283,7 @@ def test_parts_keep_their_precision() -> None:
     assert torch.equal(net(x), model(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(net(x), model(x))
-    net.gates["body.0"].theta[4:] = 0.0
     net.gates["head.0"].theta[:4] = 0.0
-    assert torch.equal(fxcat.finalize(net)(x), net(x))
+    assert difference(fxcat.finalize(net)(x), net(x)) <= SINGLE_TOLERANCE
+    net.gates["body.0"].theta[4:] = 0.0  # sums in another order are rounded to bfloat16 differently
+    assert difference(fxcat.finalize(net)(x), net(x)) <= 2**-8
