@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, second = Net(), Net()
+        # Before batch norm a bias has no gradient but rounding errors, which Adam scales up to whole steps.
+        first.stem[0].bias = None
         self.stem, self.first, self.second, self.head = first.stem, first.block, second.block, second.head
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,7 +85,7 @@ def test_shrinking_changes_nothing_but_size(optimizer: str, sampled: bool) -> No
         for i, net in enumerate(nets):
             losses[i].append(train(net, optimizers[i]))
             averages[i].update_parameters(net)
-    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-8, atol=0.0)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-8)
     large, small = (sum(p.numel() for p in n.network.parameters()) for n in nets)
     assert small < 0.7 * large
     assert small == sum(p.numel() for p in nets[0].finalized().parameters())
