@@ -28,3 +28,15 @@ def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     tops = (scores == highest[row]).nonzero().reshape(-1)
     # of equals the first: `tops` ascends, and so do the rows
     return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]
+
+
+def lowest_of_groups(net: GatedModule, score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Tensor:
+    """Bool, shape (gates,): those `among` which have the lowest scores of their group, this share, but at least one."""
+    group = group_ids(net)
+    order = score.masked_fill(~among, torch.inf).argsort(stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sizes = torch.bincount(group)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    wanted = (share * torch.bincount(group, among.double())).floor().clamp(min=1)
+    return among & (place < wanted[group])

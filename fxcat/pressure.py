@@ -12,10 +12,13 @@ import torch
 
 from fxcat.fractions import cost_gradients, target_fractions
 from fxcat.gated import GatedModule
-from fxcat.groups import best_of_groups, is_section
+from fxcat.groups import best_of_groups, is_section, lowest_of_groups
 from fxcat.records import Pressure, Target
 from fxcat.selection import close_until
 from fxcat.worth import Worth
+
+AT_A_TIME = 0.1
+"""Share of a group's units, but at least one, that a fixed pressure closes at a time."""
 
 
 class PricePolicy(Protocol):
@@ -60,7 +63,9 @@ class FixedPressure:
 
     ν rises evenly from 0 through the gated phase. In a start network nearly every unit is worth less than it costs,
     since its neighbours do the same: at the whole ν from the beginning they would all fall at once, before those that
-    remain are worth more, and what is left would be smaller the wider the network was.
+    remain are worth more, and what is left would be smaller the wider the network was. For the same reason units of a
+    group that are worth a little less than they cost fall one after another (a tenth of them at a time), those worth
+    least per cost first; the others wait, and cost nothing until it is their turn or they are worth less than half.
     """
 
     def __init__(self, pressure: Pressure) -> None:
@@ -76,7 +81,11 @@ class FixedPressure:
         layers, rho = self._pressure.layers, self._pressure.params
         _, (macs, params) = cost_gradients(net, net.gate_vector.theta)
         emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
-        return nu * emphasis * ((1 - rho) * macs + rho * params)
+        slopes = nu * emphasis * ((1 - rho) * macs + rho * params)
+        candidates = ~dead
+        candidates[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = False  # these never close
+        next_to_go = lowest_of_groups(net, worth / slopes.clamp(min=1e-30), candidates, AT_A_TIME)
+        return slopes.masked_fill(candidates & ~next_to_go & (worth >= 0.5 * slopes), 0.0)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Nothing: the arguments of the run say it all."""
