@@ -17,8 +17,10 @@ from fxcat.records import Pressure, Target
 from fxcat.selection import close_until
 from fxcat.worth import Worth
 
-AT_A_TIME = 0.1
+AT_A_TIME = 0.2
 """Share of a group's units, but at least one, that a fixed pressure closes at a time."""
+WAITS_ABOVE = 0.7
+"""Worth, as a share of its cost, from which a unit waits for its turn."""
 
 
 class PricePolicy(Protocol):
@@ -64,8 +66,8 @@ class FixedPressure:
     ν rises evenly from 0 through the gated phase. In a start network nearly every unit is worth less than it costs,
     since its neighbours do the same: at the whole ν from the beginning they would all fall at once, before those that
     remain are worth more, and what is left would be smaller the wider the network was. For the same reason units of a
-    group that are worth a little less than they cost fall one after another (a tenth of them at a time), those worth
-    least per cost first; the others wait, and cost nothing until it is their turn or they are worth less than half.
+    group that are worth a little less than they cost fall in turn, those worth least per cost first; the others
+    wait, and cost nothing meanwhile.
     """
 
     def __init__(self, pressure: Pressure) -> None:
@@ -85,7 +87,7 @@ class FixedPressure:
         candidates = ~dead
         candidates[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = False  # these never close
         next_to_go = lowest_of_groups(net, worth / slopes.clamp(min=1e-30), candidates, AT_A_TIME)
-        return slopes.masked_fill(candidates & ~next_to_go & (worth >= 0.5 * slopes), 0.0)
+        return slopes.masked_fill(candidates & ~next_to_go & (worth >= WAITS_ABOVE * slopes), 0.0)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Nothing: the arguments of the run say it all."""
