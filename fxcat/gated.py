@@ -196,7 +196,7 @@ class GatedModule(nn.Module):
         """Which gates of the start network guard something that `finalize` would leave, whether they are still gates or
         not; bool, shape (gates at the start,), on the CPU."""
         hard = self.gate_vector.hard()
-        live = torch.zeros(self.gate_vector.count_at_start, dtype=torch.bool)
+        live = torch.zeros(sum(self.gate_vector.counts_at_start), dtype=torch.bool)
         live[self.gate_vector.numbers.cpu()] = live_gates(self.structure, hard)
         left = live_parameters(self.structure, hard)
         for number, names in self._settled.items():

@@ -137,11 +137,12 @@ class GateVector(nn.Module):
         self.theta = nn.Parameter(torch.ones(units + sections, dtype=dtype))
         self.register_buffer("numbers", torch.arange(units + sections, dtype=torch.int32), persistent=False)
         self.unit_count = units
-        self.count_at_start = units + sections
+        self.counts_at_start = (units, sections)
         self.values: Values = "sampled"
         self.sample: torch.Tensor | None = None
         self._fixed: torch.Tensor | None = None
-        self._generator = torch.Generator().manual_seed(0)
+        self._generators = (torch.Generator(), torch.Generator())
+        self.seed(0)
 
     @property
     def units(self) -> torch.Tensor:
@@ -171,8 +172,8 @@ class GateVector(nn.Module):
         theta = self.theta
         if self.values == "sampled" and theta.requires_grad:
             # for the gates that have gone too, so that a shrink does not change the others' samples
-            draw = torch.rand(self.count_at_start, generator=self._generator).to(theta.device)
-            sample = (draw[self.numbers] < theta.detach()).to(theta.dtype)
+            draws = [torch.rand(n, generator=g) for n, g in zip(self.counts_at_start, self._generators, strict=True)]
+            sample = (torch.cat(draws).to(theta.device)[self.numbers] < theta.detach()).to(theta.dtype)
         elif self.values == "theta":
             sample = theta.detach().clone()
         else:
@@ -204,17 +205,22 @@ class GateVector(nn.Module):
         self.unit_count = units
 
     def seed(self, seed: int) -> None:
-        """Gates draw from a generator of their own, so that dropout and data order stay those of the plain run."""
-        self._generator.manual_seed(seed)
+        """Gates draw from generators of their own, so that dropout and data order stay those of the plain run.
+
+        So do sections, so that the units' samples are the same with and without gates on sections.
+        """
+        for i, generator in enumerate(self._generators):
+            generator.manual_seed(seed ^ i << 32)
 
     @property
     def random_state(self) -> torch.Tensor:
-        """State of that generator, bytes."""
-        return self._generator.get_state()
+        """States of those generators, bytes."""
+        return torch.stack([g.get_state() for g in self._generators])
 
     @random_state.setter
     def random_state(self, state: torch.Tensor) -> None:
-        self._generator.set_state(state)
+        for generator, its_state in zip(self._generators, state, strict=True):
+            generator.set_state(its_state.clone())  # of a view it would read the storage's beginning
 
 
 @dataclass(frozen=True, slots=True)

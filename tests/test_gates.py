@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from small_task import Net as SmallNet
 from torch import nn
 
 import fxcat
@@ -61,3 +62,15 @@ def test_the_gates_of_a_norm_are_gathered_once() -> None:
     assert layout.index.shape == (1, 8)
     assert layout.repeated == 8
     assert [slot.scales for slot in layout.slots] == [("1", "bias"), ("1", "weight")]
+
+
+def test_units_are_sampled_alike_with_and_without_gates_on_sections() -> None:
+    draws: list[torch.Tensor] = []
+    for gates in ("units", "units+layers"):
+        net = fxcat.prepare(SmallNet(), torch.zeros(1, 3, 8, 8), gates=gates, verbose=False).train()  # pyright: ignore
+        vector = net.gate_vector
+        vector.seed(3)
+        vector.theta.data.fill_(0.5)
+        draws.append(torch.stack([vector.draw()[: vector.unit_count] for _ in range(8)]))
+    torch.testing.assert_close(*draws, rtol=0, atol=0)
+    assert 0.3 < draws[0].mean() < 0.7
