@@ -37,8 +37,8 @@ def environment() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """Without the name of the file that it writes."""
-    kept = sys.argv[1:]
+    """Without the name of the file that it writes; of folders elsewhere only the name."""
+    kept = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     if "--json" in kept:
         at = kept.index("--json")
         del kept[at : at + 2]

@@ -111,7 +111,7 @@ class GateController:
         self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
         self._loss, self._scale = loss, 1.0
         self._held_out = None if held_out is None else HeldOut(held_out)
-        if scaler is not None:
+        if scaler is not None and scaler.is_enabled():
             # noted when the gradient is made: until `step()` the scale may have changed
             net.gate_vector.theta.register_hook(lambda _: self._note_scale(scaler.get_scale()))
         net.gate_vector.seed(seed)

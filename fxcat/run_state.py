@@ -28,6 +28,7 @@ from fxcat.randomness import (
     warn_of_lost_state,
 )
 from fxcat.recipe import check_shapes
+from fxcat.weight_training import WeightTraining
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,7 @@ class RunState:
 
     settings: Mapping[str, Any]
     controller: GateController
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None
-    scaler: torch.amp.GradScaler
+    weights: WeightTraining
     loaders: Mapping[str, Any]
     history: History
 
@@ -59,8 +59,8 @@ class RunState:
             "extra": extra_of(net.network),
             "controller": self.controller.state_dict(),
             "optimizer": optimizer_state(self.controller.optimizer, net.network),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scheduler": None if self.weights.scheduler is None else self.weights.scheduler.state_dict(),
+            "scaler": self.weights.scaler.state_dict(),
             "processes": from_everyone(own),
             "history": {"epochs": [asdict(e) for e in self.history.epochs], "shrunk_at": self.history.shrunk_at},
         }
@@ -84,10 +84,10 @@ class RunState:
         put_tensors(net.network, state["network"])
         put_extra(net.network, state["extra"])
         set_optimizer_state(optimizer, net.network, state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        if self.weights.scheduler is not None:
+            self.weights.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+            self.weights.scaler.load_state_dict(state["scaler"])
         for name, loader in self.loaders.items():
             set_loader_state(loader, own["loaders"][name])
         self.history.epochs[:] = [EpochRecord(**e) for e in state["history"]["epochs"]]

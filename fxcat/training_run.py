@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from fxcat.controller import GateController, HeldOut
-from fxcat.distributed import from_main, parallel, set_epoch, sum_over_processes
+from fxcat.distributed import check_loader_is_split, from_main, parallel, set_epoch, sum_over_processes
 from fxcat.errors import TrainingError
 from fxcat.history import EpochRecord, History
 from fxcat.losses import count_correct
 from fxcat.progress import Progress
 from fxcat.recalibrate import recalibrate, recalibrated
+from fxcat.weight_training import WeightTraining
 
 Loss = Callable[[Any, Any], torch.Tensor]
 CALIBRATION_BATCHES = 16
@@ -63,6 +64,17 @@ class Batches:
     validation: Iterable[Any] | None = None
     held_out: Iterable[Any] | None = None
 
+    @property
+    def steps(self) -> int:
+        """Training batches per epoch; 0 if the loader does not say."""
+        return len(self.train) if isinstance(self.train, Sized) else 0
+
+    def check_split(self) -> None:
+        """Raise `InputError` if the processes would not train on equal shares of the data."""
+        for name, loader in self.named().items():
+            if loader is not self.validation:
+                check_loader_is_split(loader, name)
+
     def named(self) -> dict[str, Any]:
         """Those that there are, by the names of `fit`'s arguments."""
         loaders = {"train_loader": self.train, "val_loader": self.validation, "held_out": self.held_out}
@@ -70,25 +82,20 @@ class Batches:
 
 
 class TrainingRun:
-    """State of one call of `fit`. `per_step`: a scheduler that is stepped after every training step.
-
-    `autocast`: the type that ops are cast to where they can be; `scaler`: of the loss, for float16.
-    """
+    """State of one call of `fit`. `section_differences`: as there."""
 
     def __init__(
         self,
         controller: GateController,
+        weights: WeightTraining,
+        batches: Batches,
         loss: Loss,
-        device: torch.device,
-        per_step: torch.optim.lr_scheduler.LRScheduler | None,
         *,
         section_differences: bool,
-        autocast: torch.dtype | None,
-        scaler: torch.amp.GradScaler,
     ) -> None:
-        self.net, self.controller, self.loss = controller.net, controller, loss
-        self.device, self.per_step, self.section_differences = device, per_step, section_differences
-        self.autocast, self.scaler = autocast, scaler
+        self.net, self.controller, self.weights = controller.net, controller, weights
+        self.batches, self.loss = batches, loss
+        self.device, self.section_differences = weights.device, section_differences
         self.history = History()
         self.recent: deque[torch.Tensor] = deque(maxlen=CALIBRATION_BATCHES)
         self._model = parallel(self.net)
@@ -98,8 +105,9 @@ class TrainingRun:
         self.recent.extend(move(inputs, self.device) for inputs in recent)
         self._model = parallel(self.net)
 
-    def epoch(self, epoch: int, batches: Batches, bar: Progress) -> EpochRecord:
+    def epoch(self, epoch: int, bar: Progress) -> EpochRecord:
         """Train for one epoch, and validate."""
+        batches = self.batches
         self.net.train()
         set_epoch(batches.train, epoch)
         held_out = None if batches.held_out is None else HeldOut(batches.held_out)
@@ -114,14 +122,13 @@ class TrainingRun:
                 closure = self._closure(inputs, targets) if self.section_differences else None
                 extra = held_out.next() if held_out is not None and self.controller.wants_held_out else None
                 self._follow(self.controller.step(closure=closure, held_out=extra), epoch)
-            if self.per_step is not None:
-                self.per_step.step()
+            self.weights.after_step()
             bar.update(epoch, totals.mean_loss, totals.accuracy, self._expected(), self.controller.undecided)
         return self._recorded(epoch, totals.joined(self.device), self._validate(batches.validation), bar)
 
     def _train(self, inputs: Any, targets: Any, epoch: int, step: int) -> tuple[float, int | None]:
         """One step of the weights: the loss before it, and how many are right."""
-        with self._cast():
+        with self.weights.cast():
             output = self._model(inputs)
             loss = self.loss(output, targets)
         value = loss.item()
@@ -131,20 +138,13 @@ class TrainingRun:
                 where=f"epoch {epoch}, step {step}; the weights are those before this step",
                 remedy="lower the learning rate or check the data; the last checkpoint, if any, is intact",
             )
-        optimizer = self.controller.optimizer
-        optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        self.weights.step(loss)
         self.recent.append(inputs)
         return value, count_correct(output, targets)
 
-    def _cast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
-
     def _closure(self, inputs: Any, targets: Any) -> Callable[[], torch.Tensor]:
         def loss() -> torch.Tensor:
-            with self._cast():
+            with self.weights.cast():
                 return self.loss(self.net(inputs), targets)
 
         return loss
@@ -167,7 +167,7 @@ class TrainingRun:
         with recalibrated(self.net, self.recent) if gated else nullcontext():
             self.net.eval()
             totals = Totals()
-            with torch.no_grad(), self._cast():
+            with torch.no_grad(), self.weights.cast():
                 for inputs, targets in loader:
                     output, targets = self.net(move(inputs, self.device)), move(targets, self.device)
                     totals.add(self.loss(output, targets).item(), count_correct(output, targets), len(inputs))
@@ -179,7 +179,7 @@ class TrainingRun:
         record = EpochRecord(
             epoch,
             self.controller.phase,
-            self.controller.optimizer.param_groups[0]["lr"],
+            self.weights.optimizer.param_groups[0]["lr"],
             training.mean_loss,
             training.accuracy,
             None if validation is None else validation.mean_loss,

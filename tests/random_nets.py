@@ -81,6 +81,17 @@ class ChannelsLast(nn.Module):
         return (self.block(x.permute(0, 2, 3, 1)) * self.scale).permute(0, 3, 1, 2)
 
 
+def _norm(kind: str, width: int, number: int) -> nn.Module:
+    if kind == "frozen_norm":
+        return FrozenBatchNorm2d(width)
+    if kind == "instance_norm":
+        return nn.InstanceNorm2d(width, affine=bool(number % 2))
+    if kind == "group_norm":
+        groups = [g for g in range(1, width + 1) if width % g == 0]
+        return nn.GroupNorm(groups[number % len(groups)], width)
+    return nn.BatchNorm2d(width, affine=bool(number % 4))
+
+
 class RandomNet(nn.Module):
     """Executes steps on a growing list of values of shape (N, C, H, W); the last ones feed a classifier."""
 
@@ -119,8 +130,8 @@ class RandomNet(nn.Module):
         elif step.kind == "depthwise":
             leaving["depthwise"] = width * (1 + number % 2)
             built = nn.Conv2d(width, leaving["depthwise"], 3, padding=1, groups=width)
-        elif step.kind == "norm":
-            built = nn.BatchNorm2d(width, affine=bool(number % 4))
+        elif step.kind in ("norm", "frozen_norm", "group_norm", "instance_norm"):
+            built = _norm(step.kind, width, number)
         elif step.kind == "activation":
             built = (nn.ReLU(), nn.SiLU(), nn.Sigmoid(), nn.Hardswish(), nn.ReLU6(inplace=True))[number % 5]
             if number % 5 == 4:  # in place on a copy: other steps may still read the value
@@ -129,13 +140,6 @@ class RandomNet(nn.Module):
             groups = 2 if number % 3 == 0 and width % 2 == 0 else 1
             leaving["transposed"] = 4 + number - number % 2
             built = nn.ConvTranspose2d(width, leaving["transposed"], 3, padding=1, groups=groups, bias=number % 2 == 0)
-        elif step.kind == "frozen_norm":
-            built = FrozenBatchNorm2d(width)
-        elif step.kind == "group_norm":
-            groups = [g for g in range(1, width + 1) if width % g == 0]
-            built = nn.GroupNorm(groups[number % len(groups)], width)
-        elif step.kind == "instance_norm":
-            built = nn.InstanceNorm2d(width, affine=bool(number % 2))
         elif step.kind == "attention":
             built = Attention(width, number)
         elif step.kind == "transformer":
