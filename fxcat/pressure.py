@@ -17,6 +17,8 @@ from fxcat.records import Pressure, Target
 from fxcat.selection import close_until
 from fxcat.worth import Worth
 
+RISES_FOR = 0.85
+"""Share of the gated phase in which a fixed pressure rises to what was given."""
 AT_A_TIME = 0.2
 """Share of a group's units, but at least one, that a fixed pressure closes at a time."""
 WAITS_ABOVE = 0.7
@@ -63,11 +65,11 @@ class TargetSchedule:
 class FixedPressure:
     """ν, κ and ρ as given. Worths that noise makes negative count as nothing.
 
-    ν rises evenly from 0 through the gated phase. In a start network nearly every unit is worth less than it costs,
-    since its neighbours do the same: at the whole ν from the beginning they would all fall at once, before those that
-    remain are worth more, and what is left would be smaller the wider the network was. For the same reason units of a
-    group that are worth a little less than they cost fall in turn, those worth least per cost first; the others
-    wait, and cost nothing meanwhile.
+    ν rises evenly from 0, and stays at its value for the rest of the gated phase. In a start network nearly every unit
+    is worth less than it costs, since its neighbours do the same: at the whole ν from the beginning they would all fall
+    at once, before those that remain are worth more, and what is left would be smaller the wider the network was. For
+    the same reason units of a group that are worth a little less than they cost fall in turn, those worth least per
+    cost first; the others wait, and cost nothing meanwhile.
     """
 
     def __init__(self, pressure: Pressure) -> None:
@@ -79,7 +81,7 @@ class FixedPressure:
 
     def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
         """ν · 2(1−κ) · ∂C/∂θ for units, ν · 2κ · ∂C/∂θ for sections; ν is what it has risen to."""
-        nu = self._pressure.nu * progress
+        nu = self._pressure.nu * min(1.0, progress / RISES_FOR)
         layers, rho = self._pressure.layers, self._pressure.params
         _, (macs, params) = cost_gradients(net, net.gate_vector.theta)
         emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
