@@ -71,9 +71,9 @@ class Batches:
 
     def check_split(self) -> None:
         """Raise `InputError` if the processes would not train on equal shares of the data."""
-        for name, loader in self.named().items():
-            if loader is not self.validation:
-                check_loader_is_split(loader, name)
+        check_loader_is_split(self.train, "train_loader")
+        if self.held_out is not None:
+            check_loader_is_split(self.held_out, "held_out")
 
     def named(self) -> dict[str, Any]:
         """Those that there are, by the names of `fit`'s arguments."""

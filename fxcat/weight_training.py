@@ -15,14 +15,14 @@ Scheduler = torch.optim.lr_scheduler.LRScheduler
 
 @dataclass(frozen=True, slots=True)
 class WeightTraining:
-    """`per_step`: the scheduler is stepped after every training step, otherwise after every epoch.
+    """`is_default`: optimizer and scheduler are those of `fit`, and the scheduler is stepped per step, not per epoch.
 
     `autocast`: the type that ops are cast to where they can be; `scaler`: of the loss, for float16.
     """
 
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler | None
-    per_step: bool
+    is_default: bool
     device: torch.device
     autocast: torch.dtype | None
     scaler: torch.amp.GradScaler
@@ -45,12 +45,12 @@ class WeightTraining:
         if optimizer is None and scheduler is not None:
             raise InputError("a scheduler was given without its optimizer", remedy="pass optimizer= too")
         net.to(device)
-        per_step = optimizer is None
+        is_default = optimizer is None
         if optimizer is None:
             optimizer = torch.optim.SGD(net.weight_parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
         scaler = torch.amp.GradScaler(device.type, enabled=autocast is torch.float16)
-        return cls(optimizer, scheduler, per_step, device, autocast, scaler)
+        return cls(optimizer, scheduler, is_default, device, autocast, scaler)
 
     def cast(self) -> torch.autocast:
         """Context of forward passes."""
@@ -65,20 +65,20 @@ class WeightTraining:
 
     def after_step(self) -> None:
         """Follow the schedule, also where the weights have not been trained in a step."""
-        if self.scheduler is not None and self.per_step:
+        if self.scheduler is not None and self.is_default:
             self.scheduler.step()
 
     def after_epoch(self) -> None:
         """Follow the schedule."""
-        if self.scheduler is not None and not self.per_step:
+        if self.scheduler is not None and not self.is_default:
             self.scheduler.step()
 
     def settings(self) -> dict[str, Any]:
         """What a run that goes on must have again, by the names of `fit`'s arguments."""
-        own = self.per_step
+        named = not self.is_default
         return {
-            "optimizer": None if own else type(self.optimizer).__name__,
-            "scheduler": None if own or self.scheduler is None else type(self.scheduler).__name__,
-            "lr": self.optimizer.defaults["lr"] if own else None,
+            "optimizer": type(self.optimizer).__name__ if named else None,
+            "scheduler": type(self.scheduler).__name__ if named and self.scheduler is not None else None,
+            "lr": None if named else self.optimizer.defaults["lr"],
             "autocast": None if self.autocast is None else str(self.autocast),
         }
