@@ -28,7 +28,7 @@ class Checkpoints:
     """`last.safetensors`, `previous.safetensors` and `best.safetensors` in a folder.
 
     The last and the previous one hold all that a run goes on from; the best one is the network of the best validation
-    accuracy with the final structure, a file that `load` reads. A run that begins anew replaces those of an earlier one.
+    accuracy with the final structure, a file that `load` reads. A run that begins anew replaces those of another.
     Raises `StorageError` at once if the folder cannot be made or written.
     """
 

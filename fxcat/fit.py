@@ -82,7 +82,7 @@ def fit(
             seed=seed,
         )
         run = TrainingRun(controller, weights, batches, loss, section_differences=section_differences)
-        _train(run, epochs, {"seed": seed}, checkpoint_dir, log_dir, resume=resume, progress=progress)
+        _train(run, epochs, seed, checkpoint_dir, log_dir, resume=resume, progress=progress)
     return run.history
 
 
@@ -96,7 +96,7 @@ def _check(batches: Batches, epochs: int, checkpoint_dir: PathLike | None, resum
 def _train(
     run: TrainingRun,
     epochs: int,
-    settings: dict[str, Any],
+    seed: int,
     checkpoint_dir: PathLike | None,
     log_dir: PathLike | None,
     *,
@@ -105,7 +105,7 @@ def _train(
 ) -> None:
     """All epochs that are left, with what is written and shown beside them."""
     steps = run.batches.steps
-    settings |= {"epochs": epochs, "steps_per_epoch": steps, **run.weights.settings()}
+    settings = {"epochs": epochs, "steps_per_epoch": steps, "seed": seed, **run.weights.settings()}
     state = RunState(settings, run.controller, run.weights, run.batches.named(), run.history)
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
     if checkpoints is not None:
