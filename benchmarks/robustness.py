@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--nu", type=float, default=0.5)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--json", type=Path, default=Path("runs/robustness.json"))
     options = parser.parse_args()
     data = TASKS[MODELS[0]].load(options.data, 28)
