@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from lenet_models import load_mnist
+from lenet_models import lenet_5_caffe, lenet_300_100, load_mnist
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -41,23 +41,6 @@ class Task:
         return train, Batches(data[2], data[3], 500, augment=False, shuffle=False)
 
 
-def lenet_300_100(width: float) -> nn.Module:
-    a, b = (max(1, round(width * n)) for n in (300, 100))
-    return nn.Sequential(
-        *(nn.Flatten(), nn.Linear(784, a), nn.ReLU(inplace=True)),
-        *(nn.Linear(a, b), nn.ReLU(inplace=True), nn.Linear(b, 10)),
-    )
-
-
-def lenet_5(width: float) -> nn.Module:
-    a, b, c = (max(1, round(width * n)) for n in (20, 50, 500))
-    return nn.Sequential(
-        *(nn.Conv2d(1, a, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Conv2d(a, b, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(16 * b, c), nn.ReLU(inplace=True), nn.Linear(c, 10)),
-    )
-
-
 def mobilenet(width: float) -> nn.Module:
     """torchvision's MobileNetV2 for small images: the stem does not stride."""
     model = torchvision.models.mobilenet_v2(num_classes=10, width_mult=width, round_nearest=1)
@@ -66,8 +49,8 @@ def mobilenet(width: float) -> nn.Module:
 
 
 TASKS = {
-    "lenet_300_100": Task(lenet_300_100, "mnist", 0.05, 20, 100),
-    "lenet_5": Task(lenet_5, "mnist", 0.05, 8, 40),
+    "lenet_300_100": Task(lambda width: nn.Sequential(nn.Flatten(), *lenet_300_100(width)), "mnist", 0.05, 20, 100),
+    "lenet_5": Task(lenet_5_caffe, "mnist", 0.05, 8, 40),
     "resnet20": Task(lambda width: CifarResNet(20, width), "cifar10", 0.2, 20, 200),
     "resnet56": Task(lambda width: CifarResNet(56, width), "cifar10", 0.2, 20, 200),
     "mobilenet_v2": Task(mobilenet, "cifar10", 0.1, 20, 200),

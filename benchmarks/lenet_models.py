@@ -12,21 +12,23 @@ from torchvision.datasets import MNIST
 MEAN, STD = 0.1307, 0.3081
 
 
-def lenet_300_100() -> nn.Sequential:
-    """784-300-100-10, on images given as rows of pixels."""
+def lenet_300_100(width: float = 1.0) -> nn.Sequential:
+    """784-300-100-10, the hidden layers `width` times as wide, on images given as rows of pixels."""
+    a, b = (max(1, round(width * n)) for n in (300, 100))
     return nn.Sequential(
-        *(nn.Linear(784, 300), nn.ReLU(inplace=True)),
-        *(nn.Linear(300, 100), nn.ReLU(inplace=True)),
-        nn.Linear(100, 10),
+        *(nn.Linear(784, a), nn.ReLU(inplace=True)),
+        *(nn.Linear(a, b), nn.ReLU(inplace=True)),
+        nn.Linear(b, 10),
     )
 
 
-def lenet_5_caffe() -> nn.Sequential:
-    """20-50-500-10, as in Caffe's examples."""
+def lenet_5_caffe(width: float = 1.0) -> nn.Sequential:
+    """20-50-500-10, as in Caffe's examples, the hidden layers `width` times as wide."""
+    a, b, c = (max(1, round(width * n)) for n in (20, 50, 500))
     return nn.Sequential(
-        *(nn.Conv2d(1, 20, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Conv2d(20, 50, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(800, 500), nn.ReLU(inplace=True), nn.Linear(500, 10)),
+        *(nn.Conv2d(1, a, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Conv2d(a, b, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(16 * b, c), nn.ReLU(inplace=True), nn.Linear(c, 10)),
     )
 
 

@@ -103,6 +103,11 @@ def main() -> None:
         print_table(f"{name}, MNIST, pressure {options.nu} at width 1", summary(chosen))
 
 
+def deviation(values: list[float]) -> float:
+    """Sample standard deviation; 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Spread over all runs, and over the seeds of each case."""
     parts: dict[str, list[dict[str, Any]]] = {"all": rows}
@@ -115,10 +120,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "runs": f"{name} ({len(some)})",
                 "mean MACs": round(statistics.mean(macs)),
-                "variation of MACs %": 100 * statistics.pstdev(macs) / statistics.mean(macs),
+                "variation of MACs %": 100 * deviation(macs) / statistics.mean(macs),
                 "mean accuracy %": f"{statistics.mean(accuracies):.2f}",
                 "accuracy, highest − lowest": f"{max(accuracies) - min(accuracies):.2f}",
-                "deviation of accuracy": statistics.pstdev(accuracies),
+                "deviation of accuracy": deviation(accuracies),
                 "undecided %, highest": 100 * max(r["undecided"] for r in some),
             }
         )

@@ -51,18 +51,30 @@ def fit(
 ) -> History:
     """Train weights and gates together, shrink the network, and train the small one to the end.
 
-    The loaders yield `(inputs, targets)`; `train_loader` needs a length. Without `optimizer`: SGD with Nesterov
-    momentum 0.9, weight decay 5e-4, `lr` with a short warm-up and cosine annealing per step. A `scheduler` is stepped
-    per epoch. `warmup`, `until`: shares of the run at which gates begin and end (see `GateController`). `held_out`:
-    batches that ratios learn from (`policy="ratio"`), by default every fourth of the gated phase, which the weights do
-    not see then. `section_differences`: measure a section per step by the difference of two forward passes, for longer
-    steps. `autocast`: `torch.bfloat16` or `torch.float16`. `checkpoint_dir`: holds what the run goes on from and the
-    best network, newly written after every epoch (see `Checkpoints`). `resume`: go on from there, with the same
-    arguments, a network that has just been prepared, and optimizer and loaders that have just been made; the weights
-    will be those of a run that was not interrupted. `log_dir`: for TensorBoard. Started by `torchrun`, all processes
-    train one network, each on its share of every batch, and rank 0 writes and prints.
+    `train_loader`, `val_loader`, `held_out` yield `(inputs, targets)`; `train_loader` needs a length. `loss(output,
+    targets)` returns a scalar tensor, the mean over a batch. `target` or `pressure`: what decides the size.
 
-    Raises `InputError`, `TargetError`, `StorageError`, and `TrainingError` when the loss is not finite.
+    Without `optimizer`: SGD with Nesterov momentum 0.9, weight decay 5e-4, `lr` with a short warm-up and cosine
+    annealing per step. With one, a given `scheduler` is stepped once per epoch. `autocast`: `torch.bfloat16` or
+    `torch.float16`: mixed precision; with the latter the loss is scaled.
+
+    `warmup`, `until`: the shares of the run at which gates begin and end (see `GateController`). `held_out`: batches
+    that the ratios of `policy="ratio"` learn from; without them every fourth training batch of the gated phase serves,
+    and the weights do not see it in that epoch. `section_differences`: measure what a section is worth by two forward
+    passes, one section per step.
+
+    `checkpoint_dir`: receives files after every epoch (see `Checkpoints`). `resume`: go on from them, with the same
+    arguments, a network that has just been prepared, and an optimizer and loaders that have just been made; the weights
+    will be those of a run that was not interrupted. A folder without checkpoints starts the run. `log_dir`: receives
+    TensorBoard logs of every epoch (`pip install "fxcat[tensorboard]"`).
+
+    Started by `torchrun`, all processes train one network, each on its share of every batch (`train_loader` with a
+    `DistributedSampler`), and rank 0 writes and prints. A run may be resumed by another number of processes, with as
+    many steps per epoch as before.
+
+    Raises `InputError` (arguments that do not fit each other, or a checkpoint of another run), `TargetError`
+    (unreachable), `StorageError` (a folder or checkpoint that cannot be used), `TrainingError` (a loss that is not
+    finite). Source: arXiv 2411.09127; 2010.12021 for `policy="ratio"`.
     """
     batches = Batches(train_loader, val_loader, held_out)
     _check(batches, epochs, checkpoint_dir, resume)
