@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fxcat.fractions import cost_fractions, cost_gradients
+from fxcat.fractions import cost_fractions, cost_gradients, least_loss, undercuts
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 
@@ -20,7 +20,7 @@ def aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted
     """
     blocks = _Blocks(net, setting, score)
     blocks.round()
-    while bool((cost_fractions(net, blocks.setting) > wanted).any()) and blocks.close_worst():
+    while bool((cost_fractions(net, blocks.setting) > wanted).any()) and blocks.close_worst(wanted):
         pass
     while blocks.open_best(wanted):
         pass
@@ -86,20 +86,30 @@ class _Blocks:
                 wanted = min(most, math.ceil(blocks) if up else round(blocks)) * group.size
                 self.keep(group, max(group.least, wanted))
 
-    def close_worst(self) -> bool:
-        """Close the block with the least score per cost; False if every group is at its last."""
-        found: list[tuple[float, int, _Group]] = []
-        _, gradients = cost_gradients(self.net, self.setting)
-        for i, group in enumerate(self.groups):
+    def close_worst(self, wanted: torch.Tensor) -> bool:
+        """Close the block with the least score per cost; False if every group is at its last.
+
+        What alone leaves too little, as a whole section may, closes only where nothing smaller is left.
+        """
+        found: list[tuple[float, float, bool, _Group]] = []
+        fractions, gradients = cost_gradients(self.net, self.setting)
+        for group in self.groups:
             count = self._count(group)
             if count > group.least:
                 block = group.numbers[count - group.size : count]
-                cost = float(gradients[:, block].sum())
-                found += [(float(self.score[block].sum()) / cost, i, group)] if cost > 0 else []
-        if found:
-            _, _, worst = min(found, key=lambda f: f[:2])
-            self.keep(worst, self._count(worst) - worst.size)
-        return bool(found)
+                saved = gradients[:, block].sum(1)
+                cost, score = float(saved.sum()), float(self.score[block].sum())
+                found += [(score, cost, bool(undercuts(fractions - saved, wanted)), group)] if cost > 0 else []
+        if not found:
+            return False
+        enough = [f for f in found if not f[2]]
+        if enough:
+            worst = min(enough, key=lambda f: f[0] / f[1])[3]
+        else:
+            scores, costs = torch.tensor([f[:2] for f in found], dtype=torch.float64).unbind(1)
+            worst = found[least_loss(scores, costs)][3]
+        self.keep(worst, self._count(worst) - worst.size)
+        return True
 
     def open_best(self, wanted: torch.Tensor) -> bool:
         """Open the block with the highest score per cost that fits; False if none does."""

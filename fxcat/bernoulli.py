@@ -6,6 +6,7 @@ arXiv 2411.09127 (units and layers), 2205.04650 (units), 2406.04549 (layers).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -81,7 +82,7 @@ class BernoulliPolicy:
         drift = self.descent.step(theta, self._slopes, worth)
         best = best_of_groups(self.net, worth.masked_fill(dead, -torch.inf))
         theta[best] = 1.0  # the best unit of a group never dies
-        self.decisions.update(theta, drift)
+        self.decisions.update(theta, drift, partial(self.prices.dispensable, self.net, dead))
         theta.masked_fill_(self.dead, 0.0)
 
     def score(self) -> torch.Tensor:

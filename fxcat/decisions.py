@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fxcat.per_gate import PerGate
@@ -52,8 +54,21 @@ class Decisions(PerGate):
         self.dead = torch.zeros(gates, dtype=torch.bool, device=device)
         self.falling = torch.zeros(gates, dtype=torch.int32, device=device)
 
-    def update(self, theta: torch.Tensor, drift: torch.Tensor) -> None:
-        """Add one step: θ and its smoothed drift, shape (gates,)."""
+    def update(
+        self,
+        theta: torch.Tensor,
+        drift: torch.Tensor,
+        dispensable: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """Add one step: θ and its smoothed drift, shape (gates,).
+
+        `dispensable`: of those that should die now, which may; the others have to fall for as long again.
+        """
         sinking = (theta <= DEAD) & (drift > 0)
         self.falling = torch.where(sinking, self.falling + 1, 0)
-        self.dead |= self.falling >= self.patience
+        due = (self.falling >= self.patience) & ~self.dead
+        if dispensable is not None and bool(due.any()):
+            may = dispensable(due)
+            self.falling[due & ~may] = 0
+            due = due & may
+        self.dead |= due

@@ -7,11 +7,33 @@ import torch
 from fxcat.gated import GatedModule
 from fxcat.records import Target
 
+SLACK = 0.01
+"""The result lies within this share below the target, and never above it."""
+
 
 def target_fractions(target: Target, device: torch.device) -> torch.Tensor:
     """Fractions of MACs and parameters to reach, 1 where none is asked for; double, shape (2,)."""
     wanted = [1.0 if w is None else w for w in (target.flops, target.params)]
     return torch.tensor(wanted, dtype=torch.float64, device=device)
+
+
+def undercuts(fractions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Whether cost fractions, shape (2,) or (2, n), are below what is wanted, shape (2,), by more than `SLACK`.
+
+    Of two that are limited, one alone may be as low as the other needs.
+    """
+    limited = wanted < 1
+    bound = torch.where(limited, (1 - SLACK) * wanted, torch.inf)
+    return limited.any() & (fractions.movedim(0, -1) < bound).all(-1)
+
+
+def least_loss(score: torch.Tensor, cost: torch.Tensor) -> int:
+    """Of candidates for closing, each of which saves more than has to be saved: which one.
+
+    What it saves in excess could have been used, at the price that cost usually has among them: the median ratio.
+    """
+    price = (score / cost).median().clamp(min=0)
+    return int((score + price * cost).argmin())
 
 
 def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from fxcat.errors import InputError
-from fxcat.fractions import cost_fractions, cost_gradients, target_fractions
+from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 from fxcat.records import Target
-from fxcat.selection import SLACK, check_reachable, select_structure
+from fxcat.selection import check_reachable, select_structure
 
 LEAST = 0.55
 """Initial θ of the least important gate. Above ½: `eval()` is still the whole network, and so is the warm-up."""
@@ -63,7 +63,7 @@ def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[tor
     order = ratio.argsort(stable=True)[: int(ratio.isfinite().sum())]
     wanted = target_fractions(target, price.device)
     last = order[: _cut(net, order, wanted)]
-    while len(last) and bool((_cost_without(net, last) < (1 - SLACK) * wanted)[limited].all()):
+    while len(last) and bool(undercuts(_cost_without(net, last), wanted)):
         # the last one, a whole section say, is too much: others instead of it, if they are enough
         others = order[order != last[-1]]
         if bool((_cost_without(net, others) > wanted).any()):

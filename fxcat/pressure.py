@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from fxcat.fractions import cost_gradients, target_fractions
+from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups, is_section, lowest_of_groups
 from fxcat.records import Pressure, Target
@@ -36,6 +36,10 @@ class PricePolicy(Protocol):
         """What every gate costs in units of the loss, shape (gates,); `progress`: in [0, 1] through the gated phase."""
         ...
 
+    def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
+        """Which of those that are `due` (bool, shape (gates,)) may leave the network for good, as the dead have."""
+        ...
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a run that goes on must have again."""
         ...
@@ -53,13 +57,13 @@ class TargetSchedule:
     """
 
     def __init__(self, target: Target, start: torch.Tensor, reach: float = 0.6) -> None:
-        self._target = target_fractions(target, start.device)
-        self.start = torch.maximum(start, self._target)
+        self.target = target_fractions(target, start.device)
+        self.start = torch.maximum(start, self.target)
         self._reach = reach
 
     def __call__(self, progress: float) -> torch.Tensor:
         """What is wanted at `progress`, in [0, 1]."""
-        return self.start * (self._target / self.start) ** min(1.0, progress / self._reach)
+        return self.start * (self.target / self.start) ** min(1.0, progress / self._reach)
 
 
 class FixedPressure:
@@ -91,6 +95,10 @@ class FixedPressure:
         next_to_go = lowest_of_groups(net, worth / slopes.clamp(min=1e-30), candidates, AT_A_TIME)
         return slopes.masked_fill(candidates & ~next_to_go & (worth >= WAITS_ABOVE * slopes), 0.0)
 
+    def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
+        """All."""
+        return due
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Nothing: the arguments of the run say it all."""
         return {}
@@ -121,8 +129,22 @@ class TargetPressure:
         protected = torch.zeros_like(dead)
         protected[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = True
         alive = (~dead | protected).to(net.gate_vector.theta.dtype)
-        _, slopes = close_until(net, alive, worth, self.schedule(progress), protected)
+        final = self.schedule.target
+        _, slopes = close_until(net, alive, worth, self.schedule(progress), protected, final=final)
         return slopes
+
+    def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
+        """As many as leave enough for the target, those that save least first: what has left does not come back."""
+        alive = (~dead).to(net.gate_vector.theta.dtype)
+        gates = due.nonzero().reshape(-1)
+        gates = gates[cost_gradients(net, alive)[1][:, gates].sum(0).argsort()]
+        low, high = 0, len(gates)
+        while low < high:
+            middle = (low + high + 1) // 2
+            left = alive.index_fill(0, gates[:middle], 0.0)
+            enough = not bool(undercuts(cost_fractions(net, left), self.schedule.target))
+            low, high = (middle, high) if enough else (low, middle - 1)
+        return torch.zeros_like(due).index_fill(0, gates[:low], True)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Where the schedule starts."""

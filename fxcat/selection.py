@@ -6,13 +6,10 @@ import torch
 
 from fxcat.alignment import aligned, least_aligned
 from fxcat.errors import TargetError
-from fxcat.fractions import cost_fractions, cost_gradients, target_fractions
+from fxcat.fractions import SLACK, cost_fractions, cost_gradients, least_loss, target_fractions, undercuts
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 from fxcat.records import Cost, Target
-
-SLACK = 0.01
-"""The result lies within this share below the target, and never above it."""
 
 
 def smallest_setting(net: GatedModule) -> torch.Tensor:
@@ -52,15 +49,24 @@ def select_structure(net: GatedModule, target: Target, score: torch.Tensor, pref
     protected = torch.zeros_like(setting, dtype=torch.bool)
     protected[best_of_groups(net, score)] = True
     wanted = target_fractions(target, setting.device)
-    setting, _ = close_until(net, setting, score, wanted, protected)
+    setting, _ = close_until(net, setting, score, wanted, protected, final=wanted)
     setting = _open_while_fitting(net, setting, score, wanted)
     return setting if net.round_to == 1 else aligned(net, setting, score, wanted)
 
 
 def close_until(
-    net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, protected: torch.Tensor
+    net: GatedModule,
+    setting: torch.Tensor,
+    score: torch.Tensor,
+    wanted: torch.Tensor,
+    protected: torch.Tensor,
+    *,
+    final: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Close what has the least score per cost until the cost fractions are at most `wanted`.
+
+    What alone would leave less than `final`, the fractions that are wanted in the end, as a whole section may, closes
+    only where nothing smaller is left.
 
     Returns the setting (changed in place) and the clearing slopes, shape (gates,): what every gate costs, in units of
     the score, at the price at which just enough close. A gate is closed if its score is at most its slope.
@@ -68,6 +74,7 @@ def close_until(
     mix = (wanted < 1).double()
     mix = mix / mix.sum().clamp(min=1)
     costs, clearing = torch.zeros_like(setting, dtype=torch.float64), -torch.inf
+    spared = torch.zeros_like(protected)
     is_first = True
     while True:
         fractions, gradients = cost_gradients(net, setting)
@@ -82,14 +89,24 @@ def close_until(
         ratio = score[candidates].double() / cost[candidates]
         if not bool((excess > 0).any()):
             least = float(ratio.min()) if len(ratio) else 0.0
-            return setting, costs * (clearing if clearing > -torch.inf else least)
+            slopes = costs * (clearing if clearing > -torch.inf else least)
+            stays = spared & is_open & (score < slopes)
+            return setting, torch.where(stays, (score - score.abs()).double(), slopes)
         if not len(candidates):
             raise TargetError("the target cannot be reached without emptying a group")
-        order = ratio.argsort()
-        saved = cost[candidates[order]].cumsum(0)
-        # Marginal costs change as structures go: take a part of what seems to be enough, then look again.
-        enough = int((saved < 0.5 * (mix * excess).sum()).sum()) + 1
-        closed = order[:enough]
+        missing = float((mix * excess).sum())
+        too_large = undercuts(fractions[:, None] - gradients[:, candidates], final)
+        spared[candidates[too_large]] = True
+        if bool(too_large.all()):
+            one = least_loss(score[candidates].double(), cost[candidates])
+            closed = torch.tensor([one], device=setting.device)
+        else:
+            order = ratio.masked_fill(too_large, torch.inf).argsort()[: int((~too_large).sum())]
+            saved = cost[candidates[order]].cumsum(0)
+            # Marginal costs change as structures go: take a part of what seems to be enough, then look again.
+            enough = int((saved < 0.5 * missing).sum()) + 1
+            leaves = fractions[:, None] - gradients[:, candidates[order]].cumsum(1)
+            closed = order[: min(enough, int((~undercuts(leaves, final)).sum()))]
         clearing = max(clearing, float(ratio[closed].max()))
         setting[candidates[closed]] = 0.0
 

@@ -1,0 +1,91 @@
+"""What is left lies within 1 % below the target, also where sections can go and what has gone cannot come back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxcat
+from fxcat.bernoulli import BernoulliPolicy
+from fxcat.fractions import SLACK, cost_fractions
+from fxcat.selection import close_until, select_structure
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.second = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + self.second(torch.relu(self.first(x))))
+
+
+def prepared(gates: str = "units+layers", round_to: int = 1) -> fxcat.GatedModule:
+    """Sections with a tenth, three tenths and six tenths of the MACs."""
+    blocks = [Block(16, hidden) for hidden in (16, 48, 96)]
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), *blocks, nn.Flatten(), nn.Linear(16 * 64, 4))
+    return fxcat.prepare(model, torch.zeros(1, 3, 8, 8), gates=gates, round_to=round_to, verbose=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("flops", (0.6, 0.4, 0.2))
+@pytest.mark.parametrize("seed", range(3))
+def test_never_so_much_dies_that_the_target_is_undercut(seed: int, flops: float) -> None:
+    """Whatever gates are worth: here noise, and sections are worth next to nothing."""
+    net, steps, target = prepared(), 300, fxcat.Target(flops=flops)
+    theta, units = net.gate_vector.theta, net.gate_vector.unit_count
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.rand(theta.numel(), generator=generator)
+    mean[units:] *= 0.5
+    worth = mean.clone()
+    policy = BernoulliPolicy(net, target, gated=steps)
+    policy.prices.worth = lambda measured: worth  # type: ignore[method-assign]
+    for step in range(steps):
+        worth.lerp_(mean + torch.randn(theta.numel(), generator=generator), 0.02)
+        policy.update(step, step / steps)
+        alive = cost_fractions(net, (~policy.dead).to(theta.dtype))
+        assert float(alive[0]) >= (1 - SLACK) * flops
+    assert bool(policy.dead.any())
+    score = worth.clamp(min=0) * (theta.detach() + 1e-3)
+    setting = select_structure(net, target, score, net.gate_vector.hard())
+    assert not bool(setting[policy.dead].any())
+    assert (1 - 2 * SLACK) * flops <= float(cost_fractions(net, setting)[0]) <= flops
+
+
+@pytest.mark.parametrize("round_to", (1, 8))
+def test_a_section_that_is_too_large_stays_and_units_go(round_to: int) -> None:
+    net = prepared(round_to=round_to)
+    units = net.gate_vector.unit_count
+    score = torch.ones(net.gate_vector.theta.numel())
+    score[units:] = 1e-6
+    everything = torch.ones_like(score)
+    setting = select_structure(net, fxcat.Target(flops=0.951), score, everything)  # one block of 8 units is 4.9 %
+    assert bool((setting[units:] == 1).all())
+    assert 0.94 <= float(cost_fractions(net, setting)[0]) <= 0.951
+    # to half of it two sections may go: the middle one and the small one
+    setting = select_structure(net, fxcat.Target(flops=0.5), score, everything)
+    assert setting[units:].tolist() == [0, 0, 1]
+    assert (0.495 if round_to == 1 else 0.4505) <= float(cost_fractions(net, setting)[0]) <= 0.5
+
+
+def test_slopes_close_what_goes_and_open_what_must_stay() -> None:
+    net = prepared()
+    generator = torch.Generator().manual_seed(0)
+    for flops, sections in ((0.95, [1, 1, 1]), (0.5, [0, 0, 1])):
+        score = torch.rand(net.gate_vector.theta.numel(), generator=generator)
+        score[-3:] = torch.tensor([-0.1, 0.0001, 0.001])
+        wanted = torch.tensor([flops, 1.0], dtype=torch.float64)
+        nothing = torch.zeros(len(score), dtype=torch.bool)
+        setting, slopes = close_until(net, torch.ones_like(score), score, wanted, nothing, final=wanted)
+        assert setting[-3:].tolist() == sections
+        assert bool((score <= slopes + 1e-6)[setting == 0].all())
+        assert bool((score > slopes)[-3:][setting[-3:] == 1].all())
+
+
+def test_of_sections_alone_those_go_that_are_worth_least() -> None:
+    """No choice is within 1 %: what is saved beyond the target counts at the price of what has gone."""
+    net = prepared("layers")
+    for score, expected in (([1.0, 1.0, 9.0], [0, 0, 1]), ([1.0, 9.0, 1.0], [1, 1, 0])):
+        setting = select_structure(net, fxcat.Target(flops=0.65), torch.tensor(score), torch.ones(3))
+        assert setting.tolist() == expected
