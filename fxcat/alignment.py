@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fxcat.fractions import cost_fractions, cost_gradients, least_loss, undercuts
+from fxcat.closing import next_to_close
+from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 
@@ -87,27 +88,21 @@ class _Blocks:
                 self.keep(group, max(group.least, wanted))
 
     def close_worst(self, wanted: torch.Tensor) -> bool:
-        """Close the block with the least score per cost; False if every group is at its last.
-
-        What alone leaves too little, as a whole section may, closes only where nothing smaller is left.
-        """
-        found: list[tuple[float, float, bool, _Group]] = []
+        """Close the block with the least score per cost (`next_to_close`); False if every group is at its last."""
         fractions, gradients = cost_gradients(self.net, self.setting)
+        found: list[tuple[_Group, torch.Tensor]] = []
         for group in self.groups:
             count = self._count(group)
-            if count > group.least:
-                block = group.numbers[count - group.size : count]
-                saved = gradients[:, block].sum(1)
-                cost, score = float(saved.sum()), float(self.score[block].sum())
-                found += [(score, cost, bool(undercuts(fractions - saved, wanted)), group)] if cost > 0 else []
+            block = group.numbers[max(0, count - group.size) : count]
+            if count > group.least and bool((gradients[:, block] > 0).any()):
+                found.append((group, block))
         if not found:
             return False
-        enough = [f for f in found if not f[2]]
-        if enough:
-            worst = min(enough, key=lambda f: f[0] / f[1])[3]
-        else:
-            scores, costs = torch.tensor([f[:2] for f in found], dtype=torch.float64).unbind(1)
-            worst = found[least_loss(scores, costs)][3]
+        score = torch.stack([self.score[block].sum() for _, block in found])
+        savings = torch.stack([gradients[:, block].sum(1) for _, block in found], 1)
+        excess = (fractions - wanted).clamp(min=0)
+        closed, _ = next_to_close(score, savings, excess / excess.sum(), fractions, wanted, wanted)
+        worst = found[int(closed[0])][0]
         self.keep(worst, self._count(worst) - worst.size)
         return True
 

@@ -27,15 +27,6 @@ def undercuts(fractions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return limited.any() & (fractions.movedim(0, -1) < bound).all(-1)
 
 
-def least_loss(score: torch.Tensor, cost: torch.Tensor) -> int:
-    """Of candidates for closing, each of which saves more than has to be saved: which one.
-
-    What it saves in excess could have been used, at the price that cost usually has among them: the median ratio.
-    """
-    price = (score / cost).median().clamp(min=0)
-    return int((score + price * cost).argmin())
-
-
 def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:
     """Expected MACs and parameters at θ as fractions of the start network; double, shape (2,)."""
     count = net.gate_vector.unit_count

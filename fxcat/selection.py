@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from fxcat.alignment import aligned, least_aligned
+from fxcat.closing import next_to_close
 from fxcat.errors import TargetError
-from fxcat.fractions import SLACK, cost_fractions, cost_gradients, least_loss, target_fractions, undercuts
+from fxcat.fractions import SLACK, cost_fractions, cost_gradients, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 from fxcat.records import Cost, Target
@@ -65,8 +66,7 @@ def close_until(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Close what has the least score per cost until the cost fractions are at most `wanted`.
 
-    What alone would leave less than `final`, the fractions that are wanted in the end, as a whole section may, closes
-    only where nothing smaller is left.
+    `final`: the fractions that are wanted in the end (`next_to_close`).
 
     Returns the setting (changed in place) and the clearing slopes, shape (gates,): what every gate costs, in units of
     the score, at the price at which just enough close. A gate is closed if its score is at most its slope.
@@ -94,19 +94,8 @@ def close_until(
             return setting, torch.where(stays, (score - score.abs()).double(), slopes)
         if not len(candidates):
             raise TargetError("the target cannot be reached without emptying a group")
-        missing = float((mix * excess).sum())
-        too_large = undercuts(fractions[:, None] - gradients[:, candidates], final)
-        spared[candidates[too_large]] = True
-        if bool(too_large.all()):
-            one = least_loss(score[candidates].double(), cost[candidates])
-            closed = torch.tensor([one], device=setting.device)
-        else:
-            order = ratio.masked_fill(too_large, torch.inf).argsort()[: int((~too_large).sum())]
-            saved = cost[candidates[order]].cumsum(0)
-            # Marginal costs change as structures go: take a part of what seems to be enough, then look again.
-            enough = int((saved < 0.5 * missing).sum()) + 1
-            leaves = fractions[:, None] - gradients[:, candidates[order]].cumsum(1)
-            closed = order[: min(enough, int((~undercuts(leaves, final)).sum()))]
+        closed, left_out = next_to_close(score[candidates], gradients[:, candidates], mix, fractions, wanted, final)
+        spared[candidates[left_out]] = True
         clearing = max(clearing, float(ratio[closed].max()))
         setting[candidates[closed]] = 0.0
 
