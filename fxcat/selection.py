@@ -7,7 +7,7 @@ import torch
 from fxcat.alignment import aligned, least_aligned
 from fxcat.closing import next_to_close
 from fxcat.errors import TargetError
-from fxcat.fractions import SLACK, cost_fractions, cost_gradients, target_fractions
+from fxcat.fractions import SLACK, cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
 from fxcat.groups import best_of_groups
 from fxcat.records import Cost, Target
@@ -75,6 +75,7 @@ def close_until(
     mix = mix / mix.sum().clamp(min=1)
     costs, clearing = torch.zeros_like(setting, dtype=torch.float64), -torch.inf
     spared = torch.zeros_like(protected)
+    last = protected.new_zeros(0, dtype=torch.int64)
     is_first = True
     while True:
         fractions, gradients = cost_gradients(net, setting)
@@ -90,14 +91,19 @@ def close_until(
         if not bool((excess > 0).any()):
             least = float(ratio.min()) if len(ratio) else 0.0
             slopes = costs * (clearing if clearing > -torch.inf else least)
+            # Prices cannot say which of several large pieces goes; what was decided shall happen.
             stays = spared & is_open & (score < slopes)
-            return setting, torch.where(stays, (score - score.abs()).double(), slopes)
+            slopes = torch.where(stays, (score - score.abs()).double(), slopes)
+            if bool(undercuts(fractions, final)):
+                slopes[last] = torch.maximum(slopes[last], (score + score.abs())[last].double())
+            return setting, slopes
         if not len(candidates):
             raise TargetError("the target cannot be reached without emptying a group")
         closed, left_out = next_to_close(score[candidates], gradients[:, candidates], mix, fractions, wanted, final)
         spared[candidates[left_out]] = True
         clearing = max(clearing, float(ratio[closed].max()))
-        setting[candidates[closed]] = 0.0
+        last = candidates[closed]
+        setting[last] = 0.0
 
 
 def _open_while_fitting(

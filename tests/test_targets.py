@@ -93,7 +93,7 @@ def test_large_units_go_before_the_small_ones_are_used_up() -> None:
 def test_slopes_close_what_goes_and_open_what_must_stay() -> None:
     net = prepared()
     for flops, sections in ((0.96, [1, 1, 1]), (0.45, [1, 1, 0])):
-        score = scored(net, [-0.1, 0.0001, 0.001])
+        score = scored(net, [-0.1, 0.0001, 0.1])
         score[:-3] += torch.rand(len(score) - 3, generator=torch.Generator().manual_seed(0))
         wanted = torch.tensor([flops, 1.0], dtype=torch.float64)
         nothing = torch.zeros(len(score), dtype=torch.bool)
@@ -101,6 +101,7 @@ def test_slopes_close_what_goes_and_open_what_must_stay() -> None:
         assert setting[-3:].tolist() == sections
         assert bool((score <= slopes + 1e-6)[setting == 0].all())
         assert bool((score > slopes)[-3:][setting[-3:] == 1].all())
+        assert bool((score < slopes)[-3:][setting[-3:] == 0].all())
 
 
 def test_of_sections_alone_those_go_that_are_worth_least() -> None:
