@@ -38,7 +38,7 @@ class Recipe:
     until: float = 0.7
 
 
-RECIPES = {"lenet_300_100": Recipe(flops=0.036, epochs=300), "lenet_5_caffe": Recipe(flops=0.0685, epochs=20)}
+RECIPES = {"lenet_300_100": Recipe(flops=0.036, epochs=400), "lenet_5_caffe": Recipe(flops=0.0685, epochs=20)}
 MODELS = {"lenet_300_100": lenet_300_100, "lenet_5_caffe": lenet_5_caffe}
 
 
