@@ -30,13 +30,24 @@ def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]
 
 
-def lowest_of_groups(net: GatedModule, score: torch.Tensor, among: torch.Tensor, share: float) -> torch.Tensor:
-    """Bool, shape (gates,): those `among` which have the lowest scores of their group, this share, but at least one."""
+def lowest_of_groups(net: GatedModule, score: torch.Tensor, among: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Bool, shape (gates,): those `among` which have the lowest scores of their group, this share, but at least one.
+
+    `share`: shape (gates,), the same for all gates of a group.
+    """
     group = group_ids(net)
     order = score.masked_fill(~among, torch.inf).argsort(stable=True)
     order = order[group[order].argsort(stable=True)]
     sizes = torch.bincount(group)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
-    wanted = (share * torch.bincount(group, among.double())).floor().clamp(min=1)
-    return among & (place < wanted[group])
+    wanted = (share * torch.bincount(group, among.double())[group]).floor().clamp(min=1)
+    return among & (place < wanted)
+
+
+def mean_of_groups(net: GatedModule, values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """For every gate the mean of `values` over those of its group that are `among`; shape (gates,)."""
+    group = group_ids(net)
+    sums = torch.bincount(group[among], values[among].double(), minlength=int(group.max()) + 1)
+    counts = torch.bincount(group[among], minlength=len(sums)).clamp(min=1)
+    return (sums / counts)[group].to(values.dtype)

@@ -12,17 +12,17 @@ import torch
 
 from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
-from fxcat.groups import best_of_groups, is_section, lowest_of_groups
+from fxcat.groups import best_of_groups, is_section, lowest_of_groups, mean_of_groups
 from fxcat.records import Pressure, Target
 from fxcat.selection import close_until
 from fxcat.worth import Worth
 
 RISES_FOR = 0.85
 """Share of the gated phase in which a fixed pressure rises to what was given."""
-AT_A_TIME = 0.2
-"""Share of a group's units, but at least one, that a fixed pressure closes at a time."""
-WAITS_ABOVE = 0.7
-"""Worth, as a share of its cost, from which a unit waits for its turn."""
+WAITS_ABOVE = 0.1
+"""Worth, as a share of its cost, from which a unit waits for its turn under a fixed pressure."""
+COUNTS_TO = 4.0
+"""Worth, as a share of its cost, up to which a unit counts: one without which nothing works does not keep the rest."""
 
 
 class PricePolicy(Protocol):
@@ -71,9 +71,13 @@ class FixedPressure:
 
     ν rises evenly from 0, and stays at its value for the rest of the gated phase. In a start network nearly every unit
     is worth less than it costs, since its neighbours do the same: at the whole ν from the beginning they would all fall
-    at once, before those that remain are worth more, and what is left would be smaller the wider the network was. For
-    the same reason units of a group that are worth a little less than they cost fall in turn, those worth least per
-    cost first; the others wait, and cost nothing meanwhile.
+    at once, before those that remain are worth more, and what is left would be smaller the wider the network was.
+
+    For the same reason units of a group fall in turn, those worth least per cost first, as long as the group's units
+    are worth less on average than they cost; the others wait, and cost nothing meanwhile. The average decides, because
+    others take over what a unit did: networks of the same widths are as good whichever units went (Liu et al. 2019,
+    arXiv 1810.05270). What the least of them is worth differs from one run to the next, the average of a width hardly.
+    Only what is worth next to nothing falls by itself.
     """
 
     def __init__(self, pressure: Pressure) -> None:
@@ -84,7 +88,10 @@ class FixedPressure:
         return measured.value
 
     def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
-        """ν · 2(1−κ) · ∂C/∂θ for units, ν · 2κ · ∂C/∂θ for sections; ν is what it has risen to."""
+        """ν · 2(1−κ) · ∂C/∂θ for units, ν · 2κ · ∂C/∂θ for sections; ν is what it has risen to.
+
+        Of units that wait 0; of those whose turn it is so much that they fall.
+        """
         nu = self._pressure.nu * min(1.0, progress / RISES_FOR)
         layers, rho = self._pressure.layers, self._pressure.params
         _, (macs, params) = cost_gradients(net, net.gate_vector.theta)
@@ -92,8 +99,12 @@ class FixedPressure:
         slopes = nu * emphasis * ((1 - rho) * macs + rho * params)
         candidates = ~dead
         candidates[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = False  # these never close
-        next_to_go = lowest_of_groups(net, worth / slopes.clamp(min=1e-30), candidates, AT_A_TIME)
-        return slopes.masked_fill(candidates & ~next_to_go & (worth >= WAITS_ABOVE * slopes), 0.0)
+        share = worth / slopes.clamp(min=1e-30)
+        mean = mean_of_groups(net, share.clamp(max=COUNTS_TO), ~dead)
+        excess = 1 - mean.sqrt()  # as a share of the group: on average worth falls with the square of the width
+        falls = lowest_of_groups(net, share, candidates, excess) & (excess > 0)
+        in_turn = torch.where(falls, torch.maximum(worth, slopes) / mean.clamp(min=1e-30), 0.0)
+        return torch.where(candidates & (share >= WAITS_ABOVE), in_turn, slopes)
 
     def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
         """All."""

@@ -37,20 +37,61 @@ def test_a_high_pressure_leaves_the_smallest_network(policy: Literal["bernoulli"
     assert fxcat.finalize(net)(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
 
 
-def test_units_worth_a_little_less_than_they_cost_fall_in_turn() -> None:
-    """A part of a group at a time, those worth least first; at once only what is worth much less than it costs."""
+WIDE, NARROW = range(40), range(40, 52)
+"""Gates of the two groups of `two_hidden_layers`."""
+
+
+def two_hidden_layers() -> fxcat.GatedModule:
     model = nn.Sequential(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 2))
-    net = fxcat.prepare(model, torch.zeros(1, 4), verbose=False)
-    policy = FixedPressure(fxcat.Pressure(nu=3.0))
-    dead = torch.zeros(52, dtype=torch.bool)
-    dead[[0, 45]] = True
-    cost = policy.slopes(net, torch.zeros(52), dead, 1.0)
-    share = torch.linspace(WAITS_ABOVE, 1.4, 52)[torch.randperm(52, generator=torch.Generator().manual_seed(0))]
-    share[[5, 6]] = WAITS_ABOVE - 0.01
-    share[3] = share[:40].max() + 1
-    slopes = policy.slopes(net, share * cost, dead, 1.0)
-    for units, at_a_time in ((range(40), 7), (range(40, 52), 2)):
-        candidates = [i for i in units if not dead[i] and share[i] < max(share[j] for j in units if not dead[j])]
-        lowest = sorted(candidates, key=lambda i: float(share[i]))[:at_a_time]
-        for i in candidates:
-            assert float(slopes[i]) == (float(cost[i]) if i in lowest or share[i] < WAITS_ABOVE else 0.0)
+    return fxcat.prepare(model, torch.zeros(1, 4), verbose=False)
+
+
+def falling_and_waiting(shares: torch.Tensor, dead: list[int]) -> tuple[set[int], set[int]]:
+    """Of gates that are worth these shares of their cost: which are pushed towards zero, and which cost nothing."""
+    net, policy = two_hidden_layers(), FixedPressure(fxcat.Pressure(nu=3.0))
+    is_dead = torch.zeros(52, dtype=torch.bool)
+    is_dead[dead] = True
+    worth = shares * policy.slopes(net, torch.zeros(52), is_dead, 1.0)  # what is worth nothing has its cost as slope
+    slopes = policy.slopes(net, worth, is_dead, 1.0)
+    alive = [i for i in range(52) if i not in dead]
+    return {i for i in alive if slopes[i] > worth[i]}, {i for i in alive if slopes[i] == 0}
+
+
+def test_units_of_a_group_worth_less_than_it_costs_fall_in_turn() -> None:
+    """So many that the others will be worth their cost, which grows with the square of the width; the least first."""
+    shuffled = torch.Generator().manual_seed(0)
+    shares = torch.cat([torch.linspace(0.29, 0.69, n)[torch.randperm(n, generator=shuffled)] for n in (40, 12)])
+    falling, waiting = falling_and_waiting(shares, [])
+    for units, too_many in ((WIDE, 11), (NARROW, 3)):  # a share of 1 − √0.49 of all but the best
+        *others, _ = sorted(units, key=lambda i: float(shares[i]))
+        assert falling & {*others} == {*others[:too_many]}
+        assert waiting & {*others} == {*others[too_many:]}
+
+
+def test_one_unit_falls_where_a_group_is_worth_hardly_less_than_it_costs() -> None:
+    """What is dead no longer counts."""
+    shares = torch.full((52,), 1.02)
+    shares[[0, 45]] = 0.0
+    shares[50] = 0.8
+    shares[51] = 1.01
+    falling, waiting = falling_and_waiting(shares, [0, 45])
+    assert falling & {*NARROW} == {50}
+    assert {46, 51} <= waiting
+    assert not falling & {*WIDE}
+
+
+def test_a_group_worth_more_than_it_costs_stays_but_for_what_is_worth_next_to_nothing() -> None:
+    shares = torch.full((52,), 1.2)
+    shares[[3, 7, 41]] = WAITS_ABOVE / 2
+    shares[[4, 42]] = WAITS_ABOVE * 2
+    falling, waiting = falling_and_waiting(shares, [])
+    assert falling == {3, 7, 41}
+    assert {4, 42} <= waiting
+
+
+def test_a_unit_without_which_nothing_works_does_not_keep_the_others() -> None:
+    shares = torch.full((52,), 0.5)
+    shares[[0, 40]] = 1e6
+    falling, _ = falling_and_waiting(shares, [])
+    assert len(falling & {*WIDE}) == 9
+    assert len(falling & {*NARROW}) == 1
