@@ -7,9 +7,7 @@ Training images are turned, scaled and shifted a little: on images that it knows
 left, and the worth of a unit is that of a few of them.
 `Pressure.nu` is per fraction of the start network's MACs; here it is scaled with them, so that a MAC costs the same for
 every start width. "undecided": gates that are neither at 0 nor at 1 an epoch before the gated phase ends. "structure":
-units left of every group. "at equal first layers": what varies among runs that keep as many units of the first group,
-of which a single one can be a tenth of a small network's cost. Finished runs are kept in the JSON file and not
-repeated.
+units left of every group. Finished runs are kept in the JSON file and not repeated.
 """
 
 from __future__ import annotations
@@ -110,15 +108,6 @@ def deviation(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def deviation_at_equal_first_layers(rows: list[dict[str, Any]]) -> float:
-    """Standard deviation of the MACs, pooled over the runs that keep as many units of the first group."""
-    parts: dict[str, list[int]] = {}
-    for row in rows:
-        parts.setdefault(row["structure"].split("-")[0], []).append(row["MACs"])
-    squares = sum((m - statistics.mean(macs)) ** 2 for macs in parts.values() for m in macs)
-    return (squares / max(1, len(rows) - len(parts))) ** 0.5
-
-
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Spread over all runs, and over the seeds of each case."""
     parts: dict[str, list[dict[str, Any]]] = {"all": rows}
@@ -132,7 +121,6 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "runs": f"{name} ({len(some)})",
                 "mean MACs": round(statistics.mean(macs)),
                 "variation of MACs %": 100 * deviation(macs) / statistics.mean(macs),
-                "at equal first layers": 100 * deviation_at_equal_first_layers(some) / statistics.mean(macs),
                 "mean accuracy %": f"{statistics.mean(accuracies):.2f}",
                 "accuracy, highest − lowest": f"{max(accuracies) - min(accuracies):.2f}",
                 "deviation of accuracy": deviation(accuracies),

@@ -45,6 +45,7 @@ class BernoulliPolicy:
             self.prices = TargetPressure(TargetSchedule(objective, cost_fractions(net, net.gate_vector.theta.detach())))
         else:
             self.prices = FixedPressure(objective)
+        self.warm_up: Values = self.prices.warm_up
         theta = net.gate_vector.theta
         gates, device = theta.numel(), theta.device
         self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)))

@@ -115,7 +115,7 @@ class GateController:
             # noted when the gradient is made: until `step()` the scale may have changed
             net.gate_vector.theta.register_hook(lambda _: self._note_scale(scaler.get_scale()))
         net.gate_vector.seed(seed)
-        net.gate_vector.values = "hard"
+        net.gate_vector.values = self.policy.warm_up if self.phase == "warm-up" else self.policy.values
 
     @property
     def phase(self) -> Phase:

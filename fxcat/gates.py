@@ -23,8 +23,11 @@ SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
 
 
-Values = Literal["sampled", "hard", "theta"]
-"""What gates are in training: samples of Bernoulli(θ), 1 where θ > ½, or θ itself (a mask that is soft)."""
+Values = Literal["sampled", "hard", "spread", "theta"]
+"""What gates are in training: samples of Bernoulli(θ), 1 where θ > ½, the same with a share `SPREAD` of the units
+closed at random, or θ itself (a mask that is soft)."""
+SPREAD = 0.1
+"""Dropout of units before their gates are trained (Tompson et al. 2015, arXiv 1411.4280): they share the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +173,22 @@ class GateVector(nn.Module):
         if not self.training:
             return self.hard()
         theta = self.theta
-        if self.values == "sampled" and theta.requires_grad:
+        if self.values in ("sampled", "spread") and theta.requires_grad:
+            probability = theta.detach() if self.values == "sampled" else self._spread()
             # for the gates that have gone too, so that a shrink does not change the others' samples
             draws = [torch.rand(n, generator=g) for n, g in zip(self.counts_at_start, self._generators, strict=True)]
-            sample = (torch.cat(draws).to(theta.device)[self.numbers] < theta.detach()).to(theta.dtype)
+            sample = (torch.cat(draws).to(theta.device)[self.numbers] < probability).to(theta.dtype)
         elif self.values == "theta":
             sample = theta.detach().clone()
         else:
             sample = self.hard()
         self.sample = sample
         return sample
+
+    def _spread(self) -> torch.Tensor:
+        probability = self.hard()
+        probability[: self.unit_count] *= 1 - SPREAD
+        return probability
 
     @contextmanager
     def fixed(self, sample: torch.Tensor) -> Generator[None, None, None]:

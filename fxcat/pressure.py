@@ -12,6 +12,7 @@ import torch
 
 from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
+from fxcat.gates import Values
 from fxcat.groups import best_of_groups, is_section, lowest_of_groups, mean_of_groups
 from fxcat.records import Pressure, Target
 from fxcat.selection import close_until
@@ -27,6 +28,9 @@ COUNTS_TO = 4.0
 
 class PricePolicy(Protocol):
     """Source of the slopes."""
+
+    warm_up: Values
+    """What gates are before the gated phase."""
 
     def worth(self, measured: Worth) -> torch.Tensor:
         """What the slopes are compared with, shape (gates,)."""
@@ -77,11 +81,13 @@ class FixedPressure:
     are worth less on average than they cost; the others wait, and cost nothing meanwhile. The average decides, because
     others take over what a unit did: networks of the same widths are as good whichever units went (Liu et al. 2019,
     arXiv 1810.05270). What the least of them is worth differs from one run to the next, the average of a width hardly.
-    Only what is worth next to nothing falls by itself.
+    Only what is worth next to nothing falls by itself. In the warm-up some units are closed at random, so that they
+    share the task; without that, how many stay depends on how many happen to have specialised by then.
     """
 
     def __init__(self, pressure: Pressure) -> None:
         self._pressure = pressure
+        self.warm_up: Values = "spread" if pressure.nu > 0 else "hard"
 
     def worth(self, measured: Worth) -> torch.Tensor:
         """Never negative."""
@@ -127,6 +133,8 @@ class TargetPressure:
     schedule is met, not undercut: where noise makes many worths negative, ν is negative too, and only as many close as
     have to.
     """
+
+    warm_up: Values = "hard"
 
     def __init__(self, schedule: TargetSchedule) -> None:
         self.schedule = schedule

@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxcat.costs import Axis, CostTerm
 from fxcat.passes.execute import run_node
+from fxcat.passes.flops import flop_counter
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Rule, Term
 from fxcat.passes.sections import Section, constant_nodes
@@ -46,7 +46,7 @@ def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...
     if rule is not None:
         return rule.macs(flow, node)
     if node not in flow.counted:
-        counter = FlopCounterMode(display=False)
+        counter = flop_counter()
         try:
             with counter, torch.no_grad():
                 run_node(node, flow.root, in_full=True)

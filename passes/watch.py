@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from fxcat.passes.flops import FORMULAS
 from fxcat.passes.nested import leaves
 
 
@@ -92,7 +92,7 @@ class _Macs(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
+        formula = FORMULAS.get(func._overloadpacket)
         if formula is None:
             with self:
                 result = func.decompose(*args, **kwargs)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import flop_counter
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 import fxcat
 from fxcat.gated import GatedModule
+from fxcat.passes.flops import flop_counter
 from fxcat.passes.nested import fill
 from fxcat.passes.rules.boundary import region_input
 from fxcat.records import Pinned
@@ -146,7 +147,7 @@ def fixed_seed(seed: int) -> Iterator[None]:
 
 def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
     """Multiply-adds that PyTorch's own counter sees, and those of `ElementwiseEinsums`."""
-    counter = flop_counter.FlopCounterMode(display=False)
+    counter = flop_counter()
     with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
         module(*inputs, **(named or {}))
     return counter.get_total_flops() // 2 + einsums.macs
@@ -155,7 +156,7 @@ def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None
 class ElementwiseEinsums(TorchFunctionMode):
     """Counts what PyTorch's counter misses: einsum multiplies entry by entry where the contracted axis has one."""
 
-    def __init__(self, counter: flop_counter.FlopCounterMode) -> None:
+    def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()
         self.counter, self.macs = counter, 0
 

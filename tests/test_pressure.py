@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
-from small_task import loader
+from small_task import Net, loader
 from torch import nn
 
 import fxcat
 from fxcat.pressure import WAITS_ABOVE, FixedPressure
 
 
-def hidden_units_left(width: int) -> int:
+def hidden_units_left(width: int, seed: int) -> int:
     """Of an MLP with one hidden layer, trained at the same price of a unit for every width."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, 4))
     net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8), verbose=False)
-    fxcat.fit(net, loader(512), epochs=60, pressure=fxcat.Pressure(nu=0.01 * width), lr=0.02, progress=False)
+    pressure = fxcat.Pressure(nu=0.01 * width)
+    fxcat.fit(net, loader(512), epochs=120, pressure=pressure, lr=0.02, progress=False, seed=seed)
     return sum(net.live_units().values())
 
 
 def test_the_size_does_not_depend_on_the_start_width() -> None:
-    sizes = [hidden_units_left(width) for width in (32, 64, 128)]
-    assert max(sizes) <= 1.5 * min(sizes) <= 15
+    """On average over seeds: a single unit is a fifth of what is left."""
+    small, large = (sum(hidden_units_left(width, seed) for seed in range(3)) / 3 for width in (32, 128))
+    assert max(small, large) <= 1.5 * min(small, large) <= 15
 
 
 @pytest.mark.parametrize("policy", ("bernoulli", "ratio"))
@@ -44,6 +46,49 @@ WIDE, NARROW = range(40), range(40, 52)
 def two_hidden_layers() -> fxcat.GatedModule:
     model = nn.Sequential(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 12), nn.ReLU(), nn.Linear(12, 2))
     return fxcat.prepare(model, torch.zeros(1, 4), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("objective", "spread"),
+    (
+        ({"pressure": fxcat.Pressure(nu=0.5)}, True),
+        ({"pressure": fxcat.Pressure(nu=0.0)}, False),
+        ({"target": fxcat.Target(flops=0.5)}, False),
+    ),
+)
+def test_under_pressure_units_share_the_task_from_the_warm_up_on(objective: dict[str, Any], spread: bool) -> None:
+    """A tenth of the units is closed at random; no section, and nothing in inference."""
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.01)
+    controller = fxcat.GateController(net, optimizer, total_steps=1000, **objective)
+    images, samples = torch.zeros(2, 3, 8, 8), list[torch.Tensor]()
+    for _ in range(99):
+        net(images).sum().backward()
+        assert net.gate_vector.sample is not None
+        samples.append(net.gate_vector.sample)
+        controller.step()
+    units, sections = torch.stack(samples).split([net.gate_vector.unit_count, 1], dim=1)
+    assert 0.08 < 1 - float(units.mean()) < 0.12 if spread else bool(units.all())
+    assert bool(sections.all())
+    assert bool((net.gate_vector.theta == 1).all())
+    assert bool(net.eval().gate_vector.draw().all())
+
+
+@pytest.mark.parametrize("policy", ("bernoulli", "ratio"))
+def test_without_a_warm_up_gates_are_trained_from_the_first_step(policy: Literal["bernoulli", "ratio"]) -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), policy=policy, verbose=False)
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.01)
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=100, warmup=0.0)
+    assert net.gate_vector.values == controller.policy.values
+
+
+def test_nothing_falls_without_pressure() -> None:
+    worth = torch.zeros(52)
+    worth[[3, 7, 45]] = 0.1
+    slopes = FixedPressure(fxcat.Pressure(nu=0.0)).slopes(
+        two_hidden_layers(), worth, torch.zeros_like(worth).bool(), 1.0
+    )
+    assert not slopes.any()
 
 
 def falling_and_waiting(shares: torch.Tensor, dead: list[int]) -> tuple[set[int], set[int]]:
