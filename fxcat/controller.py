@@ -1,8 +1,8 @@
 """`GateController`: trains the gates beside the user's own optimizer, decides, and shrinks the network.
 
-Three phases. Warm-up: all gates open, only their worth is measured. Gated: the policy moves θ and says what is dead,
-which leaves network and optimizer physically every so often. Then the final choice is made, and the plain small network
-trains on.
+Three phases. Warm-up: no gate is trained, only their worth is measured. Gated: the policy moves θ and says what is
+dead, which leaves network and optimizer physically every so often. Then the final choice is made, and the plain small
+network trains on.
 """
 
 from __future__ import annotations

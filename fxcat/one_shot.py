@@ -38,9 +38,9 @@ def warm_start(net: GatedModule, scores: torch.Tensor, *, target: Target) -> Non
     """Let gated training of a pretrained network start from scores: set θ, before `fit` or `GateController`.
 
     What `one_shot` would close gets θ from 0.55 upwards, in the order of score per cost; the others, and the best unit
-    of each group, 1. Scores decide where training starts, not where it ends: during the warm-up all gates are open and
-    their worth is measured as ever; then sampling begins at these θ, the target's schedule begins at their expected
-    cost, and worth decides.
+    of each group, 1. Scores decide where training starts, not where it ends: during the warm-up θ above ½ is as
+    good as 1, and worth is measured as ever; then sampling begins at these θ, the target's schedule begins at their
+    expected cost, and worth decides.
 
     Raises as `one_shot` does; then nothing has changed.
     """
