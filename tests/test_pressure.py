@@ -103,7 +103,7 @@ def falling_and_waiting(shares: torch.Tensor, dead: list[int]) -> tuple[set[int]
 
 
 def test_units_of_a_group_worth_less_than_it_costs_fall_in_turn() -> None:
-    """So many that the others will be worth their cost, which grows with the square of the width; the least first."""
+    """So many that the others will be worth their cost, as worth falls with the width squared; the least first."""
     shuffled = torch.Generator().manual_seed(0)
     shares = torch.cat([torch.linspace(0.29, 0.69, n)[torch.randperm(n, generator=shuffled)] for n in (40, 12)])
     falling, waiting = falling_and_waiting(shares, [])
