@@ -45,6 +45,17 @@ def macs_of(model: nn.Module, example: torch.Tensor) -> int:
     return fxcat.prepare(model, example, verbose=False).start_cost.macs
 
 
+def applicable(task: Task, example: torch.Tensor, methods: Iterable[str]) -> list[str]:
+    """Without those that need sections or BatchNorm where there is none."""
+    net = fxcat.prepare(task.build(1.0), example, verbose=False)
+    without: set[str] = set()
+    if net.gate_vector.unit_count == net.gate_vector.theta.numel():
+        without |= {"fxcat layers", "fxcat units+layers"}
+    if not any(isinstance(m, nn.BatchNorm2d) for m in net.modules()):
+        without.add("tp bn-scale sparse")
+    return [m for m in methods if m not in without]
+
+
 def narrow_width(task: Task, example: torch.Tensor, flops: float) -> float:
     """The width multiplier whose MACs are closest to the target."""
     wanted = flops * macs_of(task.build(1.0), example)
@@ -167,9 +178,10 @@ def main() -> None:
         size = 32 if options.full else 16
         epochs = options.epochs or (task.full_epochs if options.full else task.quick_epochs)
         data = task.load(options.mnist if task.data == "mnist" else options.cifar, size)
+        methods = applicable(task, data[0][:1], options.methods)
         for flops in options.flops:
             for seed in range(options.seeds):
-                for method in options.methods:
+                for method in methods:
                     key: dict[str, Any] = {"model": name, "flops": 1.0 if method == "dense" else flops}
                     key |= {"method": method, "seed": seed, "epochs": epochs, "size": data[0].shape[-1]}
                     call = partial(
