@@ -8,6 +8,7 @@ import torch
 import torchvision
 from exactness import Inputs
 from torch import nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 
 SIZES = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
@@ -27,7 +28,7 @@ def build(name: str) -> nn.Module:
 
 def calibrate(model: nn.Module, inputs: Inputs) -> None:
     """Statistics of all norms from one run in eval mode: with random ones, activations grow until a detector is sure of
-    nothing but the background."""
+    nothing but the background. Boxes close to the proposals: moved at random, they may all lie outside of the image."""
 
     def measure(norm: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         norm.get_buffer("running_mean").copy_(given[0].mean((0, 2, 3)))
@@ -39,6 +40,10 @@ def calibrate(model: nn.Module, inputs: Inputs) -> None:
         model.eval()(*inputs)
     for handle in handles:
         handle.remove()
+    for predictor in (m for m in model.modules() if isinstance(m, FastRCNNPredictor)):
+        with torch.no_grad():
+            for parameter in predictor.bbox_pred.parameters():
+                parameter.mul_(0.1)
 
 
 def images(sizes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> list[torch.Tensor]:
