@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -179,6 +180,8 @@ def main() -> None:
         epochs = options.epochs or (task.full_epochs if options.full else task.quick_epochs)
         data = task.load(options.mnist if task.data == "mnist" else options.cifar, size)
         methods = applicable(task, data[0][:1], options.methods)
+        if len(methods) < len(options.methods):
+            sys.stderr.write(f"{name} has nothing for {', '.join(m for m in options.methods if m not in methods)}\n")
         for flops in options.flops:
             for seed in range(options.seeds):
                 for method in methods:
@@ -190,7 +193,8 @@ def main() -> None:
                     ours = method in FXCAT
                     row = finished_or_run(options.json, rows, key, call, measures_library=ours)
                     chosen.append(row | {"target": flops})
-    print_table("accuracy at the same cost and budget, mean over seeds", summary(chosen))
+    if chosen:
+        print_table("accuracy at the same cost and budget, mean over seeds", summary(chosen))
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
