@@ -19,6 +19,7 @@ from fxcat.fit import fit
 from fxcat.gated import GatedModule
 from fxcat.gates import Gate
 from fxcat.history import History
+from fxcat.limits import Limits
 from fxcat.loading import load
 from fxcat.one_shot import one_shot, warm_start
 from fxcat.records import Cost, Pressure, Target
@@ -37,6 +38,7 @@ __all__ = [
     "GatedModule",
     "History",
     "InputError",
+    "Limits",
     "NothingToPruneError",
     "PlanError",
     "Pressure",

@@ -1,4 +1,4 @@
-"""Widths that hardware likes: groups keep a multiple of `round_to` channels (`prepare(round_to=8)`)."""
+"""Widths that hardware likes: groups keep a multiple of some number of channels (`prepare(round_to=8)`, `Limits`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from fxcat.closing import next_to_close
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
-from fxcat.groups import best_of_groups
+from fxcat.groups import kept_gates
 
 
 def aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -61,20 +61,21 @@ class _Blocks:
     def __init__(self, net: GatedModule, setting: torch.Tensor, score: torch.Tensor) -> None:
         self.net, self.setting, self.score = net, setting.clone(), score.double()
         order = self.score.clone()
-        order[best_of_groups(net, score)] = torch.inf  # these never close
+        order[kept_gates(net, score)] = torch.inf  # these never close
         self.groups: list[_Group] = []
         widths, start = channels_per_unit(net), 0
-        for part in net.parts:
+        for part, (_, limits) in zip(net.parts, net.part_limits(), strict=True):
             if part.kind == "units":
-                per_unit = int(widths[start : start + part.count].min())
-                size = net.round_to // math.gcd(net.round_to, per_unit)
+                per_unit, multiple = int(widths[start : start + part.count].min()), limits.multiple_of or 1
+                size = multiple // math.gcd(multiple, per_unit)
                 if size <= part.count:
                     of_group = order[start : start + part.count]
                     numbers = start + of_group.argsort(descending=True, stable=True)
                     needed = int(of_group.isinf().sum())
                     self.groups.append(_Group(numbers, size, min(part.count, max(1, -(-needed // size)) * size)))
             else:
-                self.groups.append(_Group(torch.tensor([start], device=order.device), 1, 0))
+                least = int(order[start].isinf())
+                self.groups.append(_Group(torch.tensor([start], device=order.device), 1, least))
             start += part.count
 
     def round(self, *, up: bool = False) -> None:
@@ -112,8 +113,7 @@ class _Blocks:
         _, gradients = cost_gradients(self.net, self.setting)
         for i, group in enumerate(self.groups):
             count = self._count(group)
-            is_section = not group.least
-            if (count or is_section) and count <= len(group.numbers) - group.size:
+            if (count or len(group.numbers) == 1) and count <= len(group.numbers) - group.size:
                 block = group.numbers[count : count + group.size]
                 cost = float(gradients[:, block].sum())
                 found += [(-float(self.score[block].sum()) / cost, i, block)] if cost > 0 else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from fxcat.errors import CaptureError, InputError
 from fxcat.gated import GatedModule, Policy
+from fxcat.limits import GateLimits, Limits
 from fxcat.passes.analysis import Options
 from fxcat.passes.compile import build
 from fxcat.passes.example import example_candidates
@@ -29,6 +30,7 @@ def prepare(
     policy: Policy = "bernoulli",
     ignore: Sequence[str] = (),
     round_to: int = 1,
+    limits: Mapping[str, Limits] | None = None,
     gate_inputs: bool = False,
     verbose: bool = True,
 ) -> GatedModule:
@@ -40,6 +42,8 @@ def prepare(
     2411.09127), `"ratio"` learns how much of every group remains (2010.12021), and has no gates for layers. `ignore`:
     paths of modules that stay as they are, with all they hold.
     `round_to`: training and `one_shot` leave multiples of so many channels in every group that has enough of them.
+    `limits`: how far groups and sections may shrink, by patterns (`fnmatch`) of their names in `summary()`, for example
+    `{"*": Limits(keep=True), "layer4.*": Limits(least=8)}`; what a later pattern sets overrides earlier ones.
     `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
     those that are left. `verbose`: print what was found and what is left alone, and why.
 
@@ -61,9 +65,11 @@ def prepare(
         sections = False
     if not isinstance(round_to, int) or round_to < 1:
         raise InputError(f"round_to={round_to!r} is no width", remedy="give a whole number of channels, for example 8")
+    limits = {"*": Limits(multiple_of=round_to), **(limits or {})} if round_to > 1 else limits or {}
     _check_ignored(model, ignore)
     net = _build(model, example_inputs, Options(units, sections, tuple(ignore), gate_inputs))
-    net.policy, net.round_to = policy, round_to
+    net.policy = policy
+    net.limits = GateLimits.resolved(limits, net.structure.groups, net.structure.sections)
     if verbose:
         sys.stdout.write(prepared(net) + "\n")
     return net

@@ -17,12 +17,21 @@ from fxcat.distributed import world_size
 from fxcat.fractions import cost_fractions
 from fxcat.gated import GatedModule
 from fxcat.gates import Values
-from fxcat.groups import best_of_groups, is_section
+from fxcat.groups import is_section, kept_gates
 from fxcat.per_gate import PerGate
 from fxcat.pressure import FixedPressure, PricePolicy, TargetPressure, TargetSchedule
 from fxcat.records import Pressure, Target
+from fxcat.sharing import shared_worth
 from fxcat.worth import Worth
 
+SPREAD_UNITS = 0.1
+"""Share of the units that is closed at random in the warm-up under a fixed pressure (dropout of whole channels: Tompson
+et al. 2015, arXiv 1411.4280): so units share the task."""
+SPREAD_SECTIONS = 0.05
+"""Share of the sections that is closed at random in the warm-up (stochastic depth: Huang et al. 2016, arXiv
+1603.09382): so both ends of what they are worth are seen."""
+EXPLORED = 0.01
+"""The same in the gated phase."""
 PRICES_EVERY = 8
 """Steps between two evaluations of the prices, which change slowly."""
 
@@ -34,6 +43,7 @@ class BernoulliPolicy:
     """
 
     values: ClassVar[Values] = "sampled"
+    warm_up: ClassVar[Values] = "spread"
     held_out_every: ClassVar[int] = 0
 
     def __init__(
@@ -45,7 +55,9 @@ class BernoulliPolicy:
             self.prices = TargetPressure(TargetSchedule(objective, cost_fractions(net, net.gate_vector.theta.detach())))
         else:
             self.prices = FixedPressure(objective)
-        self.warm_up: Values = self.prices.warm_up
+        units, explores = SPREAD_UNITS * self.prices.spreads_units, self.prices.explores
+        net.gate_vector.spread, net.gate_vector.explored = (units, SPREAD_SECTIONS * explores), EXPLORED * explores
+        self._layers = objective.layers
         theta = net.gate_vector.theta
         gates, device = theta.numel(), theta.device
         self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)))
@@ -77,18 +89,22 @@ class BernoulliPolicy:
     def update(self, step: int, progress: float) -> None:
         """One projected step."""
         theta, dead = self.net.gate_vector.theta.detach(), self.dead
-        worth = self.prices.worth(self.worth)
+        single = self.prices.worth(self.worth)
+        worth = shared_worth(self.net, single, ~dead, self._layers)
         if self._slopes is None or step % PRICES_EVERY == 0:
-            self._slopes = self.prices.slopes(self.net, worth, dead, progress).float()
+            slopes, costs = self.prices.slopes(self.net, worth, dead, progress)
+            self._slopes = slopes.float()
+            self.net.appraisal.note(self.net.gate_vector.numbers, worth, costs)
         drift = self.descent.step(theta, self._slopes, worth)
-        best = best_of_groups(self.net, worth.masked_fill(dead, -torch.inf))
-        theta[best] = 1.0  # the best unit of a group never dies
+        best = kept_gates(self.net, single.masked_fill(dead, -torch.inf))
+        theta[best] = 1.0  # never all of a group dies
         self.decisions.update(theta, drift, partial(self.prices.dispensable, self.net, dead))
         theta.masked_fill_(self.dead, 0.0)
 
     def score(self) -> torch.Tensor:
-        """Worth, for those in play less of it."""
-        return self.worth.value * (self.net.gate_vector.theta.detach().float() + 1e-3)
+        """What closing costs, for those in play less of it."""
+        worth = shared_worth(self.net, self.worth.value, ~self.dead, self._layers)
+        return worth * (self.net.gate_vector.theta.detach().float() + 1e-3)
 
     def restrict(self, origin: torch.Tensor) -> None:
         """Keep the entries `origin` only."""

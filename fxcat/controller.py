@@ -91,7 +91,7 @@ class GateController:
         self.net, self.optimizer, self.target, self.averages = net, optimizer, target, tuple(averages)
         self._settings: dict[str, Any] = {
             "policy": net.policy,
-            "round_to": net.round_to,
+            "limits": [asdict(limit) for limit in (*net.limits.groups, *net.limits.sections)],
             "target": None if target is None else asdict(target),
             "pressure": None if pressure is None else asdict(pressure),
             "total_steps": total_steps,
@@ -220,7 +220,7 @@ class GateController:
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
         alive = (~self.policy.dead).to(self.net.gate_vector.theta.dtype)
-        if self.net.round_to > 1:
+        if self.net.limits.aligned:
             alive = nearest_aligned(self.net, alive, self.policy.score(), up=True)
         from_main(alive)
         everything = cost_fractions(self.net, torch.ones_like(alive))
@@ -235,7 +235,7 @@ class GateController:
         setting = vector.hard()
         if self.target is not None:
             setting = select_structure(self.net, self.target, self.policy.score(), setting)
-        elif self.net.round_to > 1:
+        elif self.net.limits.aligned:
             setting = nearest_aligned(self.net, setting, self.policy.score())
         from_main(setting)
         with torch.no_grad():
@@ -269,6 +269,7 @@ class GateController:
             "trains": vector.theta.requires_grad,
             "values": vector.values,
             "random": vector.random_state,
+            "appraisal": self.net.appraisal.state(),
         }
         return state | self.policy.state_dict()
 
@@ -299,6 +300,7 @@ class GateController:
             vector.theta.copy_(state["theta"])
         vector.theta.requires_grad_(state["trains"])
         vector.values, vector.random_state = state["values"], state["random"]
+        self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
 
 

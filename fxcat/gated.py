@@ -10,9 +10,11 @@ import networkx as nx
 import torch
 from torch import nn
 
+from fxcat.appraisal import Appraisal
 from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
-from fxcat.liveness import live_gates, live_parameters, parameters_of
+from fxcat.limits import GateLimits, Limits
+from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.recipe import Recipe, attach
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
@@ -103,10 +105,12 @@ class GatedModule(nn.Module):
     gate_vector: GateVector
     cost_model: CostModel
     required: torch.Tensor
+    inside: torch.Tensor
+    """For every section the gates that guard nothing outside of it: section numbers and gate numbers, (2, pairs)."""
     policy: Policy = "bernoulli"
     """How its gates are trained."""
-    round_to: int = 1
-    """Of how many channels the widths that training chooses are multiples."""
+    limits: GateLimits
+    """How far the groups and sections of the start network may shrink."""
 
     def __init__(
         self,
@@ -124,12 +128,15 @@ class GatedModule(nn.Module):
         self.structure = structure
         self.start_structure = structure
         self.start_cost = structure.cost
+        self.limits = GateLimits.resolved({}, structure.groups, structure.sections)
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self.gate_vector = _vector(parts, dtype).to(device)
         self.cost_model = cost_model.to(device)
         self.program = program
         self.parts = parts
+        self.appraisal = Appraisal(self.gate_vector.theta.numel())
+        """What gates were found to be worth in training."""
         self._is_installed = False
         self._settled: dict[int, frozenset[str]] = {}
         """Gates that left the gate vector while what they gate stayed (the last unit of a group): their numbers at the
@@ -159,9 +166,20 @@ class GatedModule(nn.Module):
         return self.gate_vector.draw()
 
     def _set_required(self) -> None:
-        """`structure.required` as a buffer, on the device of the gates."""
+        """What is derived from the structure, on the device of the gates."""
         pairs = self.structure.required.to(self.gate_vector.theta.device)
         self.register_buffer("required", pairs, persistent=False)
+        self.register_buffer("inside", gates_inside(self.structure).to(pairs.device), persistent=False)
+
+    def part_limits(self) -> list[tuple[int, Limits]]:
+        """For every part of the gate vector, in its order: how many gates it had at the start, and its limits."""
+        start = self.start_structure
+        counts = [g.units for g in start.groups] + [1] * len(start.sections)
+        part_of = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        firsts = torch.tensor([0, *(p.count for p in self.parts)]).cumsum(0)[:-1]
+        numbers = part_of[self.gate_vector.numbers.cpu().long()[firsts]].tolist()
+        limits = (*self.limits.groups, *self.limits.sections)
+        return [(counts[n], limits[n]) for n in numbers]
 
     @property
     def gates(self) -> Mapping[str, Gate]:
@@ -212,8 +230,8 @@ class GatedModule(nn.Module):
         return {n: int(part.sum()) for n, part in zip(names, self.live_gates().split(counts), strict=True)}
 
     def summary(self, target: Target | None = None) -> None:
-        """Print groups and sections with their costs, the smallest reachable cost, what is pinned and why, and whether
-        the target can be met."""
+        """Print groups and sections with their costs, the smallest reachable cost, limits, what is pinned and why, and
+        whether the target can be met; once something has gone, what is left; in training what sections are worth."""
         from fxcat.report import print_summary
 
         print_summary(self, target)

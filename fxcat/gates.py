@@ -24,10 +24,8 @@ SAMPLES = "fxcat_gates"
 
 
 Values = Literal["sampled", "hard", "spread", "theta"]
-"""What gates are in training: samples of Bernoulli(θ), 1 where θ > ½, the same with a share `SPREAD` of the units
-closed at random, or θ itself (a mask that is soft)."""
-SPREAD = 0.1
-"""Dropout of units before their gates are trained (Tompson et al. 2015, arXiv 1411.4280): they share the task."""
+"""What gates are in training: samples of Bernoulli(θ), 1 where θ > ½, the same with some closed at random (`spread`),
+or θ itself (a mask that is soft)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +140,10 @@ class GateVector(nn.Module):
         self.unit_count = units
         self.counts_at_start = (units, sections)
         self.values: Values = "sampled"
+        self.spread = (0.0, 0.0)
+        """Shares of the units and of the sections that `values="spread"` closes at random."""
+        self.explored = 0.0
+        """Share of the open sections that are closed at random while gates are sampled."""
         self.sample: torch.Tensor | None = None
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
@@ -174,7 +176,7 @@ class GateVector(nn.Module):
             return self.hard()
         theta = self.theta
         if self.values in ("sampled", "spread") and theta.requires_grad:
-            probability = theta.detach() if self.values == "sampled" else self._spread()
+            probability = self._probability()
             # for the gates that have gone too, so that a shrink does not change the others' samples
             draws = [torch.rand(n, generator=g) for n, g in zip(self.counts_at_start, self._generators, strict=True)]
             sample = (torch.cat(draws).to(theta.device)[self.numbers] < probability).to(theta.dtype)
@@ -185,9 +187,14 @@ class GateVector(nn.Module):
         self.sample = sample
         return sample
 
-    def _spread(self) -> torch.Tensor:
-        probability = self.hard()
-        probability[: self.unit_count] *= 1 - SPREAD
+    def _probability(self) -> torch.Tensor:
+        """Of every gate, to be open in one forward pass."""
+        if self.values == "sampled":
+            probability, (units, sections) = self.theta.detach().clone(), (0.0, self.explored)
+        else:
+            probability, (units, sections) = self.hard(), self.spread
+        probability[: self.unit_count] *= 1 - units
+        probability[self.unit_count :] *= 1 - sections
         return probability
 
     @contextmanager

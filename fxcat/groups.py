@@ -30,24 +30,30 @@ def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]
 
 
-def lowest_of_groups(net: GatedModule, score: torch.Tensor, among: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Bool, shape (gates,): those `among` which have the lowest scores of their group, this share, but at least one.
+def kept_gates(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
+    """Numbers of the gates that never close: of every set of units that must not be emptied those with the highest
+    scores, one or as many as `Limits` say, and the sections that are kept."""
+    if not net.limits:
+        return best_of_groups(net, score)
+    row, member = net.required.long()
+    sets, limits = torch.bincount(row), net.part_limits()
+    least = torch.ones_like(sets)
+    groups = len(net.structure.groups)
+    for i, (at_start, limit) in enumerate(limits[:groups]):
+        least[i] = limit.least_of(at_start)
+    order = score[member].argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    place = torch.arange(len(order), device=row.device) - (sets.cumsum(0) - sets)[row[order]]
+    kept = [net.gate_vector.unit_count + i for i, (_, limit) in enumerate(limits[groups:]) if limit.keep]
+    return torch.cat([member[order[place < least[row[order]]]].unique(), torch.tensor(kept, dtype=row.dtype).to(row)])
 
-    `share`: shape (gates,), the same for all gates of a group.
+
+def left_to_lose(net: GatedModule, score: torch.Tensor, setting: torch.Tensor) -> torch.Tensor:
+    """What closing a gate costs in addition to what has closed already; shape (gates,).
+
+    Of a section that is less by what the closed gates inside of it have cost: they would go with it. So what is left of
+    a branch goes too as soon as thinning it has cost as much as the whole.
     """
-    group = group_ids(net)
-    order = score.masked_fill(~among, torch.inf).argsort(stable=True)
-    order = order[group[order].argsort(stable=True)]
-    sizes = torch.bincount(group)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
-    wanted = (share * torch.bincount(group, among.double())[group]).floor().clamp(min=1)
-    return among & (place < wanted)
-
-
-def mean_of_groups(net: GatedModule, values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """For every gate the mean of `values` over those of its group that are `among`; shape (gates,)."""
-    group = group_ids(net)
-    sums = torch.bincount(group[among], values[among].double(), minlength=int(group.max()) + 1)
-    counts = torch.bincount(group[among], minlength=len(sums)).clamp(min=1)
-    return (sums / counts)[group].to(values.dtype)
+    section, gate = net.inside
+    lost = torch.where(setting[gate] < 0.5, score[gate].double(), 0.0)
+    return score.double().index_add(0, section + net.gate_vector.unit_count, -lost)

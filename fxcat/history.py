@@ -15,8 +15,8 @@ from fxcat.figures import new_figure, save_figure
 class EpochRecord:
     """One epoch. Losses are means per example, accuracies and cost fractions lie in [0, 1].
 
-    `open_units`: how many units every group of the start network has left (0: it has gone with a section), and 1 or 0
-    for every section, by their names in the start network.
+    `open_sections`: how many sections are open. `open_units`: how many units every group of the start network has left
+    (0: it has gone with a section), and 1 or 0 for every section, by their names in the start network.
     """
 
     epoch: int
@@ -30,6 +30,7 @@ class EpochRecord:
     params: float
     undecided: int
     open_units: dict[str, int]
+    open_sections: int = 0
 
 
 @dataclass(slots=True)
@@ -87,6 +88,11 @@ class History:
             top.set_ylabel("loss")
         bottom.plot(epochs, [e.macs for e in self.epochs], label="MACs")
         bottom.plot(epochs, [e.params for e in self.epochs], label="parameters")
+        if max(e.open_sections for e in self.epochs):
+            sections = bottom.twinx()
+            sections.step(epochs, [e.open_sections for e in self.epochs], where="mid", color="grey", label="sections")
+            sections.set(ylabel="sections that are open", ylim=(0, None))
+            sections.legend(loc="lower left")
         bottom.set(xlabel="epoch", ylabel="share of the start network", ylim=(0, 1.05))
         if self.shrunk_at is not None:
             for axes in (top, bottom):

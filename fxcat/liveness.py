@@ -46,6 +46,27 @@ def parameters_of(structure: Structure, gates: Collection[int]) -> dict[int, fro
     return {gate: frozenset(names) for gate, names in found.items()}
 
 
+def gates_inside(structure: Structure) -> torch.Tensor:
+    """For every section the gates that guard nothing outside of it: section numbers and gate numbers, (2, pairs)."""
+    units, sections = sum(g.units for g in structure.groups), len(structure.sections)
+    total = np.zeros(units + 1, dtype=np.int32)
+    within = np.zeros((sections, units + 1), dtype=np.int32)
+    nested: dict[int, set[int]] = {}
+    for term in structure.terms:
+        inside = list(term.sections)
+        for axis in term.axes:
+            start, stop, _ = axis.runs
+            for count in (total, *(within[section] for section in inside)):
+                np.add.at(count, start, 1)
+                np.subtract.at(count, stop, 1)
+        for section in inside:
+            nested[section] = nested.get(section, set(inside)) & set(inside)
+    total, within = total.cumsum()[:units], within.cumsum(1)[:, :units]
+    pairs = [np.stack(np.nonzero((within == total) & (total > 0)))]
+    pairs += [np.array([[outer], [units + s]]) for s, outers in nested.items() for outer in outers if outer != s]
+    return torch.from_numpy(np.concatenate(pairs, 1).astype(np.int64))
+
+
 def _opened(setting: torch.Tensor) -> npt.NDArray[np.bool_]:
     return (setting.detach().cpu() > 0.5).numpy()
 

@@ -7,7 +7,7 @@ import torch
 from fxcat.errors import InputError
 from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
-from fxcat.groups import best_of_groups
+from fxcat.groups import kept_gates
 from fxcat.records import Target
 from fxcat.selection import check_reachable, select_structure
 
@@ -59,7 +59,7 @@ def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[tor
     limited = torch.tensor([w is not None for w in (target.flops, target.params)], device=gradients.device)
     price = gradients[limited].sum(0)
     ratio = torch.where(price > 0, scores / price.clamp(min=1e-30), torch.inf)
-    ratio[best_of_groups(net, scores)] = torch.inf
+    ratio[kept_gates(net, scores)] = torch.inf
     order = ratio.argsort(stable=True)[: int(ratio.isfinite().sum())]
     wanted = target_fractions(target, price.device)
     last = order[: _cut(net, order, wanted)]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -12,32 +13,37 @@ import torch
 
 from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
-from fxcat.gates import Values
-from fxcat.groups import best_of_groups, is_section, lowest_of_groups, mean_of_groups
+from fxcat.groups import is_section, kept_gates
 from fxcat.records import Pressure, Target
-from fxcat.selection import close_until
+from fxcat.selection import close_below, close_until
 from fxcat.worth import Worth
 
 RISES_FOR = 0.85
 """Share of the gated phase in which a fixed pressure rises to what was given."""
-WAITS_ABOVE = 0.1
-"""Worth, as a share of its cost, from which a unit waits for its turn under a fixed pressure."""
-COUNTS_TO = 4.0
-"""Worth, as a share of its cost, up to which a unit counts: one without which nothing works does not keep the rest."""
+EARLY = 0.1
+"""Share of the gated phase in which all sections begin to fall that are going to."""
+TINY = 1e-30
+FALLS = 4.0
+"""Slope of what is decided, as a multiple of what it is worth."""
 
 
 class PricePolicy(Protocol):
     """Source of the slopes."""
 
-    warm_up: Values
-    """What gates are before the gated phase."""
+    spreads_units: bool
+    """Whether units are closed at random in the warm-up."""
+    explores: bool
+    """Whether sections are closed at random while what they are worth is measured."""
 
     def worth(self, measured: Worth) -> torch.Tensor:
         """What the slopes are compared with, shape (gates,)."""
         ...
 
-    def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
-        """What every gate costs in units of the loss, shape (gates,); `progress`: in [0, 1] through the gated phase."""
+    def slopes(
+        self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How strongly every gate is pushed to zero now, and what its cost is worth in the end, both in units of the
+        loss, shape (gates,); `progress`: in [0, 1] through the gated phase."""
         ...
 
     def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
@@ -76,41 +82,30 @@ class FixedPressure:
     ν rises evenly from 0, and stays at its value for the rest of the gated phase. In a start network nearly every unit
     is worth less than it costs, since its neighbours do the same: at the whole ν from the beginning they would all fall
     at once, before those that remain are worth more, and what is left would be smaller the wider the network was.
-
-    For the same reason units of a group fall in turn, those worth least per cost first, as long as the group's units
-    are worth less on average than they cost; the others wait, and cost nothing meanwhile. The average decides, because
-    others take over what a unit did: networks of the same widths are as good whichever units went (Liu et al. 2019,
-    arXiv 1810.05270). What the least of them is worth differs from one run to the next, the average of a width hardly.
-    Only what is worth next to nothing falls by itself. In the warm-up some units are closed at random, so that they
-    share the task; without that, how many stay depends on how many happen to have specialised by then.
+    Sections that would go at the whole ν go at the beginning. In the warm-up some units are closed at random, so that
+    they share the task; without that, how many stay depends on how many happen to have specialised by then.
     """
 
     def __init__(self, pressure: Pressure) -> None:
         self._pressure = pressure
-        self.warm_up: Values = "spread" if pressure.nu > 0 else "hard"
+        self.spreads_units = self.explores = pressure.nu > 0
 
     def worth(self, measured: Worth) -> torch.Tensor:
         """Never negative."""
         return measured.value
 
-    def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
-        """ν · 2(1−κ) · ∂C/∂θ for units, ν · 2κ · ∂C/∂θ for sections; ν is what it has risen to.
-
-        Of units that wait 0; of those whose turn it is so much that they fall.
-        """
-        nu = self._pressure.nu * min(1.0, progress / RISES_FOR)
-        layers, rho = self._pressure.layers, self._pressure.params
-        _, (macs, params) = cost_gradients(net, net.gate_vector.theta)
-        emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers))
-        slopes = nu * emphasis * ((1 - rho) * macs + rho * params)
-        candidates = ~dead
-        candidates[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = False  # these never close
-        share = worth / slopes.clamp(min=1e-30)
-        mean = mean_of_groups(net, share.clamp(max=COUNTS_TO), ~dead)
-        excess = 1 - mean.sqrt()  # as a share of the group: on average worth falls with the square of the width
-        falls = lowest_of_groups(net, share, candidates, excess) & (excess > 0)
-        in_turn = torch.where(falls, torch.maximum(worth, slopes) / mean.clamp(min=1e-30), 0.0)
-        return torch.where(candidates & (share >= WAITS_ABOVE), in_turn, slopes)
+    def slopes(
+        self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ν · ∂C/∂θ; ν is what it has risen to. κ is in `worth`."""
+        nu, rho = self._pressure.nu, self._pressure.params
+        mix = torch.tensor([1 - rho, rho], dtype=torch.float64, device=dead.device)
+        alive, protected = _alive(net, worth, dead)
+        plan = close_below(net, alive, worth, nu, mix, protected)
+        early = early_sections(net, alive, plan, worth, mix, progress)
+        costs = nu * (mix[:, None] * cost_gradients(net, net.gate_vector.theta)[1]).sum(0)
+        slopes = min(1.0, progress / RISES_FOR) * costs
+        return torch.where(early, FALLS * worth.abs().clamp(min=TINY), slopes), costs
 
     def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
         """All."""
@@ -134,7 +129,8 @@ class TargetPressure:
     have to.
     """
 
-    warm_up: Values = "hard"
+    spreads_units = False
+    explores = True
 
     def __init__(self, schedule: TargetSchedule) -> None:
         self.schedule = schedule
@@ -143,14 +139,18 @@ class TargetPressure:
         """As measured: among gates that seem to do harm, those that do most go first."""
         return measured.estimate
 
-    def slopes(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> torch.Tensor:
-        """Clear the schedule's cost with the worths as they are now."""
-        protected = torch.zeros_like(dead)
-        protected[best_of_groups(net, worth.masked_fill(dead, -torch.inf))] = True
-        alive = (~dead | protected).to(net.gate_vector.theta.dtype)
+    def slopes(
+        self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clear the schedule's cost with the worths as they are now; sections that the target will cost go first."""
+        alive, protected = _alive(net, worth, dead)
         final = self.schedule.target
+        plan, costs = close_until(net, alive.clone(), worth, final, protected, final=final)
+        mix = (final < 1).double()
+        early = early_sections(net, alive, plan, worth, mix / mix.sum(), progress)
+        alive[early] = 0.0
         _, slopes = close_until(net, alive, worth, self.schedule(progress), protected, final=final)
-        return slopes
+        return torch.where(early, FALLS * worth.abs().clamp(min=TINY), slopes), costs
 
     def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
         """As many as leave enough for the target, those that save least first: what has left does not come back."""
@@ -172,3 +172,34 @@ class TargetPressure:
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state_dict` gave."""
         self.schedule.start = state["start"].to(self.schedule.start.device, copy=True)
+
+
+def _alive(net: GatedModule, worth: torch.Tensor, dead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What has not died, 0/1, and what never closes, bool; shape (gates,)."""
+    protected = torch.zeros_like(dead)
+    protected[kept_gates(net, worth.masked_fill(dead, -torch.inf))] = True
+    return (~dead | protected).to(net.gate_vector.theta.dtype), protected
+
+
+def early_sections(
+    net: GatedModule,
+    alive: torch.Tensor,
+    plan: torch.Tensor,
+    worth: torch.Tensor,
+    mix: torch.Tensor,
+    progress: float,
+) -> torch.Tensor:
+    """Of the open sections that the plan for the end closes, those whose turn it is; bool, shape (gates,).
+
+    What a section costs can be spent elsewhere only if it goes before units do. The cheapest for what they are worth go
+    first, all that go within the share `EARLY` of the gated phase: so what the others are worth then is measured
+    meanwhile, and the plan follows. `alive`, `plan`: 0/1, shape (gates,); `mix`: how much MACs and parameters count.
+    """
+    falls = torch.zeros_like(alive, dtype=torch.bool)
+    closing = (is_section(net) & (alive > 0.5) & (plan < 0.5)).nonzero().reshape(-1)
+    gone = len(net.start_structure.sections) - int((is_section(net) & (alive > 0.5)).sum())
+    turn = math.ceil((gone + len(closing)) * min(1.0, progress / EARLY)) - gone
+    if turn > 0:
+        cost = (mix[:, None] * cost_gradients(net, alive)[1][:, closing]).sum(0)
+        falls[closing[(worth[closing].double() / cost.clamp(min=TINY)).argsort()[:turn]]] = True
+    return falls

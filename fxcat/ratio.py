@@ -19,7 +19,7 @@ from fxcat.distributed import sum_over_processes, world_size
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
 from fxcat.gates import Values
-from fxcat.groups import best_of_groups, group_ids
+from fxcat.groups import group_ids, kept_gates
 from fxcat.importance import unit_scales
 from fxcat.per_gate import PerGate
 from fxcat.pressure import TargetSchedule
@@ -188,5 +188,5 @@ class RatioPolicy:
     def _mask(self, ratio: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """1 for the r·C most important units of every group, the remainder for the next one; shape (gates,)."""
         mask = (ratio[self.group] * self.size[self.group] - position).clamp(0, 1)
-        mask[best_of_groups(self.net, -position)] = 1.0
+        mask[kept_gates(self.net, -position)] = 1.0
         return mask.masked_fill(self.dead, 0.0)

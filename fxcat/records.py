@@ -53,11 +53,15 @@ class SectionInfo:
 class Target:
     """Size to reach, as fractions of the start network in (0, 1]; FLOPs and MACs have the same fraction.
 
-    Raises `TargetError` for a fraction outside (0, 1], and if no fraction is given.
+    `layers` in [0, 1]: layers versus units (κ of arXiv 2411.09127): above ½ sections close sooner, below it later. At 0
+    sections, at 1 units go only where the others are not enough.
+
+    Raises `TargetError` for a value outside these ranges, and if no fraction is given.
     """
 
     flops: float | None = None
     params: float | None = None
+    layers: float = 0.5
 
     def __post_init__(self) -> None:
         given = {"flops": self.flops, "params": self.params}
@@ -69,6 +73,8 @@ class Target:
                     f"Target({name}={value!r}) is outside (0, 1]",
                     remedy=f"give the fraction of the start network to keep, for example Target({name}=0.5)",
                 )
+        if not 0.0 <= self.layers <= 1.0:
+            raise TargetError(f"Target(layers={self.layers!r}) is outside [0, 1]", remedy="0.5 is the balance")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,11 @@ from rich.table import Table
 
 from fxcat.errors import TargetError
 from fxcat.gated import GatedModule
+from fxcat.limits import NONE
 from fxcat.records import Target
 from fxcat.selection import check_reachable, smallest_cost
+
+AMOUNTS = ("MACs", "share", "parameters", "share")
 
 
 def prepared(net: GatedModule) -> str:
@@ -29,19 +32,11 @@ def print_summary(net: GatedModule, target: Target | None = None, console: Conso
     """Tables of groups, sections and what is pinned; the smallest reachable cost; whether a target can be met."""
     out = console if console is not None else Console()
     structure, start = net.structure, net.start_cost
-    table = Table(title="groups: what their units cost together")
-    for name in ("group", "units", "MACs", "share", "parameters", "share"):
-        table.add_column(name, justify="left" if name == "group" else "right")
-    for group in structure.groups:
-        table.add_row(group.name, str(group.units), *_amounts(group.macs, group.params, start.macs, start.params))
-    out.print(table)
-    if structure.sections:
-        table = Table(title="sections: what they cost")
-        for name in ("section", "MACs", "share", "parameters", "share"):
-            table.add_column(name, justify="left" if name == "section" else "right")
-        for section in structure.sections:
-            table.add_row(section.name, *_amounts(section.macs, section.params, start.macs, start.params))
-        out.print(table)
+    changed = net.hard_cost() != start
+    _print_groups(net, out, changed)
+    _print_sections(net, out, changed)
+    if net.limits:
+        _print_limits(net, out)
     if structure.pinned:
         table = Table("where", "kept", "reason", title="pinned")
         for pinned in structure.pinned:
@@ -60,6 +55,56 @@ def print_summary(net: GatedModule, target: Target | None = None, console: Conso
             out.print(f"{target} can be met")
         except TargetError as error:
             out.print(f"[bold]{error}[/bold]")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i else "left")
+    return table
+
+
+def _print_groups(net: GatedModule, out: Console, changed: bool) -> None:
+    start, live = net.start_cost, net.live_units()
+    table = _table("groups: what their units cost together", "group", "units", *AMOUNTS, *["left"] * changed)
+    for group in net.start_structure.groups:
+        amounts = _amounts(group.macs, group.params, start.macs, start.params)
+        table.add_row(group.name, str(group.units), *amounts, *[str(live[group.name])] * changed)
+    out.print(table)
+
+
+def _print_sections(net: GatedModule, out: Console, changed: bool) -> None:
+    """With worth and price, both in units of the loss, where training has found them."""
+    sections, appraisal = net.start_structure.sections, net.appraisal
+    if not sections:
+        return
+    start, live = net.start_cost, net.live_units()
+    appraised = ["worth", "price"] * (not appraisal.is_empty)
+    table = _table("sections: what they cost", "section", *AMOUNTS, *["left"] * changed, *appraised)
+    first = len(appraisal.worth) - len(sections)
+    for number, section in enumerate(sections, first):
+        row = [section.name, *_amounts(section.macs, section.params, start.macs, start.params)]
+        row += [("no", "yes")[live[section.name]]] * changed
+        row += [f"{float(part[number]):.2g}" for part in (appraisal.worth, appraisal.price)] if appraised else []
+        table.add_row(*row)
+    if appraised:
+        table.caption = (
+            "worth: the loss that closing costs; price: what the section's cost is worth elsewhere. "
+            "It closes where it is worth less than its price."
+        )
+    out.print(table)
+
+
+def _print_limits(net: GatedModule, out: Console) -> None:
+    table = _table("limits", "group or section", "at least", "multiple of")
+    start = net.start_structure
+    for group, limits in zip(start.groups, net.limits.groups, strict=True):
+        if limits != NONE:
+            table.add_row(group.name, str(limits.least_of(group.units)), str(limits.multiple_of or 1))
+    for section, limits in zip(start.sections, net.limits.sections, strict=True):
+        if limits.keep:
+            table.add_row(section.name, "kept", "")
+    out.print(table)
 
 
 def _amounts(macs: int, params: int, all_macs: int, all_params: int) -> tuple[str, str, str, str]:

@@ -9,15 +9,18 @@ from fxcat.closing import next_to_close
 from fxcat.errors import TargetError
 from fxcat.fractions import SLACK, cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
-from fxcat.groups import best_of_groups
+from fxcat.groups import kept_gates, left_to_lose
 from fxcat.records import Cost, Target
+
+AT_ONCE = 0.05
+"""Share of the cost that closes before costs are looked at again."""
 
 
 def smallest_setting(net: GatedModule) -> torch.Tensor:
     """As few units per group as can be, every section closed."""
     theta = torch.zeros_like(net.gate_vector.theta.detach())
-    smallest = theta.index_fill(0, best_of_groups(net, theta), 1.0)
-    return smallest if net.round_to == 1 else least_aligned(net, smallest, theta)
+    smallest = theta.index_fill(0, kept_gates(net, theta), 1.0)
+    return smallest if not net.limits.aligned else least_aligned(net, smallest, theta)
 
 
 def smallest_cost(net: GatedModule) -> Cost[int]:
@@ -33,8 +36,8 @@ def check_reachable(net: GatedModule, target: Target) -> None:
     for name, wanted, least in zip(("flops", "params"), (target.flops, target.params), reachable, strict=True):
         if wanted is not None and least > wanted:
             raise TargetError(
-                f"Target({name}={wanted}) cannot be reached: the smallest network that fxcat can make of this model "
-                f"has {least:.1%} of the {name}",
+                f"Target({name}={wanted}) cannot be reached: the smallest network that fxcat can make of this model"
+                f"{' within its limits' if net.limits else ''} has {least:.1%} of the {name}",
                 remedy=f"choose {name} ≥ {least:.3f}, or see net.summary() for what is pinned and why",
             )
 
@@ -46,13 +49,13 @@ def select_structure(net: GatedModule, target: Target, score: torch.Tensor, pref
     that are aligned (`round_to`) may leave more room.
     """
     setting = preferred.clone()
-    setting[best_of_groups(net, score)] = 1.0
+    setting[kept_gates(net, score)] = 1.0
     protected = torch.zeros_like(setting, dtype=torch.bool)
-    protected[best_of_groups(net, score)] = True
+    protected[kept_gates(net, score)] = True
     wanted = target_fractions(target, setting.device)
     setting, _ = close_until(net, setting, score, wanted, protected, final=wanted)
     setting = _open_while_fitting(net, setting, score, wanted)
-    return setting if net.round_to == 1 else aligned(net, setting, score, wanted)
+    return setting if not net.limits.aligned else aligned(net, setting, score, wanted)
 
 
 def close_until(
@@ -76,7 +79,7 @@ def close_until(
     costs, clearing = torch.zeros_like(setting, dtype=torch.float64), -torch.inf
     spared = torch.zeros_like(protected)
     last = protected.new_zeros(0, dtype=torch.int64)
-    is_first = True
+    alone, is_first = score.masked_fill(setting < 0.5, 0.0), True  # what was closed before has cost nothing
     while True:
         fractions, gradients = cost_gradients(net, setting)
         excess = (fractions - wanted).clamp(min=0)
@@ -87,15 +90,16 @@ def close_until(
         is_open = setting > 0.5
         costs[is_open] = cost[is_open]  # those of closed gates stay what they were then
         candidates = (is_open & ~protected & (cost > 0)).nonzero().reshape(-1)
-        ratio = score[candidates].double() / cost[candidates]
+        score = left_to_lose(net, alone, setting)
+        ratio = score[candidates] / cost[candidates]
         if not bool((excess > 0).any()):
             least = float(ratio.min()) if len(ratio) else 0.0
             slopes = costs * (clearing if clearing > -torch.inf else least)
             # Prices cannot say which of several large pieces goes; what was decided shall happen.
             stays = spared & is_open & (score < slopes)
-            slopes = torch.where(stays, (score - score.abs()).double(), slopes)
+            slopes = torch.where(stays, score - score.abs(), slopes)
             if bool(undercuts(fractions, final)):
-                slopes[last] = torch.maximum(slopes[last], (score + score.abs())[last].double())
+                slopes[last] = torch.maximum(slopes[last], (score + score.abs())[last])
             return setting, slopes
         if not len(candidates):
             raise TargetError("the target cannot be reached without emptying a group")
@@ -104,6 +108,32 @@ def close_until(
         clearing = max(clearing, float(ratio[closed].max()))
         last = candidates[closed]
         setting[last] = 0.0
+
+
+def close_below(
+    net: GatedModule,
+    setting: torch.Tensor,
+    score: torch.Tensor,
+    price: float,
+    mix: torch.Tensor,
+    protected: torch.Tensor,
+) -> torch.Tensor:
+    """The 0/1 setting, shape (gates,), after all has closed whose score is less than the price of its cost.
+
+    `price`: of the whole start network's cost; `mix`, shape (2,): how much MACs and parameters count.
+    """
+    setting, alone = setting.clone(), score.masked_fill(setting < 0.5, 0.0)
+    while True:
+        fractions, gradients = cost_gradients(net, setting)
+        cost = (mix[:, None] * gradients).sum(0)
+        score = left_to_lose(net, alone, setting)
+        below = ((setting > 0.5) & ~protected & (score < price * cost)).nonzero().reshape(-1)
+        if not len(below):
+            return setting
+        # marginal costs change as structures go: a part, then look again
+        order = below[(score[below] / cost[below]).argsort()]
+        enough = AT_ONCE * float((mix * fractions).sum())
+        setting[order[: int((cost[order].cumsum(0) < enough).sum()) + 1]] = 0.0
 
 
 def _open_while_fitting(

@@ -50,10 +50,19 @@ def plot_structure(net: GatedModule, path: str | os.PathLike[str]) -> None:
         bars = _bars(axes, [s.name for s in start.sections], before, after)
         for row, section in enumerate(start.sections):
             text = f"{after[row]:.1f} of {before[row]:.1f} %" if live[section.name] else "removed"
+            text += _appraised(net, row)
             _note(axes, row, before[row], text, gone=not live[section.name])
         axes.set_xlabel("MACs of each section, in % of the start network's", fontsize=9)
     figure.legend(handles=bars, loc="outside upper right", fontsize=8, frameon=False, ncols=2)
     save_figure(figure, path)
+
+
+def _appraised(net: GatedModule, section: int) -> str:
+    """What a section was found to be worth, as a multiple of its price."""
+    appraisal = net.appraisal
+    number = len(appraisal.worth) - len(net.start_structure.sections) + section
+    worth, price = float(appraisal.worth[number]), float(appraisal.price[number])
+    return f"; worth {max(0.0, worth) / price:.1f} × its price" if price > 0 else ""
 
 
 def section_macs(net: GatedModule) -> list[float]:

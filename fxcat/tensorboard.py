@@ -68,6 +68,7 @@ def _scalars(record: EpochRecord) -> dict[str, float | None]:
         "cost/MACs": record.macs,
         "cost/parameters": record.params,
         "gates/undecided": record.undecided,
+        "gates/open sections": record.open_sections,
         "learning_rate": record.learning_rate,
         **{f"live_units/{name}": count for name, count in record.open_units.items()},
     }

@@ -175,7 +175,7 @@ class TrainingRun:
         return totals.joined(self.device)
 
     def _recorded(self, epoch: int, training: Totals, validation: Totals | None, bar: Progress) -> EpochRecord:
-        macs, params = self._expected()
+        (macs, params), live = self._expected(), self.net.live_units()
         record = EpochRecord(
             epoch,
             self.controller.phase,
@@ -187,7 +187,8 @@ class TrainingRun:
             macs,
             params,
             self.controller.undecided,
-            self.net.live_units(),
+            live,
+            sum(live[s.name] for s in self.net.start_structure.sections),
         )
         self.history.epochs.append(record)
         bar.finished(record)

@@ -1,10 +1,12 @@
 """What a gate is worth: an estimate of E[loss | ξ=0] − E[loss | ξ=1] from ordinary backward passes.
 
-The straight-through derivative g = ∂L/∂ξ at the sampled value is one end of the trapezoid rule ½(g(0) + g(1)). Near
-θ = 1 only that end is seen, where a trained unit has g ≈ 0 on average and would seem worthless. With the curvature
-h = ∂²L/∂ξ² both ends are known from one: the difference is −g + ½h seen from ξ=1, and −g − ½h seen from ξ=0. The
-empirical Fisher information gives h: the variance of a batch mean of per-example derivatives is h / batch
-(cf. optimal brain damage, LeCun et al. 1989; Theis et al. 2018, arXiv 1801.05787).
+The straight-through derivative g = ∂L/∂ξ at the sampled value is one end of the trapezoid rule: the difference is
+−½(g(0) + g(1)). Where a gate is sampled at both values, both ends are seen. Near θ = 1 only one is, where a trained
+unit has g ≈ 0 on average and would seem worthless. With the curvature h = ∂²L/∂ξ² both ends are known from one: the
+difference is −g + ½h seen from ξ=1, and −g − ½h seen from ξ=0. The empirical Fisher information gives h: the variance
+of a batch mean of per-example derivatives is h / batch (cf. optimal brain damage, LeCun et al. 1989; Theis et al.
+2018, arXiv 1801.05787). It takes noise for curvature while the network learns fast, for a whole section more than for
+a unit; the trapezoid rule does not.
 """
 
 from __future__ import annotations
@@ -13,43 +15,54 @@ import torch
 
 from fxcat.per_gate import PerGate
 
+SURE = 8.0
+"""After so many steps in which a gate was open (closed) what was seen then counts in full."""
+
 
 class Worth(PerGate):
-    """Exponential averages of the curvature and of the loss difference, one entry per gate, over `window` steps."""
+    """Averages of derivatives over the last `window` steps in which a gate was open, or closed; an entry per gate."""
 
-    tensors = ("curvature", "curvature_weight", "difference", "weight", "is_measured")
+    tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured")
 
     def __init__(self, gates: int, device: torch.device, *, window: int) -> None:
-        self.decay = 1 - 1 / window
-        self.curvature, self.curvature_weight, self.difference, self.weight = torch.zeros((4, gates), device=device)
+        self.window = window
+        self.mean, self.square, self.opened = torch.zeros((3, gates), device=device)
+        self.closed_mean, self.closed = torch.zeros((2, gates), device=device)
+        self.difference, self.weight = torch.zeros((2, gates), device=device)
         self.is_measured = torch.zeros(gates, dtype=torch.bool, device=device)
 
     def update(self, gradient: torch.Tensor, sample: torch.Tensor, batch: int) -> None:
         """Add one step: gradient and sample of shape (gates,), and the examples in the batch."""
-        gradient = gradient.float()
-        opened = sample > 0.5
-        keep = torch.where(opened, self.decay, 1.0)
-        self.curvature.mul_(keep).add_((1 - keep) * gradient.square() * batch)
-        self.curvature_weight.mul_(keep).add_(1 - keep)
-        half = 0.5 * self.curvature / self.curvature_weight.clamp(min=1e-12)
-        seen = torch.where(opened, half, -half) - gradient
-        keep = torch.where(self.is_measured, 1.0, self.decay)
-        self.difference.mul_(keep).add_((1 - keep) * seen)
-        self.weight.mul_(keep).add_(1 - keep)
+        gradient, is_open = gradient.float(), sample > 0.5
+        rate = self._counted(self.opened, is_open)
+        before = self.mean.clone()
+        self.mean.add_(rate * (gradient - self.mean))
+        # Welford's update: the averages move meanwhile
+        self.square.add_(rate * (batch * (gradient - before) * (gradient - self.mean) - self.square))
+        self.closed_mean.add_(self._counted(self.closed, ~is_open) * (gradient - self.closed_mean))
+
+    def _counted(self, count: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Count those that are `seen`; how much what is seen counts in the average, 0 for the others."""
+        count.add_(seen.float())
+        return seen / count.clamp(min=1, max=self.window)
 
     def measured(self, gate: int, difference: float, *, every: int) -> None:
         """Add the loss difference of one gate, which is measured once in `every` steps, from now on only so."""
-        if not self.is_measured[gate]:
-            self.is_measured[gate] = True
-            self.difference[gate] = self.weight[gate] = 0.0
-        keep = self.decay**every
+        self.is_measured[gate] = True
+        keep = (1 - 1 / self.window) ** every
         self.difference[gate] = keep * self.difference[gate] + (1 - keep) * difference
         self.weight[gate] = keep * self.weight[gate] + 1 - keep
 
     @property
     def estimate(self) -> torch.Tensor:
         """The smoothed estimate in units of the loss; where a gate is worth little, noise can make it negative."""
-        return self.difference / self.weight.clamp(min=1e-12)
+        half = 0.5 * self.square
+        sure_open, sure_closed = ((count / SURE).clamp(max=1) for count in (self.opened, self.closed))
+        # one end alone counts in full; both, when sure, count the same, and the curvature cancels
+        of_open, of_closed = sure_open * (2 - sure_closed), sure_closed * (2 - sure_open)
+        seen = of_open * (half - self.mean) - of_closed * (half + self.closed_mean)
+        found = seen / (of_open + of_closed).clamp(min=1e-12)
+        return torch.where(self.is_measured, self.difference / self.weight.clamp(min=1e-12), found)
 
     @property
     def value(self) -> torch.Tensor:

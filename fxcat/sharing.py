@@ -1,0 +1,84 @@
+"""What it costs to close structures one after another: those that stay take over what the others did.
+
+The loss difference of a single gate says little about the loss without many of them. Alone nearly every unit looks
+worthless, since its neighbours do the same, and worth more the fewer are left. Networks of the same widths are as good
+whichever units went (Liu et al. 2019, arXiv 1810.05270). So a group is taken as a whole: its units are worth the same,
+their mean, and when n units have become m, each is worth (n/m)² as much: the loss falls with one over the width.
+Sections differ, so each is worth what it is found to be; but they stand in for each other too: when those that have
+closed were worth a share s of all sections, the others are worth 1/(1−s)² as much.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fxcat.gated import GatedModule
+from fxcat.groups import group_ids, is_section
+
+IDLE = 0.1
+"""A unit worth less than this share of its group's mean does nothing that others would have to take over."""
+OUTLIER = 8.0
+"""Worth of a unit, as a multiple of its group's mean, up to which it counts."""
+SETTLES = 10
+"""Rounds after which the mean of what counts no longer changes."""
+LEAST_EMPHASIS = 1e-6
+"""Of what is not to go: so it goes only where the target cannot be met with the others alone."""
+
+
+def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, layers: float = 0.5) -> torch.Tensor:
+    """What it costs, in units of the loss, when a gate closes after those of its kind that are worth less.
+
+    `worth`: loss differences of single gates; `alive`: which gates are left (bool); both, and the result, of shape
+    (gates,). `layers`: κ in [0, 1], at ½ sections and units count as they are, above sections close sooner.
+    """
+    section, units = is_section(net), net.gate_vector.unit_count
+    shared = worth.double().clone()
+    shared[:units] = _of_units(shared[:units], alive[:units], group_ids(net)[:units])
+    shared[units:] = _of_sections(shared[units:], alive[units:])
+    emphasis = torch.where(section, 2 * layers, 2 * (1 - layers)).clamp(min=LEAST_EMPHASIS)
+    return (shared / torch.where(shared > 0, emphasis, 1 / emphasis)).to(worth.dtype)
+
+
+def _of_units(worth: torch.Tensor, alive: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """The mean of the group, times what the law makes of it when the unit's turn comes; shape (units,).
+
+    At least what the unit is worth alone, and no more where it does nothing.
+    """
+    busy = alive & (worth > IDLE * _means(worth.clamp(min=0), alive, group))
+    count = torch.bincount(group[busy], minlength=int(group.max()) + 1 if len(group) else 0)[group]
+    left = (count - _places(worth.masked_fill(~busy, torch.inf), group)).clamp(min=1)
+    return torch.where(busy, torch.maximum(worth, _means(worth, busy, group) * (count / left).square()), worth)
+
+
+def _of_sections(worth: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    """Its own, times what the law makes of it when the section's turn comes; shape (sections,)."""
+    order = worth.masked_fill(~alive, torch.inf).argsort(stable=True)
+    positive = torch.where(alive, worth, 0.0).clamp(min=0)[order]
+    left = positive.flip(0).cumsum(0).flip(0)
+    grown = torch.empty_like(worth).index_copy_(0, order, (positive.sum() / left.clamp(min=1e-30)).clamp(max=1e6) ** 2)
+    return torch.where(alive & (worth > 0), worth * grown, worth)
+
+
+def _means(values: torch.Tensor, among: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """For every unit the mean over those of its group that are `among`; all of shape (units,).
+
+    What is more than `OUTLIER` times the mean counts as so much: one unit without which nothing works says nothing of
+    the others.
+    """
+    groups = int(group.max()) + 1 if len(group) else 0
+    counts = torch.bincount(group[among], minlength=groups).clamp(min=1)
+    counted = values[among]
+    for _ in range(SETTLES):
+        means = torch.bincount(group[among], counted, minlength=groups) / counts
+        counted = torch.minimum(values[among], OUTLIER * means[group[among]])
+    return means[group]
+
+
+def _places(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """The place of every gate in its group, in ascending order of `values`: 0, 1, …; shape (gates,)."""
+    order = values.argsort(stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sizes = torch.bincount(group)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    return places
