@@ -8,12 +8,14 @@ import torch
 class Appraisal:
     """Worths and prices of the start network's gates, as they were when each was last looked at.
 
-    Both are in units of the loss and NaN before that: `worth`: what closing the gate costs; `price`: what its cost is
-    worth elsewhere. A gate that is worth less than its price closes. Doubles on the CPU, shape (gates at the start,).
+    Both in units of the loss: `worth`: what closing the gate costs, infinite before that; `price`: what its cost is
+    worth elsewhere, 0 before that. A gate that is worth less than its price closes. Doubles on the CPU, shape (gates at
+    the start,).
     """
 
     def __init__(self, gates: int) -> None:
-        self.worth, self.price = torch.full((2, gates), torch.nan, dtype=torch.float64)
+        self.worth = torch.full((gates,), torch.inf, dtype=torch.float64)
+        self.price = torch.zeros(gates, dtype=torch.float64)
 
     def note(self, numbers: torch.Tensor, worth: torch.Tensor, price: torch.Tensor) -> None:
         """For the gates with these numbers at the start; all of shape (gates,)."""
@@ -23,7 +25,7 @@ class Appraisal:
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been looked at yet."""
-        return bool(self.worth.isnan().all())
+        return bool(self.worth.isinf().all())
 
     def state(self) -> torch.Tensor:
         """Both, shape (2, gates at the start): what `load` takes over."""

@@ -30,7 +30,7 @@ et al. 2015, arXiv 1411.4280): so units share the task."""
 SPREAD_SECTIONS = 0.05
 """Share of the sections that is closed at random in the warm-up (stochastic depth: Huang et al. 2016, arXiv
 1603.09382): so both ends of what they are worth are seen."""
-EXPLORED = 0.01
+EXPLORED = 0.02
 """The same in the gated phase."""
 PRICES_EVERY = 8
 """Steps between two evaluations of the prices, which change slowly."""
@@ -60,10 +60,11 @@ class BernoulliPolicy:
         self._layers = objective.layers
         theta = net.gate_vector.theta
         gates, device = theta.numel(), theta.device
-        self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)))
+        self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)), explored=is_section(net))
         self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 40.0 / gated)))
         self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
         self._slopes: torch.Tensor | None = None
+        self._shared: torch.Tensor | None = None
 
     @property
     def dead(self) -> torch.Tensor:
@@ -90,12 +91,12 @@ class BernoulliPolicy:
         """One projected step."""
         theta, dead = self.net.gate_vector.theta.detach(), self.dead
         single = self.prices.worth(self.worth)
-        worth = shared_worth(self.net, single, ~dead, self._layers)
-        if self._slopes is None or step % PRICES_EVERY == 0:
+        if self._slopes is None or self._shared is None or step % PRICES_EVERY == 0:
+            self._shared = worth = shared_worth(self.net, single, ~dead, self._layers)
             slopes, costs = self.prices.slopes(self.net, worth, dead, progress)
             self._slopes = slopes.float()
             self.net.appraisal.note(self.net.gate_vector.numbers, worth, costs)
-        drift = self.descent.step(theta, self._slopes, worth)
+        drift = self.descent.step(theta, self._slopes, self._shared)
         best = kept_gates(self.net, single.masked_fill(dead, -torch.inf))
         theta[best] = 1.0  # never all of a group dies
         self.decisions.update(theta, drift, partial(self.prices.dispensable, self.net, dead))
@@ -110,11 +111,12 @@ class BernoulliPolicy:
         """Keep the entries `origin` only."""
         for values in self._per_gate.values():
             values.restrict(origin)
-        self._slopes = None
+        self._slopes = self._shared = None
 
     def state_dict(self) -> dict[str, Any]:
         """Worths, momentum, decisions and prices."""
-        state: dict[str, Any] = {"slopes": None if self._slopes is None else self._slopes.clone()}
+        held = {"slopes": self._slopes, "shared": self._shared}
+        state: dict[str, Any] = {name: None if values is None else values.clone() for name, values in held.items()}
         for part, values in self._per_gate.items():
             state |= {f"{part}.{name}": value for name, value in values.state_dict().items()}
         return state | {f"prices.{name}": value for name, value in self.prices.state_dict().items()}
@@ -122,7 +124,9 @@ class BernoulliPolicy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         device = self.net.gate_vector.theta.device
-        self._slopes = None if state["slopes"] is None else state["slopes"].to(device, copy=True)
+        self._slopes, self._shared = (
+            None if state[name] is None else state[name].to(device, copy=True) for name in ("slopes", "shared")
+        )
         for part, values in (*self._per_gate.items(), ("prices", self.prices)):
             values.load_state_dict({k.removeprefix(f"{part}."): v for k, v in state.items()})
 

@@ -91,7 +91,7 @@ class GateController:
         self.net, self.optimizer, self.target, self.averages = net, optimizer, target, tuple(averages)
         self._settings: dict[str, Any] = {
             "policy": net.policy,
-            "limits": [asdict(limit) for limit in (*net.limits.groups, *net.limits.sections)],
+            "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
             "target": None if target is None else asdict(target),
             "pressure": None if pressure is None else asdict(pressure),
             "total_steps": total_steps,

@@ -19,7 +19,7 @@ from fxcat.distributed import sum_over_processes, world_size
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
 from fxcat.gates import Values
-from fxcat.groups import group_ids, kept_gates
+from fxcat.groups import group_ids, is_section, kept_gates
 from fxcat.importance import unit_scales
 from fxcat.per_gate import PerGate
 from fxcat.pressure import TargetSchedule
@@ -55,7 +55,9 @@ class RatioPolicy:
         self.ratio = torch.bincount(self.group, theta.detach().double()) / self.size
         updates = max(1, gated // self.held_out_every)
         self.lr = gate_lr or min(0.05, max(1e-3, 4.0 / updates))
-        self.worth = Worth(theta.numel(), theta.device, window=min(200, max(10, updates // 8)))
+        self.worth = Worth(
+            theta.numel(), theta.device, window=min(200, max(10, updates // 8)), explored=is_section(net)
+        )
         self.decisions = Decisions(theta.numel(), theta.device, patience=max(5, updates // 20))
         self.pressure = objective if isinstance(objective, Pressure) else None
         aim = Target(flops=1.0) if isinstance(objective, Pressure) else objective

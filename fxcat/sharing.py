@@ -19,7 +19,7 @@ IDLE = 0.1
 """A unit worth less than this share of its group's mean does nothing that others would have to take over."""
 OUTLIER = 8.0
 """Worth of a unit, as a multiple of its group's mean, up to which it counts."""
-SETTLES = 10
+SETTLES = 40
 """Rounds after which the mean of what counts no longer changes."""
 LEAST_EMPHASIS = 1e-6
 """Of what is not to go: so it goes only where the target cannot be met with the others alone."""

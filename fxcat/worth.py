@@ -15,17 +15,23 @@ import torch
 
 from fxcat.per_gate import PerGate
 
-SURE = 8.0
-"""After so many steps in which a gate was open (closed) what was seen then counts in full."""
+SURE = 4.0
+"""After so many steps in which a gate was closed what was seen then counts as much as what is seen when it is open."""
+MEMORY = 4
+"""For how many windows what was seen of either value counts; meanwhile the network changes."""
 
 
 class Worth(PerGate):
-    """Averages of derivatives over the last `window` steps in which a gate was open, or closed; an entry per gate."""
+    """Averages of derivatives over the last `window` steps in which a gate was open, or closed; an entry per gate.
 
-    tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured")
+    `explored`: bool, shape (gates,): those that are closed now and then only to see both ends; the trapezoid rule serves
+    for them. Of the others both ends count as often as they are seen.
+    """
 
-    def __init__(self, gates: int, device: torch.device, *, window: int) -> None:
-        self.window = window
+    tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured", "explored")
+
+    def __init__(self, gates: int, device: torch.device, *, window: int, explored: torch.Tensor) -> None:
+        self.window, self.explored = window, explored
         self.mean, self.square, self.opened = torch.zeros((3, gates), device=device)
         self.closed_mean, self.closed = torch.zeros((2, gates), device=device)
         self.difference, self.weight = torch.zeros((2, gates), device=device)
@@ -43,7 +49,7 @@ class Worth(PerGate):
 
     def _counted(self, count: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Count those that are `seen`; how much what is seen counts in the average, 0 for the others."""
-        count.add_(seen.float())
+        count.mul_(1 - 1 / (MEMORY * self.window)).add_(seen.float())
         return seen / count.clamp(min=1, max=self.window)
 
     def measured(self, gate: int, difference: float, *, every: int) -> None:
@@ -57,11 +63,12 @@ class Worth(PerGate):
     def estimate(self) -> torch.Tensor:
         """The smoothed estimate in units of the loss; where a gate is worth little, noise can make it negative."""
         half = 0.5 * self.square
-        sure_open, sure_closed = ((count / SURE).clamp(max=1) for count in (self.opened, self.closed))
-        # one end alone counts in full; both, when sure, count the same, and the curvature cancels
-        of_open, of_closed = sure_open * (2 - sure_closed), sure_closed * (2 - sure_open)
-        seen = of_open * (half - self.mean) - of_closed * (half + self.closed_mean)
-        found = seen / (of_open + of_closed).clamp(min=1e-12)
+        seldom, often = (
+            0.5 * (self.closed / SURE).clamp(max=1),
+            self.closed / (self.opened + self.closed).clamp(min=1e-12),
+        )
+        share = torch.where(self.explored, seldom, often)
+        found = (1 - share) * (half - self.mean) - share * (half + self.closed_mean)
         return torch.where(self.is_measured, self.difference / self.weight.clamp(min=1e-12), found)
 
     @property

@@ -70,7 +70,13 @@ def test_history_over_a_run(tmp_path: Path) -> None:
     written = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert set(written) == {
         *("loss/training", "loss/validation", "accuracy/training", "accuracy/validation", "cost/MACs"),
-        *("cost/parameters", "gates/undecided", "learning_rate", *(f"live_units/{name}" for name in START)),
+        *(
+            "cost/parameters",
+            "gates/undecided",
+            "gates/open sections",
+            "learning_rate",
+            *(f"live_units/{name}" for name in START),
+        ),
     }
     for epoch, record in enumerate(history.epochs):
         assert written["cost/MACs"][epoch] == (epoch + 1, pytest.approx(record.macs))
