@@ -24,8 +24,8 @@ MEMORY = 4
 class Worth(PerGate):
     """Averages of derivatives over the last `window` steps in which a gate was open, or closed; an entry per gate.
 
-    `explored`: bool, shape (gates,): those that are closed now and then only to see both ends; the trapezoid rule serves
-    for them. Of the others both ends count as often as they are seen.
+    `explored`: bool, shape (gates,): those that are closed now and then only to see both ends; the trapezoid rule
+    serves for them. Of the others both ends count as often as they are seen.
     """
 
     tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured", "explored")
