@@ -15,7 +15,7 @@ class GatePolicy(Protocol):
 
     values: ClassVar[Values]
     """What gates are while they are trained."""
-    warm_up: Values
+    warm_up: ClassVar[Values]
     """What gates are before that."""
     held_out_every: ClassVar[int]
     """Every so many steps of the gated phase it wants a batch that the weights do not see; 0: never."""

@@ -42,7 +42,7 @@ class RatioPolicy:
     """
 
     values: ClassVar[Values] = "theta"
-    warm_up: Values = "hard"
+    warm_up: ClassVar[Values] = "hard"
     held_out_every: ClassVar[int] = 4
 
     def __init__(

@@ -66,11 +66,12 @@ def _means(values: torch.Tensor, among: torch.Tensor, group: torch.Tensor) -> to
     the others.
     """
     groups = int(group.max()) + 1 if len(group) else 0
-    counts = torch.bincount(group[among], minlength=groups).clamp(min=1)
-    counted = values[among]
+    group_of, values = group[among], values[among]
+    counts = torch.bincount(group_of, minlength=groups).clamp(min=1)
+    means = torch.bincount(group_of, values, minlength=groups) / counts
     for _ in range(SETTLES):
-        means = torch.bincount(group[among], counted, minlength=groups) / counts
-        counted = torch.minimum(values[among], OUTLIER * means[group[among]])
+        counted = torch.minimum(values, OUTLIER * means[group_of])
+        means = torch.bincount(group_of, counted, minlength=groups) / counts
     return means[group]
 
 
