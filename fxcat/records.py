@@ -42,11 +42,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class SectionInfo:
-    """A part of the network that a residual connection bypasses. `macs`, `params`: what it costs."""
+    """A part of the network that a residual connection bypasses. `macs`, `params`: what it costs.
+
+    `stream`: the same number for all that add to the same values, one after another: these stand in for each other.
+    """
 
     name: str
     macs: int
     params: int
+    stream: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ The loss difference of a single gate says little about the loss without many of 
 worthless, since its neighbours do the same, and worth more the fewer are left. Networks of the same widths are as good
 whichever units went (Liu et al. 2019, arXiv 1810.05270). So a group is taken as a whole: its units are worth the same,
 their mean, and when n units have become m, each is worth (n/m)² as much: the loss falls with one over the width.
-Sections differ, so each is worth what it is found to be; but they stand in for each other too: when those that have
-closed were worth a share s of all sections, the others are worth 1/(1−s)² as much.
+Sections differ, so each is worth what it is found to be; but those that add to the same values, one after another,
+stand in for each other too: when those that have closed were worth a share s of all of that stream, the others are
+worth 1/(1−s)² as much.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, lay
     section, units = is_section(net), net.gate_vector.unit_count
     shared = worth.double().clone()
     shared[:units] = _of_units(shared[:units], alive[:units], group_ids(net)[:units])
-    shared[units:] = _of_sections(shared[units:], alive[units:])
+    streams = torch.tensor([s.stream for s in net.structure.sections], dtype=torch.int64, device=worth.device)
+    shared[units:] = _of_sections(shared[units:], alive[units:], streams)
     emphasis = torch.where(section, 2 * layers, 2 * (1 - layers)).clamp(min=LEAST_EMPHASIS)
     return (shared / torch.where(shared > 0, emphasis, 1 / emphasis)).to(worth.dtype)
 
@@ -50,12 +52,15 @@ def _of_units(worth: torch.Tensor, alive: torch.Tensor, group: torch.Tensor) -> 
     return torch.where(busy, torch.maximum(worth, _means(worth, busy, group) * (count / left).square()), worth)
 
 
-def _of_sections(worth: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-    """Its own, times what the law makes of it when the section's turn comes; shape (sections,)."""
+def _of_sections(worth: torch.Tensor, alive: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    """Its own, times what the law makes of it when the section's turn comes in its stream; shape (sections,)."""
     order = worth.masked_fill(~alive, torch.inf).argsort(stable=True)
+    order = order[stream[order].argsort(stable=True)]
     positive = torch.where(alive, worth, 0.0).clamp(min=0)[order]
-    left = positive.flip(0).cumsum(0).flip(0)
-    grown = torch.empty_like(worth).index_copy_(0, order, (positive.sum() / left.clamp(min=1e-30)).clamp(max=1e6) ** 2)
+    total = torch.bincount(stream, torch.where(alive, worth, 0.0).clamp(min=0))
+    before = total.cumsum(0) - total
+    left = total[stream[order]] - (positive.cumsum(0) - positive - before[stream[order]])
+    grown = torch.empty_like(worth).index_copy_(0, order, (total[stream[order]] / left.clamp(min=1e-30)).clamp(1, 1e6) ** 2)
     return torch.where(alive & (worth > 0), worth * grown, worth)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 import torch
@@ -32,6 +32,8 @@ class Section:
     exit: fx.Node
     shortcut: fx.Node
     nodes: frozenset[fx.Node]
+    stream: int = 0
+    """Of all sections that add to the same values, the number of the first."""
 
 
 def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
@@ -40,7 +42,7 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
     if not joins:
         return ()
     finder = _Finder(graph, weight)
-    return _named([s for s in map(finder.at, joins) if s is not None])
+    return _in_streams(_named([s for s in map(finder.at, joins) if s is not None]), weight)
 
 
 def _two_values(node: fx.Node) -> bool:
@@ -141,7 +143,7 @@ class _Finder:
         return nodes
 
 
-def _named(sections: list[Section]) -> tuple[Section, ...]:
+def _named(sections: list[Section]) -> list[Section]:
     """Name each section after the module path that its weights share."""
     result: list[Section] = []
     seen: dict[str, int] = {}
@@ -154,5 +156,25 @@ def _named(sections: list[Section]) -> tuple[Section, ...]:
         base = ".".join([*common, "section"])
         seen[base] = seen.get(base, 0) + 1
         name = base if seen[base] == 1 else f"{base}#{seen[base]}"
-        result.append(Section(name, section.join, section.entry, section.exit, section.shortcut, section.nodes))
+        result.append(replace(section, name=name))
+    return result
+
+
+def _in_streams(sections: list[Section], weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
+    """Number the streams: a section continues that of the sums that its shortcut leads to past no weights."""
+    number_at: dict[fx.Node, int] = {}
+    result: list[Section] = []
+    for number, section in enumerate(sections):
+        stack, seen, stream = [section.shortcut], set[fx.Node](), number
+        while stack:
+            node = stack.pop()
+            if node in seen or weight.get(node, 0):
+                continue
+            seen.add(node)
+            if node not in number_at:
+                stack += node.all_input_nodes
+            elif node.meta["value"].shape == section.join.meta["value"].shape:
+                stream = min(stream, number_at[node])
+        number_at[section.join] = stream
+        result.append(replace(section, stream=stream))
     return tuple(result)
