@@ -77,7 +77,7 @@ def _divergence(name: str, ours: torch.Tensor, theirs: torch.Tensor, temperature
         raise InputError(f"the student's output has {shapes}", where=name, remedy=f"use another teacher, or {_OWN}")
     if not (ours.is_floating_point() and theirs.is_floating_point() and ours.dim() > 1 and ours.shape[1] > 1):
         raise InputError(
-            f"these are no logits of two or more classes along axis 1: the student's output is {ours.dtype} of {shapes}",
+            f"these are no logits of two or more classes along axis 1: the student's output has {shapes}, {ours.dtype}",
             where=name,
             remedy=_OWN,
         )

@@ -18,6 +18,7 @@ from fxcat.errors import InputError, located
 from fxcat.gated import GatedModule
 from fxcat.history import History
 from fxcat.losses import cross_entropy
+from fxcat.modes import in_eval
 from fxcat.progress import Progress
 from fxcat.records import Pressure, Target
 from fxcat.run_state import RunState
@@ -111,7 +112,7 @@ def fit(
         )
         taught = Teacher.begin(net, teacher, distillation, distillation_weight, place)
         run = TrainingRun(controller, weights, batches, loss, taught, section_differences=section_differences)
-        with nullcontext() if taught is None else taught.in_eval():
+        with nullcontext() if taught is None else in_eval(taught.module):
             _train(run, epochs, seed, checkpoint_dir, log_dir, resume=resume, progress=progress)
     return run.history
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,17 +75,6 @@ class Teacher:
     @classmethod
     def _made(cls, module: nn.Module, loss: DistillationLoss, weight: float) -> Teacher:
         return cls(module, loss, weight, f"{type(module).__name__} {_digest(module)}")
-
-    @contextmanager
-    def in_eval(self) -> Generator[None, None, None]:
-        """The teacher in `eval()` for a block; afterwards every module of it is in the mode that it was in."""
-        modes = [(m, m.training) for m in self.module.modules()]
-        self.module.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def output(self, inputs: Any) -> Any:
         """What the teacher makes of a batch; without a history, so that none of its weights gets a gradient."""

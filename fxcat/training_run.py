@@ -145,9 +145,7 @@ class TrainingRun:
         with self.weights.cast():
             return self.teacher.output(inputs)
 
-    def _train(
-        self, inputs: Any, targets: Any, taught: Any, epoch: int, step: int
-    ) -> tuple[float, int | None, float]:
+    def _train(self, inputs: Any, targets: Any, taught: Any, epoch: int, step: int) -> tuple[float, int | None, float]:
         """One step of the weights: the loss before it, how many are right, and the loss against the teacher."""
         with self.weights.cast():
             output = self._model(inputs)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxcat
+from fxcat.modes import in_eval
 from fxcat.teacher import Teacher
 
 HALF = fxcat.Target(flops=0.5)
@@ -170,7 +171,7 @@ def test_true_is_the_network_as_it_was_given(trained: nn.Module) -> None:
         before = trained(images)
         for parameter in net.weight_parameters():
             parameter.zero_()
-        with teacher.in_eval():
+        with in_eval(teacher.module):
             found = teacher.output(images)
     torch.testing.assert_close(found, before)
     assert not found.requires_grad and not any(p.requires_grad for p in teacher.module.parameters())
