@@ -34,8 +34,8 @@ class Stage:
     """One `prepare`, and what has left the network since.
 
     `options`, `in_regions`, `example`: what was asked for; `example` is None if it cannot be described. `shapes`: of
-    the model. `gates`: names and counts. `closed`: for every shrink the numbers that the gates that were closed had. `biases`: the
-    layers that were given one.
+    the model. `gates`: names and counts. `closed`: for every shrink the numbers that the gates that were closed had.
+    `biases`: paths of the layers that were given one.
     """
 
     options: Mapping[str, Any]

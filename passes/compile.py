@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.contents import shapes_of
 from fxcat.consumers import Consumer
+from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
 from fxcat.errors import NothingToPruneError
 from fxcat.gated import GatedModule, GatePart, Program, Shrunk, Structure

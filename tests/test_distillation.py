@@ -22,6 +22,7 @@ from fxcat.modes import in_eval
 from fxcat.teacher import Teacher
 
 HALF = fxcat.Target(flops=0.5)
+SHORT = Setup(epochs=3, batch=32)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -132,7 +133,7 @@ def test_the_network_learns_from_the_teacher_alone(trained: nn.Module) -> None:
 def test_a_teacher_that_counts_nothing_changes_nothing(trained: nn.Module) -> None:
     """Neither data order nor dropout nor gates nor statistics, whatever the teacher does."""
     with_it, without = (
-        run(None, Setup(epochs=3), **options) for options in ({"teacher": trained, "distillation_weight": 0.0}, {})
+        run(None, SHORT, **options) for options in ({"teacher": trained, "distillation_weight": 0.0}, {})
     )
     ours, theirs = with_it.net.state_dict(), without.net.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
@@ -305,9 +306,6 @@ def test_a_loss_that_is_not_finite_names_the_teacher(trained: nn.Module) -> None
         fxcat.fit(prepared(), loader(), epochs=1, target=HALF, progress=False, **nowhere)
 
 
-SHORT = Setup(epochs=3)
-
-
 @pytest.fixture(scope="module")
 def stored(trained: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a run with a teacher that was interrupted in its second epoch."""
@@ -321,7 +319,7 @@ def stored(trained: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.mark.parametrize("own", (True, False))
 def test_an_interrupted_run_ends_the_same(setup: str, own: bool, trained: nn.Module, tmp_path: Path) -> None:
     """`own`: the teacher is the network itself, which has to begin with the same weights each time."""
-    chosen = replace(SETUPS[setup], epochs=4)
+    chosen = replace(SETUPS[setup], epochs=4, batch=32)
     options: dict[str, Any] = {"teacher": True if own else trained}
     whole = run(None, chosen, **options)
     for seed in range(chosen.epochs):
