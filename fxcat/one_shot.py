@@ -35,10 +35,10 @@ def one_shot(
     average over these, in the whole network in `eval()`, then goes into the biases of the convolutions and linear
     layers that read them: a unit that is constant over the data goes without any change, others with less
     (Variance-Based Pruning, arXiv 2507.12988, §3). A layer without a bias gets one, or the running mean of a batch
-    normalisation that alone follows it takes the shift; make optimizers afterwards. `finalize` is exact as ever, but
-    with all gates open again the network would no longer be the one that was prepared. Where a convolution pads with
-    zeros, the mean over positions is not exact at the borders. Not made up for, and logged as a warning: what ops other
-    than those layers make of the units. Nor is what sections give that close.
+    normalisation that alone follows it takes the shift; make optimizers afterwards. Where positions differ, as at
+    borders that a convolution pads with zeros, it is the mean over them. Not made up for, and logged as a warning: what
+    ops other than those layers make of the units. Nor is what sections give that close. `finalize` is exact as ever;
+    but with all gates open again, the network would no longer be the one that was prepared.
 
     Raises `InputError` for scores of another shape, NaN or negative ones, and without a batch, `TargetError` if the
     target cannot be reached, and `TrainingError` if what units give is not finite; then nothing has changed.

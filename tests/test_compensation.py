@@ -30,14 +30,14 @@ class Branches(nn.Module):
         self.left, self.right = (nn.Conv2d(8, 6, 1, bias=bias) for _ in range(2))
         self.depthwise = nn.Conv2d(6, 6, 3, groups=6, bias=bias)
         self.grouped = nn.Conv2d(6, 8, 1, groups=2, bias=bias)
-        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, bias=bias)
-        self.head = nn.Linear(4 * 12 * 12, 5, bias=bias)
+        self.up = nn.ConvTranspose2d(8, 4, 1, bias=bias)
+        self.head = nn.Linear(4 * 6 * 6, 5, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.stem(x))
         x = torch.sigmoid(self.left(x) + self.right(x))
-        x = self.grouped(F.relu(self.depthwise(x)) + 1)
-        return self.head(F.silu(self.up(x)).flatten(1))
+        x = F.softplus(self.grouped(F.relu(self.depthwise(x)) + 1))
+        return self.head(torch.sigmoid(self.up(x)).flatten(1))
 
 
 def normalised(bias: bool) -> nn.Sequential:
@@ -84,7 +84,7 @@ def with_constants(model: nn.Module, dead: GatedModule) -> tuple[nn.Module, torc
     tensors = dict(model.named_parameters())
     for name, axes in dead.program.unit_axes(dead.network).items():
         if name.endswith("weight") and tensors[name].dim() > 1:
-            axis = 1 if "up" in name else 0
+            axis = 1 if name.startswith("up") else 0
             numbers = axes.get(axis)
             if numbers is not None:
                 constant = (numbers >= 0) & (scores[numbers.clamp(min=0)] == 0)
