@@ -110,5 +110,5 @@ def _digest(module: nn.Module) -> str:
     found = hashlib.sha256()
     for name, tensor in tensors_of(module).items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:12]
