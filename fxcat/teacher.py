@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,12 @@ from fxcat.contents import tensors_of
 from fxcat.distillation import distillation_loss
 from fxcat.distributed import from_everyone, from_main
 from fxcat.errors import InputError
+from fxcat.files import checksum
 from fxcat.gated import GatedModule
 
 DistillationLoss = Callable[[Any, Any], torch.Tensor]
+SHOWN = 12
+"""How many digits of a digest tell teachers apart, and fit into an error message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,8 @@ class Teacher:
 
     @classmethod
     def _made(cls, module: nn.Module, loss: DistillationLoss, weight: float) -> Teacher:
-        return cls(module, loss, weight, f"{type(module).__name__} {_digest(module)}")
+        digest = checksum({name: t.cpu().contiguous() for name, t in tensors_of(module).items()}, {})
+        return cls(module, loss, weight, f"{type(module).__name__} {digest[:SHOWN]}")
 
     def output(self, inputs: Any) -> Any:
         """What the teacher makes of a batch; without a history, so that none of its weights gets a gradient."""
@@ -103,12 +106,3 @@ def _copy_of(net: GatedModule) -> nn.Module:
         from_main(sent)
         tensor.copy_(sent)
     return copy
-
-
-def _digest(module: nn.Module) -> str:
-    """Of all parameters and buffers with their names, types and shapes; short, for error messages."""
-    found = hashlib.sha256()
-    for name, tensor in tensors_of(module).items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:12]
