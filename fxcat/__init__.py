@@ -3,6 +3,7 @@
 from fxcat import importance
 from fxcat.api import finalize, prepare
 from fxcat.controller import GateController
+from fxcat.distillation import distillation_loss
 from fxcat.errors import (
     CaptureError,
     ExportError,
@@ -47,6 +48,7 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "__version__",
+    "distillation_loss",
     "export_onnx",
     "finalize",
     "fit",

@@ -34,7 +34,7 @@ def write_tensors(
     """
     # one after the other: tensors may share memory, which the format refuses
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    header = {**texts, "format": kind, "checksum": _checksum(own, {**texts, "format": kind})}
+    header = {**texts, "format": kind, "checksum": checksum(own, {**texts, "format": kind})}
     try:
         content = serialize(own, header)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -81,8 +81,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
         raise StorageError(
             f"the file cannot be read: {error}", where=str(path), remedy="it is damaged, or no safetensors file"
         ) from error
-    checksum = header.pop("checksum", None)
-    if checksum != _checksum(tensors, header):
+    written = header.pop("checksum", None)
+    if written != checksum(tensors, header):
         raise StorageError(
             "the file is damaged: its checksum is not that of its contents",
             where=str(path),
@@ -101,7 +101,7 @@ def remove_unfinished(folder: Path, name: str) -> None:
         raise StorageError(f"an unfinished file cannot be removed: {error}", where=str(folder)) from error
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> str:
+def checksum(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> str:
     """SHA-256 over texts, and over names, types, shapes and bytes of contiguous tensors on the CPU."""
     digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
     for name, tensor in sorted(tensors.items()):

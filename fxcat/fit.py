@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxcat.checkpoint import Checkpoints
 from fxcat.controller import GateController
+from fxcat.distillation import distillation_loss
 from fxcat.distributed import is_main, joined
 from fxcat.errors import InputError, located
 from fxcat.gated import GatedModule
 from fxcat.history import History
 from fxcat.losses import cross_entropy
+from fxcat.modes import in_eval
 from fxcat.progress import Progress
 from fxcat.records import Pressure, Target
 from fxcat.run_state import RunState
+from fxcat.teacher import DistillationLoss, Teacher, teacher_settings
 from fxcat.tensorboard import TensorBoard
 from fxcat.training_run import Batches, TrainingRun, needs_recent
 from fxcat.weight_training import Scheduler, WeightTraining
@@ -41,6 +46,9 @@ def fit(
     until: float = 0.55,
     held_out: Iterable[Any] | None = None,
     section_differences: bool = False,
+    teacher: nn.Module | bool | None = None,
+    distillation: DistillationLoss = distillation_loss,
+    distillation_weight: float = 0.5,
     autocast: torch.dtype | None = None,
     device: str | torch.device | None = None,
     checkpoint_dir: PathLike | None = None,
@@ -62,6 +70,15 @@ def fit(
     that the ratios of `policy="ratio"` learn from; without them every fourth training batch of the gated phase serves,
     and the weights do not see it in that epoch. `section_differences`: measure what a section is worth by two forward
     passes, one section per step.
+
+    `teacher`: what the network learns from beside the targets: True for a frozen copy of the network as it is now, with
+    all gates open (for a pretrained start), or any module that takes the same inputs. Of every batch then
+    (1 − w) · `loss` + w · `distillation(output, teacher_output)` is minimised, w = `distillation_weight`, weights and
+    gates alike; by default `distillation_loss`, another temperature is `functools.partial(distillation_loss,
+    temperature=4.0)`. The teacher is moved to the device, runs in `eval()`, under the same `autocast`, without
+    gradients, and is never changed; afterwards its modules are in the modes that they were in. The history has its loss
+    apart, `train_loss` and what is validated are of `loss` alone, and so is what ratios learn from `held_out`. A run is
+    resumed with the teacher that it had.
 
     `checkpoint_dir`: receives files after every epoch (see `Checkpoints`). `resume`: go on from them, with the same
     arguments, a network that has just been prepared, and an optimizer and loaders that have just been made; the weights
@@ -93,8 +110,10 @@ def fit(
             scaler=weights.scaler,
             seed=seed,
         )
-        run = TrainingRun(controller, weights, batches, loss, section_differences=section_differences)
-        _train(run, epochs, seed, checkpoint_dir, log_dir, resume=resume, progress=progress)
+        taught = Teacher.begin(net, teacher, distillation, distillation_weight, place)
+        run = TrainingRun(controller, weights, batches, loss, taught, section_differences=section_differences)
+        with nullcontext() if taught is None else in_eval(taught.module):
+            _train(run, epochs, seed, checkpoint_dir, log_dir, resume=resume, progress=progress)
     return run.history
 
 
@@ -118,6 +137,7 @@ def _train(
     """All epochs that are left, with what is written and shown beside them."""
     steps = run.batches.steps
     settings = {"epochs": epochs, "steps_per_epoch": steps, "seed": seed, **run.weights.settings()}
+    settings |= teacher_settings(run.teacher)
     state = RunState(settings, run.controller, run.weights, run.batches.named(), run.history)
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
     if checkpoints is not None:

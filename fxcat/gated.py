@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import networkx as nx
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxcat.appraisal import Appraisal
+from fxcat.consumers import Consumer
 from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
 from fxcat.limits import GateLimits, Limits
@@ -72,6 +73,16 @@ class Program(Protocol):
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         """Remove what is 0 from the network, in place. On an error nothing is changed."""
+        ...
+
+    def consumers(
+        self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor
+    ) -> tuple[tuple[Consumer, ...], tuple[Pinned, ...]]:
+        """The layers that read what a setting closes, and the other places where it meets what stays."""
+        ...
+
+    def with_biases(self, network: nn.Module, paths: Sequence[str]) -> tuple[Program, CostModel, Structure]:
+        """Give layers without a bias one that is zero, in place."""
         ...
 
     def unit_axes(self, network: nn.Module) -> Mapping[str, Mapping[int, torch.Tensor]]:
@@ -263,6 +274,14 @@ class GatedModule(nn.Module):
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         self.train(self.training)
         return shrunk
+
+    def add_biases(self, paths: Sequence[str]) -> None:
+        """Give layers that have none a bias, zero; `paths`: of their modules. Gates and all else stay as they are."""
+        self.program, cost_model, self.structure = self.program.with_biases(self.network, paths)
+        self.cost_model = cost_model.to(self.gate_vector.theta.device)
+        stage = self.recipe[-1]
+        self.recipe = (*self.recipe[:-1], replace(stage, biases=(*stage.biases, *paths)))
+        self._is_installed = False
 
     def _settle(self, keep: torch.Tensor, origin: torch.Tensor) -> None:
         """Note what stays in the network without a gate when only the gates `origin` are left."""

@@ -21,6 +21,7 @@ from fxcat.fractions import marginal_macs
 from fxcat.gated import GatedModule
 from fxcat.groups import group_ids
 from fxcat.losses import cross_entropy
+from fxcat.modes import in_eval
 
 __all__ = ["from_torch_pruning", "norm_scale", "taylor"]
 
@@ -135,17 +136,13 @@ def _open_gates(net: GatedModule) -> Generator[None, None, None]:
     """Every gate open and differentiable, every module in `eval()`; all as it was afterwards."""
     vector = net.gate_vector
     theta = vector.theta
-    modes = [(m, m.training) for m in net.modules()]
     before, needed, values, sample = theta.detach().clone(), theta.requires_grad, vector.values, vector.sample
     try:
-        net.eval()
-        vector.train()  # the vector alone: it is differentiable in training only
-        vector.values = "hard"
-        theta.requires_grad_().data.fill_(1.0)
-        with torch.enable_grad():
+        with in_eval(net), torch.enable_grad():
+            vector.train()  # the vector alone: it is differentiable in training only
+            vector.values = "hard"
+            theta.requires_grad_().data.fill_(1.0)
             yield
     finally:
         theta.requires_grad_(needed).data.copy_(before)
         vector.values, vector.sample = values, sample
-        for module, mode in modes:
-            module.training = mode

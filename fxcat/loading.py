@@ -46,6 +46,8 @@ def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> nn.Module:
     example = make_example(stage.example) if example_inputs is None else example_inputs
     net = build(model, example, Options.of(stage.options), in_regions=stage.in_regions)
     check_gates(net.recipe[-1].gates, stage.gates)
+    if stage.biases:  # at their full width, whenever they came: they shrink with all else
+        net.add_biases(stage.biases)
     for closed in stage.closed[:-1]:
         net.shrink(net.gate_vector.open_but(closed))
     with torch.no_grad():

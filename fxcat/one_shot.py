@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
+from fxcat.compensation import measure
 from fxcat.errors import InputError
 from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
 from fxcat.gated import GatedModule
@@ -17,21 +21,42 @@ TIE = 1e-6
 """By how much, relatively, equal scores are made different."""
 
 
-def one_shot(net: GatedModule, scores: torch.Tensor, *, target: Target) -> None:
+def one_shot(
+    net: GatedModule, scores: torch.Tensor, *, target: Target, compensate: Iterable[Any] | None = None
+) -> None:
     """Prune without gated training: set θ to 0 and 1, so that `finalize(net)` meets the target.
 
     What scores least per cost is closed until the cost is within 1 % below the target (as far as the widths allow), and
     never above it. The cost of a gate is what it adds to the whole network: by costs that follow what has been closed
     already, the layers next to narrow ones would be kept wide. `scores`: one per gate, from `fxcat.importance` or your
-    own, ≥ 0. The weights are not touched. Fine-tune what `finalize` returns.
+    own, ≥ 0. The weights are not touched, unless you ask for it. Fine-tune what `finalize` returns.
 
-    Raises `InputError` for scores of another shape, NaN or negative ones, and `TargetError` if the target cannot be
-    reached; then nothing has changed.
+    `compensate`: a few batches of `(inputs, targets)`; the targets are not used. What the units that close gave on
+    average over these, in the whole network in `eval()`, then goes into the biases of the convolutions and linear
+    layers that read them: a unit that is constant over the data goes without any change, others with less
+    (Variance-Based Pruning, arXiv 2507.12988, §3). A layer without a bias gets one, or the running mean of a batch
+    normalisation that alone follows it takes the shift; make optimizers afterwards. Where positions differ, as at
+    borders that a convolution pads with zeros, it is the mean over them. Not made up for, and logged as a warning: what
+    ops other than those layers make of the units. Nor is what sections give that close. `finalize` is exact as ever;
+    but with all gates open again, the network would no longer be the one that was prepared.
+
+    Raises `InputError` for scores of another shape, NaN or negative ones, and without a batch, `TargetError` if the
+    target cannot be reached, and `TrainingError` if what units give is not finite; then nothing has changed.
     """
+    batches = None if compensate is None else list(compensate)
     scores, last = _ranked(net, scores, target)
     setting = torch.ones_like(net.gate_vector.theta.detach())
     setting[last] = 0.0
-    net.gate_vector.theta.data.copy_(select_structure(net, target, scores, setting))
+    chosen = select_structure(net, target, scores, setting)
+    if batches is not None:
+        found = measure(net, chosen, batches)
+        while missing := found.without_place(net):
+            net.add_biases(missing)
+            # they cost parameters: perhaps more has to close for them
+            chosen = select_structure(net, target, scores, chosen)
+            found = measure(net, chosen, batches)
+        found.apply(net)
+    net.gate_vector.theta.data.copy_(chosen)
 
 
 def warm_start(net: GatedModule, scores: torch.Tensor, *, target: Target) -> None:

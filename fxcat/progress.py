@@ -46,8 +46,9 @@ class Progress:
         if self._bar.disable:
             return
         seen = "" if record.val_accuracy is None else f", validation {record.val_accuracy:.1%}"
+        taught = "" if record.distillation_loss is None else f", against the teacher {record.distillation_loss:.3f}"
         self._bar.console.print(
-            f"epoch {record.epoch + 1} ({record.phase}): loss {record.train_loss:.3f}{seen}, MACs {record.macs:.1%}, "
-            f"parameters {record.params:.1%}, undecided {record.undecided}",
+            f"epoch {record.epoch + 1} ({record.phase}): loss {record.train_loss:.3f}{taught}{seen}, "
+            f"MACs {record.macs:.1%}, parameters {record.params:.1%}, undecided {record.undecided}",
             highlight=False,
         )

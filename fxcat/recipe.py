@@ -35,6 +35,7 @@ class Stage:
 
     `options`, `in_regions`, `example`: what was asked for; `example` is None if it cannot be described. `shapes`: of
     the model. `gates`: names and counts. `closed`: for every shrink the numbers that the gates that were closed had.
+    `biases`: paths of the layers that were given one.
     """
 
     options: Mapping[str, Any]
@@ -43,6 +44,7 @@ class Stage:
     shapes: Shapes
     gates: tuple[tuple[str, int], ...]
     closed: tuple[tuple[int, ...], ...] = ()
+    biases: tuple[str, ...] = ()
 
     def after(self, keep: torch.Tensor) -> Stage:
         """With one more shrink; `keep`: 0/1, shape (gates,)."""
@@ -130,6 +132,7 @@ def _stage(content: dict[str, Any]) -> Stage:
         _shapes(content["shapes"]),
         tuple((str(name), int(count)) for name, count in content["gates"]),
         tuple(tuple(int(g) for g in closed) for closed in content["closed"]),
+        tuple(str(path) for path in content.get("biases", ())),
     )
 
 

@@ -63,6 +63,7 @@ def _scalars(record: EpochRecord) -> dict[str, float | None]:
     return {
         "loss/training": record.train_loss,
         "loss/validation": record.val_loss,
+        "loss/distillation": record.distillation_loss,
         "accuracy/training": record.train_accuracy,
         "accuracy/validation": record.val_accuracy,
         "cost/MACs": record.macs,

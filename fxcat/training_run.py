@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sized
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from fxcat.history import EpochRecord, History
 from fxcat.losses import count_correct
 from fxcat.progress import Progress
 from fxcat.recalibrate import recalibrate, recalibrated
+from fxcat.teacher import Teacher
 from fxcat.weight_training import WeightTraining
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -31,24 +33,32 @@ class Totals:
     correct: int = 0
     examples: int = 0
     classified: bool = True
+    distillation: float = 0.0
 
-    def add(self, loss: float, correct: int | None, examples: int) -> None:
-        """Add a batch: the mean of its loss, how many are right (None if it is no classifier), its size."""
+    def add(self, loss: float, correct: int | None, examples: int, distillation: float = 0.0) -> None:
+        """Add a batch: the means of its losses, how many are right (None if it is no classifier), its size."""
         self.loss += loss * examples
+        self.distillation += distillation * examples
         self.correct += correct or 0
         self.examples += examples
         self.classified &= correct is not None
 
     def joined(self, device: torch.device) -> Totals:
         """Sums over all processes too."""
-        own = [self.loss, self.correct, self.examples, not self.classified]
-        loss, correct, examples, others = sum_over_processes(torch.tensor(own, dtype=torch.float64, device=device))
-        return Totals(float(loss), int(correct), int(examples), not bool(others))
+        own = [self.loss, self.correct, self.examples, not self.classified, self.distillation]
+        total = sum_over_processes(torch.tensor(own, dtype=torch.float64, device=device))
+        loss, correct, examples, others, distillation = total.tolist()
+        return Totals(loss, int(correct), int(examples), not bool(others), distillation)
 
     @property
     def mean_loss(self) -> float:
         """Per example."""
         return self.loss / max(1, self.examples)
+
+    @property
+    def mean_distillation(self) -> float:
+        """Per example."""
+        return self.distillation / max(1, self.examples)
 
     @property
     def accuracy(self) -> float | None:
@@ -90,11 +100,12 @@ class TrainingRun:
         weights: WeightTraining,
         batches: Batches,
         loss: Loss,
+        teacher: Teacher | None,
         *,
         section_differences: bool,
     ) -> None:
         self.net, self.controller, self.weights = controller.net, controller, weights
-        self.batches, self.loss = batches, loss
+        self.batches, self.loss, self.teacher = batches, loss, teacher
         self.device, self.section_differences = weights.device, section_differences
         self.history = History()
         self.recent: deque[torch.Tensor] = deque(maxlen=CALIBRATION_BATCHES)
@@ -117,35 +128,52 @@ class TrainingRun:
             if self.controller.wants_held_out and held_out is None:
                 self._follow(self.controller.step(held_out=(inputs, targets)), epoch)
             else:
-                value, correct = self._train(inputs, targets, epoch, step)
-                totals.add(value, correct, len(inputs))
-                closure = self._closure(inputs, targets) if self.section_differences else None
+                taught = self._taught(inputs)
+                value, correct, distillation = self._train(inputs, targets, taught, epoch, step)
+                totals.add(value, correct, len(inputs), distillation)
+                closure = self._closure(inputs, targets, taught) if self.section_differences else None
                 extra = held_out.next() if held_out is not None and self.controller.wants_held_out else None
                 self._follow(self.controller.step(closure=closure, held_out=extra), epoch)
             self.weights.after_step()
             bar.update(epoch, totals.mean_loss, totals.accuracy, self._expected(), self.controller.undecided)
         return self._recorded(epoch, totals.joined(self.device), self._validate(batches.validation), bar)
 
-    def _train(self, inputs: Any, targets: Any, epoch: int, step: int) -> tuple[float, int | None]:
-        """One step of the weights: the loss before it, and how many are right."""
+    def _taught(self, inputs: Any) -> Any:
+        """What the teacher makes of a batch; None without one."""
+        if self.teacher is None:
+            return None
+        with self.weights.cast():
+            return self.teacher.output(inputs)
+
+    def _train(self, inputs: Any, targets: Any, taught: Any, epoch: int, step: int) -> tuple[float, int | None, float]:
+        """One step of the weights: the loss before it, how many are right, and the loss against the teacher."""
         with self.weights.cast():
             output = self._model(inputs)
-            loss = self.loss(output, targets)
-        value = loss.item()
-        if value != value or value in (float("inf"), float("-inf")):
-            raise TrainingError(
-                f"the loss is {value}",
-                where=f"epoch {epoch}, step {step}; the weights are those before this step",
-                remedy="lower the learning rate or check the data; the last checkpoint, if any, is intact",
-            )
-        self.weights.step(loss)
+            losses = self._losses(output, targets, taught)
+        values = [loss.item() for loss in losses]
+        for value, by in zip(values, ("loss", "distillation"), strict=False):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value}" + (" against the teacher" if by == "distillation" else ""),
+                    where=f"epoch {epoch}, step {step}; the weights are those before this step",
+                    remedy="lower the learning rate or check the data; the last checkpoint, if any, is intact",
+                )
+        self.weights.step(self._objective(losses))
         self.recent.append(inputs)
-        return value, count_correct(output, targets)
+        return values[0], count_correct(output, targets), sum(values[1:])
 
-    def _closure(self, inputs: Any, targets: Any) -> Callable[[], torch.Tensor]:
+    def _losses(self, output: Any, targets: Any, taught: Any) -> list[torch.Tensor]:
+        """The task's loss, and with a teacher that against it."""
+        losses = [self.loss(output, targets)]
+        return losses if self.teacher is None else [*losses, self.teacher.loss(output, taught)]
+
+    def _objective(self, losses: list[torch.Tensor]) -> torch.Tensor:
+        return losses[0] if self.teacher is None else self.teacher.mixed(losses[0], losses[1])
+
+    def _closure(self, inputs: Any, targets: Any, taught: Any) -> Callable[[], torch.Tensor]:
         def loss() -> torch.Tensor:
             with self.weights.cast():
-                return self.loss(self.net(inputs), targets)
+                return self._objective(self._losses(self.net(inputs), targets, taught))
 
         return loss
 
@@ -189,6 +217,7 @@ class TrainingRun:
             self.controller.undecided,
             live,
             sum(live[s.name] for s in self.net.start_structure.sections),
+            None if self.teacher is None else training.mean_distillation,
         )
         self.history.epochs.append(record)
         bar.finished(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcat.consumers import Consumer
 from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
 from fxcat.errors import NothingToPruneError
-from fxcat.gated import GatedModule, GatePart, Program, Shrunk
+from fxcat.gated import GatedModule, GatePart, Program, Shrunk, Structure
 from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.codegen import install
+from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
 from fxcat.passes.entries import with_entries
@@ -32,6 +34,7 @@ from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
 from fxcat.recipe import Stage, attached, describe_example, parse
+from fxcat.records import Pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,27 @@ class Compiled(Program):
         origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
         parts = gate_parts(analysis)
         return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
+
+    def consumers(
+        self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor
+    ) -> tuple[tuple[Consumer, ...], tuple[Pinned, ...]]:
+        left = set(self.plan(network, units, sections, final=True).origin.values())
+        return find_consumers(self.analysis, self.gatings, network, left, units)
+
+    def with_biases(self, network: nn.Module, paths: Sequence[str]) -> tuple[Program, CostModel, Structure]:
+        before = self.analysis
+        _remove_gates(network, self)
+        for path in paths:
+            layer: Any = network.get_submodule(path)
+            width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            layer.bias = nn.Parameter(layer.weight.new_zeros(width))
+        # an earlier shrink may have frozen some, and left joins that are no sections
+        joins = {s.join for s in before.sections}
+        analysis = analyse(before.captured, meta_twin(network), before.options, _frozen(before), joins)
+        compiled = _compile(analysis)
+        _add_gates(network, compiled)
+        found = replace(describe(analysis), pinned=describe(before).pinned)
+        return compiled, CostModel(analysis.terms), found
 
     def unit_axes(self, network: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
         units = self.analysis.units
@@ -193,14 +217,14 @@ def _inner_regions(compiled: Compiled) -> list[Region]:
     return [r for r in compiled.analysis.regions if r.path]
 
 
-def _frozen(analysis: Analysis, plan: Plan) -> dict[str, dict[int, torch.Tensor]]:
-    """For every remaining parameter axis which of its entries were not units: they must not become some."""
+def _frozen(analysis: Analysis, plan: Plan | None = None) -> dict[str, dict[int, torch.Tensor]]:
+    """For every parameter axis that a plan leaves which of its entries were not units: they must not become some."""
     frozen: dict[str, dict[int, torch.Tensor]] = {}
     for name, axes in analysis.units.parameters.items():
         for axis, labels in axes.items():
             if axis >= 0:
                 mask = analysis.units.of_label[labels] == NO_UNIT
-                index = plan.keep.get(name, {}).get(axis)
+                index = None if plan is None else plan.keep.get(name, {}).get(axis)
                 frozen.setdefault(name, {})[axis] = mask if index is None else mask[index]
     return frozen
 

@@ -82,7 +82,8 @@ class Ending(DataLoader[Any]):
 
 
 def provided_loop(folder: Path, what: str) -> None:
-    """Train through `fit`. `ends`: only three epochs; `resumes`: from where a run in the folder came to."""
+    """Train through `fit`. `ends`: only three epochs; `resumes`: from where a run in the folder came to; `taught`: by
+    the network as it was, `untaught`: by modules that differ."""
     processes, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     torch.manual_seed(rank)  # rank 0's weights are everybody's
     parts = [batch(step) for step in range(10)]
@@ -91,6 +92,7 @@ def provided_loop(folder: Path, what: str) -> None:
     loader = Ending(data, batch_size=BATCH // processes, sampler=None if what == "unsplit" else sampler)
     loader.ends = 3 if what == "ends" else None
     net = fxcat.prepare(Net().double(), torch.zeros(1, 3, 8, 8), verbose=False)
+    teacher = {"taught": True, "untaught": Net().double()}.get(what)
     checkpoints = folder / "checkpoints" if what in ("ends", "resumes") else None
     history = fxcat.fit(
         net,
@@ -101,10 +103,12 @@ def provided_loop(folder: Path, what: str) -> None:
         lr=0.05,
         checkpoint_dir=checkpoints,
         resume=what == "resumes",
+        teacher=teacher,
         progress=False,
     )
     last = history.epochs[-1]
-    figures = torch.tensor([last.train_loss, last.val_loss or 0.0, last.train_accuracy or 0.0])
+    taught = last.distillation_loss or 0.0
+    figures = torch.tensor([last.train_loss, last.val_loss or 0.0, last.train_accuracy or 0.0, taught])
     state = {"weights": dict(net.network.named_parameters()), "numbers": net.gate_vector.numbers, "figures": figures}
     torch.save(state, folder / f"{what}-{processes}-{rank}.pt")
 

@@ -71,6 +71,20 @@ def test_fit_does_in_two_processes_what_it_does_in_one_and_goes_on_in_another_nu
         same(one, load(folder / f"resumes-{after}-0.pt"))
 
 
+def test_a_teacher_is_the_same_in_all_processes(tmp_path: Path) -> None:
+    for processes in (1, 2):
+        done = torchrun(tmp_path, processes, "taught")
+        assert done.returncode == 0, done.stderr
+    one, first, second = (load(tmp_path / f"taught-{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    same(one, first)
+    assert float(first["figures"][-1]) > 0
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name])
+    done = torchrun(tmp_path, 2, "untaught")
+    assert done.returncode != 0
+    assert "differ between the processes" in done.stderr
+
+
 def test_data_that_is_not_split_is_refused(tmp_path: Path) -> None:
     done = torchrun(tmp_path, 2, "unsplit")
     assert done.returncode != 0

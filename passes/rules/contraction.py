@@ -110,6 +110,7 @@ class Conv(Rule):
     """
 
     zero = Zero.BREAKS
+    affine = True
     parameters = ("weight", "bias")
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
@@ -247,6 +248,7 @@ class Linear(Rule):
     """Fully connected layers, on the last axis."""
 
     zero = Zero.BREAKS
+    affine = True
     parameters = ("weight", "bias")
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:

@@ -141,6 +141,10 @@ class Rule:
     keeps_infinity: bool = False
     """What is infinite in an input is so in the output."""
 
+    affine: bool = False
+    """The module has a `weight` and perhaps a `bias`, and is affine in its first input; the channels of what it reads
+    and gives lie along axis 1 − (dimensions of the weight)."""
+
     parameters: tuple[str, ...] = ()
     """Parameters and buffers of the module that `flow` binds to axes; a module that lacks one is opaque."""
 
