@@ -19,7 +19,6 @@ kept in the JSON file and not repeated; fxcat's are, when its code has changed.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 from common import print_table
 from frontier_methods import FXCAT, METHODS, SHALLOWER, THREE_WAY, Run, applicable, measured
 from frontier_tasks import TASKS, loaded
+from summaries import figures
 from workers import Job, run_jobs
 
 
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per model, target and method; times are medians."""
+    """One row per model, target and method."""
     result: list[dict[str, Any]] = []
     for model, target, method in dict.fromkeys((r["model"], r["target"], r["method"]) for r in rows):
         some = [r for r in rows if (r["model"], r["target"], r["method"]) == (model, target, method)]
@@ -106,15 +106,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "model": model,
                 "target": target,
                 "method": method + by_hand,
-                "seeds": len(some),
-                "accuracy %": f"{statistics.mean(r['accuracy %'] for r in some):.2f}",
-                "lowest %": f"{min(r['accuracy %'] for r in some):.2f}",
-                "MACs": round(statistics.mean(r["MACs"] for r in some)),
-                "parameters": round(statistics.mean(r["parameters"] for r in some)),
-                "sections left": f"{statistics.mean(r['sections'] for r in some):.3g} of {some[0]['of']}",
-                "latency ms": statistics.median(r["latency ms"] for r in some),
-                "÷ dense": f"{statistics.median(r['latency ÷ dense'] for r in some):.2f}",
-                "seconds": statistics.median(r["seconds"] for r in some),
+                **figures(some),
             }
         )
     return result

@@ -33,7 +33,8 @@ WIDTHS = (0.6, 1.25)
 
 @dataclass(frozen=True)
 class Run:
-    """What all methods of a row have in common. `batches(data, seed)`: for training and for the test."""
+    """What all methods of a row have in common. `batches(data, seed)`: for training and for the test.
+    `times_export`: measure the latency of the exported network."""
 
     task: Task
     data: Data
@@ -43,6 +44,7 @@ class Run:
     flops: float
     batches: Callable[[Data, int], tuple[Batches, Batches]]
     autocast: torch.dtype | None = None
+    times_export: bool = True
 
     @property
     def example(self) -> torch.Tensor:
@@ -67,12 +69,12 @@ def measured(method: str, run: Run) -> dict[str, Any]:
     return {
         "width": width,
         "accuracy %": 100 * accuracy(model, test),
-        **size(model.cpu(), run.task.build(1.0), run.example.cpu()),
+        **size(model.cpu(), run.task.build(1.0), run.example.cpu(), times_export=run.times_export),
         "seconds": round(seconds, 1),
     }
 
 
-def size(model: nn.Module, dense: nn.Module, example: torch.Tensor) -> dict[str, Any]:
+def size(model: nn.Module, dense: nn.Module, example: torch.Tensor, *, times_export: bool = True) -> dict[str, Any]:
     """MACs, parameters, latency, and how many of the sections that fxcat finds in the dense network are left."""
     net, whole = (fxcat.prepare(m, example, verbose=False) for m in (model, dense))
     return {
@@ -80,7 +82,7 @@ def size(model: nn.Module, dense: nn.Module, example: torch.Tensor) -> dict[str,
         "parameters": sum(p.numel() for p in model.parameters()),
         "sections": len(net.structure.sections),
         "of": len(whole.structure.sections),
-        **latency(model, dense, example),
+        **(latency(model, dense, example) if times_export else {}),
     }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch_pruning as tp
 from torch import nn
 from training import Batches
 
@@ -21,6 +20,8 @@ STEPS = 400
 
 def pruner(name: str, model: nn.Module, example: torch.Tensor) -> Any:
     """A pruner that removes a little at every step; the layer that gives the ten classes keeps its outputs."""
+    import torch_pruning as tp
+
     last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
     common: dict[str, Any] = {"pruning_ratio": 0.98, "iterative_steps": STEPS, "ignored_layers": last}
     if name == MAGNITUDE:
@@ -35,6 +36,8 @@ def pruner(name: str, model: nn.Module, example: torch.Tensor) -> Any:
 
 def prune_to(flops: float, pruner: Any, model: nn.Module, example: torch.Tensor) -> None:
     """Step until the MACs, as torch-pruning counts them, are at most that share."""
+    import torch_pruning as tp
+
     start = tp.utils.count_ops_and_params(model, example)[0]
     for _ in range(STEPS + 1):
         if tp.utils.count_ops_and_params(model, example)[0] <= flops * start:

@@ -22,7 +22,6 @@ has `fit(teacher=…)`. Finished runs are kept in the JSON file and not repeated
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from common import print_table
 from frontier_methods import size
 from frontier_tasks import Batches, Data, loaded
 from pretrained import Enlarged, efficientnet_lite0
+from summaries import figures
 from torch import nn
 from torch_pruning_peers import GROUP_NORM, MAGNITUDE, SPARSE, TAYLOR, gradients, prune_to, pruner
 from training import PlainRun, accuracy, train_plainly
@@ -206,7 +206,7 @@ def main() -> None:
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per budget, target and method; times are medians."""
+    """One row per budget, target and method."""
     result: list[dict[str, Any]] = []
     for steps, target, method in dict.fromkeys((r["steps"], r["target"], r["method"]) for r in rows):
         some = [r for r in rows if (r["steps"], r["target"], r["method"]) == (steps, target, method)]
@@ -216,15 +216,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "target": target,
                 "steps": steps,
                 "of which dense": some[0]["of which dense"],
-                "seeds": len(some),
-                "accuracy %": f"{statistics.mean(r['accuracy %'] for r in some):.2f}",
-                "lowest %": f"{min(r['accuracy %'] for r in some):.2f}",
-                "MACs": round(statistics.mean(r["MACs"] for r in some)),
-                "parameters": round(statistics.mean(r["parameters"] for r in some)),
-                "sections left": f"{statistics.mean(r['sections'] for r in some):.3g} of {some[0]['of']}",
-                "latency ms": statistics.median(r["latency ms"] for r in some),
-                "÷ dense": f"{statistics.median(r['latency ÷ dense'] for r in some):.2f}",
-                "seconds": statistics.median(r["seconds"] for r in some),
+                **figures(some),
             }
         )
     return result
