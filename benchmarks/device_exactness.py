@@ -14,7 +14,8 @@ MODELS = ("resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5",
 
 
 def measured(name: str, device: str, dtype: torch.dtype, settings: int) -> dict[str, Any]:
-    """A row; single precision is the full one, since TF32 rounds more coarsely than the tolerance."""
+    """A row; single precision is the full one, since TF32 rounds more coarsely than the
+    tolerance: it is off from here on, in this process."""
     start = time.perf_counter()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     generator = torch.Generator().manual_seed(1)

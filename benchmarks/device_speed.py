@@ -64,10 +64,11 @@ class _Network:
     ) -> None:
         model = model.to(example.device)
         self.net = model if flops is None else fxcat.prepare(model, example, verbose=False)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        gated = isinstance(self.net, fxcat.GatedModule)
+        parameters = self.net.weight_parameters() if gated else self.net.parameters()
+        self.optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
         self.controller = None
-        if isinstance(self.net, fxcat.GatedModule):
-            self.optimizer = torch.optim.SGD(self.net.weight_parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+        if gated:
             warmup, until = phase
             self.controller = fxcat.GateController(
                 *(self.net, self.optimizer),

@@ -1,4 +1,4 @@
-"""The comparison of `frontier.py` with the usual CIFAR-10 recipe on one GPU, in a few minutes; and what gates cost there.
+"""The comparison of `frontier.py` with the usual CIFAR-10 recipe on one GPU, in minutes; and what gates cost there.
 
     python benchmarks/gpu_frontier.py --cifar path/to/imagefolder --pack cifar10.safetensors    # a file to carry there
     python benchmarks/gpu_frontier.py --packed cifar10.safetensors --minutes 9
@@ -41,7 +41,10 @@ SIZE = 32
 MOST_EPOCHS = 200
 MARGIN = 0.75
 """Of the time that is left, for steps: runs also begin, prune, and are measured."""
+SHARE = 0.2
+"""Of the time, at most, for each of the parts before."""
 PROBE = 30
+CIFAR = [name for name, task in TASKS.items() if task.data == "cifar10"]
 PRECISIONS = {"bf16": torch.bfloat16, "tf32": None}
 SMALL: dict[str, Any] = {
     "models": ["resnet20"],
@@ -151,7 +154,7 @@ def exactness(options: argparse.Namespace) -> None:
             key |= {"device": options.device, "settings": options.settings}
             call = partial(device_exactness.measured, name, options.device, dtype, options.settings)
             jobs.append(Job(key, call))
-    rows = run_jobs(options.json, jobs)
+    rows = apart(jobs, options)
     if rows:
         print_table("gated and pruned networks on the device, relative differences", rows)
     print(f"{sum(row['failures'] for row in rows)} failures in {len(rows)} of {len(jobs)} checks")
@@ -166,9 +169,16 @@ def speed(decoded: Path, options: argparse.Namespace) -> None:
             key |= {"precision": options.precision, "device": options.device}
             call = partial(speed_of, name, decoded, compiled, options)
             jobs.append(Job(key, call))
-    rows = run_jobs(options.json, jobs)
+    rows = apart(jobs, options)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    print_table("what gates cost", [{column: row.get(column, "") for column in columns} for row in rows])
+    if rows:
+        print_table("what gates cost", [{column: row.get(column, "") for column in columns} for row in rows])
+
+
+def apart(jobs: list[Job], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One after another in a process of their own: its settings and memory go with it, and it can be ended."""
+    with pool_of(1) as pool:
+        return run_jobs(options.json, jobs, pool=pool, deadline=time.monotonic() + 60 * SHARE * options.minutes)
 
 
 def speed_of(name: str, decoded: Path, compiled: bool, options: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +205,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--minutes", type=float, default=9.0, help="of wall time, for all parts")
     parser.add_argument("--small", action="store_true", help="everything once, with next to nothing to compute")
-    parser.add_argument("--models", nargs="*", default=["resnet20", "resnet56"], choices=TASKS)
+    parser.add_argument("--models", nargs="*", default=["resnet20", "resnet56"], choices=CIFAR)
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--targets", nargs="*", type=float, default=[0.5, 0.25])
     parser.add_argument("--seed-list", nargs="*", type=int, default=[0, 1, 2])
