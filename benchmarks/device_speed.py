@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,32 +50,34 @@ def measured(
     return row
 
 
-class _Network:
-    """A network in training, gated or not; `flops` None: plain."""
+@dataclass
+class _Training:
+    """A network in training; `call`: as it is called, compiled or not; without a controller it is the plain one."""
 
-    def __init__(
-        self,
+    net: nn.Module
+    call: Callable[[torch.Tensor], torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    autocast: torch.dtype | None
+    controller: fxcat.GateController | None = None
+
+    @classmethod
+    def begin(cls, model: nn.Module, prepared: Callable[[nn.Module], Any], autocast: torch.dtype | None) -> _Training:
+        """Without gates."""
+        return cls(model, prepared(model.train()), _sgd(model.parameters()), autocast)
+
+    @classmethod
+    def begin_gated(
+        cls,
         model: nn.Module,
         example: torch.Tensor,
         prepared: Callable[[nn.Module], Any],
-        steps: int,
-        flops: float | None,
         autocast: torch.dtype | None,
-        phase: tuple[float, float] = (0.1, 0.55),
-    ) -> None:
-        model = model.to(example.device)
-        self.net = model if flops is None else fxcat.prepare(model, example, verbose=False)
-        gated = isinstance(self.net, fxcat.GatedModule)
-        parameters = self.net.weight_parameters() if gated else self.net.parameters()
-        self.optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
-        self.controller = None
-        if gated:
-            warmup, until = phase
-            self.controller = fxcat.GateController(
-                *(self.net, self.optimizer),
-                **{"target": fxcat.Target(flops=flops), "total_steps": steps, "warmup": warmup, "until": until},
-            )
-        self.call, self.autocast = prepared(self.net.train()), autocast
+        **schedule: Any,
+    ) -> _Training:
+        """`schedule`: of the `GateController`."""
+        net = fxcat.prepare(model, example, verbose=False).train()
+        optimizer = _sgd(net.weight_parameters())
+        return cls(net, prepared(net), optimizer, autocast, fxcat.GateController(net, optimizer, **schedule))
 
     def train(self, some: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
         """Seconds of these steps."""
@@ -101,15 +104,17 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Medians of a plain and of a gated step, in the gated phase, before anything is removed."""
     some = [batch for _, batch in zip(range(BLOCK), batches, strict=False)]
-    example, total = some[0][0][:1], 100 * BLOCK * (blocks + 1)
-    pair = [_Network(build(), example, prepared, total, f, autocast, (0.0, 1.0)) for f in (None, 0.5)]
-    times: list[list[float]] = [[], []]
+    example = some[0][0][:1]
+    plain = _Training.begin(build().to(example.device), prepared, autocast)
+    far = {"target": fxcat.Target(flops=0.5), "total_steps": 100 * BLOCK * (blocks + 1), "warmup": 0.0, "until": 1.0}
+    gated = _Training.begin_gated(build().to(example.device), example, prepared, autocast, **far)
+    times: dict[bool, list[float]] = {False: [], True: []}
     for block in range(blocks + 1):
-        for which in (0, 1) if block % 2 else (1, 0):
-            seconds = pair[which].train(some) / len(some)
-            if block:
+        for which in (False, True) if block % 2 else (True, False):
+            seconds = (gated if which else plain).train(some) / len(some)
+            if block:  # the first one warms up
                 times[which].append(seconds)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return statistics.median(times[False]), statistics.median(times[True])
 
 
 def run_seconds(
@@ -120,9 +125,19 @@ def run_seconds(
     flops: float | None,
     autocast: torch.dtype | None,
 ) -> float:
-    """A whole run, the making of its batches too."""
+    """A whole run, the making of its batches too; `flops` None: without gates."""
     example = next(iter(batches))[0][:1]
-    return _Network(model, example, prepared, steps, flops, autocast).train(_endless(batches, steps))
+    model = model.to(example.device)
+    if flops is None:
+        training = _Training.begin(model, prepared, autocast)
+    else:
+        schedule = {"target": fxcat.Target(flops=flops), "total_steps": steps}
+        training = _Training.begin_gated(model, example, prepared, autocast, **schedule)
+    return training.train(_endless(batches, steps))
+
+
+def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
 def _endless(batches: DeviceBatches, steps: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:

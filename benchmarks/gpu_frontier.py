@@ -47,6 +47,7 @@ PROBE = 30
 CIFAR = [name for name, task in TASKS.items() if task.data == "cifar10"]
 PRECISIONS = {"bf16": torch.bfloat16, "tf32": None}
 SMALL: dict[str, Any] = {
+    "minutes": 30.0,
     "models": ["resnet20"],
     "targets": [0.5],
     "methods": ["dense", "fxcat units+layers"],

@@ -13,8 +13,8 @@ from torch import nn
 class Batches(Protocol):
     """Batches (images, labels) of one epoch; `labels`: all of them."""
 
-    labels: torch.Tensor
-
+    @property
+    def labels(self) -> torch.Tensor: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Any: ...
 
