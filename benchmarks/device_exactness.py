@@ -10,7 +10,7 @@ import torch
 from exactness import calibrate, check_on, randomise, tensors
 from zoo import build, shapes
 
-MODELS = ("resnet18", "mobilenet_v3_small", "densenet121", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t")
+MODELS = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t")
 
 
 def measured(name: str, device: str, dtype: torch.dtype, settings: int) -> dict[str, Any]:

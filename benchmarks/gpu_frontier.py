@@ -163,8 +163,8 @@ def exactness(options: argparse.Namespace) -> None:
 
 def speed(decoded: Path, options: argparse.Namespace) -> None:
     jobs: list[Job] = []
-    for name in options.models:
-        for compiled in (False, True):
+    for compiled in (False, True):
+        for name in options.models:
             key: dict[str, Any] = {"part": "speed", "model": name, "compiled": compiled, "batch": options.speed_batch}
             key |= {"steps": options.speed_steps, "flops": options.targets[0], "backend": options.backend}
             key |= {"precision": options.precision, "device": options.device}

@@ -54,7 +54,7 @@ def test_frontier_in_two_processes(images: Path, tmp_path: Path) -> None:
     methods = ("--methods", "dense", "shallower", "tp magnitude", "fxcat units+layers")
     rows = rows_of("frontier.py", tmp_path, *given, *methods, "--batch-size", "16", "--cifar", str(images))
     assert {r["seed"] for r in rows} == {1}
-    assert {r["method"] for r in rows} == {"dense", "shallower resnet14", "shallower resnet8", *methods[3:]}
+    assert {r["method"] for r in rows} == {"dense", "shallower resnet14", *methods[3:]}
     dense = next(r for r in rows if r["method"] == "dense")
     for row in rows:
         assert row["latency ms"] > 0
