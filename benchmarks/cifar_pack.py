@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision.datasets import ImageFolder
-from torchvision.io import ImageReadMode, decode_image
 
 CHUNK = 500
-"""Images per task of a thread: decoding releases the interpreter, handing out single images would not."""
+"""Images per task of a thread."""
 
 
 def pack(folder: Path, path: Path) -> None:
@@ -34,7 +36,8 @@ def unpack(path: Path, decoded: Path) -> None:
     packed = load_file(path)
     tensors: dict[str, torch.Tensor] = {}
     for part in ("train", "test"):
-        files = packed[f"{part} files"].split(packed[f"{part} sizes"].tolist())
+        joined, ends = packed[f"{part} files"].numpy().tobytes(), packed[f"{part} sizes"].cumsum(0).tolist()
+        files = [joined[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
         with ThreadPoolExecutor() as threads:
             chunks = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
             tensors[f"{part} images"] = torch.cat(list(threads.map(_decode, chunks)))
@@ -42,5 +45,6 @@ def unpack(path: Path, decoded: Path) -> None:
     save_file(tensors, decoded)
 
 
-def _decode(files: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([decode_image(file, ImageReadMode.RGB) for file in files])
+def _decode(files: Sequence[bytes]) -> torch.Tensor:
+    pixels = np.stack([np.asarray(Image.open(BytesIO(file)).convert("RGB")) for file in files])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

@@ -21,6 +21,7 @@ FXCAT: dict[str, dict[str, Any]] = {
     "fxcat units": {"gates": "units"},
     "fxcat layers": {"gates": "layers"},
     "fxcat ratio": {"policy": "ratio"},
+    "fxcat round_to=8": {"gates": "units+layers", "round_to": 8},
 }
 THREE_WAY = ("narrow", "fxcat units+layers", "fxcat units", "fxcat layers")
 PEERS = (MAGNITUDE, BN_SCALE, GROUP_NORM)
