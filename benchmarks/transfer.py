@@ -8,6 +8,7 @@ schedules with the same highest rate, one for each part of the steps:
 
     dense                        fine-tuning, nothing is pruned
     fxcat                        pruned while it is fine-tuned
+    fxcat round_to=8             the same, to widths in multiples of eight: ONNX Runtime computes channels in blocks
     fxcat, fine-tuned first      half of the steps fine-tuning; pruned while the result is trained on
     fxcat, teacher               the same, and the fine-tuned dense network teaches the one that is pruned
     fxcat one-shot …             fine-tuning; `one_shot` by norm scales or Taylor scores; fine-tuning
@@ -80,8 +81,8 @@ class Transfer:
         train_plainly(model, self.train, epochs, self.lr)
         return model
 
-    def pruned(self, model: nn.Module, epochs: int, **options: Any) -> nn.Module:
-        net = fxcat.prepare(model, self.example, verbose=False)
+    def pruned(self, model: nn.Module, epochs: int, round_to: int = 1, **options: Any) -> nn.Module:
+        net = fxcat.prepare(model, self.example, round_to=round_to, verbose=False)
         fxcat.fit(
             net,
             self.train,
@@ -100,8 +101,8 @@ def dense(model: nn.Module, run: Transfer) -> tuple[nn.Module, int]:
     return run.tuned(model, run.epochs), run.epochs
 
 
-def while_tuned(model: nn.Module, run: Transfer) -> tuple[nn.Module, int]:
-    return run.pruned(model, run.epochs), 0
+def while_tuned(model: nn.Module, run: Transfer, round_to: int = 1) -> tuple[nn.Module, int]:
+    return run.pruned(model, run.epochs, round_to), 0
 
 
 def tuned_first(model: nn.Module, run: Transfer, teacher: bool = False) -> tuple[nn.Module, int]:
@@ -140,6 +141,7 @@ def peer(model: nn.Module, run: Transfer, name: str) -> tuple[nn.Module, int]:
 METHODS: dict[str, Callable[[nn.Module, Transfer], tuple[nn.Module, int]]] = {
     "dense": dense,
     "fxcat": while_tuned,
+    "fxcat round_to=8": partial(while_tuned, round_to=8),
     "fxcat, fine-tuned first": tuned_first,
     "fxcat, teacher": partial(tuned_first, teacher=True),
     "fxcat one-shot norm scale": partial(one_shot, taylor=False),
