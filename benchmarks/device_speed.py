@@ -75,7 +75,7 @@ class _Training:
         **schedule: Any,
     ) -> _Training:
         """`schedule`: of the `GateController`."""
-        net = fxcat.prepare(model, example, verbose=False).train()
+        net = fxcat.prepare(model, example.cpu(), verbose=False).to(example.device).train()
         optimizer = _sgd(net.weight_parameters())
         return cls(net, prepared(net), optimizer, autocast, fxcat.GateController(net, optimizer, **schedule))
 
@@ -107,7 +107,7 @@ def step_seconds(
     example = some[0][0][:1]
     plain = _Training.begin(build().to(example.device), prepared, autocast)
     far = {"target": fxcat.Target(flops=0.5), "total_steps": 100 * BLOCK * (blocks + 1), "warmup": 0.0, "until": 1.0}
-    gated = _Training.begin_gated(build().to(example.device), example, prepared, autocast, **far)
+    gated = _Training.begin_gated(build(), example, prepared, autocast, **far)
     times: dict[bool, list[float]] = {False: [], True: []}
     for block in range(blocks + 1):
         for which in (False, True) if block % 2 else (True, False):
@@ -127,9 +127,8 @@ def run_seconds(
 ) -> float:
     """A whole run, the making of its batches too; `flops` None: without gates."""
     example = next(iter(batches))[0][:1]
-    model = model.to(example.device)
     if flops is None:
-        training = _Training.begin(model, prepared, autocast)
+        training = _Training.begin(model.to(example.device), prepared, autocast)
     else:
         schedule = {"target": fxcat.Target(flops=flops), "total_steps": steps}
         training = _Training.begin_gated(model, example, prepared, autocast, **schedule)

@@ -12,9 +12,9 @@ highest rate: with half or a fifth of it for fine-tuning, magnitude and group no
 
 `--three-way`: the question whether units, layers, or both should go, beside the narrow network. `--quick` fits two CPU
 cores (CIFAR-10 at 16×16, 20 epochs), `--full` is the usual recipe of 200 epochs at 32×32. Latency: the final network in
-ONNX Runtime (CPU, one thread, batch 1), and its ratio to the dense one's, measured in alternation; channels are computed
-in blocks there, for which one row has widths in multiples of eight. Finished runs are kept in the JSON file and not
-repeated; fxcat's are, when its code has changed.
+ONNX Runtime (CPU, one thread, batch 1), and its ratio to the dense one's, measured in alternation; it computes channels
+in blocks, for which one row has widths in multiples of eight. Finished runs are kept in the JSON file and not repeated;
+fxcat's are, when its code has changed.
 """
 
 from __future__ import annotations

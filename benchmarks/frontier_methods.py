@@ -57,15 +57,15 @@ def measured(method: str, run: Run) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     device = run.data[0].device
     build, width = start_network(method, run.task, run.example.cpu(), run.flops)
-    model = build(width).to(device)
+    model = build(width)
     train, test = run.batches(run.data, run.seed)
     start = time.perf_counter()
     if method in FXCAT:
         model = train_fxcat(method, model, train, run)
     elif method in PEERS:
-        train_peer(method, model, train, run)
+        train_peer(method, model.to(device), train, run)
     else:
-        train_plainly(model, train, run.epochs, run.lr, run.autocast)
+        train_plainly(model.to(device), train, run.epochs, run.lr, run.autocast)
     seconds = time.perf_counter() - start
     return {
         "width": width,
@@ -144,7 +144,7 @@ def train_peer(method: str, model: nn.Module, train: Batches, run: Run) -> None:
 
 
 def train_fxcat(method: str, model: nn.Module, train: Batches, run: Run) -> nn.Module:
-    net = fxcat.prepare(model, run.example, verbose=False, **FXCAT[method])
+    net = fxcat.prepare(model, run.example.cpu(), verbose=False, **FXCAT[method])
     fxcat.fit(
         net,
         train,
