@@ -23,9 +23,10 @@ PAD = 4
 def on_device(decoded: Path, device: str, images: int | None) -> Data:
     """What `cifar_pack.unpack` wrote; images stay uint8."""
     found = load_file(decoded)
-    parts = [found[f"{part} {what}"] for part in ("train", "test") for what in ("images", "labels")]
-    train, labels, test, test_labels = (part.to(device) for part in part_of((*parts,), images))
-    return train, labels, test, test_labels
+    names = ("train images", "train labels", "test images", "test labels")
+    train, labels, test, test_labels = (found[name] for name in names)
+    train, labels, *_ = part_of((train, labels, test, test_labels), images)
+    return train.to(device), labels.to(device), test.to(device), test_labels.to(device)
 
 
 @dataclass
