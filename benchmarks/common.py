@@ -79,14 +79,36 @@ def finished_or_run(
 
     A row that another version of the library gave is measured again, unless the row does not depend on it.
     """
-    version = {"library": library()} if measures_library else {}
-    found = next((r for r in rows if r.items() >= (key | version).items()), None)
-    if found is None:
-        found = key | version | run()
-        rows[:] = [r for r in rows if not r.items() >= key.items()] + [found]
-        write_json(path, rows)
-        sys.stderr.write(f"{found}\n")
-    return found
+    found = finished_row(rows, key, measures_library=measures_library)
+    return found or add_row(path, rows, key, run(), measures_library=measures_library)
+
+
+def finished_row(
+    rows: list[dict[str, Any]], key: dict[str, Any], *, measures_library: bool = True
+) -> dict[str, Any] | None:
+    """The row that has the entries of `key`, and that this version of the library gave if it depends on it."""
+    wanted = key | _version(measures_library)
+    return next((r for r in rows if r.items() >= wanted.items()), None)
+
+
+def add_row(
+    path: Path,
+    rows: list[dict[str, Any]],
+    key: dict[str, Any],
+    result: dict[str, Any],
+    *,
+    measures_library: bool = True,
+) -> dict[str, Any]:
+    """Put a row in the place of an older one with that key, and write the file."""
+    row = key | _version(measures_library) | result
+    rows[:] = [r for r in rows if not r.items() >= key.items()] + [row]
+    write_json(path, rows)
+    sys.stderr.write(f"{row}\n")
+    return row
+
+
+def _version(measures_library: bool) -> dict[str, str]:
+    return {"library": library()} if measures_library else {}
 
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
