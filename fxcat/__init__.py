@@ -1,7 +1,7 @@
 """fxcat: a graph-rewriting compiler pass that makes vision models smaller while they train."""
 
 from fxcat import importance
-from fxcat.api import finalize, prepare
+from fxcat.api import add_bypasses, finalize, find_bypasses, prepare
 from fxcat.controller import GateController
 from fxcat.errors import (
     CaptureError,
@@ -47,8 +47,10 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "__version__",
+    "add_bypasses",
     "export_onnx",
     "finalize",
+    "find_bypasses",
     "fit",
     "importance",
     "load",

@@ -76,7 +76,8 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
+def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none."""
     edges: list[tuple[object, fx.Node]] = []
     source = "entry"
     for node in graph.nodes:
@@ -93,7 +94,7 @@ class _Finder:
         self.weight = weight
         self.constants = constant_nodes(graph)
         self.of_one_batch = _of_one_batch(graph)
-        self.dominators = _dominators(graph, self.constants)
+        self.dominators = dominators(graph, self.constants)
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
 
