@@ -22,12 +22,15 @@ from fxcat.history import History
 from fxcat.limits import Limits
 from fxcat.loading import load
 from fxcat.one_shot import one_shot, warm_start
+from fxcat.passes.bypasses import Bypass, Bypasses
 from fxcat.records import Cost, Pressure, Target
 from fxcat.storage import save
 from fxcat.structure_plot import plot_structure
 from fxcat.version import __version__
 
 __all__ = [
+    "Bypass",
+    "Bypasses",
     "CaptureError",
     "Cost",
     "ExportError",

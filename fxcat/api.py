@@ -179,7 +179,7 @@ def add_bypasses(
             remedy="prepare the model itself: its units, and the sections that have bypasses, can be pruned",
         )
     if verbose:
-        sys.stdout.write(f"fxcat: {len(bypasses.found)} bypasses\n{bypasses}\n")
+        sys.stdout.write(bypasses.describe(8) + "\n")
     return with_bypasses(model, captured, bypasses)
 
 

@@ -59,18 +59,25 @@ class Unbypassed:
 
 @dataclass(frozen=True, slots=True)
 class Bypasses:
-    """Of a whole network, in the order of its layers. `str()` gives a table."""
+    """Of a whole network, in the order of its layers: what was found, and which layers are left alone."""
 
     found: tuple[Bypass, ...]
     left: tuple[Unbypassed, ...]
 
-    def __str__(self) -> str:
+    def describe(self, most: int | None = None) -> str:
+        """A line for each bypass and for each layer without one, of which there are at most so many."""
         lines = [
-            f"{b.name}: {b.kind}, {_shape(b.entering)} to {_shape(b.leaving)}, {b.macs:,} MACs and {b.params:,} "
+            f"  {b.name}: {b.kind}, {_shape(b.entering)} to {_shape(b.leaving)}, {b.macs:,} MACs and {b.params:,} "
             f"parameters round {b.section_macs:,} MACs ({', '.join(b.modules)})"
             for b in self.found
         ]
-        return "\n".join([*lines, *(f"{u.name}: none: {u.reason}" for u in self.left)])
+        lines += [f"  none: {u.name}: {u.reason}" for u in self.left[:most]]
+        if most is not None and len(self.left) > most:
+            lines.append(f"  … and {len(self.left) - most} more: see fxcat.find_bypasses")
+        return "\n".join([f"fxcat: {len(self.found)} bypasses", *lines])
+
+    def __str__(self) -> str:
+        return self.describe()
 
 
 def place_bypasses(captured: Captured, network: nn.Module, ignore: Sequence[str]) -> Bypasses:

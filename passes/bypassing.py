@@ -37,13 +37,17 @@ def with_bypasses(model: nn.Module, captured: Captured, bypasses: Bypasses) -> n
     container = _free(CONTAINER, vars(network).keys() | network._modules.keys() | set(dir(type(network))))
     added = nn.ModuleDict()
     device = next((p.device for p in network.parameters()), None)
+    sums: dict[fx.Node, fx.Node] = {}
     for bypass in bypasses.found:
-        shortcut = bypass.stretch.entry
+        # what enters a section is what left the one before: the sum, if that has a bypass
+        shortcut = sums.get(bypass.stretch.entry, bypass.stretch.entry)
+        where = bypass.stretch.exit
         if bypass.kind != "identity":
             name = _free(bypass.name.replace(".", "_"), added.keys() | set(dir(added)))
             added[name] = _computed(bypass, shortcut.meta["value"].dtype, device)
-            shortcut = _call(bypass, f"{container}.{name}")
-        _add(bypass, shortcut)
+            with where.graph.inserting_after(where):
+                shortcut = where = where.graph.call_module(f"{container}.{name}", (shortcut,))
+        sums[bypass.stretch.exit] = _add(bypass.stretch.exit, shortcut, where)
     if len(added):
         network.add_module(container, added.train(network.training))
     captured.graph.lint()
@@ -86,25 +90,14 @@ def _projection(bypass: Bypass, dtype: torch.dtype, device: torch.device | None)
     return layer
 
 
-def _call(bypass: Bypass, path: str) -> fx.Node:
-    stretch = bypass.stretch
-    with stretch.exit.graph.inserting_after(stretch.exit):
-        call = stretch.exit.graph.call_module(path, (stretch.entry,))
-    _note(call, stretch.exit)
-    return call
-
-
-def _add(bypass: Bypass, shortcut: fx.Node) -> None:
-    """Let everything that read the section's result read its sum with the shortcut."""
-    last = bypass.stretch.exit
-    readers = list(last.users)
-    with last.graph.inserting_after(last if shortcut is bypass.stretch.entry else shortcut):
+def _add(last: fx.Node, shortcut: fx.Node, where: fx.Node) -> fx.Node:
+    """Let everything that reads a section's result read its sum with the shortcut, which is made behind `where`."""
+    readers = [n for n in last.users if n is not shortcut]
+    with last.graph.inserting_after(where):
         total = last.graph.call_function(operator.add, (last, shortcut))
-    _note(total, last)
+    total.meta |= {key: last.meta[key] for key in ("value", "path", PHASE) if key in last.meta}
+    if PHASE in last.meta:
+        where.meta[PHASE] = last.meta[PHASE]
     for reader in readers:
         reader.replace_input_with(last, total)
-
-
-def _note(node: fx.Node, like: fx.Node) -> None:
-    """What is known of every node: its value, and where and when it runs."""
-    node.meta |= {key: like.meta[key] for key in ("value", "path", PHASE) if key in like.meta}
+    return total

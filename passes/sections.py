@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
     if not joins:
         return ()
     finder = _Finder(graph, weight)
-    return _named([s for s in map(finder.at, joins) if s is not None])
+    return _named([s for s in map(finder.at, joins) if s is not None], weight)
 
 
 def _two_values(node: fx.Node) -> bool:
@@ -142,18 +143,26 @@ class _Finder:
         return nodes
 
 
-def _named(sections: list[Section]) -> tuple[Section, ...]:
-    """Name each section after the module path that its weights share."""
+def _named(sections: list[Section], weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
+    """Name each section after the module path that its weights share; where several share it, those of one layer after
+    that layer."""
+    bases = [_base(section) for section in sections]
+    several = {base for base, count in Counter(bases).items() if count > 1}
     result: list[Section] = []
-    seen: dict[str, int] = {}
-    for section in sections:
-        paths = [str(n.target).split(".") for n in section.nodes if n.op == "call_module"]
-        levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
-        common = [names[0] for names in levels]
-        if len(paths) == 1:
-            common = common[:-1]
-        base = ".".join([*common, "section"])
-        seen[base] = seen.get(base, 0) + 1
+    seen: Counter[str] = Counter()
+    for section, base in zip(sections, bases, strict=True):
+        layers = [str(n.target) for n in section.nodes if n.op == "call_module" and weight.get(n)]
+        base = layers[0] if base in several and len(layers) == 1 else base
+        base = ".".join(filter(None, (base, "section")))
+        seen[base] += 1
         name = base if seen[base] == 1 else f"{base}#{seen[base]}"
         result.append(Section(name, section.join, section.entry, section.exit, section.shortcut, section.nodes))
     return tuple(result)
+
+
+def _base(section: Section) -> str:
+    """The path of the innermost container that holds all modules of a section."""
+    paths = [str(n.target).split(".") for n in section.nodes if n.op == "call_module"]
+    levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    common = [names[0] for names in levels]
+    return ".".join(common[:-1] if len(paths) == 1 else common)

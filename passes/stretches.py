@@ -96,11 +96,11 @@ class _Finder:
         entry = self.before.get(layer)
         if not isinstance(entry, fx.Node) or layer.all_input_nodes[0] is not entry:
             return Unfit(layer, "what enters it does not come from one value")
-        steps = self._to_nonlinearity(layer)
-        if not steps:
-            return Unfit(layer, "no nonlinearity follows on a single way that is known")
-        if steps[-1].node not in self.leading:
+        steps = self._to_nonlinearity(layer) if layer in self.leading else []
+        if (steps[-1].node if steps else layer) not in self.leading:
             return Unfit(layer, "it gives the network's output")
+        if not steps:
+            return Unfit(layer, "no nonlinearity follows it, or none on a single way through ops that are known")
         nodes = [n for step in steps for n in (*step.between, step.node)]
         layers = tuple(step.node for step in steps if self.is_layer(step.node))
         windows = tuple(w for step in steps if (w := self._window(step.node)) is not None)
