@@ -103,7 +103,9 @@ class SmallVGG(nn.Sequential):
             layers += [nn.Conv2d(before, channels, 3, padding=1), *([nn.BatchNorm2d(channels)] if norm else [])]
             layers.append(nn.ReLU(inplace=True))
             before = channels
-        super().__init__(*layers, nn.Dropout2d(0.1), nn.Conv2d(before, CLASSES, 1), nn.AdaptiveAvgPool2d(1))
+        super().__init__(
+            *layers, nn.Dropout2d(0.1), nn.Conv2d(before, CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
 
 
 def alexnet() -> nn.Module:
