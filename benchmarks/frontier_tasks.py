@@ -12,6 +12,8 @@ import torchvision
 from lenet_models import lenet_5_caffe, lenet_300_100, load_mnist
 from torch import nn
 
+import fxcat
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from cifar_data import Batches, load_cifar10
 from cifar_resnet import CifarResNet
@@ -48,10 +50,30 @@ def mobilenet(width: float) -> nn.Module:
     return model
 
 
+def vgg16_bn(width: float) -> nn.Sequential:
+    """VGG-16 with BatchNorm for small images, a quarter as wide, with one linear layer behind the mean of positions."""
+    layers: list[nn.Module] = []
+    before = 3
+    for stage, (channels, depth) in enumerate(((16, 2), (32, 2), (64, 3), (128, 3), (128, 3))):
+        after = max(1, round(width * channels))
+        layers += [nn.MaxPool2d(2)] if stage else []
+        for _ in range(depth):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            before = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
+
+
+def vgg16_bn_bypassed(width: float) -> nn.Module:
+    """The same with a residual connection round every convolution."""
+    return fxcat.add_bypasses(vgg16_bn(width), torch.zeros(1, 3, 32, 32), verbose=False)
+
+
 TASKS = {
     "lenet_300_100": Task(lambda width: nn.Sequential(nn.Flatten(), *lenet_300_100(width)), "mnist", 0.05, 20, 100),
     "lenet_5": Task(lenet_5_caffe, "mnist", 0.05, 8, 40),
     "resnet20": Task(lambda width: CifarResNet(20, width), "cifar10", 0.2, 20, 200),
     "resnet56": Task(lambda width: CifarResNet(56, width), "cifar10", 0.2, 20, 200),
     "mobilenet_v2": Task(mobilenet, "cifar10", 0.1, 20, 200),
+    "vgg16_bn": Task(vgg16_bn, "cifar10", 0.1, 20, 200),
+    "vgg16_bn_bypassed": Task(vgg16_bn_bypassed, "cifar10", 0.1, 20, 200),
 }

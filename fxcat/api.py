@@ -156,17 +156,17 @@ def add_bypasses(
 ) -> nn.Module:
     """A copy of a plain network with residual connections round its nonlinear sections, so that layers can be pruned.
 
-    Guenter and Sideris, Concurrent Training and Layer Pruning of Deep Neural Networks (arXiv 2406.04549). A section is a
-    convolution or linear layer with what follows up to its nonlinearity. To its result is added what enters it where
+    Guenter and Sideris, Concurrent Training and Layer Pruning of Deep Neural Networks (arXiv 2406.04549). A section is
+    a convolution or linear layer with what follows up to its nonlinearity. To its result is added what enters it where
     the shapes agree; otherwise its average over windows like those of the section, mapped by a 1×1 convolution or
     linear layer if the number of channels changes. There is no bypass where that map would cost as much as the section,
     round the last layer, or where there is a residual connection already. The network computes something else then: it
     is to be trained from scratch, by `prepare` and `fit`, as any other. A section that is closed leaves its bypass.
 
-    `example_inputs`: as for `prepare`; found from the model if not given. `ignore`: paths of modules that get no bypass.
+    `example_inputs`: as for `prepare`; found from the model if not given. `ignore`: paths of modules that get none.
     `verbose`: print what goes where. The result has the model's class, device and mode, its parameters under their
-    names (so `load_state_dict(…, strict=False)` takes what was saved of the plain network), and the maps under
-    `bypasses`. They are initialised from torch's random numbers.
+    names (so `load_state_dict(…, strict=False)` takes what was saved of the plain network), and what the bypasses
+    compute under `bypasses`, with random weights.
 
     Raises `InputError`, `CaptureError` where the model cannot be traced as a whole, and `NothingToPruneError` if no
     section can be bypassed.
