@@ -41,7 +41,7 @@ def run(name: str, settings: int) -> dict[str, Any]:
     elif name.startswith(BYPASSED):
         plain = name.removeprefix(BYPASSED)
         sizes = shapes(plain)
-        model = fxcat.add_bypasses(build(plain), torch.zeros(sizes[0]), verbose=False)
+        model = fxcat.add_bypasses(build(plain), torch.zeros(sizes[0][0]), verbose=False)
     else:
         model, sizes = build_detector(name) if name in DETECTION else build(name), shapes(name)
     params = sum(p.numel() for p in model.parameters())
