@@ -27,14 +27,14 @@ CONTAINER = "bypasses"
 
 
 def with_bypasses(model: nn.Module, captured: Captured, bypasses: Bypasses) -> nn.Module:
-    """A copy of `model` with its bypasses, on the same device and in the same mode."""
+    """A copy of `model` with its bypasses, on the same device and in the same mode. The graph becomes that of the copy."""
     network, copied = copy_model(model)
     copy_data(copied)
     for name, constant in captured.constants.items():
         add_buffer(network, name, constant, persistent=False)
     # how the structure of a finalized module came about says nothing of its bypasses
     vars(network).pop(ATTRIBUTE, None)
-    container = _free(CONTAINER, vars(network).keys() | network._modules.keys() | set(dir(type(network))))
+    container = _free(CONTAINER, dir(network))
     added = nn.ModuleDict()
     device = next((p.device for p in network.parameters()), None)
     sums: dict[fx.Node, fx.Node] = {}
@@ -43,7 +43,7 @@ def with_bypasses(model: nn.Module, captured: Captured, bypasses: Bypasses) -> n
         shortcut = sums.get(bypass.stretch.entry, bypass.stretch.entry)
         where = bypass.stretch.exit
         if bypass.kind != "identity":
-            name = _free(bypass.name.replace(".", "_"), added.keys() | set(dir(added)))
+            name = _free(bypass.name.replace(".", "_"), dir(added))
             added[name] = _computed(bypass, shortcut.meta["value"].dtype, device)
             with where.graph.inserting_after(where):
                 shortcut = where = where.graph.call_module(f"{container}.{name}", (shortcut,))

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.activations import is_activation
-from fxcat.passes.effects import without_result
+from fxcat.passes.effects import NO_GRAD, without_result
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.contraction import Linear
 from fxcat.passes.rules.elementwise import Elementwise
@@ -99,6 +99,8 @@ class _Finder:
         steps = self._to_nonlinearity(layer) if layer in self.leading else []
         if (steps[-1].node if steps else layer) not in self.leading:
             return Unfit(layer, "it gives the network's output")
+        if any(NO_GRAD in n.meta for n in (layer, *(step.node for step in steps))):
+            return Unfit(layer, "it is computed under torch.no_grad()")
         if not steps:
             return Unfit(layer, "no nonlinearity follows it, or none on a single way through ops that are known")
         nodes = [n for step in steps for n in (*step.between, step.node)]

@@ -289,6 +289,26 @@ def test_part_of_a_model_that_cannot_be_traced() -> None:
     assert len(fxcat.prepare(model, torch.randn(1, 3, 16, 16), verbose=False).structure.sections) == len(SECTIONS)
 
 
+class FrozenStart(nn.Module):
+    """Its first layers are not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.rest = nn.Conv2d(3, 3, 3, padding=1), SmallVGG(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = torch.relu(self.start(x))
+        return self.rest(x)
+
+
+def test_what_is_not_trained_gets_none() -> None:
+    found = fxcat.find_bypasses(FrozenStart(), IMAGE)
+    assert [u.reason for u in found.left if u.name == "start"] == ["it is computed under torch.no_grad()"]
+    net = fxcat.prepare(fxcat.add_bypasses(FrozenStart(), IMAGE, verbose=False), IMAGE, verbose=False)
+    assert len(net.structure.sections) == len(found.found) == len(SECTIONS)
+
+
 def test_errors() -> None:
     mlp = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
     with pytest.raises(fxcat.NothingToPruneError, match="0: a projection would cost as much as it does"):
