@@ -27,7 +27,7 @@ CONTAINER = "bypasses"
 
 
 def with_bypasses(model: nn.Module, captured: Captured, bypasses: Bypasses) -> nn.Module:
-    """A copy of `model` with its bypasses, on the same device and in the same mode. The graph becomes that of the copy."""
+    """A copy of `model` with its bypasses, on the same device and in the same mode. Its graph becomes the copy's."""
     network, copied = copy_model(model)
     copy_data(copied)
     for name, constant in captured.constants.items():
