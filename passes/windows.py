@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from fxcat.passes.rules.functional import ConvFunction
 from fxcat.passes.rules.pooling import Pool
 from fxcat.passes.rules.table import Rule
 
-_AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_AVERAGE: tuple[Callable[..., nn.Module], ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _OF_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _OF_MAX = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
 _OF_AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode")
