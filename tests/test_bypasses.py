@@ -242,6 +242,12 @@ def test_residual_networks_keep_their_own() -> None:
     assert [b.name for b in found.found] == ["conv1"]
 
 
+def test_poolings_over_the_features_of_linear_layers_end_a_section() -> None:
+    layers = nn.Sequential(nn.Linear(8, 8), nn.MaxPool1d(2), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    found = fxcat.find_bypasses(layers, torch.zeros(2, 3, 8))
+    assert [(b.name, b.kind) for b in found.found] == [("3", "identity")]
+
+
 def test_nothing_is_bypassed_twice() -> None:
     net = fxcat.add_bypasses(SmallVGG(True), IMAGE, verbose=False)
     with pytest.raises(fxcat.NothingToPruneError, match="no section to bypass"):
