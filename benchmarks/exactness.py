@@ -2,6 +2,7 @@
 
     python benchmarks/exactness.py --all
     pip install timm && python benchmarks/exactness.py --timm    # one small model of each of its families
+    python benchmarks/exactness.py --bypasses    # plain networks with residual connections put in
 
 Weights, norm parameters and running statistics are random and well scaled; float64, and float32 above 150 M
 parameters. Detectors see small images; their MACs are those of every region alone, on what it got in the example run.
@@ -25,14 +26,22 @@ from detectors import calibrate, inputs
 from exactness import check, check_on, randomise
 from zoo import DETECTION, FLOW, build, shapes, trainable
 
+import fxcat
+
 LARGE = 150_000_000
 TIMM = "timm "
+BYPASSED = "bypassed "
+PLAIN = ("alexnet", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 
 
 def run(name: str, settings: int) -> dict[str, Any]:
     start = time.perf_counter()
     if name.startswith(TIMM):
         model, *sizes = timm_families.build(name.removeprefix(TIMM))
+    elif name.startswith(BYPASSED):
+        plain = name.removeprefix(BYPASSED)
+        sizes = shapes(plain)
+        model = fxcat.add_bypasses(build(plain), torch.zeros(sizes[0][0]), verbose=False)
     else:
         model, sizes = build_detector(name) if name in DETECTION else build(name), shapes(name)
     params = sum(p.numel() for p in model.parameters())
@@ -69,6 +78,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="model names; --all for every one")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--timm", action="store_true", help="a model of each of timm's families")
+    parser.add_argument("--bypasses", action="store_true", help="torchvision's plain networks with bypasses")
     parser.add_argument("--settings", type=int, default=3, help="random gate settings per model")
     parser.add_argument("--json", type=Path, default=Path("runs/exactness.json"))
     options = parser.parse_args()
@@ -76,6 +86,7 @@ def main() -> None:
     chosen: list[dict[str, Any]] = []
     names = trainable() if options.all else options.models
     names += [TIMM + name for name in timm_families.FAMILIES] if options.timm else []
+    names += [BYPASSED + name for name in PLAIN] if options.bypasses else []
     for name in names:
         key: dict[str, Any] = {"model": name, "settings": options.settings}
         chosen.append(finished_or_run(options.json, rows, key, lambda n=name: run(n, options.settings)))

@@ -13,6 +13,8 @@ import torchvision
 from lenet_models import lenet_5_caffe, lenet_300_100, load_mnist
 from torch import nn
 
+import fxcat
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from cifar_data import Batches, load_cifar10
 from cifar_resnet import CifarResNet
@@ -62,6 +64,24 @@ def cifar_resnet(depth: int) -> Task:
     return Task(partial(CifarResNet, depth), "cifar10", 0.2, 20, 200, shallower)
 
 
+def vgg16_bn(width: float) -> nn.Sequential:
+    """VGG-16 with BatchNorm for small images, a quarter as wide, with one linear layer behind the mean of positions."""
+    layers: list[nn.Module] = []
+    before = 3
+    for stage, (channels, depth) in enumerate(((16, 2), (32, 2), (64, 3), (128, 3), (128, 3))):
+        after = max(1, round(width * channels))
+        layers += [nn.MaxPool2d(2)] if stage else []
+        for _ in range(depth):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            before = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
+
+
+def vgg16_bn_bypassed(width: float) -> nn.Module:
+    """The same with a residual connection round every convolution."""
+    return fxcat.add_bypasses(vgg16_bn(width), torch.zeros(1, 3, 32, 32), verbose=False)
+
+
 TASKS = {
     "lenet_300_100": Task(lambda width: nn.Sequential(nn.Flatten(), *lenet_300_100(width)), "mnist", 0.05, 20, 100),
     "lenet_5": Task(lenet_5_caffe, "mnist", 0.05, 8, 40),
@@ -69,6 +89,8 @@ TASKS = {
     "resnet56": cifar_resnet(56),
     "resnet110": cifar_resnet(110),
     "mobilenet_v2": Task(mobilenet, "cifar10", 0.1, 20, 200),
+    "vgg16_bn": Task(vgg16_bn, "cifar10", 0.1, 20, 200),
+    "vgg16_bn_bypassed": Task(vgg16_bn_bypassed, "cifar10", 0.1, 20, 200),
 }
 
 

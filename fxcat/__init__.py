@@ -1,7 +1,7 @@
 """fxcat: a graph-rewriting compiler pass that makes vision models smaller while they train."""
 
 from fxcat import importance
-from fxcat.api import finalize, prepare
+from fxcat.api import add_bypasses, finalize, find_bypasses, prepare
 from fxcat.controller import GateController
 from fxcat.distillation import distillation_loss
 from fxcat.errors import (
@@ -23,12 +23,15 @@ from fxcat.history import History
 from fxcat.limits import Limits
 from fxcat.loading import load
 from fxcat.one_shot import one_shot, warm_start
+from fxcat.passes.bypasses import Bypass, Bypasses
 from fxcat.records import Cost, Pressure, Target
 from fxcat.storage import save
 from fxcat.structure_plot import plot_structure
 from fxcat.version import __version__
 
 __all__ = [
+    "Bypass",
+    "Bypasses",
     "CaptureError",
     "Cost",
     "ExportError",
@@ -48,9 +51,11 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "__version__",
+    "add_bypasses",
     "distillation_loss",
     "export_onnx",
     "finalize",
+    "find_bypasses",
     "fit",
     "importance",
     "load",

@@ -1,4 +1,4 @@
-"""The functions that users call: `prepare` and `finalize`."""
+"""The functions that users call: `prepare`, `finalize`, `find_bypasses` and `add_bypasses`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fxcat.errors import CaptureError, InputError
+from fxcat.errors import CaptureError, InputError, NothingToPruneError
 from fxcat.gated import GatedModule, Policy
 from fxcat.limits import GateLimits, Limits
 from fxcat.passes.analysis import Options
+from fxcat.passes.bypasses import Bypasses, place_bypasses
+from fxcat.passes.bypassing import with_bypasses
+from fxcat.passes.capture import Captured, capture
 from fxcat.passes.compile import build
+from fxcat.passes.copying import meta_twin
 from fxcat.passes.example import example_candidates
 from fxcat.report import prepared
 
@@ -103,11 +107,13 @@ def _build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModu
             return build(model, inputs, options, in_regions=in_regions)
         except (CaptureError, InputError) as error:
             refused.append(error)
-    raise type(refused[0])(
-        f"none of the example inputs that were tried fits; with the first: {refused[0].what}",
-        where=refused[0].where,
-        remedy="call fxcat.prepare(model, example_inputs)",
-    ) from refused[0]
+    raise _none_fits(refused[0], "prepare") from refused[0]
+
+
+def _none_fits(first: CaptureError | InputError, function: str) -> CaptureError | InputError:
+    """The error of a function that was given no example inputs; `first`: that of the likeliest ones."""
+    what = f"none of the example inputs that were tried fits; with the first: {first.what}"
+    return type(first)(what, where=first.where, remedy=f"call fxcat.{function}(model, example_inputs)")
 
 
 def _check_ignored(model: nn.Module, ignore: Sequence[str]) -> None:
@@ -135,3 +141,70 @@ def finalize(net: GatedModule) -> nn.Module:
             f"finalize() got a {type(net).__name__}, not a GatedModule", remedy="pass what fxcat.prepare returned"
         )
     return net.finalized()
+
+
+def find_bypasses(model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[str] = ()) -> Bypasses:
+    """What `add_bypasses` would put where, what it would cost, and which layers it would leave alone, and why.
+
+    The arguments and errors are those of `add_bypasses`; that there is nothing to bypass is no error here.
+    """
+    return _find_bypasses(model, example_inputs, ignore)[1]
+
+
+def add_bypasses(
+    model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[str] = (), verbose: bool = True
+) -> nn.Module:
+    """A copy of a plain network with residual connections round its nonlinear sections, so that layers can be pruned.
+
+    Guenter and Sideris, Concurrent Training and Layer Pruning of Deep Neural Networks (arXiv 2406.04549). A section is
+    a convolution or linear layer with what follows up to its nonlinearity. To its result is added what enters it where
+    the shapes agree; otherwise its average over windows like those of the section, mapped by a 1×1 convolution or
+    linear layer if the number of channels changes. There is no bypass where that map would cost as much as the section,
+    round the last layer, or where there is a residual connection already. The network computes something else then: it
+    is to be trained from scratch, by `prepare` and `fit`, as any other. A section that is closed leaves its bypass.
+
+    `example_inputs`: as for `prepare`; found from the model if not given. `ignore`: paths of modules that get none.
+    `verbose`: print what goes where. The result has the model's class, device and mode, its parameters under their
+    names (so `load_state_dict(…, strict=False)` takes what was saved of the plain network), and what the bypasses
+    compute under `bypasses`, with random weights.
+
+    Raises `InputError`, `CaptureError` where the model cannot be traced as a whole, and `NothingToPruneError` if no
+    section can be bypassed.
+    """
+    captured, bypasses = _find_bypasses(model, example_inputs, ignore)
+    if not bypasses.found:
+        reasons = "; ".join(f"{u.name}: {u.reason}" for u in bypasses.left[:5])
+        raise NothingToPruneError(
+            f"{captured.name} has no section to bypass" + (f" ({reasons})" if reasons else ""),
+            remedy="prepare the model itself: its units, and the sections that have bypasses, can be pruned",
+        )
+    if verbose:
+        sys.stdout.write(bypasses.describe(8) + "\n")
+    return with_bypasses(model, captured, bypasses)
+
+
+def _find_bypasses(model: nn.Module, example_inputs: Any, ignore: Sequence[str]) -> tuple[Captured, Bypasses]:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"bypasses can be added to a torch.nn.Module, not to a {type(model).__name__}")
+    if isinstance(model, GatedModule):
+        raise InputError("the model has gates already", remedy="add bypasses first, then call fxcat.prepare")
+    _check_modules(model)
+    _check_ignored(model, ignore)
+    captured = _whole(model, example_inputs)
+    return captured, place_bypasses(captured, meta_twin(model), ignore)
+
+
+def _whole(model: nn.Module, example_inputs: Any) -> Captured:
+    """Capture a model that can be traced as a whole."""
+    candidates = [example_inputs] if example_inputs is not None else example_candidates(model)
+    refused: list[CaptureError | InputError] = []
+    for inputs in candidates:
+        try:
+            return capture(model, inputs, in_regions=False)
+        except (CaptureError, InputError) as error:
+            refused.append(error)
+    first = refused[0]
+    if isinstance(first, CaptureError):
+        remedy = "add bypasses to the part of the model that is plain, and put the result in its place"
+        raise CaptureError(first.what, where=first.where, remedy=remedy) from first
+    raise first if example_inputs is not None else _none_fits(first, "add_bypasses")

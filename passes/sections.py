@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -42,7 +43,7 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
     if not joins:
         return ()
     finder = _Finder(graph, weight)
-    return _in_streams(_named([s for s in map(finder.at, joins) if s is not None]), weight)
+    return _in_streams(_named([s for s in map(finder.at, joins) if s is not None], weight), weight)
 
 
 def _two_values(node: fx.Node) -> bool:
@@ -78,7 +79,8 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
+def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none."""
     edges: list[tuple[object, fx.Node]] = []
     source = "entry"
     for node in graph.nodes:
@@ -95,7 +97,7 @@ class _Finder:
         self.weight = weight
         self.constants = constant_nodes(graph)
         self.of_one_batch = _of_one_batch(graph)
-        self.dominators = _dominators(graph, self.constants)
+        self.dominators = dominators(graph, self.constants)
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
 
@@ -143,18 +145,18 @@ class _Finder:
         return nodes
 
 
-def _named(sections: list[Section]) -> list[Section]:
-    """Name each section after the module path that its weights share."""
+def _named(sections: list[Section], weight: Mapping[fx.Node, int]) -> list[Section]:
+    """Name each section after the module path that its weights share; where several share it, those of one layer after
+    that layer."""
+    bases = [_base(section) for section in sections]
+    several = {base for base, count in Counter(bases).items() if count > 1}
     result: list[Section] = []
-    seen: dict[str, int] = {}
-    for section in sections:
-        paths = [str(n.target).split(".") for n in section.nodes if n.op == "call_module"]
-        levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
-        common = [names[0] for names in levels]
-        if len(paths) == 1:
-            common = common[:-1]
-        base = ".".join([*common, "section"])
-        seen[base] = seen.get(base, 0) + 1
+    seen: Counter[str] = Counter()
+    for section, base in zip(sections, bases, strict=True):
+        layers = [str(n.target) for n in section.nodes if n.op == "call_module" and weight.get(n)]
+        base = layers[0] if base in several and len(layers) == 1 else base
+        base = ".".join(filter(None, (base, "section")))
+        seen[base] += 1
         name = base if seen[base] == 1 else f"{base}#{seen[base]}"
         result.append(replace(section, name=name))
     return result
@@ -178,3 +180,11 @@ def _in_streams(sections: list[Section], weight: Mapping[fx.Node, int]) -> tuple
         number_at[section.join] = stream
         result.append(replace(section, stream=stream))
     return tuple(result)
+
+
+def _base(section: Section) -> str:
+    """The path of the innermost container that holds all modules of a section."""
+    paths = [str(n.target).split(".") for n in section.nodes if n.op == "call_module"]
+    levels = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    common = [names[0] for names in levels]
+    return ".".join(common[:-1] if len(paths) == 1 else common)

@@ -8,7 +8,7 @@ from pathlib import Path
 from source_files import modules
 
 FRONT = {"fxcat", "fxcat.api", "fxcat.loading", "fxcat.rules"}
-REWRITES = {"plan", "rewrite", "compile", "structure", "gating", "cleanup", "codegen", "slicing"}
+REWRITES = {"plan", "rewrite", "compile", "structure", "gating", "cleanup", "codegen", "slicing", "bypassing"}
 
 
 def imports(path: Path) -> set[str]:
