@@ -22,14 +22,14 @@ def drift(slope: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
 
 
 class ProjectedDescent(PerGate):
-    """Steps of θ in [0, 1] down `drift`, with momentum."""
+    """Steps of θ in [0, 1] down `drift`, with momentum. `lr`: the largest step of every gate, shape (gates,)."""
 
-    tensors = ("momentum",)
+    tensors = ("momentum", "lr")
     numbers = ("weight",)
 
-    def __init__(self, gates: int, device: torch.device, lr: float) -> None:
+    def __init__(self, lr: torch.Tensor) -> None:
         self.lr = lr
-        self.momentum = torch.zeros(gates, device=device)
+        self.momentum = torch.zeros_like(lr)
         self.weight = 0.0
 
     def step(self, theta: torch.Tensor, slope: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:

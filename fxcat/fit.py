@@ -42,7 +42,7 @@ def fit(
     scheduler: Scheduler | None = None,
     loss: Callable[[Any, Any], torch.Tensor] = cross_entropy,
     lr: float = 0.05,
-    warmup: float = 0.1,
+    warmup: float | None = None,
     until: float = 0.55,
     held_out: Iterable[Any] | None = None,
     section_differences: bool = False,

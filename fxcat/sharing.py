@@ -3,7 +3,8 @@
 The loss difference of a single gate says little about the loss without many of them. Alone nearly every unit looks
 worthless, since its neighbours do the same, and worth more the fewer are left. Networks of the same widths are as good
 whichever units went (Liu et al. 2019, arXiv 1810.05270). So a group is taken as a whole: its units are worth the same,
-their mean, and when n units have become m, each is worth (n/m)² as much: the loss falls with one over the width.
+their mean, and when n units have become m, each is worth (n/m)² as much: the loss falls with one over the width. If
+they lie in a section, it goes with the last of them: so together they are worth at most what it is.
 Sections differ, so each is worth what it is found to be; but those that add to the same values, one after another,
 stand in for each other too: when those that have closed were worth a share s of all of that stream, the others are
 worth 1/(1−s)² as much.
@@ -33,12 +34,25 @@ def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, lay
     (gates,). `layers`: κ in [0, 1], at ½ sections and units count as they are, above sections close sooner.
     """
     section, units = is_section(net), net.gate_vector.unit_count
-    shared = worth.double().clone()
+    shared = _within_sections(net, worth.double(), alive)
     shared[:units] = _of_units(shared[:units], alive[:units], group_ids(net)[:units])
     streams = torch.tensor([s.stream for s in net.structure.sections], dtype=torch.int64, device=worth.device)
     shared[units:] = _of_sections(shared[units:], alive[units:], streams)
     emphasis = torch.where(section, 2 * layers, 2 * (1 - layers)).clamp(min=LEAST_EMPHASIS)
     return (shared / torch.where(shared > 0, emphasis, 1 / emphasis)).to(worth.dtype)
+
+
+def _within_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    """Units of a group that lie in a section are together worth no more than the section; shape (gates,)."""
+    section, gate = net.inside
+    units = net.gate_vector.unit_count
+    of_units = (gate < units) & alive[gate]
+    section, gate = section[of_units], gate[of_units]
+    groups = group_ids(net)[gate]
+    pairs, pair = torch.stack([section, groups]).unique(dim=1, return_inverse=True)
+    total = worth.new_zeros(pairs.shape[1]).index_add(0, pair, worth[gate].clamp(min=0))
+    share = (worth[units + pairs[0]].clamp(min=0) / total.clamp(min=LEAST_EMPHASIS)).clamp(max=1)
+    return worth * torch.ones_like(worth).scatter_reduce(0, gate, share[pair], "amin")
 
 
 def _of_units(worth: torch.Tensor, alive: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
@@ -54,14 +68,13 @@ def _of_units(worth: torch.Tensor, alive: torch.Tensor, group: torch.Tensor) -> 
 
 def _of_sections(worth: torch.Tensor, alive: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
     """Its own, times what the law makes of it when the section's turn comes in its stream; shape (sections,)."""
-    order = worth.masked_fill(~alive, torch.inf).argsort(stable=True)
-    order = order[stream[order].argsort(stable=True)]
-    positive = torch.where(alive, worth, 0.0).clamp(min=0)[order]
-    total = torch.bincount(stream, torch.where(alive, worth, 0.0).clamp(min=0))
-    before = total.cumsum(0) - total
-    left = total[stream[order]] - (positive.cumsum(0) - positive - before[stream[order]])
-    grown = torch.empty_like(worth).index_copy_(0, order, (total[stream[order]] / left.clamp(min=1e-30)).clamp(1, 1e6) ** 2)
-    return torch.where(alive & (worth > 0), worth * grown, worth)
+    shared = worth.clone()
+    for number in stream.unique():
+        found = (alive & (worth > 0) & (stream == number)).nonzero().reshape(-1)
+        found = found[worth[found].argsort(stable=True)]
+        left = worth[found].flip(0).cumsum(0).flip(0)
+        shared[found] *= (left[:1] / left).square()
+    return shared
 
 
 def _means(values: torch.Tensor, among: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,9 @@ def describe(analysis: Analysis) -> Structure:
         covered += macs if groups or term.sections else 0
     return Structure(
         groups=tuple(Group(g.name, g.count, *cost) for g, cost in zip(units.groups, in_group, strict=True)),
-        sections=tuple(SectionInfo(s.name, *cost, s.stream) for s, cost in zip(analysis.sections, in_section, strict=True)),
+        sections=tuple(
+            SectionInfo(s.name, *cost, s.stream) for s, cost in zip(analysis.sections, in_section, strict=True)
+        ),
         pinned=_not_captured(analysis) + units.pinned,
         cost=Cost(total_macs, total_params),
         required=required_sets(analysis.flow, units),

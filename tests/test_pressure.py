@@ -61,7 +61,7 @@ def test_units_share_the_task_from_the_warm_up_on_under_pressure(objective: dict
     """A tenth of the units is closed at random, and some sections, to see what they are worth; nothing in inference."""
     net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
     optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.01)
-    controller = fxcat.GateController(net, optimizer, total_steps=1000, **objective)
+    controller = fxcat.GateController(net, optimizer, total_steps=1000, warmup=0.1, **objective)
     images, samples = torch.zeros(2, 3, 8, 8), list[torch.Tensor]()
     for _ in range(99):
         net(images).sum().backward()
@@ -71,7 +71,7 @@ def test_units_share_the_task_from_the_warm_up_on_under_pressure(objective: dict
     units, sections = torch.stack(samples).split([net.gate_vector.unit_count, 1], dim=1)
     assert 0.08 < 1 - float(units.mean()) < 0.12 if spread else bool(units.all())
     explores = objective.get("pressure") != fxcat.Pressure(nu=0.0)
-    assert 0 < 1 - float(sections.mean()) < 0.15 if explores else bool(sections.all())
+    assert 0.02 < 1 - float(sections.mean()) < 0.2 if explores else bool(sections.all())
     assert bool((net.gate_vector.theta == 1).all())
     assert bool(net.eval().gate_vector.draw().all())
 
