@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from test_targets import prepared
 
 import fxcat
@@ -26,14 +27,14 @@ def worths(unit: float, sections: list[float]) -> tuple[fxcat.GatedModule, torch
 
 
 def test_units_of_a_group_cost_their_mean_and_more_the_fewer_are_left() -> None:
-    net, worth, alive = worths(1.0, [1.0] * 3)
+    net, worth, alive = worths(1.0, [200.0] * 3)
     worth[:STREAM] = torch.linspace(0.5, 1.5, STREAM)
     shared = shared_worth(net, worth, alive)
     assert shared[:STREAM].tolist() == pytest.approx([(16 / (16 - i)) ** 2 for i in range(16)])
 
 
 def test_a_unit_that_does_nothing_costs_nothing_and_counts_for_nothing() -> None:
-    net, worth, alive = worths(1.0, [1.0] * 3)
+    net, worth, alive = worths(1.0, [200.0] * 3)
     worth[:4] = torch.tensor([0.0, -0.1, 0.01, 0.0])
     shared = shared_worth(net, worth, alive)
     assert shared[:4].tolist() == pytest.approx(worth[:4].tolist())
@@ -46,8 +47,33 @@ def test_sections_cost_more_the_more_of_their_worth_has_gone() -> None:
     assert shared_worth(net, worth, alive)[-3:].tolist() == pytest.approx([3 * (8 / 7) ** 2, 1.0, 4 * 4.0])
 
 
+def test_sections_stand_in_for_those_that_add_to_the_same_values() -> None:
+    """The stages of a ResNet, the widths of a MobileNet; through poolings and activations, not through weights."""
+    net = fxcat.prepare(torchvision.models.resnet34(), verbose=False)
+    assert [s.stream for s in net.structure.sections] == [0] * 3 + [3] * 4 + [7] * 6 + [13] * 3
+    net = fxcat.prepare(torchvision.models.mobilenet_v2(), verbose=False)
+    streams = [s.stream for s in net.structure.sections]
+    assert streams == sorted(streams)
+    assert [streams.count(i) for i in sorted(set(streams))] == [1, 2, 3, 2, 2]
+
+
+def test_sections_of_other_streams_do_not_count() -> None:
+    net = fxcat.prepare(torchvision.models.resnet18(), verbose=False)
+    worth = torch.zeros_like(net.gate_vector.theta.detach())
+    worth[-8:] = torch.arange(1.0, 9.0)
+    shared = shared_worth(net, worth, torch.ones_like(worth, dtype=torch.bool))[-8:]
+    pairs = [(a, b * ((a + b) / b) ** 2) for a, b in ((1, 2), (3, 4), (5, 6), (7, 8))]
+    assert shared.tolist() == pytest.approx([x for pair in pairs for x in pair])
+
+
+def test_units_inside_a_section_are_together_worth_no_more_than_it() -> None:
+    net, worth, alive = worths(1.0, [8.0, 480.0, 96.0])
+    stream, first, second, third, _ = shared_worth(net, worth, alive).split([STREAM, *INNER, 3])
+    assert [float(x.min()) for x in (stream, first, second, third)] == pytest.approx([1.0, 0.5, 1.0, 1.0])
+
+
 def test_the_balance_makes_sections_or_units_dear() -> None:
-    net, worth, alive = worths(1.0, [1.0] * 3)
+    net, worth, alive = worths(1.0, [200.0] * 3)
     for layers, units, sections in ((0.5, 1.0, 1.0), (0.75, 2.0, 2 / 3), (0.25, 2 / 3, 2.0)):
         ratio = shared_worth(net, worth, alive, layers) / shared_worth(net, worth, alive)
         assert ratio[:-3].tolist() == pytest.approx([units] * (len(worth) - 3))
