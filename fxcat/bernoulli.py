@@ -27,15 +27,11 @@ from fxcat.worth import Worth
 SPREAD_UNITS = 0.1
 """Share of the units that is closed at random in the warm-up under a fixed pressure (dropout of whole channels: Tompson
 et al. 2015, arXiv 1411.4280): so units share the task."""
-SPREAD_SECTIONS = 0.1
+SPREAD_SECTIONS = 0.05
 """Share of the sections that is closed at random in the warm-up (stochastic depth: Huang et al. 2016, arXiv
 1603.09382): so both ends of what they are worth are seen."""
 EXPLORED = 0.02
 """The same in the gated phase."""
-SECTIONS_FASTER = 4.0
-"""How many times as fast as that of a unit θ of a section moves: those that go are to go early."""
-FASTEST = 0.2
-"""Largest step of θ of a section."""
 PRICES_EVERY = 8
 """Steps between two evaluations of the prices, which change slowly."""
 
@@ -65,8 +61,7 @@ class BernoulliPolicy:
         theta = net.gate_vector.theta
         gates, device = theta.numel(), theta.device
         self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)), explored=is_section(net))
-        lr = gate_lr or min(0.1, max(1e-3, 40.0 / gated))
-        self.descent = ProjectedDescent(torch.where(is_section(net), max(lr, min(FASTEST, SECTIONS_FASTER * lr)), lr))
+        self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 40.0 / gated)))
         self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
         self._slopes: torch.Tensor | None = None
         self._shared: torch.Tensor | None = None

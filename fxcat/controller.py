@@ -35,7 +35,7 @@ Loss = Callable[[Any, Any], torch.Tensor]
 Closure = Callable[[], torch.Tensor]
 
 POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
-EARLIEST, LATEST = 0.015, 0.1
+EARLIEST, LATEST = 0.03, 0.1
 """Shares of the run between which gates begin if nothing else is said."""
 MEASURED_FOR = 40
 """Steps for which worths are measured before that, if there are as many."""
@@ -47,7 +47,7 @@ class GateController:
     """The engine of training; call `step()` after every `optimizer.step()`.
 
     `total_steps`: optimizer steps of the whole run. `warmup`, `until`: the shares of it at which gates begin and end;
-    by default they begin early, since time that is spent in layers that will go is lost: after 1.5 % of the run, in
+    by default they begin early, since time that is spent in layers that will go is lost: after 3 % of the run, in
     short ones after 40 steps, at the latest after a tenth.
     `shrinks`: how often, at most, what is dead leaves the network while gates are trained. `gate_lr`: step of θ (with
     `policy="ratio"` of the ratios); by default they can cross [0, 1] in a small part of the gated phase. `averages`:

@@ -22,14 +22,14 @@ def drift(slope: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
 
 
 class ProjectedDescent(PerGate):
-    """Steps of θ in [0, 1] down `drift`, with momentum. `lr`: the largest step of every gate, shape (gates,)."""
+    """Steps of θ in [0, 1] down `drift`, with momentum."""
 
-    tensors = ("momentum", "lr")
+    tensors = ("momentum",)
     numbers = ("weight",)
 
-    def __init__(self, lr: torch.Tensor) -> None:
+    def __init__(self, gates: int, device: torch.device, lr: float) -> None:
         self.lr = lr
-        self.momentum = torch.zeros_like(lr)
+        self.momentum = torch.zeros(gates, device=device)
         self.weight = 0.0
 
     def step(self, theta: torch.Tensor, slope: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:

@@ -20,10 +20,10 @@ from fxcat.worth import Worth
 
 RISES_FOR = 0.85
 """Share of the gated phase in which a fixed pressure rises to what was given."""
-EARLY = 0.02
+EARLY = 0.05
 """Share of the gated phase in which all sections begin to fall that are going to."""
 TINY = 1e-30
-FALLS = 20.0
+FALLS = 4.0
 """Slope of what is decided, as a multiple of what it is worth."""
 
 

@@ -151,8 +151,11 @@ def _open_while_fitting(
         candidates = ((setting < 0.5) & fits & ~tried & (gradients.sum(0) > 0)).nonzero().reshape(-1)
         if not len(candidates):
             return setting
-        price = gradients[:, candidates].sum(0)
-        best = candidates[(score[candidates].double() / price).argmax()]
+        # a section that was to go comes back only if units do not fill the room: a few of its own would be a stump
+        units = candidates[candidates < net.gate_vector.unit_count]
+        candidates = units if len(units) else candidates
+        left, price = left_to_lose(net, score, setting)[candidates], gradients[:, candidates].sum(0)
+        best = candidates[(left / price).argmax()]
         tried[best] = True
         opened = setting.clone()
         opened[best] = 1.0
