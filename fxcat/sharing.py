@@ -4,7 +4,7 @@ The loss difference of a single gate says little about the loss without many of 
 worthless, since its neighbours do the same, and worth more the fewer are left. Networks of the same widths are as good
 whichever units went (Liu et al. 2019, arXiv 1810.05270). So a group is taken as a whole: its units are worth the same,
 their mean, and when n units have become m, each is worth (n/m)² as much: the loss falls with one over the width. If
-they lie in a section, it goes with the last of them: so together they are worth at most what it is.
+they lie in a section, it goes with the last of them: so together they are worth less than it.
 Sections differ, so each is worth what it is found to be; but those that add to the same values, one after another,
 stand in for each other too: when those that have closed were worth a share s of all of that stream, the others are
 worth 1/(1−s)² as much.
@@ -19,6 +19,8 @@ from fxcat.groups import group_ids, is_section
 
 IDLE = 0.1
 """A unit worth less than this share of its group's mean does nothing that others would have to take over."""
+TOGETHER = 0.5
+"""Share of what a section is worth that all units of one of its groups are worth at most."""
 OUTLIER = 8.0
 """Worth of a unit, as a multiple of its group's mean, up to which it counts."""
 SETTLES = 40
@@ -43,7 +45,12 @@ def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, lay
 
 
 def _within_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-    """Units of a group that lie in a section are together worth no more than the section; shape (gates,)."""
+    """Units of a group that lie in a section are together worth no more than `TOGETHER` of it; shape (gates,).
+
+    They stand in for each other, so their loss differences add up to less than that of the section, which goes with the
+    last of them: to about a half in ResNets once they have begun to learn. Before that noise, which is taken for the
+    units' curvature, makes it more.
+    """
     section, gate = net.inside
     units = net.gate_vector.unit_count
     of_units = (gate < units) & alive[gate]
@@ -51,7 +58,7 @@ def _within_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor)
     groups = group_ids(net)[gate]
     pairs, pair = torch.stack([section, groups]).unique(dim=1, return_inverse=True)
     total = worth.new_zeros(pairs.shape[1]).index_add(0, pair, worth[gate].clamp(min=0))
-    share = (worth[units + pairs[0]].clamp(min=0) / total.clamp(min=LEAST_EMPHASIS)).clamp(max=1)
+    share = (TOGETHER * worth[units + pairs[0]].clamp(min=0) / total.clamp(min=LEAST_EMPHASIS)).clamp(max=1)
     return worth * torch.ones_like(worth).scatter_reduce(0, gate, share[pair], "amin")
 
 
