@@ -93,10 +93,9 @@ class BernoulliPolicy:
         single = self.prices.worth(self.worth)
         if self._slopes is None or self._shared is None or step % PRICES_EVERY == 0:
             self._shared = worth = shared_worth(self.net, single, ~dead, self._layers)
-            prices = self.prices.prices(self.net, worth, dead, progress)
-            self._slopes = prices.slopes.float()
-            theta[prices.closing] = 0.0
-            self.net.appraisal.note(self.net.gate_vector.numbers, worth, prices.costs)
+            slopes, costs = self.prices.slopes(self.net, worth, dead, progress)
+            self._slopes = slopes.float()
+            self.net.appraisal.note(self.net.gate_vector.numbers, worth, costs)
         drift = self.descent.step(theta, self._slopes, self._shared)
         best = kept_gates(self.net, single.masked_fill(dead, -torch.inf))
         theta[best] = 1.0  # never all of a group dies

@@ -37,7 +37,7 @@ Closure = Callable[[], torch.Tensor]
 POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
 EARLIEST, LATEST = 0.03, 0.1
 """Shares of the run between which gates begin if nothing else is said."""
-MEASURED_FOR = 40
+MEASURED_FOR = 100
 """Steps for which worths are measured before that, if there are as many."""
 WORTH_SHRINKING = 0.02
 """Share of the present MACs that the dead must have before the network is made anew without them."""
@@ -48,7 +48,7 @@ class GateController:
 
     `total_steps`: optimizer steps of the whole run. `warmup`, `until`: the shares of it at which gates begin and end;
     by default they begin early, since time that is spent in layers that will go is lost: after 3 % of the run, in
-    short ones after 40 steps, at the latest after a tenth.
+    short ones after 100 steps, at the latest after a tenth.
     `shrinks`: how often, at most, what is dead leaves the network while gates are trained. `gate_lr`: step of θ (with
     `policy="ratio"` of the ratios); by default they can cross [0, 1] in a small part of the gated phase. `averages`:
     copies of the network that follow it (`torch.optim.swa_utils.AveragedModel(net)`) and shrink with it.

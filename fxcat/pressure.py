@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -19,21 +20,11 @@ from fxcat.worth import Worth
 
 RISES_FOR = 0.85
 """Share of the gated phase in which a fixed pressure rises to what was given."""
+EARLY = 0.05
+"""Share of the gated phase in which all sections begin to fall that are going to."""
 TINY = 1e-30
 FALLS = 4.0
 """Slope of what is decided, as a multiple of what it is worth."""
-
-
-class Prices(NamedTuple):
-    """In units of the loss, shape (gates,).
-
-    `slopes`: how strongly every gate is pushed to zero now; `costs`: what its cost is worth in the end; `closing`:
-    bool, sections that close at once.
-    """
-
-    slopes: torch.Tensor
-    costs: torch.Tensor
-    closing: torch.Tensor
 
 
 class PricePolicy(Protocol):
@@ -48,8 +39,11 @@ class PricePolicy(Protocol):
         """What the slopes are compared with, shape (gates,)."""
         ...
 
-    def prices(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> Prices:
-        """What is pushed to zero, and how strongly; `progress`: in [0, 1] through the gated phase."""
+    def slopes(
+        self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How strongly every gate is pushed to zero now, and what its cost is worth in the end, both in units of the
+        loss, shape (gates,); `progress`: in [0, 1] through the gated phase."""
         ...
 
     def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
@@ -100,16 +94,18 @@ class FixedPressure:
         """Never negative."""
         return measured.value
 
-    def prices(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> Prices:
+    def slopes(
+        self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """ν · ∂C/∂θ; ν is what it has risen to. κ is in `worth`."""
         nu, rho = self._pressure.nu, self._pressure.params
         mix = torch.tensor([1 - rho, rho], dtype=torch.float64, device=dead.device)
         alive, protected = _alive(net, worth, dead)
         plan = close_below(net, alive, worth, nu, mix, protected)
-        closing = _closing_sections(net, alive, plan)
+        early = early_sections(net, alive, plan, worth, mix, progress)
         costs = nu * (mix[:, None] * cost_gradients(net, net.gate_vector.theta)[1]).sum(0)
         slopes = min(1.0, progress / RISES_FOR) * costs
-        return Prices(torch.where(closing, FALLS * worth.abs().clamp(min=TINY), slopes), costs, closing)
+        return torch.where(early, FALLS * worth.abs().clamp(min=TINY), slopes), costs
 
     def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
         """All."""
@@ -143,15 +139,18 @@ class TargetPressure:
         """As measured: among gates that seem to do harm, those that do most go first."""
         return measured.estimate
 
-    def prices(self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float) -> Prices:
+    def slopes(
+        self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Clear the schedule's cost with the worths as they are now; sections that the target will cost go first."""
         alive, protected = _alive(net, worth, dead)
         final = self.schedule.target
         plan, costs = close_until(net, alive.clone(), worth, final, protected, final=final)
-        closing = _closing_sections(net, alive, plan)
-        alive[closing] = 0.0
+        mix = (final < 1).double()
+        early = early_sections(net, alive, plan, worth, mix / mix.sum(), progress)
+        alive[early] = 0.0
         _, slopes = close_until(net, alive, worth, self.schedule(progress), protected, final=final)
-        return Prices(torch.where(closing, FALLS * worth.abs().clamp(min=TINY), slopes), costs, closing)
+        return torch.where(early, FALLS * worth.abs().clamp(min=TINY), slopes), costs
 
     def dispensable(self, net: GatedModule, dead: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
         """As many as leave enough for the target, those that save least first: what has left does not come back."""
@@ -182,10 +181,25 @@ def _alive(net: GatedModule, worth: torch.Tensor, dead: torch.Tensor) -> tuple[t
     return (~dead | protected).to(net.gate_vector.theta.dtype), protected
 
 
-def _closing_sections(net: GatedModule, alive: torch.Tensor, plan: torch.Tensor) -> torch.Tensor:
-    """Of the open sections those that the plan for the end closes; bool, shape (gates,).
+def early_sections(
+    net: GatedModule,
+    alive: torch.Tensor,
+    plan: torch.Tensor,
+    worth: torch.Tensor,
+    mix: torch.Tensor,
+    progress: float,
+) -> torch.Tensor:
+    """Of the open sections that the plan for the end closes, those whose turn it is; bool, shape (gates,).
 
-    What they cost can be spent elsewhere only if they go before units do, and the time until then is lost: it was spent
-    on training what goes. `alive`, `plan`: 0/1, shape (gates,).
+    What a section costs can be spent elsewhere only if it goes before units do. The cheapest for what they are worth go
+    first, all that go within the share `EARLY` of the gated phase: so what the others are worth then is measured
+    meanwhile, and the plan follows. `alive`, `plan`: 0/1, shape (gates,); `mix`: how much MACs and parameters count.
     """
-    return is_section(net) & (alive > 0.5) & (plan < 0.5)
+    falls = torch.zeros_like(alive, dtype=torch.bool)
+    closing = (is_section(net) & (alive > 0.5) & (plan < 0.5)).nonzero().reshape(-1)
+    gone = len(net.start_structure.sections) - int((is_section(net) & (alive > 0.5)).sum())
+    turn = math.ceil((gone + len(closing)) * min(1.0, progress / EARLY)) - gone
+    if turn > 0:
+        cost = (mix[:, None] * cost_gradients(net, alive)[1][:, closing]).sum(0)
+        falls[closing[(worth[closing].double() / cost.clamp(min=TINY)).argsort()[:turn]]] = True
+    return falls

@@ -88,7 +88,7 @@ def test_nothing_falls_without_pressure() -> None:
     worth = torch.zeros(52)
     worth[[3, 7, 45]] = 0.1
     pressure = FixedPressure(fxcat.Pressure(nu=0.0))
-    slopes, *_ = pressure.prices(two_hidden_layers(), worth, torch.zeros_like(worth).bool(), 1.0)
+    slopes, _ = pressure.slopes(two_hidden_layers(), worth, torch.zeros_like(worth).bool(), 1.0)
     assert not slopes.any()
 
 
@@ -97,9 +97,9 @@ def falling(shares: torch.Tensor, dead: list[int]) -> set[int]:
     net, policy = two_hidden_layers(), FixedPressure(fxcat.Pressure(nu=3.0))
     is_dead = torch.zeros(52, dtype=torch.bool)
     is_dead[dead] = True
-    costs, *_ = policy.prices(net, torch.zeros(52), is_dead, 1.0)
+    costs, _ = policy.slopes(net, torch.zeros(52), is_dead, 1.0)
     worth = shared_worth(net, shares * costs, ~is_dead)
-    slopes, *_ = policy.prices(net, worth, is_dead, 1.0)
+    slopes, _ = policy.slopes(net, worth, is_dead, 1.0)
     return {i for i in range(52) if i not in dead and slopes[i] > worth[i]}
 
 

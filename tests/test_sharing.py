@@ -10,7 +10,7 @@ from test_targets import prepared
 import fxcat
 from fxcat.fractions import cost_fractions
 from fxcat.groups import left_to_lose
-from fxcat.pressure import FixedPressure, TargetPressure, TargetSchedule
+from fxcat.pressure import EARLY, FixedPressure, TargetPressure, TargetSchedule
 from fxcat.selection import close_below, close_until
 from fxcat.sharing import shared_worth
 from fxcat.worth import Worth
@@ -128,14 +128,15 @@ def test_what_is_worth_less_than_the_price_of_its_cost_closes() -> None:
 
 @pytest.mark.parametrize("kind", ("target", "pressure"))
 def test_sections_that_will_not_stay_go_before_units_do(kind: str) -> None:
-    """At the beginning the schedule asks for nothing, and a pressure is zero: nothing but those sections closes."""
+    """At the beginning the schedule asks for nothing, and a pressure is zero: nothing but those sections falls."""
     net, worth, alive = worths(1.0, [1e-3, 5e-2, 1e4])
     prices: TargetPressure | FixedPressure = FixedPressure(fxcat.Pressure(nu=1.0))
     if kind == "target":
         prices = TargetPressure(TargetSchedule(fxcat.Target(flops=0.55), torch.ones(2, dtype=torch.float64)))
-    slopes, _, closing = prices.prices(net, worth, ~alive, 0.0)
-    assert closing[-3:].tolist() == (slopes > worth)[-3:].tolist() == [True, True, False]
-    assert not bool(closing[:-3].any()) and not bool((slopes > worth)[:-3].any())
+    for progress, falling in ((0.0, [False] * 3), (EARLY / 4, [True, False, False]), (EARLY, [True, True, False])):
+        slopes, _ = prices.slopes(net, worth, ~alive, progress)
+        assert (slopes > worth)[-3:].tolist() == falling
+        assert not bool((slopes > worth)[:-3].any())
 
 
 def quadratic(sample: torch.Tensor) -> torch.Tensor:
