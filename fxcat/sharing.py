@@ -4,7 +4,7 @@ The loss difference of a single gate says little about the loss without many of 
 worthless, since its neighbours do the same, and worth more the fewer are left. Networks of the same widths are as good
 whichever units went (Liu et al. 2019, arXiv 1810.05270). So a group is taken as a whole: its units are worth the same,
 their mean, and when n units have become m, each is worth (n/m)² as much: the loss falls with one over the width. If
-they lie in a section, it goes with the last of them: so together they are worth less than it.
+they lie in a section, it goes with the last of them: so together they are worth less than it (`TOGETHER`).
 Sections differ, so each is worth what it is found to be; but those that add to the same values, one after another,
 stand in for each other too: when those that have closed were worth a share s of all of that stream, the others are
 worth 1/(1−s)² as much.
@@ -20,7 +20,7 @@ from fxcat.groups import group_ids, is_section
 IDLE = 0.1
 """A unit worth less than this share of its group's mean does nothing that others would have to take over."""
 TOGETHER = 0.5
-"""Share of what a section is worth that all units of one of its groups are worth at most."""
+"""Share of what sections are worth that all units of one of their groups are worth at most."""
 OUTLIER = 8.0
 """Worth of a unit, as a multiple of its group's mean, up to which it counts."""
 SETTLES = 40
@@ -36,7 +36,8 @@ def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, lay
     (gates,). `layers`: κ in [0, 1], at ½ sections and units count as they are, above sections close sooner.
     """
     section, units = is_section(net), net.gate_vector.unit_count
-    shared = _within_sections(net, worth.double(), alive)
+    shared = worth.double().clone()
+    shared[:units] *= _share_of_sections(net, worth, alive)
     shared[:units] = _of_units(shared[:units], alive[:units], group_ids(net)[:units])
     streams = torch.tensor([s.stream for s in net.structure.sections], dtype=torch.int64, device=worth.device)
     shared[units:] = _of_sections(shared[units:], alive[units:], streams)
@@ -44,22 +45,22 @@ def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, lay
     return (shared / torch.where(shared > 0, emphasis, 1 / emphasis)).to(worth.dtype)
 
 
-def _within_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-    """Units of a group that lie in a section are together worth no more than `TOGETHER` of it; shape (gates,).
+def _share_of_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor) -> float:
+    """The factor at which units of a group that lie in a section are together worth `TOGETHER` of it, if less than 1.
 
     They stand in for each other, so their loss differences add up to less than that of the section, which goes with the
     last of them: to about a half in ResNets once they have begun to learn. Before that noise, which is taken for the
-    units' curvature, makes it more.
+    units' curvature, makes it more. One factor for all units, also for those outside of sections, which noise concerns
+    as much: between units it decides nothing.
     """
     section, gate = net.inside
     units = net.gate_vector.unit_count
-    of_units = (gate < units) & alive[gate]
-    section, gate = section[of_units], gate[of_units]
-    groups = group_ids(net)[gate]
-    pairs, pair = torch.stack([section, groups]).unique(dim=1, return_inverse=True)
-    total = worth.new_zeros(pairs.shape[1]).index_add(0, pair, worth[gate].clamp(min=0))
-    share = (TOGETHER * worth[units + pairs[0]].clamp(min=0) / total.clamp(min=LEAST_EMPHASIS)).clamp(max=1)
-    return worth * torch.ones_like(worth).scatter_reduce(0, gate, share[pair], "amin")
+    inner = (gate < units) & alive[gate] & alive[units + section]
+    section, gate = section[inner], gate[inner]
+    pairs = torch.stack([section, group_ids(net)[gate]]).unique(dim=1)
+    whole = float(worth[units + pairs[0]].clamp(min=0).sum())
+    together = float(worth[gate].clamp(min=0).sum())
+    return TOGETHER * whole / together if together > TOGETHER * whole > 0 else 1.0
 
 
 def _of_units(worth: torch.Tensor, alive: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
