@@ -29,7 +29,7 @@ from common import print_table
 from frontier_methods import FXCAT, METHODS, SHALLOWER, THREE_WAY, Run, applicable, measured
 from frontier_tasks import TASKS, loaded
 from summaries import figures
-from workers import Job, run_jobs
+from workers import Job, run_for_targets
 
 
 def train(method: str, key: dict[str, Any], folder: Path | None, flops: float) -> dict[str, Any]:
@@ -88,10 +88,7 @@ def main() -> None:
     options = arguments().parse_args()
     options.methods = THREE_WAY if options.three_way else options.methods
     jobs = [job for name in options.models for job in jobs_of(name, options)]
-    # a dense network that is a row of several targets is trained once
-    once = {str(job.key): job for _, job in jobs}
-    rows = run_jobs(options.json, list(once.values()), options.workers)
-    chosen = [row | {"target": flops} for flops, job in jobs for row in rows if row.items() >= job.key.items()]
+    chosen = run_for_targets(options.json, jobs, options.workers)
     if chosen:
         print_table("accuracy at the same cost and budget, mean over seeds", summary(chosen))
 

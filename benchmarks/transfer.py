@@ -39,7 +39,7 @@ from summaries import figures
 from torch import nn
 from torch_pruning_peers import GROUP_NORM, MAGNITUDE, SPARSE, TAYLOR, gradients, prune_to, pruner
 from training import PlainRun, accuracy, train_plainly
-from workers import Job, run_jobs
+from workers import Job, run_for_targets
 
 import fxcat
 
@@ -199,10 +199,7 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path, help="an ImageFolder of CIFAR-10; downloaded without")
     parser.add_argument("--json", type=Path, default=Path("runs/transfer.json"))
     options = parser.parse_args()
-    jobs = jobs_of(options)
-    once = {str(job.key): job for _, job in jobs}
-    rows = run_jobs(options.json, list(once.values()), options.workers)
-    chosen = [row | {"target": flops} for flops, job in jobs for row in rows if row.items() >= job.key.items()]
+    chosen = run_for_targets(options.json, jobs_of(options), options.workers)
     if chosen:
         print_table("EfficientNet-Lite0, ImageNet → CIFAR-10; mean over seeds", summary(chosen))
 

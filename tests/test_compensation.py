@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_task import Net, batches, loader
+from small_task import batches, loader, trained_net
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -170,15 +170,7 @@ def test_added_biases_count_for_a_target_of_parameters() -> None:
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     """The small net, trained for a few epochs; in `eval()`."""
-    torch.manual_seed(0)
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(8):
-        for x, y in loader():
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.eval()
+    return trained_net(lr=0.02, epochs=8).eval()
 
 
 @pytest.mark.parametrize("share", (0.8, 0.6, 0.4))

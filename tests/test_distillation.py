@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interrupted import EXAMPLE, SETUPS, Interrupted, Setup, losses_per_epoch, run
-from small_task import Net, batches, loader
+from small_task import Net, batches, loader, trained_net
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -30,15 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     """The small net, trained for a few epochs; in `eval()`."""
-    torch.manual_seed(0)
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(6):
-        for x, y in loader():
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.eval()
+    return trained_net().eval()
 
 
 def prepared(model: nn.Module | None = None) -> fxcat.GatedModule:

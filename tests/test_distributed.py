@@ -54,14 +54,20 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     torch.testing.assert_close(other["figures"], one["figures"], rtol=1e-5, atol=1e-6)
 
 
-def test_fit_does_in_two_processes_what_it_does_in_one_and_goes_on_in_another_number(tmp_path: Path) -> None:
+def same_in_one_and_two(folder: Path, what: str) -> dict[str, Any]:
+    """What a run in one process gave, after checking that two give the same, and both of these the same bits."""
     for processes in (1, 2):
-        done = torchrun(tmp_path, processes, "fits")
+        done = torchrun(folder, processes, what)
         assert done.returncode == 0, done.stderr
-    one, first, second = (load(tmp_path / f"fits-{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    one, first, second = (load(folder / f"{what}-{name}.pt") for name in ("1-0", "2-0", "2-1"))
     same(one, first)
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name])
+    return one
+
+
+def test_fit_does_in_two_processes_what_it_does_in_one_and_goes_on_in_another_number(tmp_path: Path) -> None:
+    one = same_in_one_and_two(tmp_path, "fits")
     for before, after in ((2, 1), (1, 2)):
         folder = tmp_path / f"{before}-{after}"
         folder.mkdir()
@@ -72,14 +78,7 @@ def test_fit_does_in_two_processes_what_it_does_in_one_and_goes_on_in_another_nu
 
 
 def test_a_teacher_is_the_same_in_all_processes(tmp_path: Path) -> None:
-    for processes in (1, 2):
-        done = torchrun(tmp_path, processes, "taught")
-        assert done.returncode == 0, done.stderr
-    one, first, second = (load(tmp_path / f"taught-{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    same(one, first)
-    assert float(first["figures"][-1]) > 0
-    for name, weight in first["weights"].items():
-        assert torch.equal(weight, second["weights"][name])
+    assert float(same_in_one_and_two(tmp_path, "taught")["figures"][-1]) > 0
     done = torchrun(tmp_path, 2, "untaught")
     assert done.returncode != 0
     assert "differ between the processes" in done.stderr

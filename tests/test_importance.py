@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import torch_pruning as tp
 import torchvision
-from small_task import Net, batches, loader
+from small_task import Net, batches, loader, trained_net
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -47,15 +47,7 @@ def of_gate(net: GatedModule, name: str, scores: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
     """The small net, trained for a few epochs."""
-    torch.manual_seed(0)
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(6):
-        for x, y in loader():
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model
+    return trained_net()
 
 
 def test_norm_scale_ranks_planted_units() -> None:
