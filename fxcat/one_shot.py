@@ -41,8 +41,8 @@ def one_shot(
     but with all gates open again, the network would no longer be the one that was prepared.
 
     Raises `InputError` for scores of another shape, NaN or negative ones, and without a batch, `TargetError` if the
-    target cannot be reached, and `TrainingError` if what units give is not finite; then nothing has changed, except that
-    layers which were to be compensated may have got a bias of zero.
+    target cannot be reached, and `TrainingError` if what units give is not finite; then nothing has changed, except
+    that layers which were to be compensated may have got a bias of zero.
     """
     batches = None if compensate is None else list(compensate)
     scores, last = _ranked(net, scores, target)
