@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import place
@@ -29,7 +30,8 @@ class Bypass:
 
     `name`: the section's first layer. `modules`: what the section holds, in order: paths of modules, names of
     functions. `entering`, `leaving`: shapes of one example. `kind`: what is added to the section's result: its input;
-    that, averaged to the result's positions; or that, mapped to the result's channels. `macs`, `params`: of the bypass;
+    that, averaged to the result's positions; or that, mapped to the result's channels. `is_normalized`: whether batch
+    normalization follows a projection, as it does in a section that has it. `macs`, `params`: of the bypass;
     `section_macs`: of what it bypasses; both for one example.
     """
 
@@ -38,6 +40,7 @@ class Bypass:
     entering: tuple[int, ...]
     leaving: tuple[int, ...]
     kind: Kind
+    is_normalized: bool
     macs: int
     params: int
     section_macs: int
@@ -117,6 +120,7 @@ def _bypass(flow: Flow, stretch: Stretch, section_macs: int) -> Bypass | str:
         return "its padding is wider than half of its window, for which there is no pooling"
     macs = params = 0
     kind: Kind = "pooling" if pooled else "identity"
+    is_normalized = before != after and axis == 1 and _has_batch_norm(flow, stretch.nodes)
     if before != after:
         kind, params = "projection", before * after
         macs = leaving.numel() // after // flow.batch * params
@@ -124,7 +128,14 @@ def _bypass(flow: Flow, stretch: Stretch, section_macs: int) -> Bypass | str:
             return f"a projection would cost as much as it does ({macs:,} MACs instead of {section_macs:,})"
     shapes = tuple(entering.shape[1:]), tuple(leaving.shape[1:])
     names = _names(flow, stretch.nodes)
-    return Bypass(_layer_name(flow, stretch.layers[0]), names, *shapes, kind, macs, params, section_macs, stretch)
+    params += 2 * after * is_normalized
+    name = _layer_name(flow, stretch.layers[0])
+    return Bypass(name, names, *shapes, kind, is_normalized, macs, params, section_macs, stretch)
+
+
+def _has_batch_norm(flow: Flow, nodes: Iterable[fx.Node]) -> bool:
+    modules = [flow.module(n) for n in nodes if n.op == "call_module"]
+    return any(isinstance(m, _BatchNorm) for m in modules)
 
 
 def _names(flow: Flow, nodes: Iterable[fx.Node]) -> tuple[str, ...]:

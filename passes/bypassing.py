@@ -71,6 +71,9 @@ def _computed(bypass: Bypass, dtype: torch.dtype, device: torch.device | None) -
         layers[_free("pool", layers)] = window.pooling()
     if bypass.kind == "projection":
         layers["project"] = _projection(bypass, dtype, device)
+    if bypass.is_normalized:
+        kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(bypass.leaving) - 2]
+        layers["norm"] = kind(bypass.leaving[0], device=device, dtype=dtype)
     return nn.Sequential(layers)
 
 
@@ -78,8 +81,10 @@ def _projection(bypass: Bypass, dtype: torch.dtype, device: torch.device | None)
     """A 1×1 convolution, or a linear layer.
 
     Its entries are normal with variance 1 / (channels that enter), so that what the bypass adds has the second moment
-    of what enters the section (He et al., Delving Deep into Rectifiers, arXiv 1502.01852, §2.2, for a linear layer). It
-    has no bias: that of the next layer does the same.
+    of what enters the section (He et al., Delving Deep into Rectifiers, arXiv 1502.01852, §2.2, for a linear layer).
+    Batch normalization follows it where the section has it, as in a ResNet: without it nothing would keep what all
+    bypasses together carry in size, and training would not stand the learning rate of the rest. It has no bias: that of
+    the next layer does the same.
     """
     if bypass.stretch.windows:
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(bypass.entering) - 2]
