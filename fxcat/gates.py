@@ -22,6 +22,10 @@ from fxcat.slicing import replace_data
 SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
 
+CLOSED = 2.0**-60
+"""Value of a closed gate while derivatives are taken. Nothing in the sums that it enters, but not zero: a gate may lie
+before its activation, and ReLU, as a maximum pooling, passes no derivative on at zero. The square is a number too."""
+
 
 Values = Literal["sampled", "hard", "spread", "theta"]
 """What gates are in training: samples of Bernoulli(θ), 1 where θ > ½, the same with some closed at random (`spread`),
@@ -207,10 +211,13 @@ class GateVector(nn.Module):
             self._fixed = None
 
     def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        """The sample as a function of θ: the straight-through estimator (arXiv 2205.04650) in training."""
+        """The sample as a function of θ: the straight-through estimator (arXiv 2205.04650) in training.
+
+        So the derivative at ξ=0 is the one from above.
+        """
         theta = self.theta
         if self.training and theta.requires_grad and torch.is_grad_enabled():
-            return sample + (theta - theta.detach())
+            return sample.clamp(min=CLOSED) + (theta - theta.detach())
         return sample
 
     def restrict(self, origin: torch.Tensor, units: int) -> None:

@@ -18,7 +18,9 @@ from fxcat.per_gate import PerGate
 SURE = 4.0
 """After so many steps in which a gate was closed what was seen then counts as much as what is seen when it is open."""
 MEMORY = 4
-"""For how many windows what was seen of either value counts; meanwhile the network changes."""
+"""For how many windows what was seen of either value counts at most; meanwhile the network changes."""
+RECENT = 0.5
+"""The same as a share of all steps until then: at first the network changes fastest."""
 
 
 class Worth(PerGate):
@@ -29,9 +31,10 @@ class Worth(PerGate):
     """
 
     tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured", "explored")
+    numbers = ("steps",)
 
     def __init__(self, gates: int, device: torch.device, *, window: int, explored: torch.Tensor) -> None:
-        self.window, self.explored = window, explored
+        self.window, self.explored, self.steps = window, explored, 0.0
         self.mean, self.square, self.opened = torch.zeros((3, gates), device=device)
         self.closed_mean, self.closed = torch.zeros((2, gates), device=device)
         self.difference, self.weight = torch.zeros((2, gates), device=device)
@@ -40,16 +43,19 @@ class Worth(PerGate):
     def update(self, gradient: torch.Tensor, sample: torch.Tensor, batch: int) -> None:
         """Add one step: gradient and sample of shape (gates,), and the examples in the batch."""
         gradient, is_open = gradient.float(), sample > 0.5
+        self.steps += 1
         rate = self._counted(self.opened, is_open)
         before = self.mean.clone()
         self.mean.add_(rate * (gradient - self.mean))
         # Welford's update: the averages move meanwhile
         self.square.add_(rate * (batch * (gradient - before) * (gradient - self.mean) - self.square))
-        self.closed_mean.add_(self._counted(self.closed, ~is_open) * (gradient - self.closed_mean))
+        # where low precision has made nothing of a closed gate (`gates.CLOSED`), nothing is seen
+        self.closed_mean.add_(self._counted(self.closed, ~is_open & (gradient != 0)) * (gradient - self.closed_mean))
 
     def _counted(self, count: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Count those that are `seen`; how much what is seen counts in the average, 0 for the others."""
-        count.mul_(1 - 1 / (MEMORY * self.window)).add_(seen.float())
+        counts_for = max(1.0, min(MEMORY * self.window, RECENT * self.steps))
+        count.mul_(1 - 1 / counts_for).add_(seen.float())
         return seen / count.clamp(min=1, max=self.window)
 
     def measured(self, gate: int, difference: float, *, every: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from small_task import Net as SmallNet
 from torch import nn
@@ -74,3 +75,27 @@ def test_units_are_sampled_alike_with_and_without_gates_on_sections() -> None:
         draws.append(torch.stack([vector.draw()[: vector.unit_count] for _ in range(8)]))
     torch.testing.assert_close(*draws, rtol=0, atol=0)
     assert 0.3 < draws[0].mean() < 0.7
+
+
+@pytest.mark.parametrize("pool", [nn.Identity(), nn.MaxPool2d(2)])
+def test_the_derivative_at_zero_passes_an_activation(pool: nn.Module) -> None:
+    """Where the gate scales a norm before a ReLU, it is the one-sided derivative of the loss."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), pool, nn.Flatten(), nn.LazyLinear(2, bias=False)
+    ).double()
+    x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+    model(x)
+    net = fxcat.prepare(model, x, verbose=False).train()
+    for closed in range(4):
+        zero = torch.ones(4, dtype=torch.float64).index_fill(0, torch.tensor([closed]), 0.0)
+        little = zero.index_fill(0, torch.tensor([closed]), 1e-6)
+        with net.gate_vector.fixed(zero):
+            at_zero = net(x).square().sum()
+        with net.gate_vector.fixed(little):
+            above = net(x).square().sum()
+        (gradient,) = torch.autograd.grad(at_zero, net.gate_vector.theta)
+        assert gradient[closed].abs() > 0.1
+        torch.testing.assert_close(gradient[closed], (above - at_zero) / 1e-6, rtol=1e-4, atol=0)
+        with net.gate_vector.fixed(zero), torch.no_grad():
+            torch.testing.assert_close(net(x).square().sum(), at_zero, rtol=1e-15, atol=0)
