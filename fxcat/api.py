@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -23,6 +23,8 @@ from fxcat.passes.copying import meta_twin
 from fxcat.passes.example import example_candidates
 from fxcat.report import prepared
 
+A = TypeVar("A")
+R = TypeVar("R")
 _GATES = {"units+layers": (True, True), "units": (True, False), "layers": (False, True)}
 
 
@@ -100,20 +102,28 @@ def _check_modules(model: nn.Module) -> None:
 def _build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModule:
     if example_inputs is not None:
         return build(model, example_inputs, options)
-    candidates = example_candidates(model)
+
+    def attempt(candidate: tuple[bool, Any]) -> GatedModule:
+        in_regions, inputs = candidate
+        return build(model, inputs, options, in_regions=in_regions)
+
+    return _first_that_fits(attempt, itertools.product((False, True), example_candidates(model)), "prepare")
+
+
+def _first_that_fits(attempt: Callable[[A], R], candidates: Iterable[A], function: str) -> R:
+    """What `attempt` makes of the first candidate that it does not refuse; `function`: was given no example inputs.
+
+    The error is that of the likeliest candidate, the first.
+    """
     refused: list[CaptureError | InputError] = []
-    for in_regions, inputs in itertools.product((False, True), candidates):
+    for candidate in candidates:
         try:
-            return build(model, inputs, options, in_regions=in_regions)
+            return attempt(candidate)
         except (CaptureError, InputError) as error:
             refused.append(error)
-    raise _none_fits(refused[0], "prepare") from refused[0]
-
-
-def _none_fits(first: CaptureError | InputError, function: str) -> CaptureError | InputError:
-    """The error of a function that was given no example inputs; `first`: that of the likeliest ones."""
+    first = refused[0]
     what = f"none of the example inputs that were tried fits; with the first: {first.what}"
-    return type(first)(what, where=first.where, remedy=f"call fxcat.{function}(model, example_inputs)")
+    raise type(first)(what, where=first.where, remedy=f"call fxcat.{function}(model, example_inputs)") from first
 
 
 def _check_ignored(model: nn.Module, ignore: Sequence[str]) -> None:
@@ -196,15 +206,14 @@ def _find_bypasses(model: nn.Module, example_inputs: Any, ignore: Sequence[str])
 
 def _whole(model: nn.Module, example_inputs: Any) -> Captured:
     """Capture a model that can be traced as a whole."""
-    candidates = [example_inputs] if example_inputs is not None else example_candidates(model)
-    refused: list[CaptureError | InputError] = []
-    for inputs in candidates:
-        try:
-            return capture(model, inputs, in_regions=False)
-        except (CaptureError, InputError) as error:
-            refused.append(error)
-    first = refused[0]
-    if isinstance(first, CaptureError):
+
+    def attempt(inputs: Any) -> Captured:
+        return capture(model, inputs, in_regions=False)
+
+    try:
+        if example_inputs is not None:
+            return attempt(example_inputs)
+        return _first_that_fits(attempt, example_candidates(model), "add_bypasses")
+    except CaptureError as error:
         remedy = "add bypasses to the part of the model that is plain, and put the result in its place"
-        raise CaptureError(first.what, where=first.where, remedy=remedy) from first
-    raise first if example_inputs is not None else _none_fits(first, "add_bypasses")
+        raise CaptureError(error.what, where=error.where, remedy=remedy) from error

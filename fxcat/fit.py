@@ -22,7 +22,7 @@ from fxcat.modes import in_eval
 from fxcat.progress import Progress
 from fxcat.records import Pressure, Target
 from fxcat.run_state import RunState
-from fxcat.teacher import DistillationLoss, Teacher, teacher_settings
+from fxcat.teacher import WEIGHT, DistillationLoss, Teacher, teacher_settings
 from fxcat.tensorboard import TensorBoard
 from fxcat.training_run import Batches, TrainingRun, needs_recent
 from fxcat.weight_training import Scheduler, WeightTraining
@@ -48,7 +48,7 @@ def fit(
     section_differences: bool = False,
     teacher: nn.Module | bool | None = None,
     distillation: DistillationLoss = distillation_loss,
-    distillation_weight: float = 0.5,
+    distillation_weight: float = WEIGHT,
     autocast: torch.dtype | None = None,
     device: str | torch.device | None = None,
     checkpoint_dir: PathLike | None = None,

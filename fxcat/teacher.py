@@ -17,6 +17,8 @@ from fxcat.files import checksum
 from fxcat.gated import GatedModule
 
 DistillationLoss = Callable[[Any, Any], torch.Tensor]
+WEIGHT = 0.5
+"""How much the teacher counts if nothing else is said."""
 SHOWN = 12
 """How many digits of a digest tell teachers apart, and fit into an error message."""
 
@@ -48,8 +50,9 @@ class Teacher:
         and one that is not the same in all processes.
         """
         if teacher is None or teacher is False:
-            if loss is not distillation_loss:
-                raise InputError("distillation= was given, and no teacher", remedy="give teacher= too")
+            if loss is not distillation_loss or weight != WEIGHT:
+                given = "distillation" if loss is not distillation_loss else "distillation_weight"
+                raise InputError(f"{given}= was given, and no teacher", remedy="give teacher= too")
             return None
         if not 0 <= weight <= 1:
             raise InputError(f"distillation_weight={weight} is not in [0, 1]")

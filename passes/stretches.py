@@ -119,7 +119,7 @@ class _Finder:
             steps.append(step)
             if any(is_activation(n, self.flow.rules.get(n)) for n in (step.node, *step.between)):
                 return steps
-            if is_maximum(step.node, self.flow.rules.get(step.node), self._module(step.node)):
+            if is_maximum(self.flow.rules.get(step.node)):
                 pooled = len(steps)
         return steps[:pooled]
 

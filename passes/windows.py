@@ -63,12 +63,9 @@ def window_of(node: fx.Node, rule: Rule | None, module: nn.Module | None) -> Win
         given = _given(node, module, _OF_CONV)
         weight = given["weight"]
         rank, kernel = weight.dim() - 2, tuple(weight.shape[2:])
-    elif isinstance(rule, Pool):
-        name = _name(node, module)
-        if "adaptive" in name or "upsampling" in name:
-            return None
+    elif isinstance(rule, Pool) and rule.window is not None:
         rank = rule.spatial
-        given = _given(node, module, _OF_MAX if "max" in name else _OF_AVERAGE)
+        given = _given(node, module, _OF_MAX if is_maximum(rule) else _OF_AVERAGE)
         kernel = _tuple(given["kernel_size"], rank)
         given["stride"] = given.get("stride") or kernel
     else:
@@ -85,16 +82,9 @@ def window_of(node: fx.Node, rule: Rule | None, module: nn.Module | None) -> Win
     return Window(span, strides, _tuple(padding, rank), bool(given.get("ceil_mode", False)))
 
 
-def is_maximum(node: fx.Node, rule: Rule | None, module: nn.Module | None) -> bool:
-    """Whether a node is a maximum pooling, which is not linear."""
-    return isinstance(rule, Pool) and "max" in _name(node, module)
-
-
-def _name(node: fx.Node, module: nn.Module | None) -> str:
-    """Of a pooling; those of `torch.nn.functional` are dispatched by a function that is named after what it calls."""
-    if module is None:
-        return getattr(node.target, "__name__", str(node.target)).lower()
-    return " ".join(c.__name__ for c in type(module).__mro__).lower()
+def is_maximum(rule: Rule | None) -> bool:
+    """Whether a node with this rule is a maximum pooling with a window, which is not linear."""
+    return isinstance(rule, Pool) and rule.window == "maximum"
 
 
 def _given(node: fx.Node, module: nn.Module | None, names: tuple[str, ...]) -> dict[str, Any]:

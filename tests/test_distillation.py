@@ -284,7 +284,8 @@ def test_arguments_that_do_not_fit(trained: nn.Module) -> None:
         ({"teacher": "resnet18"}, "teacher= got a str"),
         ({"teacher": net}, "weights of the network that is trained"),
         ({"teacher": True, "distillation_weight": 1.5}, "distillation_weight=1.5"),
-        ({"distillation": F.mse_loss}, "no teacher"),
+        ({"distillation": F.mse_loss}, "distillation= was given, and no teacher"),
+        ({"distillation_weight": 0.3}, "distillation_weight= was given, and no teacher"),
         ({"teacher": Other()}, r"\(32, 4\).*\(32, 7\)"),
     ):
         chosen: dict[str, Any] = {"epochs": 1, "target": HALF, "progress": False, **options}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,28 +37,24 @@ def channelwise(flow: Flow, node: fx.Node, spatial: int) -> Labels:
     return first
 
 
-@rule(
-    *(nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
-    *(F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
-    spatial=1,
-)
-@rule(
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.UpsamplingNearest2d),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
-    spatial=2,
-)
-@rule(
-    *(nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
-    *(F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
-    spatial=3,
-)
+@rule(nn.MaxPool1d, F.max_pool1d, spatial=1, window="maximum")
+@rule(nn.MaxPool2d, F.max_pool2d, spatial=2, window="maximum")
+@rule(nn.MaxPool3d, F.max_pool3d, spatial=3, window="maximum")
+@rule(nn.AvgPool1d, F.avg_pool1d, spatial=1, window="average")
+@rule(nn.AvgPool2d, F.avg_pool2d, spatial=2, window="average")
+@rule(nn.AvgPool3d, F.avg_pool3d, spatial=3, window="average")
+@rule(nn.AdaptiveMaxPool1d, F.adaptive_max_pool1d, nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, spatial=1)
+@rule(nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, spatial=2)
+@rule(nn.AdaptiveMaxPool3d, F.adaptive_max_pool3d, nn.AdaptiveAvgPool3d, F.adaptive_avg_pool3d, spatial=3)
+@rule(nn.UpsamplingNearest2d, spatial=2)
 class Pool(Rule):
-    """Max and average pooling: a window of zeros gives zero."""
+    """Max and average pooling: a window of zeros gives zero. `window`: what is taken of one that slides; None of
+    others."""
 
     zero = Zero.PRESERVES
 
-    def __init__(self, spatial: int) -> None:
-        self.spatial = spatial
+    def __init__(self, spatial: int, window: Literal["maximum", "average"] | None = None) -> None:
+        self.spatial, self.window = spatial, window
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
         size = getattr(module, "output_size", None)
