@@ -22,9 +22,10 @@ from fxcat.slicing import replace_data
 SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
 
-CLOSED = 2.0**-60
-"""Value of a closed gate while derivatives are taken. Nothing in the sums that it enters, but not zero: a gate may lie
-before its activation, and ReLU, as a maximum pooling, passes no derivative on at zero. The square is a number too."""
+CLOSED = 2.0**-30
+"""Value of a closed gate while derivatives are taken: nothing in the sums that it enters, in single precision, but not
+zero. A gate may lie before its activation, and ReLU, as a maximum pooling, passes no derivative on at zero. Products of
+several are still numbers that are not subnormal: with those CPUs are many times slower."""
 
 
 Values = Literal["sampled", "hard", "spread", "theta"]
