@@ -14,6 +14,7 @@ from fxcat.gated import GatedModule
 from fxcat.groups import kept_gates
 from fxcat.records import Target
 from fxcat.selection import check_reachable, select_structure
+from fxcat.sharing import emphasized
 
 LEAST = 0.55
 """Initial θ of the least important gate. Above ½: `eval()` is still the whole network, and so is the warm-up."""
@@ -26,10 +27,11 @@ def one_shot(
 ) -> None:
     """Prune without gated training: set θ to 0 and 1, so that `finalize(net)` meets the target.
 
-    What scores least per cost is closed until the cost is within 1 % below the target (as far as the widths allow), and
-    never above it. The cost of a gate is what it adds to the whole network: by costs that follow what has been closed
-    already, the layers next to narrow ones would be kept wide. `scores`: one per gate, from `fxcat.importance` or your
-    own, ≥ 0. The weights are not touched, unless you ask for it. Fine-tune what `finalize` returns.
+    What scores least per cost is closed until the cost is within 1 % below the target (as far as the widths allow),
+    and never above it. The cost of a gate is what it adds to the whole network: by costs that follow what has been
+    closed already, the layers next to narrow ones would be kept wide. `scores`: one per gate, from
+    `fxcat.importance` or your own, ≥ 0; `target.layers` shifts them between sections and units. The weights are not
+    touched, unless you ask for it. Fine-tune what `finalize` returns.
 
     `compensate`: a few batches of `(inputs, targets)`; the targets are not used. What the units that close gave on
     average over these, in the whole network in `eval()`, then goes into the biases of the convolutions and linear
@@ -79,7 +81,7 @@ def warm_start(net: GatedModule, scores: torch.Tensor, *, target: Target) -> Non
 
 def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """Checked scores, and the gates that have to close for the target, least score per cost first."""
-    scores = _checked(net, scores)
+    scores = emphasized(net, _checked(net, scores), target.layers)
     check_reachable(net, target)
     _, gradients = cost_gradients(net, torch.ones_like(net.gate_vector.theta.detach()))
     limited = torch.tensor([w is not None for w in (target.flops, target.params)], device=gradients.device)

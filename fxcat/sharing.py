@@ -35,14 +35,19 @@ def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, lay
     `worth`: loss differences of single gates; `alive`: which gates are left (bool); both, and the result, of shape
     (gates,). `layers`: κ in [0, 1], at ½ sections and units count as they are, above sections close sooner.
     """
-    section, units = is_section(net), net.gate_vector.unit_count
+    units = net.gate_vector.unit_count
     shared = worth.double().clone()
     shared[:units] *= _share_of_sections(net, worth, alive)
     shared[:units] = _of_units(shared[:units], alive[:units], group_ids(net)[:units])
     streams = torch.tensor([s.stream for s in net.structure.sections], dtype=torch.int64, device=worth.device)
     shared[units:] = _of_sections(shared[units:], alive[units:], streams)
-    emphasis = torch.where(section, 2 * layers, 2 * (1 - layers)).clamp(min=LEAST_EMPHASIS)
-    return (shared / torch.where(shared > 0, emphasis, 1 / emphasis)).to(worth.dtype)
+    return emphasized(net, shared, layers).to(worth.dtype)
+
+
+def emphasized(net: GatedModule, worth: torch.Tensor, layers: float) -> torch.Tensor:
+    """What gates are worth, shape (gates,), to somebody who would rather see layers go, or units: see `Target`."""
+    emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers)).clamp(min=LEAST_EMPHASIS)
+    return worth / torch.where(worth > 0, emphasis, 1 / emphasis)
 
 
 def _share_of_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor) -> float:

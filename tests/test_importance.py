@@ -291,3 +291,15 @@ def test_training_goes_on_from_a_warm_start(trained: nn.Module) -> None:
     history = fxcat.fit(net, loader(), loader(64), epochs=3, target=HALF, lr=0.02, progress=False)
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
     assert history.epochs[-1].val_accuracy is not None and history.epochs[-1].val_accuracy > 0.8
+
+
+def test_one_shot_prefers_what_the_target_prefers() -> None:
+    """κ: none of the layers at 0, more of them the higher it is."""
+    left: list[int] = []
+    for layers in (0.0, 0.5, 0.9, 1.0):
+        torch.manual_seed(0)
+        net = prepared(with_random_scales(torchvision.models.resnet18()))
+        fxcat.one_shot(net, importance.norm_scale(net), target=fxcat.Target(flops=0.5, layers=layers))
+        left.append(int(net.gate_vector.hard()[net.gate_vector.unit_count :].sum()))
+    assert left[0] == 8
+    assert left == sorted(left, reverse=True) and left[-1] < left[1]
