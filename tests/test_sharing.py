@@ -171,3 +171,20 @@ def test_what_was_seen_long_ago_no_longer_counts() -> None:
         if step == 60:
             assert worth.estimate.item() > 1.0
     assert worth.estimate.item() == pytest.approx(0.0, abs=0.01)
+
+
+def test_early_on_the_latter_half_counts() -> None:
+    """The network changes fastest at first: whole windows would still hold what was seen of an untrained one."""
+    worth = Worth(1, torch.device("cpu"), window=200, explored=torch.tensor([True]))
+    for step in range(120):
+        is_open = torch.tensor([float(step % 2)])
+        worth.update(torch.where(is_open > 0, 0.0, -50.0 if step < 20 else -2.0), is_open, batch=1)
+    assert worth.estimate.item() == pytest.approx(1.0, abs=0.3)
+
+
+def test_a_closed_gate_without_derivative_says_nothing() -> None:
+    worth = Worth(1, torch.device("cpu"), window=50, explored=torch.tensor([True]))
+    for step in range(100):
+        is_open = torch.tensor([float(step % 2)])
+        worth.update(torch.where(is_open > 0, -0.5, 0.0), is_open, batch=0)
+    assert worth.estimate.item() == pytest.approx(0.5)
