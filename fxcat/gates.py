@@ -22,10 +22,11 @@ from fxcat.slicing import replace_data
 SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
 
-CLOSED = 2.0**-30
-"""Value of a closed gate while derivatives are taken: nothing in the sums that it enters, in single precision, but not
-zero. A gate may lie before its activation, and ReLU, as a maximum pooling, passes no derivative on at zero. Products of
-several are still numbers that are not subnormal: with those CPUs are many times slower."""
+CLOSED = 1 / 128
+"""Value of a closed gate while derivatives are taken, as a multiple of the resolution of its numbers: so it is rounded
+away in the sums that it enters, but is not zero. A gate may lie before its activation, and ReLU, as a maximum pooling,
+passes no derivative on at zero. It is no smaller, since CPUs are many times slower with products of several that are
+subnormal."""
 
 
 Values = Literal["sampled", "hard", "spread", "theta"]
@@ -218,7 +219,7 @@ class GateVector(nn.Module):
         """
         theta = self.theta
         if self.training and theta.requires_grad and torch.is_grad_enabled():
-            return sample.clamp(min=CLOSED) + (theta - theta.detach())
+            return sample.clamp(min=CLOSED * torch.finfo(theta.dtype).eps) + (theta - theta.detach())
         return sample
 
     def restrict(self, origin: torch.Tensor, units: int) -> None:
