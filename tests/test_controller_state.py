@@ -70,7 +70,7 @@ def own_loop_whole() -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
     return own_loop(None, None)
 
 
-@pytest.mark.parametrize("stop", (3, 61, 120, 200))
+@pytest.mark.parametrize("stop", (3, 61, 108, 200))
 def test_own_loop_goes_on_from_the_controllers_state(
     stop: int, own_loop_whole: tuple[fxcat.GatedModule, AveragedModel, bytes]
 ) -> None:
