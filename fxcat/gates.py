@@ -25,9 +25,7 @@ SAMPLES = "fxcat_gates"
 CLOSED = 1 / 128
 """Value of a closed gate while derivatives are taken, as a multiple of the resolution of its numbers: so it is rounded
 away in the sums that it enters, but is not zero. A gate may lie before its activation, and ReLU, as a maximum pooling,
-passes no derivative on at zero. It is no smaller, since CPUs are many times slower with products of several that are
-subnormal."""
-
+passes no derivative on at zero. It is no smaller, so that products of several are no subnormal numbers."""
 
 Values = Literal["sampled", "hard", "spread", "theta"]
 """What gates are in training: samples of Bernoulli(θ), 1 where θ > ½, the same with some closed at random (`spread`),

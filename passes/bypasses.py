@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import place
 from fxcat.passes.capture import Captured
 from fxcat.passes.costing import full_macs
 from fxcat.passes.labels import Flow, describe, flow_labels
+from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction, FrozenBatchNorm
 from fxcat.passes.sections import find_sections
 from fxcat.passes.stretches import Stretch, find_stretches
 from fxcat.passes.windows import Window, is_convolution
@@ -120,7 +120,7 @@ def _bypass(flow: Flow, stretch: Stretch, section_macs: int) -> Bypass | str:
         return "its padding is wider than half of its window, for which there is no pooling"
     macs = params = 0
     kind: Kind = "pooling" if pooled else "identity"
-    is_normalized = before != after and axis == 1 and _has_batch_norm(flow, stretch.nodes)
+    is_normalized = before != after and axis % leaving.dim() == 1 and _has_batch_norm(flow, stretch.nodes)
     if before != after:
         kind, params = "projection", before * after
         macs = leaving.numel() // after // flow.batch * params
@@ -134,8 +134,9 @@ def _bypass(flow: Flow, stretch: Stretch, section_macs: int) -> Bypass | str:
 
 
 def _has_batch_norm(flow: Flow, nodes: Iterable[fx.Node]) -> bool:
-    modules = [flow.module(n) for n in nodes if n.op == "call_module"]
-    return any(isinstance(m, _BatchNorm) for m in modules)
+    """Whether one of them normalizes by statistics, as a module or as a function."""
+    rules = [flow.rules.get(n) for n in nodes]
+    return any(isinstance(r, BatchNorm | BatchNormFunction) and not isinstance(r, FrozenBatchNorm) for r in rules)
 
 
 def _names(flow: Flow, nodes: Iterable[fx.Node]) -> tuple[str, ...]:

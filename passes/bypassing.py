@@ -62,9 +62,11 @@ def _free(name: str, taken: Container[str]) -> str:
 
 
 def _computed(bypass: Bypass, dtype: torch.dtype, device: torch.device | None) -> nn.Sequential:
-    """Average poolings, one for each window that changes sizes, and behind them the projection.
+    """Average poolings, one for each window that changes sizes, and behind them the projection and its normalization.
 
-    One for each, since a single one with their common window could give another size.
+    One for each, since a single one with their common window could give another size. Normalized as in a ResNet: else
+    nothing would keep what all bypasses together carry in size, and training would not stand the learning rate of the
+    rest.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for window in bypass.windows:
@@ -72,7 +74,7 @@ def _computed(bypass: Bypass, dtype: torch.dtype, device: torch.device | None) -
     if bypass.kind == "projection":
         layers["project"] = _projection(bypass, dtype, device)
     if bypass.is_normalized:
-        kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(bypass.leaving) - 2]
+        kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[len(bypass.leaving) - 1]
         layers["norm"] = kind(bypass.leaving[0], device=device, dtype=dtype)
     return nn.Sequential(layers)
 
@@ -82,9 +84,7 @@ def _projection(bypass: Bypass, dtype: torch.dtype, device: torch.device | None)
 
     Its entries are normal with variance 1 / (channels that enter), so that what the bypass adds has the second moment
     of what enters the section (He et al., Delving Deep into Rectifiers, arXiv 1502.01852, §2.2, for a linear layer).
-    Batch normalization follows it where the section has it, as in a ResNet: without it nothing would keep what all
-    bypasses together carry in size, and training would not stand the learning rate of the rest. It has no bias: that of
-    the next layer does the same.
+    It has no bias: that of the next layer does the same.
     """
     if bypass.stretch.windows:
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(bypass.entering) - 2]

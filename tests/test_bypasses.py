@@ -116,6 +116,37 @@ def test_what_goes_where() -> None:
     assert "fc2: identity, 24 to 24" in str(found)
 
 
+class Normalized(nn.Module):
+    """Convolution and linear layers to other widths; the former calls the function of its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(3, 6, 3, padding=1), nn.BatchNorm1d(6)
+        self.wide, self.back, self.back_norm = nn.Linear(24, 64), nn.Linear(64, 8), nn.BatchNorm1d(8)
+        self.inner, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.norm
+        x = self.conv(x)
+        x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training).relu()
+        x = self.back_norm(self.back(self.wide(x.flatten(1)))).relu()
+        return self.last(self.inner(x).relu())
+
+
+def test_projections_are_normalized_where_their_sections_are() -> None:
+    x = torch.randn(5, 3, 4)
+    found = fxcat.find_bypasses(Normalized(), x).found
+    assert [(b.name, b.kind, b.is_normalized, b.params) for b in found] == [
+        ("conv", "projection", True, 3 * 6 + 2 * 6),
+        ("wide", "projection", True, 24 * 8 + 2 * 8),
+        ("inner", "identity", False, 0),
+    ]
+    net = fxcat.add_bypasses(Normalized(), x, verbose=False)
+    assert [type(m) for m in net.get_submodule("bypasses.conv")] == [nn.Conv1d, nn.BatchNorm1d]
+    assert [type(m) for m in net.get_submodule("bypasses.wide")] == [nn.Linear, nn.BatchNorm1d]
+    assert net(x).shape == (5, 4)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_costs_of_bypasses_are_true(name: str) -> None:
     build, shape, _ = PLAIN[name]

@@ -78,7 +78,7 @@ def test_own_loop_goes_on_from_the_controllers_state(
     part = own_loop(stop, None)
     stored = states(part)["controller"]
     assert (stored["slopes"] is not None) is (stop == 61)
-    assert bool(stored["closed"]) is (stop > 61)
+    assert len(stored["closed"]) == {3: 0, 61: 0, 108: 3, 200: 4}[stop]
     assert stored["trains"] is (stop < 200)
     soon = stop + 2
     assert equal(states(own_loop(soon, part[2])), states(own_loop(soon, None)))
