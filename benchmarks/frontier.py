@@ -25,18 +25,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import print_table
 from frontier_methods import FXCAT, METHODS, SHALLOWER, THREE_WAY, Run, applicable, measured
 from frontier_tasks import TASKS, loaded
 from summaries import figures
 from workers import Job, run_for_targets
 
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16}
+
 
 def train(method: str, key: dict[str, Any], folder: Path | None, flops: float) -> dict[str, Any]:
     """The row of a key."""
     task = TASKS[key["model"]]
     data = loaded(key["model"], folder, key["size"], key["images"])
-    return measured(method, Run(task, data, key["epochs"], key["lr"], key["seed"], flops, task.batches))
+    run = Run(task, data, key["epochs"], key["lr"], key["seed"], flops, task.batches, AUTOCAST[key["precision"]])
+    return measured(method, run)
 
 
 def jobs_of(name: str, options: argparse.Namespace) -> list[tuple[float, Job]]:
@@ -56,7 +60,7 @@ def jobs_of(name: str, options: argparse.Namespace) -> list[tuple[float, Job]]:
             for method in methods:
                 key: dict[str, Any] = {"model": name, "flops": 1.0 if method == "dense" else flops}
                 key |= {"method": method, "seed": seed, "epochs": epochs, "size": size}
-                key |= {"images": options.train_images, "lr": options.lr or task.lr}
+                key |= {"images": options.train_images, "lr": options.lr or task.lr, "precision": options.precision}
                 jobs.append((flops, Job(key, partial(train, method, key, folder, flops), method in FXCAT)))
     return jobs
 
@@ -76,6 +80,7 @@ def arguments() -> argparse.ArgumentParser:
     budget.add_argument("--full", action="store_true", help="32×32, 200 epochs")
     parser.add_argument("--epochs", type=int, help="instead of the budget's")
     parser.add_argument("--lr", type=float, help="the highest learning rate, instead of the task's")
+    parser.add_argument("--precision", default="fp32", choices=AUTOCAST, help="of training, everybody's")
     parser.add_argument("--train-images", type=int, help="only so many, the same ones for everybody")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, in processes of one thread each")
     parser.add_argument("--cifar", type=Path, help="an ImageFolder of CIFAR-10; downloaded without")

@@ -4,7 +4,7 @@ The loss difference of a single gate says little about the loss without many of 
 worthless, since its neighbours do the same, and worth more the fewer are left. Networks of the same widths are as good
 whichever units went (Liu et al. 2019, arXiv 1810.05270). So a group is taken as a whole: its units are worth the same,
 their mean, and when n units have become m, each is worth (n/m)² as much: the loss falls with one over the width. If
-they lie in a section, it goes with the last of them: so together they are worth less than it (`TOGETHER`).
+they lie in a section, it goes with the last of them: so together they are worth no more than it.
 Sections differ, so each is worth what it is found to be; but those that add to the same values, one after another,
 stand in for each other too: when those that have closed were worth a share s of all of that stream, the others are
 worth 1/(1−s)² as much.
@@ -19,8 +19,6 @@ from fxcat.groups import group_ids, is_section
 
 IDLE = 0.1
 """A unit worth less than this share of its group's mean does nothing that others would have to take over."""
-TOGETHER = 0.5
-"""Share of what sections are worth that all units of one of their groups are worth at most."""
 OUTLIER = 8.0
 """Worth of a unit, as a multiple of its group's mean, up to which it counts."""
 SETTLES = 40
@@ -51,10 +49,10 @@ def emphasized(net: GatedModule, worth: torch.Tensor, layers: float) -> torch.Te
 
 
 def _share_of_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor) -> float:
-    """The factor at which units of a group that lie in a section are together worth `TOGETHER` of it, if less than 1.
+    """The factor, at most 1, at which units of a group that lie in a section are together worth no more than it.
 
-    They stand in for each other, so their loss differences add up to less than that of the section, which goes with the
-    last of them: to about a half in ResNets once they have begun to learn. Before that noise, which is taken for the
+    It goes with the last of them, and they stand in for each other, so their loss differences add up to less than that
+    of the section: to about a half in ResNets once they have begun to learn. Before that noise, which is taken for the
     units' curvature, makes it more. One factor for all units, also for those outside of sections, which noise concerns
     as much: between units it decides nothing.
     """
@@ -65,7 +63,7 @@ def _share_of_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tenso
     pairs = torch.stack([section, group_ids(net)[gate]]).unique(dim=1)
     whole = float(worth[units + pairs[0]].clamp(min=0).sum())
     together = float(worth[gate].clamp(min=0).sum())
-    return TOGETHER * whole / together if together > TOGETHER * whole > 0 else 1.0
+    return whole / together if together > whole > 0 else 1.0
 
 
 def _of_units(worth: torch.Tensor, alive: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
