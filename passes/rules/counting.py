@@ -5,9 +5,11 @@ Where a sample closes every gate of a group, the result is zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 def _open(gate: torch.Tensor) -> torch.Tensor:
@@ -104,3 +106,80 @@ def gated_group_norm(
     shape = [1, channels] + [1] * (input.dim() - 2)
     result = result if weight is None else result * weight.reshape(shape)
     return result if bias is None else result + (bias * gate).reshape(shape)
+
+
+def gated_var_mean(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
+    """`torch.var_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    return _with_mean(gated_var, input, *args, gate=gate, **options)
+
+
+def gated_std_mean(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
+    """`torch.std_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    return _with_mean(gated_std, input, *args, gate=gate, **options)
+
+
+def _with_mean(
+    spread: Callable[..., torch.Tensor],
+    input: torch.Tensor,
+    dim: int | list[int] | tuple[int, ...] | None = None,
+    *args: Any,
+    keepdim: bool = False,
+    gate: torch.Tensor,
+    **options: Any,
+) -> tuple[torch.Tensor, ...]:
+    keepdim = args[1] if len(args) > 1 else keepdim
+    found = spread(input, dim, *args[:1], keepdim=keepdim, gate=gate, **options)
+    return found, gated_mean(input, dim, keepdim, gate=gate)
+
+
+def gated_sum(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.sum` over what a gate leaves open."""
+    return torch.sum(input * gate, *args, **options)
+
+
+def gated_norm(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.norm` over what a gate leaves open."""
+    return torch.norm(input * gate, *args, **options)
+
+
+def gated_vector_norm(x: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.linalg.vector_norm` over what a gate leaves open."""
+    return torch.linalg.vector_norm(x * gate, *args, **options)
+
+
+def gated_normalize(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`F.normalize` over what a gate leaves open; zero elsewhere."""
+    return F.normalize(input * gate, *args, **options)
+
+
+def gated_weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0, *, gate: torch.Tensor) -> torch.Tensor:
+    """`torch._weight_norm`, v · g / ‖v‖ for every slice along an axis, over what a gate leaves open; zero elsewhere."""
+    v = v * gate
+    axes = [a for a in range(v.dim()) if a != dim % v.dim()]
+    norm = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+    return v * (g / torch.where(norm > 0, norm, 1.0))
+
+
+def gated_standardised(
+    input: torch.Tensor,
+    running_mean: None = None,
+    running_var: None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.batch_norm` without running statistics over what a gate, broadcastable to the input, leaves open."""
+    axes = [a for a in range(input.dim()) if a != 1]
+    mean, var = (f(input, axes, keepdim=True, gate=gate) for f in (gated_mean, _biased_var))
+    shape = [-1 if a == 1 else 1 for a in range(input.dim())]
+    result = (input - mean) * (var + eps).rsqrt()
+    result = result if weight is None else result * weight.reshape(shape)
+    return result if bias is None else result + bias.reshape(shape)
+
+
+def _biased_var(input: torch.Tensor, dim: list[int], keepdim: bool, gate: torch.Tensor) -> torch.Tensor:
+    return gated_var(input, dim, keepdim=keepdim, correction=0, gate=gate)

@@ -1,7 +1,8 @@
 """Linear layers and convolutions as functions: their weights are arguments.
 
-A weight that is a parameter is bound to the axes as a module's. Of one that is computed (standardised, say) the first
-axis may have units, if nothing that computes it mixes them.
+A weight that is a parameter is bound to the axes as a module's; one that is computed from parameters (transposed,
+scaled, standardised) has units along its axes too. Of one that is computed otherwise the first axis may have units, if
+nothing that computes it mixes them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.contraction import Sizes, bind_kernel, consumed, freeze_outer, kernel_macs, per_slice
+from fxcat.passes.arrays import Grid, along, frozen
+from fxcat.passes.rules.contraction import (
+    Sizes,
+    bind_kernel,
+    consumed,
+    freeze_outer,
+    kernel_labels,
+    kernel_macs,
+    per_slice,
+)
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
 if TYPE_CHECKING:
@@ -25,6 +34,23 @@ if TYPE_CHECKING:
 def parameter_weight(weight: object) -> tuple[fx.Node, ...]:
     """The weight of a function, if it is a parameter."""
     return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
+
+
+def given_weights(*arguments: object) -> tuple[fx.Node, ...]:
+    """Those arguments that are nodes."""
+    return tuple(a for a in arguments if isinstance(a, fx.Node))
+
+
+def unite_bias(flow: Flow, node: fx.Node, out: torch.Tensor, bias: object) -> None:
+    """The bias has the units of the output's channels."""
+    if isinstance(bias, fx.Node):
+        line = flow.lines(bias)[0]
+        flow.unite(out, line if line is not None else torch.zeros_like(out[:1]))
+
+
+def line_of(labels: torch.Tensor | None, size: int) -> torch.Tensor:
+    """Labels along an axis of a weight; one without units is frozen."""
+    return frozen((size,)) if labels is None else labels
 
 
 def computed(flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor) -> torch.Tensor:
@@ -57,6 +83,10 @@ class LinearFunction(Rule):
         weight = arguments(node, "input", "weight", "bias")["weight"]
         return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
 
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = arguments(node, "input", "weight", "bias")
+        return given_weights(given["weight"], given.get("bias"))
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = arguments(node, "input", "weight", "bias")
         weight, bias = given["weight"], given.get("bias")
@@ -66,8 +96,7 @@ class LinearFunction(Rule):
             return self._of_vector(flow, node, weight, entering, outer)
         out = self._bind(flow, node, weight, entering, value.shape[-1])
         freeze_outer(flow, node, out, outer)
-        if isinstance(bias, fx.Node):
-            flow.unite(out, flow.of(bias).reshape(-1))
+        unite_bias(flow, node, out, bias)
         term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
         flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
         return along(out, -1, value.dim()) if outer is None else outer
@@ -78,12 +107,20 @@ class LinearFunction(Rule):
         """Labels where the weight has one axis only, which leaves none of the output's."""
         if flow.values[weight] is None:
             flow.bind_axis(flow.attribute_name(weight), 0, entering)
+        elif isinstance(flow.values[weight], Grid):
+            flow.unite(entering, line_of(flow.lines(weight)[0], len(entering)))
         else:
             flow.freeze((entering, flow.of(weight)), node, "a weight that is computed")
         flow.contractions[node] = Contraction((), (node.all_input_nodes[0],), ())
         return frozen((1,) * node.meta["value"].dim()) if outer is None else outer.squeeze(-1)
 
     def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
+        if isinstance(flow.values[weight], Grid):
+            lines = [line_of(x, n) for x, n in zip(flow.lines(weight), weight.meta["value"].shape, strict=True)]
+            flow.unite(entering, lines[1])
+            out = flow.fresh(width, str(node.meta.get("path")))
+            flow.unite(out, lines[0])
+            return out
         if flow.values[weight] is not None:
             return computed(flow, node, weight, entering)
         name = flow.attribute_name(weight)
@@ -109,6 +146,10 @@ class ConvFunction(Rule):
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         return parameter_weight(_of_conv(node)["weight"])
 
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = _of_conv(node)
+        return given_weights(given["weight"], given.get("bias"))
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = _of_conv(node)
         weight, bias, sizes = given["weight"], given.get("bias"), _sizes(given)
@@ -119,6 +160,15 @@ class ConvFunction(Rule):
             out = bind_kernel(flow, name, name.removesuffix(".weight"), sizes, entering)
             axes = flow.parameters[name]
             first, second = axes[0], axes.get(1)
+        elif isinstance(flow.values[weight], Grid):
+            first, second, *_ = lines = [
+                line_of(x, n) for x, n in zip(flow.lines(weight), weight.meta["value"].shape, strict=True)
+            ]
+
+            def bind(axis: int, labels: torch.Tensor) -> None:
+                flow.unite(labels, lines[axis])
+
+            out = kernel_labels(flow, str(node.meta.get("path")), sizes, entering, None, bind)
         else:
             if sizes.groups > 1:
                 flow.freeze(flow.of(weight), node, "a computed weight of a grouped convolution")
@@ -126,8 +176,7 @@ class ConvFunction(Rule):
             second = entering
         if outer is not None:
             flow.freeze((outer, out), node, "units along an axis that the convolution runs over")
-        if isinstance(bias, fx.Node):
-            flow.unite(out, flow.of(bias).reshape(-1))
+        unite_bias(flow, node, out, bias)
         terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())

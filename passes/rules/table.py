@@ -187,6 +187,10 @@ class Rule:
         """The parameters among the arguments of a function whose axes `flow` binds one by one, as a module's."""
         return ()
 
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The arguments that may be weights: parameters, or computed from them, with units along every axis."""
+        return ()
+
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         """The inputs in which a dead unit has to be exactly zero (the op mixes units)."""
         return ()
@@ -238,7 +242,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 _METHODS: dict[str, Rule] = {}
-_DECOMPOSITIONS: dict[type[nn.Module] | type[torch.autograd.Function], Callable[..., Any]] = {}
+_DECOMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 _OVERRIDABLE = ("forward", "_conv_forward")
 
 
@@ -297,9 +301,9 @@ def module_rule(module: nn.Module) -> Rule | None:
     return None
 
 
-def decomposition(cls: type[nn.Module] | type[torch.autograd.Function]) -> Callable[[F], F]:
+def decomposition(cls: Callable[..., Any]) -> Callable[[F], F]:
     """Register what to capture for a module class instead of its `forward`: a function of the module and its arguments;
-    or for an autograd function instead of `apply`: a function of its arguments.
+    or for a function, or an autograd function instead of `apply`: a function of its arguments.
 
     It computes the same by simpler ops, or returns `NotImplemented`: then the module stays one opaque node.
     """
@@ -321,8 +325,8 @@ def find_decomposition(module: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def function_decomposition(function: type[torch.autograd.Function]) -> Callable[..., Any] | None:
-    """What to capture instead of an autograd function."""
+def function_decomposition(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What to capture instead of a function or an autograd function."""
     return _DECOMPOSITIONS.get(function)
 
 
