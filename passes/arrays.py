@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Labels of a weight: its rows belong to other units than its columns, and an entry goes with either.

@@ -70,6 +70,8 @@ class Flow:
     """MACs of nodes without a rule, for one example."""
     weights: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
     """Values whose labels are `Grid`s, with the rules of the ops that compute them (None for parameters)."""
+    weight_axes: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict[str, "dict[int, torch.Tensor]"])
+    """Labels along the axes of parameters among them; units only if a layer makes them such."""
     statistics: dict[fx.Node, list[torch.Tensor]] = field(default_factory=dict[fx.Node, "list[torch.Tensor]"])
     """Of functions of many entries of weights the labels along the axes that they run over."""
     doubtful: list[tuple[torch.Tensor, fx.Node, str]] = field(default_factory=list[tuple[torch.Tensor, fx.Node, str]])
@@ -238,7 +240,7 @@ class Flow:
     def detach(self) -> None:
         """Forget the modules, since what was found is true of every copy of them, and what only the finding took."""
         known = self._modules, self._lines, self.blocks, self.contractions, self.outer, self.counted
-        for found in (*known, self.weights, self.statistics, self.doubtful):
+        for found in (*known, self.weights, self.weight_axes, self.statistics, self.doubtful):
             found.clear()
 
 
@@ -280,8 +282,11 @@ def flow_labels(
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
     _settle_doubly_used(flow)
+    for name, axes in flow.weight_axes.items():
+        for axis, labels in axes.items():
+            flow.bind_axis(name, axis, labels)
     if flow.weights or flow.doubtful:
-        settle(flow, flow.weights)
+        settle(flow)
     return flow
 
 
@@ -346,7 +351,7 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
         return None  # replaced as a whole when what it selects from changes
     if not isinstance(value, torch.Tensor) or value.numel() == 1:
         return unlabelled(value)
-    if _is_bound(node):
+    if _is_bound(node) and flow.weights.keys().isdisjoint(node.users):
         return None
     if node in flow.weights:
         return _axes_of_weight(flow, node)
@@ -370,11 +375,10 @@ def _is_bound(node: fx.Node) -> bool:
 def _axes_of_weight(flow: Flow, node: fx.Node) -> Grid:
     """Every index along every axis of a weight gets a label of its own."""
     name, value = flow.attribute_name(node), node.meta["value"]
-    axes = dict(flow.parameters.get(name, {}))
+    axes = flow.weight_axes.setdefault(name, {})
     for axis, size in enumerate(value.shape):
         if size > 1 and axis not in axes:
             axes[axis] = flow.fresh(size, layer_of(name), producer=False)
-    flow.parameters[name] = axes
     return Grid(tuple(along(axes[a], a, value.dim()) for a, size in enumerate(value.shape) if size > 1))
 
 

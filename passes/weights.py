@@ -356,7 +356,7 @@ _STATISTICS: dict[Any, _Statistic] = {
 }
 
 
-def settle(flow: Flow, weights: dict[fx.Node, Rule | None]) -> None:
+def settle(flow: Flow) -> None:
     """Decide what depends on which axes of weights turn out to have units."""
     roots = flow.roots()
     has_units = np.zeros(flow.count, dtype=bool)
@@ -379,9 +379,7 @@ def settle(flow: Flow, weights: dict[fx.Node, Rule | None]) -> None:
             flow.freeze(labels, node, reason)
         else:
             flow.unite(labels, torch.zeros_like(labels))
-    for node, rule in weights.items():
-        if rule is None:
-            name = flow.attribute_name(node)
-            axes = flow.parameters.get(name, {})
-            frozen = {a: bool((roots[x.numpy()] == FROZEN).any()) for a, x in axes.items()}
-            flow.parameters[name] = {a: x for a, x in axes.items() if frozen[a] or are_units(x)}
+    for name, own in flow.weight_axes.items():
+        frozen = {a for a, x in own.items() if bool((roots[x.numpy()] == FROZEN).any())}
+        known = flow.parameters[name].items()
+        flow.parameters[name] = {a: x for a, x in known if a not in own or a in frozen or are_units(x)}

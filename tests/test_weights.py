@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import Report, check, randomise
+from exactness import DOUBLE_TOLERANCE, Report, check, difference, randomise
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -149,7 +149,9 @@ KERNELS: dict[str, Callable[[Any], torch.Tensor]] = {
 
 
 def between(conv: Callable[[int, int], nn.Module]) -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), conv(8, 6), nn.ReLU(), conv(6, 4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), conv(8, 6), nn.ReLU(), conv(6, 4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+    )
     model = model.double()
     randomise(model, 0)
     return model
@@ -176,3 +178,72 @@ def test_computed_kernels_of_grouped_convolutions(groups: int, units: int) -> No
         randomise(model, 0)
         report = check(model, "depthwise", (1, 3, 6, 6), (3, 3, 7, 7))
     assert (report.failures, report.units) == ([], units)
+
+
+class Halved(nn.Module):
+    """A parametrization of somebody's own."""
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return w * 0.5 + 0.1
+
+
+def registered(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Halved())
+    parametrize.register_parametrization(layer, "bias", Halved())
+    return layer
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    return prune.random_unstructured(layer, "weight", 0.3)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "parametrizations.weight_norm": parametrizations.weight_norm,
+    "registered": registered,
+    "prune": pruned,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_weights_that_are_computed_before_each_call(name: str) -> None:
+    """Normalised over live inputs only; torch's own pruning leaves a mask."""
+    wrap = WRAPPERS[name]
+    report = checked(lambda entering, leaving: wrap(nn.Conv2d(entering, leaving, 3, padding=1)))
+    assert (report.coverage, report.units) == (1.0, 8 + 6 + 4)
+    model = nn.Sequential(wrap(nn.Linear(5, 8)), nn.ReLU(), wrap(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 2)).double()
+    report = check(model, name, (1, 5), (3, 5))
+    assert (report.failures, report.units) == ([], 8 + 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weight_norm_by_hooks() -> None:
+    """`copy.deepcopy` cannot copy such a model once it was called, so that it is not checked like others."""
+    model = between(lambda entering, leaving: nn.utils.weight_norm(nn.Conv2d(entering, leaving, 3))).eval()
+    x = torch.randn(3, 3, 7, 7).double()
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    assert difference(net(x), model(x)) <= DOUBLE_TOLERANCE
+    for gate in net.gates.values():
+        gate.theta[1::2] = 0.0
+    small = fxcat.finalize(net)
+    assert difference(small(x), net(x)) <= DOUBLE_TOLERANCE
+    assert net.hard_cost().params == sum(p.numel() for p in small.parameters())
+    assert small.get_parameter("2.weight_v").shape[:2] == (3, 4)
+
+
+class Shared(nn.Module):
+    """One weight as a value, transposed, and then as a layer's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tied, self.last = nn.Linear(5, 6), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = (torch.relu(self.first(x)) @ self.tied.weight).relu()
+        return self.last(torch.relu(self.tied(y)))
+
+
+def test_a_weight_that_a_layer_has_too() -> None:
+    model = Shared().double()
+    randomise(model, 0)
+    report = check(model, "shared", (1, 5), (3, 5))
+    assert (report.failures, report.units, report.coverage) == ([], 6 + 8, 1.0)

@@ -104,9 +104,9 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
             _freeze_unless_weight(flow, node, holders, "an axis with units meets one without")
         if any(f.is_weight for f, _ in holders) and (letter == result[:1] or any(f.leads(letter) for f, _ in holders)):
             flow.freeze(known[letter], node, "units along the first axis of a value, which is no batch")
-    # what a value has stays rather than what a weight makes, and of these the longest
-    kept = [x for x in result if x in known]
-    kept.sort(key=lambda x: (all(f.is_weight for f, _ in found[x]), -len(known[x])))
+    # what a value has stays rather than what a weight makes; of values the longest axis, of a weight the first (heads)
+    made = {x for x in known if all(f.is_weight for f, _ in found[x])}
+    kept = sorted((x for x in result if x in known), key=lambda x: (x in made, x not in made and -len(known[x])))
     for letter in kept[1:]:
         _freeze_unless_weight(flow, node, found[letter], "the product of two values that both have units")
         del known[letter]
@@ -116,7 +116,7 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
         holders = found[kept[0]]
         labels = along(known[kept[0]], result.index(kept[0]), len(result))
         carriers = tuple(f.source for f, _ in holders if f.source is not None)
-        if all(f.is_weight for f, _ in holders):
+        if kept[0] in made:
             flow.unite(known[kept[0]], flow.fresh(len(known[kept[0]]), str(node.meta.get("path"))))
     summed = [next((f.source for f, _ in h if not f.is_weight), None) for x, h in found.items() if x not in result]
     mixed = tuple(source for source in summed if source is not None)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fxcat.errors import FxcatError
 from fxcat.passes.arrays import Labels
@@ -286,6 +289,24 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def computes_weights(module: nn.Module) -> bool:
+    """Whether the module's weights are computed from parameters before each call, by `torch.nn.utils.parametrize`, or
+    by hooks of torch.nn that do nothing else; then it is captured as the function that it calls."""
+    if not isinstance(module, _WITH_FUNCTIONS) or type(module).forward is not _own_class(module).forward:
+        return False
+    hooks = list(module._forward_pre_hooks.values())
+    if module._forward_hooks or not all(isinstance(h, WeightNorm | BasePruningMethod) for h in hooks):
+        return False
+    return bool(hooks) or is_parametrized(module)
+
+
+_WITH_FUNCTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    return next(c for c in type(module).__mro__ if c in _WITH_FUNCTIONS)
+
+
 HOOKED = "hooked"
 """Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
 
@@ -345,6 +366,8 @@ def is_leaf(module: nn.Module) -> bool:
 
     Those of torch.nn that hold none call functions or other modules, which are captured instead.
     """
+    if isinstance(module, ParametrizationList) or computes_weights(module):
+        return False
     if module_rule(module) is not None:
         return True
     if find_decomposition(module) is not None:
