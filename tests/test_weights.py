@@ -247,3 +247,18 @@ def test_a_weight_that_a_layer_has_too() -> None:
     randomise(model, 0)
     report = check(model, "shared", (1, 5), (3, 5))
     assert (report.failures, report.units, report.coverage) == ([], 6 + 8, 1.0)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_transposed_convolutions(groups: int) -> None:
+    def conv(entering: int, leaving: int) -> nn.Module:
+        size = 8 if groups == 8 else leaving
+        return parametrizations.weight_norm(nn.ConvTranspose2d(entering, size, 2, stride=2, groups=groups))
+
+    if groups == 1:
+        assert checked(conv).units == 8 + 6 + 4
+        return
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), conv(8, 8), nn.Conv2d(8, 2, 1)).double()
+    randomise(model, 0)
+    report = check(model, "depthwise", (1, 3, 5, 5), (3, 3, 6, 6))
+    assert (report.failures, report.units) == ([], 8)

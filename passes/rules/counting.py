@@ -5,7 +5,6 @@ Where a sample closes every gate of a group, the result is zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +49,24 @@ def gated_std(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     """`torch.std` over what a gate leaves open; arguments as those of `gated_var`."""
     variance = gated_var(input, *args, **options)
     return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
+
+
+def gated_var_mean(
+    input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.var_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
+    mean = gated_mean(input, dim, keepdim, gate=gate)
+    return gated_var(input, dim, *args, gate=gate, **options), mean
+
+
+def gated_std_mean(
+    input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.std_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
+    mean = gated_mean(input, dim, keepdim, gate=gate)
+    return gated_std(input, dim, *args, gate=gate, **options), mean
 
 
 def gated_layer_norm(
@@ -106,30 +123,6 @@ def gated_group_norm(
     shape = [1, channels] + [1] * (input.dim() - 2)
     result = result if weight is None else result * weight.reshape(shape)
     return result if bias is None else result + (bias * gate).reshape(shape)
-
-
-def gated_var_mean(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
-    """`torch.var_mean` over what a gate leaves open; arguments as those of `gated_var`."""
-    return _with_mean(gated_var, input, *args, gate=gate, **options)
-
-
-def gated_std_mean(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
-    """`torch.std_mean` over what a gate leaves open; arguments as those of `gated_var`."""
-    return _with_mean(gated_std, input, *args, gate=gate, **options)
-
-
-def _with_mean(
-    spread: Callable[..., torch.Tensor],
-    input: torch.Tensor,
-    dim: int | list[int] | tuple[int, ...] | None = None,
-    *args: Any,
-    keepdim: bool = False,
-    gate: torch.Tensor,
-    **options: Any,
-) -> tuple[torch.Tensor, ...]:
-    keepdim = args[1] if len(args) > 1 else keepdim
-    found = spread(input, dim, *args[:1], keepdim=keepdim, gate=gate, **options)
-    return found, gated_mean(input, dim, keepdim, gate=gate)
 
 
 def gated_sum(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:

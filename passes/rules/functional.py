@@ -195,6 +195,75 @@ class ConvFunction(Rule):
         return Replacement((given.pop("input"), given.pop("weight")), given)
 
 
+@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+class ConvTransposeFunction(Rule):
+    """F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d; with groups only where these are units."""
+
+    zero = Zero.BREAKS
+
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = _of_transposed(node)
+        return given_weights(given["weight"], given.get("bias"))
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        given = _of_transposed(node)
+        weight, (groups, width_in, width_out) = given["weight"], _transposed_sizes(given)
+        channels = 1 - weight.meta["value"].dim()
+        entering, outer = consumed(flow, node, channels)
+        if outer is not None:
+            flow.freeze(outer, node, "units along an axis that the convolution runs over")
+        if flow.values[weight] is not None and not isinstance(flow.values[weight], Grid):
+            flow.freeze((entering, flow.values[weight]), node, "a weight that is computed")
+            rows, columns = frozen((groups * width_in,)), frozen((width_out,))
+        else:
+            rows, columns = (
+                line_of(x, n) for x, n in zip(flow.lines(weight)[:2], weight.meta["value"].shape[:2], strict=True)
+            )
+        flow.unite(rows, entering)
+        if groups > 1:
+            blocks = entering.reshape(groups, width_in)
+            flow.unite(blocks, blocks[:, :1])
+            flow.freeze_if_units(columns, node, "the width of a group")
+            out = blocks[:, 0].repeat_interleave(width_out)
+            cost = Term(1, (blocks[:, 0],)), width_in * width_out
+        else:
+            out = flow.fresh(width_out, str(node.meta.get("path")))
+            flow.unite(out, columns)
+            cost = Term(1, (entering, out)), 1
+        freeze_outer(flow, node, out, outer)
+        unite_bias(flow, node, out, given.get("bias"))
+        source = node.all_input_nodes[0].meta["value"]
+        positions = source.numel() // (groups * width_in) // flow.batch * math.prod(weight.meta["value"].shape[2:])
+        terms = (Term(positions * cost[1], cost[0].factors),)
+        flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
+        return along(out, channels, node.meta["value"].dim())
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        return flow.contractions[node].terms
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = _of_transposed(node)
+        groups, _, width_out = _transposed_sizes(given)
+        if groups == 1:
+            return None
+        given["groups"] = moved.shape[1 - given["weight"].meta["value"].dim()] // width_out
+        return Replacement((given.pop("input"), given.pop("weight")), given)
+
+
+def _of_transposed(node: fx.Node) -> dict[str, Any]:
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    return arguments(node, *names)
+
+
+def _transposed_sizes(given: dict[str, Any]) -> Sizes:
+    groups = thaw(given.get("groups", 1))
+    entering, leaving = given["weight"].meta["value"].shape[:2]
+    return Sizes(groups, entering // groups, leaving)
+
+
 def _of_conv(node: fx.Node) -> dict[str, Any]:
     return arguments(node, "input", "weight", "bias", "stride", "padding", "dilation", "groups")
 

@@ -300,7 +300,8 @@ def computes_weights(module: nn.Module) -> bool:
     return bool(hooks) or is_parametrized(module)
 
 
-_WITH_FUNCTIONS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WITH_FUNCTIONS = (nn.Linear, *_CONVOLUTIONS)
 
 
 def _own_class(module: nn.Module) -> type[nn.Module]:
