@@ -155,8 +155,8 @@ class Flow:
     def lines(self, node: fx.Node) -> list[torch.Tensor | None]:
         """Labels along each axis of a weight, 1-D and full length, None for axes without; what has units along several
         axes goes in whole slices along the first."""
-        labels, shape = self.values[node], node.meta["value"].shape
-        found: list[torch.Tensor | None] = [None] * len(shape)
+        labels = self.values[node]
+        found: list[torch.Tensor | None] = [None] * node.meta["value"].dim()
         for layer in labels.layers if isinstance(labels, Grid) else leaves(labels):
             axes = [a for a, size in enumerate(layer.shape) if size > 1]
             keep = next((a for a in axes if found[a] is None), None)
@@ -168,7 +168,7 @@ class Flow:
             for axis in axes:
                 first = first if axis == keep else first.narrow(axis, 0, 1)
             self.unite(layer, first)
-            found[keep] = self.line(first, shape[keep]) if first is layer else first.reshape(-1)
+            found[keep] = first.reshape(-1)
         return found
 
     def freeze_block(self, block: Block, reason: str) -> None:

@@ -22,7 +22,7 @@ from fxcat.passes.arrays import FROZEN, Grid, Labels, along
 from fxcat.passes.effects import is_inplace
 from fxcat.passes.rules import counting
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.movement import ReshapeAs
+from fxcat.passes.rules.movement import ReshapeAs, Reshaping
 from fxcat.passes.rules.product import Einsum, Matmul, multiplied, weight_factor
 from fxcat.passes.rules.table import Contraction, Counting, Rule, Term, find_rule
 
@@ -80,12 +80,15 @@ def _is_vector(node: fx.Node) -> bool:
 def _is_read_as_weight(node: fx.Node, found: dict[fx.Node, Rule | None]) -> bool:
     """Whether all that reads a value is layers, whose weight it is, what computes weights, and what asks for sizes."""
     users = [u for u in node.users if _has_tensors(u) or u.op == "output"]
-    return bool(users) and all(u in found or node in _weights_of(u) for u in users)
+    return bool(users) and all(u in found or _takes_as_weight(u, node) for u in users)
 
 
-def _weights_of(node: fx.Node) -> tuple[fx.Node, ...]:
+def _takes_as_weight(node: fx.Node, weight: fx.Node) -> bool:
+    """Whether a layer takes a value as its weight, and as nothing else."""
     rule = None if node.op == "call_module" or is_inplace(node) else find_rule(node, None)
-    return () if rule is None else rule.weights(node)
+    given: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), given.append)
+    return rule is not None and given.count(weight) == rule.weights(node).count(weight)
 
 
 def _rule_for(node: fx.Node) -> Rule | None:
@@ -118,21 +121,13 @@ def flow_weight(flow: Flow, node: fx.Node, rule: Rule) -> Labels:
     moved: list[Labels] = []
     for layer in layers(whole):
         flow.values[source] = layer
-        moved.append(_Moved.flow(rule, flow, node))
+        moved.append(Reshaping.flow(rule, flow, node) if isinstance(rule, ReshapeAs) else rule.flow(flow, node))
     flow.values[source] = whole
     if isinstance(node.meta["value"], torch.Tensor):
         result = _with_axes(flow, node, moved)
         return _same(flow, node, result, node.all_input_nodes[-1]) if isinstance(rule, ReshapeAs) else result
     pieces = zip(*moved, strict=True) if moved else ([] for _ in node.meta["value"])  # pyright: ignore
     return tuple(_with_axes(flow, node, list(piece)) for piece in pieces)
-
-
-class _Moved:
-    """Movements of one layer of labels."""
-
-    @staticmethod
-    def flow(rule: Rule, flow: Flow, node: fx.Node) -> Labels:
-        return super(ReshapeAs, rule).flow(flow, node) if isinstance(rule, ReshapeAs) else rule.flow(flow, node)
 
 
 def layers(labels: Labels) -> tuple[torch.Tensor, ...]:

@@ -200,13 +200,12 @@ def pruned(layer: nn.Module) -> nn.Module:
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "parametrizations.weight_norm": parametrizations.weight_norm,
     "registered": registered,
-    "prune": pruned,
 }
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_weights_that_are_computed_before_each_call(name: str) -> None:
-    """Normalised over live inputs only; torch's own pruning leaves a mask."""
+    """Normalised over live inputs only."""
     wrap = WRAPPERS[name]
     report = checked(lambda entering, leaving: wrap(nn.Conv2d(entering, leaving, 3, padding=1)))
     assert (report.coverage, report.units) == (1.0, 8 + 6 + 4)
@@ -216,18 +215,20 @@ def test_weights_that_are_computed_before_each_call(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_weight_norm_by_hooks() -> None:
+@pytest.mark.parametrize(("wrap", "weight"), [(nn.utils.weight_norm, "weight_v"), (pruned, "weight_mask")])
+def test_weights_that_hooks_compute(wrap: Callable[[nn.Module], nn.Module], weight: str) -> None:
     """`copy.deepcopy` cannot copy such a model once it was called, so that it is not checked like others."""
-    model = between(lambda entering, leaving: nn.utils.weight_norm(nn.Conv2d(entering, leaving, 3))).eval()
+    model = between(lambda entering, leaving: wrap(nn.Conv2d(entering, leaving, 3))).eval()
     x = torch.randn(3, 3, 7, 7).double()
     net = fxcat.prepare(model, x, verbose=False).eval()
+    assert net.structure.coverage == 1.0
     assert difference(net(x), model(x)) <= DOUBLE_TOLERANCE
     for gate in net.gates.values():
         gate.theta[1::2] = 0.0
     small = fxcat.finalize(net)
     assert difference(small(x), net(x)) <= DOUBLE_TOLERANCE
     assert net.hard_cost().params == sum(p.numel() for p in small.parameters())
-    assert small.get_parameter("2.weight_v").shape[:2] == (3, 4)
+    assert dict(small.named_parameters(), **dict(small.named_buffers()))[f"2.{weight}"].shape[:2] == (3, 4)
 
 
 class Shared(nn.Module):

@@ -55,7 +55,7 @@ def line_of(labels: torch.Tensor | None, size: int) -> torch.Tensor:
 
 def computed(flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor) -> torch.Tensor:
     """Labels of a contraction's output whose weight is computed: those of its first axis, if no other axis has any."""
-    flow.freeze(entering, node, "a weight that is computed")
+    flow.freeze(entering, node, "a weight that is computed from other values, or by mixing its entries")
     labels = flow.of(weight)
     rows = labels
     for axis in range(1, labels.dim()):
@@ -110,7 +110,11 @@ class LinearFunction(Rule):
         elif isinstance(flow.values[weight], Grid):
             flow.unite(entering, line_of(flow.lines(weight)[0], len(entering)))
         else:
-            flow.freeze((entering, flow.of(weight)), node, "a weight that is computed")
+            flow.freeze(
+                (entering, flow.of(weight)),
+                node,
+                "a weight that is computed from other values, or by mixing its entries",
+            )
         flow.contractions[node] = Contraction((), (node.all_input_nodes[0],), ())
         return frozen((1,) * node.meta["value"].dim()) if outer is None else outer.squeeze(-1)
 
@@ -213,7 +217,11 @@ class ConvTransposeFunction(Rule):
         if outer is not None:
             flow.freeze(outer, node, "units along an axis that the convolution runs over")
         if flow.values[weight] is not None and not isinstance(flow.values[weight], Grid):
-            flow.freeze((entering, flow.values[weight]), node, "a weight that is computed")
+            flow.freeze(
+                (entering, flow.values[weight]),
+                node,
+                "a weight that is computed from other values, or by mixing its entries",
+            )
             rows, columns = frozen((groups * width_in,)), frozen((width_out,))
         else:
             rows, columns = (
