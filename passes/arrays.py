@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
-Labels: TypeAlias = "torch.Tensor | tuple[Labels, ...] | None"
-"""Labels of a value: an int32 tensor broadcastable to a tensor's shape, a tuple for tuples, None for the rest."""
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Labels of a weight: its rows belong to other units than its columns, and an entry goes with either.
+
+    Each of `layers` is an array of labels, broadcastable to the weight's shape.
+    """
+
+    layers: tuple[torch.Tensor, ...]
+
+
+Labels: TypeAlias = "torch.Tensor | Grid | tuple[Labels, ...] | None"
+"""Labels of a value: an int32 tensor broadcastable to a tensor's shape, a `Grid` for weights, a tuple for tuples, None
+for the rest."""
 
 FROZEN = 0
 """The label of everything that is always live."""
@@ -77,6 +90,8 @@ def leaves(labels: Labels) -> Iterable[torch.Tensor]:
     """The label arrays inside a value's labels."""
     if isinstance(labels, torch.Tensor):
         yield labels
+    elif isinstance(labels, Grid):
+        yield from labels.layers
     elif labels is not None:
         for item in labels:
             yield from leaves(item)

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arguments import thaw
-from fxcat.passes.arrays import Labels, compress, is_wide, leaves, place, varying_axis
+from fxcat.passes.arrays import Grid, Labels, compress, is_wide, leaves, place, varying_axis
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -62,6 +62,8 @@ def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
 def _resolve(labels: Labels, roots: torch.Tensor) -> Labels:
     if isinstance(labels, tuple):
         return tuple(_resolve(item, roots) for item in labels)
+    if isinstance(labels, Grid):
+        return Grid(tuple(compress(roots[layer]) for layer in labels.layers))
     return compress(roots[labels]) if isinstance(labels, torch.Tensor) else None
 
 

@@ -19,6 +19,7 @@ from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import leaves, place
 from fxcat.passes.gating import Gatings
 from fxcat.passes.units import NO_UNIT
+from fxcat.passes.weights import OnWeights
 from fxcat.records import Pinned
 
 
@@ -36,7 +37,7 @@ def find_consumers(
         counts = gating is not None and gating.counted is not None
         closed = closing.read_by(node) - (set() if counts else closing.given_by(node)) if node in left else set[int]()
         rule = analysis.flow.rules.get(node)
-        if not closed or (rule is not None and rule.movement):
+        if not closed or (rule is not None and rule.movement) or isinstance(rule, OnWeights):
             continue
         if counts:
             lost.append(Pinned(place(node), "its statistics count the units that stay", len(closed)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Collection, Container, Mapping, Sequence
 from typing import TypeAlias
 
@@ -73,8 +74,10 @@ def cost_terms(
         found = contexts.get(node, _OUTSIDE) if node in needed else ()
         if node in inference:
             for term in _node_terms(flow, node, rule):
-                factors = tuple(axes.of(f) for f in term.factors)
-                macs = term.coefficient * flow.repeats.get(node, 1)
+                counted = [axes.of(f) for f in term.factors]
+                factors = tuple(axis for axis in counted if axis.runs.size)
+                always = math.prod(axis.constant for axis in counted if not axis.runs.size)
+                macs = term.coefficient * always * flow.repeats.get(node, 1)
                 terms += [CostTerm(node.name, sign * macs, 0, factors, together) for sign, together in _alive(found)]
         _note_uses(flow, node, uses, found)
     for node in flow.values:

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arguments import thaw
-from fxcat.passes.arrays import place
+from fxcat.passes.arrays import Grid, place
 from fxcat.passes.effects import PHASE
 from fxcat.passes.labels import Flow
 from fxcat.passes.proxy import Guard
@@ -73,6 +73,9 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
 def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:
     """Freeze the size of one axis (None: all) of a value."""
     labels = flow.values[tensor]
+    if isinstance(labels, Grid):
+        for line in flow.lines(tensor) if axis is None else [flow.lines(tensor)[axis]]:
+            flow.freeze(line, where, reason)
     if not isinstance(labels, torch.Tensor):
         return
     if axis is not None and labels.shape[axis] < labels.numel():

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from fxcat.errors import CaptureError
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.proxy import ExampleProxy
-from fxcat.passes.rules.table import autograd_call, function_decomposition, function_rule
+from fxcat.passes.rules.table import autograd_call, computes_weights, function_decomposition, function_rule
 
 if TYPE_CHECKING:
     from fxcat.passes.tracer import ExampleTracer
@@ -161,7 +161,7 @@ def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Mo
                 buffer.copy_(value)
             return
         old = vars(module).get(name)
-        if isinstance(old, torch.Tensor) and _carries_state(old, value):
+        if isinstance(old, torch.Tensor) and not computes_weights(module) and _carries_state(old, value):
             raise state_error(name, type(module).__name__)
         assign(module, name, value)
 

@@ -17,9 +17,10 @@ import torch
 from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
-from fxcat.passes.arrays import FROZEN, leaves, place, unlabelled
+from fxcat.passes.arrays import FROZEN, Grid, along, leaves, place, unlabelled
 from fxcat.passes.effects import NO_GRAD, changed_part_of
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
+from fxcat.passes.weights import find_weights, flow_weight, settle
 
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -67,6 +68,14 @@ class Flow:
     """Indices that `index_select` nodes of earlier rewrites use, by the name of their buffer."""
     counted: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
     """MACs of nodes without a rule, for one example."""
+    weights: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
+    """Values whose labels are `Grid`s, with the rules of the ops that compute them (None for parameters)."""
+    weight_axes: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict[str, "dict[int, torch.Tensor]"])
+    """Labels along the axes of parameters among them; units only if a layer makes them such."""
+    statistics: dict[fx.Node, list[torch.Tensor]] = field(default_factory=dict[fx.Node, "list[torch.Tensor]"])
+    """Of functions of many entries of weights the labels along the axes that they run over."""
+    doubtful: list[tuple[torch.Tensor, fx.Node, str]] = field(default_factory=list[tuple[torch.Tensor, fx.Node, str]])
+    """What `freeze_if_units` was given."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _lines: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
@@ -139,6 +148,29 @@ class Flow:
                 self.freezes.append(Freeze(live, where if isinstance(where, str) else place(where), reason))
                 self.unite(live, torch.zeros_like(live))
 
+    def freeze_if_units(self, labels: torch.Tensor, where: fx.Node, reason: str) -> None:
+        """The same, where only the rest of the graph tells whether they are units; only then it is reported."""
+        self.doubtful.append((labels.reshape(-1), where, reason))
+
+    def lines(self, node: fx.Node) -> list[torch.Tensor | None]:
+        """Labels along each axis of a weight, 1-D and full length, None for axes without; what has units along several
+        axes goes in whole slices along the first."""
+        labels = self.values[node]
+        found: list[torch.Tensor | None] = [None] * node.meta["value"].dim()
+        for layer in labels.layers if isinstance(labels, Grid) else leaves(labels):
+            axes = [a for a, size in enumerate(layer.shape) if size > 1]
+            keep = next((a for a in axes if found[a] is None), None)
+            if keep is None:
+                if layer.numel() > 1:
+                    self.freeze_if_units(layer, node, "units along an axis of a weight that has others")
+                continue
+            first = layer
+            for axis in axes:
+                first = first if axis == keep else first.narrow(axis, 0, 1)
+            self.unite(layer, first)
+            found[keep] = first.reshape(-1)
+        return found
+
     def freeze_block(self, block: Block, reason: str) -> None:
         """Freeze all labels of a producer."""
         self.freeze(torch.arange(block.start, block.start + block.count, dtype=torch.int32), block.owner, reason)
@@ -207,8 +239,9 @@ class Flow:
 
     def detach(self) -> None:
         """Forget the modules, since what was found is true of every copy of them, and what only the finding took."""
-        for known in (self._modules, self._lines, self.blocks, self.contractions, self.outer, self.counted):
-            known.clear()
+        known = self._modules, self._lines, self.blocks, self.contractions, self.outer, self.counted
+        for found in (*known, self.weights, self.weight_axes, self.statistics, self.doubtful):
+            found.clear()
 
 
 CHUNK = 1 << 15
@@ -239,6 +272,7 @@ def flow_labels(
 ) -> Flow:
     """Run every node's rule once, in graph order. `batch`: examples in the example inputs; `orders`: see `Captured`."""
     flow = Flow(root, batch=batch, orders=orders)
+    flow.weights = find_weights(graph)
     for node in graph.nodes:
         start = flow.count
         flow.values[node] = _flow_node(flow, node)
@@ -248,6 +282,11 @@ def flow_labels(
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
     _settle_doubly_used(flow)
+    for name, axes in flow.weight_axes.items():
+        for axis, labels in axes.items():
+            flow.bind_axis(name, axis, labels)
+    if flow.weights or flow.doubtful:
+        settle(flow)
     return flow
 
 
@@ -281,6 +320,10 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
         freeze_node(flow, node, "assignment into a part of a value")
     if not any(True for _ in leaves(unlabelled(value))):
         return None
+    on_weights = flow.weights.get(node)
+    if on_weights is not None:
+        flow.rules[node] = on_weights
+        return flow_weight(flow, node, on_weights)
     found = flow.rules[node] = find_rule(node, flow.module(node) if node.op == "call_module" else None)
     if found is not None:
         return found.flow(flow, node)
@@ -306,18 +349,48 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
     value = node.meta["value"]
     if str(node.target) in flow.orders:
         return None  # replaced as a whole when what it selects from changes
-    if not isinstance(value, torch.Tensor) or value.numel() == 1 or not value.is_floating_point():
-        return unlabelled(value)  # tables of indices are no units
-    users = [u for u in node.users if u.target is not getattr or u.args[1] not in ("dtype", "device")]
-    rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
-    if all(r is not None and node in r.binds(u) for r, u in zip(rules, users, strict=True)):
+    if not isinstance(value, torch.Tensor) or value.numel() == 1:
+        return unlabelled(value)
+    if _is_bound(node) and flow.weights.keys().isdisjoint(node.users):
         return None
+    if node in flow.weights:
+        return _axes_of_weight(flow, node)
+    if not value.is_floating_point():
+        return unlabelled(value)  # tables of indices are no units
     name = flow.attribute_name(node)
     axes = flow.parameters.get(name, {})
     if -1 not in axes:
         labels = flow.fresh(value.numel(), name, producer=False).reshape(value.shape)
         axes = flow.parameters[name] = {**axes, -1: labels}
     return axes[-1]
+
+
+def _is_bound(node: fx.Node) -> bool:
+    """Whether all that reads a parameter binds its axes one by one."""
+    users = [u for u in node.users if u.target is not getattr or u.args[1] not in ("dtype", "device")]
+    rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
+    return all(r is not None and node in r.binds(u) for r, u in zip(rules, users, strict=True))
+
+
+def _axes_of_weight(flow: Flow, node: fx.Node) -> Grid:
+    """Every index along every axis of a weight gets a label of its own."""
+    name, value = flow.attribute_name(node), node.meta["value"]
+    axes = flow.weight_axes.setdefault(name, {})
+    for axis, size in enumerate(value.shape):
+        if size > 1 and axis not in axes:
+            axes[axis] = flow.fresh(size, layer_of(name), producer=False)
+    return Grid(tuple(along(axes[a], a, value.dim()) for a, size in enumerate(value.shape) if size > 1))
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter is the weight of, for people; a parameter of no layer is its own."""
+    owner, _, leaf = name.partition(".parametrizations.")[0].rpartition(".")
+    if ".parametrizations." in name:
+        return name.partition(".parametrizations.")[0]
+    return owner if owner and leaf in _WEIGHTS else name
+
+
+_WEIGHTS = ("weight", "weight_g", "weight_v", "weight_orig")
 
 
 def describe(flow: Flow, node: fx.Node) -> str:

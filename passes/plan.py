@@ -18,7 +18,7 @@ from torch import fx, nn
 from fxcat.errors import PlanError
 from fxcat.passes import cleanup
 from fxcat.passes.analysis import Analysis
-from fxcat.passes.arrays import place
+from fxcat.passes.arrays import Grid, leaves, place
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.effects import asserts
 from fxcat.passes.execute import propagate
@@ -109,7 +109,21 @@ class _Setting:
     def _of(self, node: fx.Node, labels: Labels, value: Any) -> Any:
         if isinstance(labels, tuple):
             return tuple(self._of(node, x, v) for x, v in zip(labels, value, strict=True))
+        if isinstance(labels, Grid):
+            layers = [self.live_axes(node, layer, value.shape) for layer in labels.layers]
+            return tuple(_in_all([x[axis] for x in layers], size) for axis, size in enumerate(value.shape))
         return None if labels is None else self.live_axes(node, labels, value.shape)
+
+
+def _in_all(found: list[torch.Tensor | None], size: int) -> torch.Tensor | None:
+    """The indices of an axis of some size that are in all lists; None stands for all of them."""
+    indices = [x for x in found if x is not None]
+    if len(indices) < 2:
+        return indices[0] if indices else None
+    count = torch.zeros(size, dtype=torch.int32)
+    for index in indices:
+        count[index] += 1
+    return (count == len(indices)).nonzero().reshape(-1)
 
 
 def make_plan(
@@ -290,12 +304,12 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     if _untouched(before) and _untouched(after) and all(setting.number(n) == n.meta["value"] for n in numbers):
         return
     labels, value = analysis.flow.values[old], old.meta["value"]
-    single = isinstance(labels, torch.Tensor)
+    single = not isinstance(labels, tuple)
     moved = Moved(
         source=before,
         result=after,
         shape=tuple(n if x is None else len(x) for n, x in zip(value.shape, after, strict=True)) if single else (),
-        has_units=tuple(size > 1 for size in labels.shape) if single else (),
+        has_units=tuple(any(x.shape[a] > 1 for x in leaves(labels)) for a in range(value.dim())) if single else (),
         number=setting.number,
     )
     replacement = rule.reshaped(old, moved)

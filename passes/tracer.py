@@ -27,6 +27,7 @@ from fxcat.passes.proxy import ExampleProxy, Guard, instruction
 from fxcat.passes.rules.table import (
     HOOKED,
     find_decomposition,
+    function_decomposition,
     function_rule,
     has_hooks,
     is_leaf,
@@ -254,6 +255,11 @@ class ExampleTracer(fx.Tracer):
             # the proxy stands for the same tensor in its new shape
             args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
             return args[0]
+        instead = function_decomposition(target) if kind == "call_function" else None
+        if instead is not None:
+            result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))
+            if result is not NotImplemented:
+                return result
         asked, self.asked = self.asked, []
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node

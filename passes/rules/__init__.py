@@ -18,6 +18,7 @@ from fxcat.passes.rules import (
     padding,
     pooling,
     product,
+    recurrent,
     regional,
     selection,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "padding",
     "pooling",
     "product",
+    "recurrent",
     "regional",
     "registered",
     "rule",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -72,9 +74,20 @@ class Sizes(NamedTuple):
 
 def bind_kernel(flow: Flow, name: str, owner: str, sizes: Sizes, entering: torch.Tensor) -> torch.Tensor:
     """Bind the axes of a convolution's weight, known by its canonical name. Returns labels of the output's channels."""
-    out = flow.bound_axis(name, 0)
+    return kernel_labels(flow, owner, sizes, entering, flow.bound_axis(name, 0), partial(flow.bind_axis, name))
+
+
+def kernel_labels(
+    flow: Flow,
+    owner: str,
+    sizes: Sizes,
+    entering: torch.Tensor,
+    out: torch.Tensor | None,
+    bind: Callable[[int, torch.Tensor], None],
+) -> torch.Tensor:
+    """Labels of a convolution's output channels: `out`, or new ones. `bind` is told those of the weight's axes."""
     if sizes.groups == 1:
-        flow.bind_axis(name, 1, entering)
+        bind(1, entering)
         out = flow.fresh(sizes.leaving, owner) if out is None else out
     else:
         blocks = entering.reshape(sizes.groups, sizes.entering)
@@ -82,9 +95,9 @@ def bind_kernel(flow: Flow, name: str, owner: str, sizes: Sizes, entering: torch
         if sizes.whole:
             out = blocks[:, 0].repeat_interleave(sizes.leaving)
         else:
-            flow.bind_axis(name, 1, blocks[0])
+            bind(1, blocks[0])
             out = flow.fresh(sizes.leaving, owner).repeat(sizes.groups) if out is None else out
-    flow.bind_axis(name, 0, out)
+    bind(0, out)
     return out
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 def _open(gate: torch.Tensor) -> torch.Tensor:
@@ -48,6 +49,24 @@ def gated_std(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     """`torch.std` over what a gate leaves open; arguments as those of `gated_var`."""
     variance = gated_var(input, *args, **options)
     return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
+
+
+def gated_var_mean(
+    input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.var_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
+    mean = gated_mean(input, dim, keepdim, gate=gate)
+    return gated_var(input, dim, *args, gate=gate, **options), mean
+
+
+def gated_std_mean(
+    input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.std_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
+    mean = gated_mean(input, dim, keepdim, gate=gate)
+    return gated_std(input, dim, *args, gate=gate, **options), mean
 
 
 def gated_layer_norm(
@@ -104,3 +123,56 @@ def gated_group_norm(
     shape = [1, channels] + [1] * (input.dim() - 2)
     result = result if weight is None else result * weight.reshape(shape)
     return result if bias is None else result + (bias * gate).reshape(shape)
+
+
+def gated_sum(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.sum` over what a gate leaves open."""
+    return torch.sum(input * gate, *args, **options)
+
+
+def gated_norm(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.norm` over what a gate leaves open."""
+    return torch.norm(input * gate, *args, **options)
+
+
+def gated_vector_norm(x: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.linalg.vector_norm` over what a gate leaves open."""
+    return torch.linalg.vector_norm(x * gate, *args, **options)
+
+
+def gated_normalize(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`F.normalize` over what a gate leaves open; zero elsewhere."""
+    return F.normalize(input * gate, *args, **options)
+
+
+def gated_weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0, *, gate: torch.Tensor) -> torch.Tensor:
+    """`torch._weight_norm`, v · g / ‖v‖ for every slice along an axis, over what a gate leaves open; zero elsewhere."""
+    v = v * gate
+    axes = [a for a in range(v.dim()) if a != dim % v.dim()]
+    norm = torch.linalg.vector_norm(v, dim=axes, keepdim=True)
+    return v * (g / torch.where(norm > 0, norm, 1.0))
+
+
+def gated_standardised(
+    input: torch.Tensor,
+    running_mean: None = None,
+    running_var: None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    gate: torch.Tensor,
+) -> torch.Tensor:
+    """`F.batch_norm` without running statistics over what a gate, broadcastable to the input, leaves open."""
+    axes = [a for a in range(input.dim()) if a != 1]
+    mean, var = (f(input, axes, keepdim=True, gate=gate) for f in (gated_mean, _biased_var))
+    shape = [-1 if a == 1 else 1 for a in range(input.dim())]
+    result = (input - mean) * (var + eps).rsqrt()
+    result = result if weight is None else result * weight.reshape(shape)
+    return result if bias is None else result + bias.reshape(shape)
+
+
+def _biased_var(input: torch.Tensor, dim: list[int], keepdim: bool, gate: torch.Tensor) -> torch.Tensor:
+    return gated_var(input, dim, keepdim=keepdim, correction=0, gate=gate)

@@ -1,7 +1,8 @@
 """Linear layers and convolutions as functions: their weights are arguments.
 
-A weight that is a parameter is bound to the axes as a module's. Of one that is computed (standardised, say) the first
-axis may have units, if nothing that computes it mixes them.
+A weight that is a parameter is bound to the axes as a module's; one that is computed from parameters (transposed,
+scaled, standardised) has units along its axes too. Of one that is computed otherwise the first axis may have units, if
+nothing that computes it mixes them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.contraction import Sizes, bind_kernel, consumed, freeze_outer, kernel_macs, per_slice
+from fxcat.passes.arrays import Grid, along, frozen
+from fxcat.passes.rules.contraction import (
+    Sizes,
+    bind_kernel,
+    consumed,
+    freeze_outer,
+    kernel_labels,
+    kernel_macs,
+    per_slice,
+)
 from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
 
 if TYPE_CHECKING:
@@ -27,9 +36,26 @@ def parameter_weight(weight: object) -> tuple[fx.Node, ...]:
     return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
 
 
+def given_weights(*arguments: object) -> tuple[fx.Node, ...]:
+    """Those arguments that are nodes."""
+    return tuple(a for a in arguments if isinstance(a, fx.Node))
+
+
+def unite_bias(flow: Flow, node: fx.Node, out: torch.Tensor, bias: object) -> None:
+    """The bias has the units of the output's channels."""
+    if isinstance(bias, fx.Node):
+        line = flow.lines(bias)[0]
+        flow.unite(out, line if line is not None else torch.zeros_like(out[:1]))
+
+
+def line_of(labels: torch.Tensor | None, size: int) -> torch.Tensor:
+    """Labels along an axis of a weight; one without units is frozen."""
+    return frozen((size,)) if labels is None else labels
+
+
 def computed(flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor) -> torch.Tensor:
     """Labels of a contraction's output whose weight is computed: those of its first axis, if no other axis has any."""
-    flow.freeze(entering, node, "a weight that is computed")
+    flow.freeze(entering, node, "a weight that is computed from other values, or by mixing its entries")
     labels = flow.of(weight)
     rows = labels
     for axis in range(1, labels.dim()):
@@ -57,6 +83,10 @@ class LinearFunction(Rule):
         weight = arguments(node, "input", "weight", "bias")["weight"]
         return (weight,) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
 
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = arguments(node, "input", "weight", "bias")
+        return given_weights(given["weight"], given.get("bias"))
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = arguments(node, "input", "weight", "bias")
         weight, bias = given["weight"], given.get("bias")
@@ -66,8 +96,7 @@ class LinearFunction(Rule):
             return self._of_vector(flow, node, weight, entering, outer)
         out = self._bind(flow, node, weight, entering, value.shape[-1])
         freeze_outer(flow, node, out, outer)
-        if isinstance(bias, fx.Node):
-            flow.unite(out, flow.of(bias).reshape(-1))
+        unite_bias(flow, node, out, bias)
         term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
         flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
         return along(out, -1, value.dim()) if outer is None else outer
@@ -78,12 +107,24 @@ class LinearFunction(Rule):
         """Labels where the weight has one axis only, which leaves none of the output's."""
         if flow.values[weight] is None:
             flow.bind_axis(flow.attribute_name(weight), 0, entering)
+        elif isinstance(flow.values[weight], Grid):
+            flow.unite(entering, line_of(flow.lines(weight)[0], len(entering)))
         else:
-            flow.freeze((entering, flow.of(weight)), node, "a weight that is computed")
+            flow.freeze(
+                (entering, flow.of(weight)),
+                node,
+                "a weight that is computed from other values, or by mixing its entries",
+            )
         flow.contractions[node] = Contraction((), (node.all_input_nodes[0],), ())
         return frozen((1,) * node.meta["value"].dim()) if outer is None else outer.squeeze(-1)
 
     def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
+        if isinstance(flow.values[weight], Grid):
+            lines = [line_of(x, n) for x, n in zip(flow.lines(weight), weight.meta["value"].shape, strict=True)]
+            flow.unite(entering, lines[1])
+            out = flow.fresh(width, str(node.meta.get("path")))
+            flow.unite(out, lines[0])
+            return out
         if flow.values[weight] is not None:
             return computed(flow, node, weight, entering)
         name = flow.attribute_name(weight)
@@ -109,6 +150,10 @@ class ConvFunction(Rule):
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         return parameter_weight(_of_conv(node)["weight"])
 
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = _of_conv(node)
+        return given_weights(given["weight"], given.get("bias"))
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = _of_conv(node)
         weight, bias, sizes = given["weight"], given.get("bias"), _sizes(given)
@@ -119,6 +164,15 @@ class ConvFunction(Rule):
             out = bind_kernel(flow, name, name.removesuffix(".weight"), sizes, entering)
             axes = flow.parameters[name]
             first, second = axes[0], axes.get(1)
+        elif isinstance(flow.values[weight], Grid):
+            first, second, *_ = lines = [
+                line_of(x, n) for x, n in zip(flow.lines(weight), weight.meta["value"].shape, strict=True)
+            ]
+
+            def bind(axis: int, labels: torch.Tensor) -> None:
+                flow.unite(labels, lines[axis])
+
+            out = kernel_labels(flow, str(node.meta.get("path")), sizes, entering, None, bind)
         else:
             if sizes.groups > 1:
                 flow.freeze(flow.of(weight), node, "a computed weight of a grouped convolution")
@@ -126,8 +180,7 @@ class ConvFunction(Rule):
             second = entering
         if outer is not None:
             flow.freeze((outer, out), node, "units along an axis that the convolution runs over")
-        if isinstance(bias, fx.Node):
-            flow.unite(out, flow.of(bias).reshape(-1))
+        unite_bias(flow, node, out, bias)
         terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
@@ -144,6 +197,79 @@ class ConvFunction(Rule):
         channels = moved.shape[1 - given["weight"].meta["value"].dim()]
         given["groups"] = channels // sizes.leaving if sizes.whole else sizes.groups
         return Replacement((given.pop("input"), given.pop("weight")), given)
+
+
+@rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+class ConvTransposeFunction(Rule):
+    """F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d; with groups only where these are units."""
+
+    zero = Zero.BREAKS
+
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        given = _of_transposed(node)
+        return given_weights(given["weight"], given.get("bias"))
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        given = _of_transposed(node)
+        weight, (groups, width_in, width_out) = given["weight"], _transposed_sizes(given)
+        channels = 1 - weight.meta["value"].dim()
+        entering, outer = consumed(flow, node, channels)
+        if outer is not None:
+            flow.freeze(outer, node, "units along an axis that the convolution runs over")
+        if flow.values[weight] is not None and not isinstance(flow.values[weight], Grid):
+            flow.freeze(
+                (entering, flow.values[weight]),
+                node,
+                "a weight that is computed from other values, or by mixing its entries",
+            )
+            rows, columns = frozen((groups * width_in,)), frozen((width_out,))
+        else:
+            rows, columns = (
+                line_of(x, n) for x, n in zip(flow.lines(weight)[:2], weight.meta["value"].shape[:2], strict=True)
+            )
+        flow.unite(rows, entering)
+        if groups > 1:
+            blocks = entering.reshape(groups, width_in)
+            flow.unite(blocks, blocks[:, :1])
+            flow.freeze_if_units(columns, node, "the width of a group")
+            out = blocks[:, 0].repeat_interleave(width_out)
+            cost = Term(1, (blocks[:, 0],)), width_in * width_out
+        else:
+            out = flow.fresh(width_out, str(node.meta.get("path")))
+            flow.unite(out, columns)
+            cost = Term(1, (entering, out)), 1
+        freeze_outer(flow, node, out, outer)
+        unite_bias(flow, node, out, given.get("bias"))
+        source = node.all_input_nodes[0].meta["value"]
+        positions = source.numel() // (groups * width_in) // flow.batch * math.prod(weight.meta["value"].shape[2:])
+        terms = (Term(positions * cost[1], cost[0].factors),)
+        flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
+        return along(out, channels, node.meta["value"].dim())
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+        return flow.contractions[node].terms
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = _of_transposed(node)
+        groups, _, width_out = _transposed_sizes(given)
+        if groups == 1:
+            return None
+        given["groups"] = moved.shape[1 - given["weight"].meta["value"].dim()] // width_out
+        return Replacement((given.pop("input"), given.pop("weight")), given)
+
+
+def _of_transposed(node: fx.Node) -> dict[str, Any]:
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+    return arguments(node, *names)
+
+
+def _transposed_sizes(given: dict[str, Any]) -> Sizes:
+    groups = thaw(given.get("groups", 1))
+    entering, leaving = given["weight"].meta["value"].shape[:2]
+    return Sizes(groups, entering // groups, leaving)
 
 
 def _of_conv(node: fx.Node) -> dict[str, Any]:

@@ -7,7 +7,7 @@ units along an axis that both factors keep (a batch of heads) are coupled; units
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,31 +28,72 @@ _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A value in a product: a letter for each axis, its labels and shape, and the node that is zero where it is."""
+    """A value in a product: a letter for each axis, labels of those with units, its shape, and the node that is zero
+    where it is; a weight is not. Only a weight has units along several axes."""
 
     letters: str
-    labels: torch.Tensor
+    lines: Mapping[str, torch.Tensor]
     shape: tuple[int, ...]
     source: fx.Node | None
+    is_weight: bool = False
 
     def size(self, letter: str) -> int:
         """Length of an axis; 1 if there is none."""
         return self.shape[self.letters.index(letter)] if letter in self.letters else 1
 
+    def leads(self, letter: str) -> bool:
+        """Whether it is the first axis of a value that is no weight."""
+        return not self.is_weight and letter == self.letters[:1]
 
-def factor(flow: Flow, node: fx.Node, letters: str) -> Factor:
-    """A node's value."""
-    return Factor(letters, flow.of(node), tuple(node.meta["value"].shape), node)
+
+def weight_factor(flow: Flow, node: fx.Node, letters: str) -> Factor:
+    """A weight: it has units along every axis."""
+    lines = {x: line for x, line in zip(letters, flow.lines(node), strict=True) if line is not None}
+    return Factor(letters, lines, tuple(node.meta["value"].shape), None, is_weight=True)
+
+
+def factors_of(flow: Flow, operands: Sequence[tuple[fx.Node, str]], result: str) -> list[Factor]:
+    """The values in a product, which has these letters."""
+    preferred = _preferred([(letters, node.meta["value"].shape) for node, letters in operands], result)
+    return [
+        weight_factor(flow, node, letters)
+        if node in flow.weights
+        else factor(flow, flow.of(node), letters, tuple(node.meta["value"].shape), node, preferred)
+        for node, letters in operands
+    ]
+
+
+def _preferred(factors: Sequence[tuple[str, Sequence[int]]], result: str) -> list[str]:
+    """Letters along which units may stay: first those that several factors have, of these shapes."""
+    shapes = [dict(zip(letters, shape, strict=True)) for letters, shape in factors]
+    return [x for x in result if sum(s.get(x, 1) > 1 for s in shapes) > 1] + list(result)
+
+
+def factor(
+    flow: Flow,
+    labels: torch.Tensor,
+    letters: str,
+    shape: tuple[int, ...],
+    source: fx.Node | None,
+    preferred: Sequence[str],
+) -> Factor:
+    """A value with units along one axis; where they vary along several, the first preferred letter stays."""
+    varying = [x for x, size in zip(letters, labels.shape, strict=True) if size > 1]
+    if not varying:
+        return Factor(letters, {}, shape, source)
+    letter = next((x for x in preferred if x in varying), varying[0])
+    first = labels
+    for axis, other in enumerate(letters):
+        first = first.narrow(axis, 0, 1) if other != letter else first
+    flow.unite(labels, first)
+    return Factor(letters, {letter: first.reshape(-1)}, shape, source)
 
 
 def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) -> tuple[torch.Tensor, Contraction]:
     """Labels of a sum of products over all letters that are not in `result`, and what else follows from them."""
-    sizes = {x: max(f.size(x) for f in factors) for f in factors for x in f.letters}
-    shared = {x for x in sizes if sum(f.size(x) > 1 for f in factors) > 1}
     found: dict[str, list[tuple[Factor, torch.Tensor]]] = {}
     for item in factors:
-        letter, labels = _one_letter(flow, item, [x for x in result if x in shared] + list(result))
-        if letter:
+        for letter, labels in item.lines.items():
             found.setdefault(letter, []).append((item, labels))
     known: dict[str, torch.Tensor] = {}
     for letter, holders in found.items():
@@ -60,33 +101,44 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
         for _, labels in holders[1:]:
             flow.unite(labels, known[letter])
         if len(holders) < sum(f.size(letter) > 1 for f in factors):
-            flow.freeze(known[letter], node, "an axis with units meets one without")
-    kept = sorted((x for x in result if x in known), key=lambda x: -sizes[x])
+            _freeze_unless_weight(flow, node, holders, "an axis with units meets one without")
+        if any(f.is_weight for f, _ in holders) and (letter == result[:1] or any(f.leads(letter) for f, _ in holders)):
+            flow.freeze(known[letter], node, "units along the first axis of a value, which is no batch")
+    # what a value has stays rather than what a weight makes; of values the longest axis, of a weight the first (heads)
+    made = {x for x in known if all(f.is_weight for f, _ in found[x])}
+    kept = sorted((x for x in result if x in known), key=lambda x: (x in made, x not in made and -len(known[x])))
     for letter in kept[1:]:
-        flow.freeze(known.pop(letter), node, "the product of two values that both have units")
-    count = 1
-    for letter, size in sizes.items():
-        count *= 1 if letter in known else size
+        _freeze_unless_weight(flow, node, found[letter], "the product of two values that both have units")
+        del known[letter]
     labels = frozen((1,) * len(result))
     carriers: tuple[fx.Node, ...] = ()
     if kept:
+        holders = found[kept[0]]
         labels = along(known[kept[0]], result.index(kept[0]), len(result))
-        carriers = tuple(f.source for f, _ in found[kept[0]] if f.source is not None)
-    mixed = tuple(h[0][0].source for x, h in found.items() if x not in result and h[0][0].source is not None)
-    return labels, Contraction((Term(max(1, count // flow.batch), tuple(known.values())),), mixed, carriers)
+        carriers = tuple(f.source for f, _ in holders if f.source is not None)
+        if kept[0] in made:
+            flow.unite(known[kept[0]], flow.fresh(len(known[kept[0]]), str(node.meta.get("path"))))
+    summed = [next((f.source for f, _ in h if not f.is_weight), None) for x, h in found.items() if x not in result]
+    mixed = tuple(source for source in summed if source is not None)
+    return labels, Contraction(multiplied(flow, factors, known), mixed, carriers)
 
 
-def _one_letter(flow: Flow, item: Factor, preferred: Sequence[str]) -> tuple[str, torch.Tensor]:
-    """The only letter along which a factor has units, with their labels; of several the first preferred one stays."""
-    varying = [x for x, size in zip(item.letters, item.labels.shape, strict=True) if size > 1]
-    if not varying:
-        return "", item.labels
-    letter = next((x for x in preferred if x in varying), varying[0])
-    labels = item.labels
-    for axis, other in enumerate(item.letters):
-        labels = labels.narrow(axis, 0, 1) if other != letter else labels
-    flow.unite(item.labels, labels)
-    return letter, labels.reshape(-1)
+def multiplied(flow: Flow, factors: Sequence[Factor], known: Mapping[str, torch.Tensor]) -> tuple[Term, ...]:
+    """The cost of a product in which these letters have units."""
+    count = 1
+    for letter in dict.fromkeys("".join(f.letters for f in factors)):
+        count *= 1 if letter in known else max(f.size(letter) for f in factors)
+    return (Term(max(1, count // flow.batch), tuple(known.values())),)
+
+
+def _freeze_unless_weight(
+    flow: Flow, node: fx.Node, holders: Sequence[tuple[Factor, torch.Tensor]], reason: str
+) -> None:
+    """Freeze an axis. That a weight alone has is told only if it has units elsewhere."""
+    if all(f.is_weight for f, _ in holders):
+        flow.freeze_if_units(holders[0][1], node, reason)
+    else:
+        flow.freeze(holders[0][1], node, reason)
 
 
 class Product(Rule):
@@ -94,9 +146,23 @@ class Product(Rule):
 
     zero = Zero.ANY
 
+    def operands(self, node: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str] | None:
+        """The values that are multiplied, with letters for their axes, and those of the result; None if that is more
+        than letters say."""
+        raise NotImplementedError
+
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         """Labels and facts, from `multiply`."""
-        raise NotImplementedError
+        found = self.operands(node)
+        if found is None:
+            for source in node.all_input_nodes:
+                flow.freeze(flow.values[source], node, "a product that is more than letters say")
+            return frozen((1,) * node.meta["value"].dim()), Contraction((), (), ())
+        return multiply(flow, node, factors_of(flow, *found), found[1])
+
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        found = self.operands(node)
+        return () if found is None else tuple(n for n, _ in found[0])
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         labels, flow.contractions[node] = self.product(flow, node)
@@ -116,39 +182,73 @@ class Product(Rule):
 class Matmul(Product):
     """matmul, bmm, mm: the last two axes are multiplied, those before are a batch."""
 
-    def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
+    def operands(self, node: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str]:
         a, b = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
-        ranks = a.meta["value"].dim(), b.meta["value"].dim()
-        rank = max(0, *(r - 2 for r in ranks))
-        first = BATCH[rank - max(0, ranks[0] - 2) : rank] + ("xs" if ranks[0] > 1 else "s")
-        second = BATCH[rank - max(0, ranks[1] - 2) : rank] + ("sy" if ranks[1] > 1 else "s")
-        result = BATCH[:rank] + ("x" if ranks[0] > 1 else "") + ("y" if ranks[1] > 1 else "")
-        return multiply(flow, node, (factor(flow, a, first), factor(flow, b, second)), result)
+        return _multiplied_matrices(a, b)
+
+
+def _multiplied_matrices(a: fx.Node, b: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str]:
+    """Letters of a product of matrices, vectors, or batches of them."""
+    ranks = a.meta["value"].dim(), b.meta["value"].dim()
+    rank = max(0, *(r - 2 for r in ranks))
+    first = BATCH[rank - max(0, ranks[0] - 2) : rank] + ("xs" if ranks[0] > 1 else "s")
+    second = BATCH[rank - max(0, ranks[1] - 2) : rank] + ("sy" if ranks[1] > 1 else "s")
+    result = BATCH[:rank] + ("x" if ranks[0] > 1 else "") + ("y" if ranks[1] > 1 else "")
+    return ((a, first), (b, second)), result
+
+
+@rule(torch.addmm, "addmm", torch.baddbmm, "baddbmm")
+class ShiftedMatmul(Product):
+    """addmm and baddbmm: a product of matrices, and what is added to it."""
+
+    zero = Zero.BREAKS
+
+    def operands(self, node: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str]:
+        given = arguments(node, *_SHIFTED)
+        a, b = (given[name] for name in ("mat1", "mat2")) if "mat1" in given else (given["batch1"], given["batch2"])
+        return _multiplied_matrices(a, b)
+
+    def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
+        labels, found = super().product(flow, node)
+        shift = arguments(node, *_SHIFTED)["input"]
+        own = flow.of(shift)
+        own = own.reshape((1,) * (labels.dim() - own.dim()) + tuple(own.shape))
+        sizes = (1,) * (labels.dim() - shift.meta["value"].dim()) + tuple(shift.meta["value"].shape)
+        full = node.meta["value"].shape
+        if any(n < m and units > 1 for n, m, units in zip(sizes, full, labels.shape, strict=True)):
+            flow.freeze(own, node, "added to many units at once")
+        else:
+            flow.unite(labels, own)
+        return labels, found
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return ()
+
+
+_SHIFTED = ("input", "mat1", "mat2")
 
 
 @rule(torch.einsum)
 class Einsum(Product):
     """einsum of two values with an explicit result; what has an ellipsis, a diagonal or more values is frozen."""
 
-    def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
+    def operands(self, node: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str] | None:
         equation, *operands = node.args
         if len(operands) == 1 and isinstance(operands[0], tuple | list):
             operands = list(operands[0])
         left, arrow, result = str(equation).replace(" ", "").partition("->")
         parts = left.split(",")
         plain = arrow and "." not in left and all(len(set(p)) == len(p) for p in parts)
-        if not plain or len(parts) != 2:
-            for source in node.all_input_nodes:
-                flow.freeze(flow.values[source], node, f"einsum {equation!r}")
-            labels = frozen((1,) * node.meta["value"].dim())
-            return labels, Contraction((), (), ())
-        pairs: Any = zip(operands, parts, strict=True)
-        return multiply(flow, node, [factor(flow, n, letters) for n, letters in pairs], result)
+        pairs: Any = list(zip(operands, parts, strict=True)) if plain and len(parts) == 2 else None
+        return None if pairs is None else (pairs, result)
 
 
 @rule(F.scaled_dot_product_attention)
 class Attention(Product):
     """softmax(q kᵀ · scale) v. The axes before the last two are a batch (heads); a head goes as a whole."""
+
+    def operands(self, node: fx.Node) -> None:
+        return None
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
         """Of plain heads, of as many keys as values."""
@@ -162,13 +262,16 @@ class Attention(Product):
         q, k, v, mask = (arguments(node, *_ATTENTION).get(n) for n in ("query", "key", "value", "attn_mask"))
         assert isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)
         batch = BATCH[: q.meta["value"].dim() - 2]
-        queries, keys, values = (factor(flow, n, batch + x) for n, x in ((q, "xs"), (k, "ys"), (v, "yz")))
+        queries, keys = factors_of(flow, ((q, batch + "xs"), (k, batch + "ys")), batch + "xy")
         scores, first = multiply(flow, node, (queries, keys), batch + "xy")
         if isinstance(mask, fx.Node):
             _meet(flow, node, scores, mask)
         shape = (*(max(queries.size(x), keys.size(x)) for x in batch), queries.size("x"), keys.size("y"))
-        weights = Factor(batch + "xy", scores, shape, None)
-        labels, second = multiply(flow, node, (weights, values), batch + "xz")
+        given, ends = tuple(v.meta["value"].shape), batch + "xz"
+        preferred = _preferred(((batch + "xy", shape), (batch + "yz", given)), ends)
+        weights = factor(flow, scores, batch + "xy", shape, None, preferred)
+        values = factor(flow, flow.of(v), batch + "yz", given, v, preferred)
+        labels, second = multiply(flow, node, (weights, values), ends)
         return labels, Contraction(first.terms + second.terms, first.mixed + second.mixed, second.carriers)
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:

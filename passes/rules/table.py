@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fxcat.errors import FxcatError
 from fxcat.passes.arrays import Labels
@@ -187,6 +190,10 @@ class Rule:
         """The parameters among the arguments of a function whose axes `flow` binds one by one, as a module's."""
         return ()
 
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """The arguments that may be weights: parameters, or computed from them, with units along every axis."""
+        return ()
+
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         """The inputs in which a dead unit has to be exactly zero (the op mixes units)."""
         return ()
@@ -238,7 +245,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 _METHODS: dict[str, Rule] = {}
-_DECOMPOSITIONS: dict[type[nn.Module] | type[torch.autograd.Function], Callable[..., Any]] = {}
+_DECOMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 _OVERRIDABLE = ("forward", "_conv_forward")
 
 
@@ -282,6 +289,25 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def computes_weights(module: nn.Module) -> bool:
+    """Whether the module's weights are computed from parameters before each call, by `torch.nn.utils.parametrize`, or
+    by hooks of torch.nn that do nothing else; then it is captured as the function that it calls."""
+    if not isinstance(module, _WITH_FUNCTIONS) or type(module).forward is not _own_class(module).forward:
+        return False
+    hooks = list(module._forward_pre_hooks.values())
+    if module._forward_hooks or not all(isinstance(h, WeightNorm | BasePruningMethod) for h in hooks):
+        return False
+    return bool(hooks) or is_parametrized(module)
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WITH_FUNCTIONS = (nn.Linear, *_CONVOLUTIONS)
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    return next(c for c in type(module).__mro__ if c in _WITH_FUNCTIONS)
+
+
 HOOKED = "hooked"
 """Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
 
@@ -297,9 +323,9 @@ def module_rule(module: nn.Module) -> Rule | None:
     return None
 
 
-def decomposition(cls: type[nn.Module] | type[torch.autograd.Function]) -> Callable[[F], F]:
+def decomposition(cls: Callable[..., Any]) -> Callable[[F], F]:
     """Register what to capture for a module class instead of its `forward`: a function of the module and its arguments;
-    or for an autograd function instead of `apply`: a function of its arguments.
+    or for a function, or an autograd function instead of `apply`: a function of its arguments.
 
     It computes the same by simpler ops, or returns `NotImplemented`: then the module stays one opaque node.
     """
@@ -321,8 +347,8 @@ def find_decomposition(module: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def function_decomposition(function: type[torch.autograd.Function]) -> Callable[..., Any] | None:
-    """What to capture instead of an autograd function."""
+def function_decomposition(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What to capture instead of a function or an autograd function."""
     return _DECOMPOSITIONS.get(function)
 
 
@@ -341,6 +367,8 @@ def is_leaf(module: nn.Module) -> bool:
 
     Those of torch.nn that hold none call functions or other modules, which are captured instead.
     """
+    if isinstance(module, ParametrizationList) or computes_weights(module):
+        return False
     if module_rule(module) is not None:
         return True
     if find_decomposition(module) is not None:

@@ -1,0 +1,117 @@
+"""Attention of torch.nn between layers: of one, two or three values, as a module and as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from exactness import check, randomise
+from torch import nn
+
+
+class Reading(nn.Module):
+    """Tokens from two layers, one of which reads the other by attention."""
+
+    def __init__(self, form: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor], **options: Any) -> None:
+        super().__init__()
+        self.tokens, self.memory = nn.Linear(3, 12), nn.Linear(3, options.get("kdim", 12))
+        self.attention = nn.MultiheadAttention(12, 3, **options)
+        self.pos = nn.Parameter(torch.randn(1, 1, 12))
+        self.values = nn.Linear(3, options.get("vdim", 12))
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 2)
+        self.register_buffer("mask", torch.ones(5, 5, dtype=torch.bool).triu(1))
+        self.register_buffer("each", torch.randn(1, 5, 5))
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = self.tokens(x)
+        return self.head(self.norm(t + self.form(self, t, x)))
+
+
+def function(m: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    a = m.attention
+    given = a.in_proj_weight, a.in_proj_bias, None, None, False, 0.0, a.out_proj.weight, a.out_proj.bias
+    return F.multi_head_attention_forward(q, k, v, 12, 3, *given, training=m.training, need_weights=False)[0]
+
+
+def padding(x: torch.Tensor) -> torch.Tensor:
+    return x[..., 0] - x[:, :1, 0] > 0.8  # never the first
+
+
+FORMS: dict[str, tuple[Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor], dict[str, Any]]] = {
+    "of another": (lambda m, t, x: m.attention(t, m.memory(x), m.memory(x))[0], {"batch_first": True}),
+    "with positions": (lambda m, t, x: m.attention(t + m.pos, t + m.pos, t)[0], {"batch_first": True}),
+    "without weights": (lambda m, t, x: m.attention(t + m.pos, t, t, need_weights=False)[0], {"batch_first": True}),
+    "sequence first": (
+        lambda m, t, x: m.attention(t.mT.permute(2, 0, 1), *[m.memory(x).transpose(0, 1)] * 2)[0].transpose(0, 1),
+        {},
+    ),
+    "three widths": (
+        lambda m, t, x: m.attention(t, m.memory(x), m.values(x))[0],
+        {"batch_first": True, "kdim": 7, "vdim": 6},
+    ),
+    "masked": (
+        lambda m, t, x: m.attention(t + m.pos, t, t, padding(x), attn_mask=m.mask)[0],
+        {"batch_first": True, "bias": False},
+    ),
+    "more keys": (
+        lambda m, t, x: m.attention(t, t, t, padding(x), attn_mask=m.mask, need_weights=False)[0],
+        {"batch_first": True, "add_bias_kv": True, "add_zero_attn": True},
+    ),
+    "function": (
+        lambda m, t, x: function(m, *(s.transpose(0, 1) for s in (t + m.pos, t, t))).transpose(0, 1),
+        {"batch_first": True},
+    ),
+    "weights averaged": (
+        lambda m, t, x: (lambda y, w: y + 0.1 * w.mean((1, 2))[:, None, None])(*m.attention(t, m.memory(x), t)),
+        {"batch_first": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_attention_of_several_values(name: str) -> None:
+    form, options = FORMS[name]
+    model = Reading(form, **options).double()
+    randomise(model, 0)
+    report = check(model, name, (1, 5, 3), (3, 5, 3))
+    assert report.failures == []
+    assert report.coverage == 1.0
+    assert report.units >= 3 + 12
+
+
+def test_a_mask_of_each_head_keeps_the_heads() -> None:
+    def form(m: Any, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        mask = m.each.expand(len(x) * 3, -1, -1)
+        return m.attention(t + m.pos, t, t, attn_mask=mask)[0]
+
+    model = Reading(form, batch_first=True).double()
+    randomise(model, 0)
+    report = check(model, "own mask", (1, 5, 3), (3, 5, 3))
+    assert (report.failures, report.units) == ([], 12)
+
+
+class Decoding(nn.Module):
+    """DETR in small: an encoder layer, a decoder layer, and queries that are learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.queries = nn.Conv2d(3, 8, 2, 2), nn.Parameter(torch.randn(4, 8))
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 12, 0.0, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        memory = self.encoder(self.stem(x).flatten(2).mT)
+        return self.head(self.decoder(self.queries.expand(x.shape[0], -1, -1), memory))
+
+
+def test_a_decoder_layer() -> None:
+    model = Decoding().double()
+    randomise(model, 0)
+    report = check(model, "decoder", (1, 3, 6, 6), (3, 3, 6, 6))
+    assert (report.failures, report.coverage) == ([], 1.0)
+    assert report.units == 8 + 3 * 2 + 2 * 12  # one weight reads both widths, which so are one
