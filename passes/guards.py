@@ -22,8 +22,13 @@ from fxcat.passes.proxy import Guard
 
 
 def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
-    """Freeze the axes whose sizes reach a guard; axes of two values that are found to be equal go together."""
+    """Freeze the axes whose sizes reach a guard; axes of two values that are found to be equal go together.
+
+    A check, on whose other side is an error, freezes nothing: it is asserted as long as it holds.
+    """
     for guard in guards:
+        if guard.checks:
+            continue
         if guard.node.target in (operator.eq, operator.ne) and _tie_shapes(flow, guard):
             continue
         for tensor, axis in asked_sizes(guard.node):
@@ -73,6 +78,10 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
 def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:
     """Freeze the size of one axis (None: all) of a value."""
     labels = flow.values[tensor]
+    if labels is None and tensor.op == "get_attr":
+        bound = flow.parameters.get(flow.attribute_name(tensor), {})
+        flow.freeze(tuple(x for a, x in bound.items() if a >= 0 and axis in (a, None)), where, reason)
+        return
     if not isinstance(labels, torch.Tensor):
         return
     if axis is not None and labels.shape[axis] < labels.numel():

@@ -1,13 +1,17 @@
-"""Statistics that count live entries only, in the gated form of what averages over units.
+"""Statistics that count live entries only, in the gated form of what averages over units; and functions that are not
+finite at zero, in a form that spares dead entries.
 
 Where a sample closes every gate of a group, the result is zero.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 
 def _open(gate: torch.Tensor) -> torch.Tensor:
@@ -48,6 +52,60 @@ def gated_std(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     """`torch.std` over what a gate leaves open; arguments as those of `gated_var`."""
     variance = gated_var(input, *args, **options)
     return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
+
+
+def gated_var_mean(
+    input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.var_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
+    mean = gated_mean(input, dim, keepdim, gate=gate)
+    return gated_var(input, dim, *args, gate=gate, **options), mean
+
+
+def gated_std_mean(
+    input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`torch.std_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
+    mean = gated_mean(input, dim, keepdim, gate=gate)
+    return gated_std(input, dim, *args, gate=gate, **options), mean
+
+
+@cache
+def spared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An elementwise function that is not finite, or whose gradient is not, for some inputs: where a gate, broadcastable
+    to the result, is closed, ones enter in place of such inputs, and zeros leave."""
+
+    def call(*args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+        with torch.no_grad():
+            plain = function(*args, **options)
+            given = [x for x in (*args, *options.values()) if isinstance(x, torch.Tensor)]
+            sound = plain.isfinite()
+            for tensor in given:
+                sound = sound & (tensor != 0)
+            bad = (gate == 0) & ~sound
+        args, options = tree_map(
+            lambda x: torch.where(bad, torch.ones_like(x), x) if isinstance(x, torch.Tensor) else x, (args, options)
+        )
+        return function(*args, **options) * gate
+
+    call.__name__ = call.__qualname__ = f"spared_{function.__name__}"
+    call.__module__ = __name__
+    return call
+
+
+@cache
+def spared_windows(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The same for a function that works on every channel apart: ones enter in place of zeros."""
+
+    def call(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+        bad = (gate == 0) & (input.detach() == 0)
+        return function(torch.where(bad, torch.ones_like(input), input), *args, **options) * gate
+
+    call.__name__ = call.__qualname__ = f"spared_{function.__name__}"
+    call.__module__ = __name__
+    return call
 
 
 def gated_layer_norm(

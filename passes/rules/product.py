@@ -207,9 +207,9 @@ class Softmax(Rule):
         return whole_slices(flow, node, given)
 
 
-@rule(torch.cumsum, "cumsum")
+@rule(torch.cumsum, "cumsum", torch.cumprod, "cumprod")
 class Cumulative(Rule):
-    """Sums of what comes before along an axis without units."""
+    """Sums and products of what comes before along an axis without units."""
 
     zero = Zero.PRESERVES
 
