@@ -1,4 +1,4 @@
-"""Selections by constant indices: `x[:, index]` and `x.index_select(1, index)`, where a buffer or a constant holds them.
+"""Selections by constant indices, as `x[:, index]` and `x.index_select(1, index)`, of a buffer or a constant.
 
 In: a captured graph and the model. Out: the same graph, in which such a selection is one `torch.index_select` by
 indices with known values, so that units move with them; what is left of the indices is computed when units go.

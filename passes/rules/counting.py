@@ -74,7 +74,7 @@ def gated_std_mean(
 
 @cache
 def spared(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An elementwise function that is not finite, or whose gradient is not, for some inputs: where a gate, broadcastable
+    """An elementwise function that is not finite for some inputs, or whose gradient is not: where a gate, broadcastable
     to the result, is closed, ones enter in place of such inputs, and zeros leave."""
 
     def call(*args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:

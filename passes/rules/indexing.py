@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def _places_left(entry: Any, live: torch.Tensor, size: int) -> Any:
     position = torch.full((size,), -1)
     position[live] = torch.arange(len(live))
     left: list[int] = [p for p in position[entry].tolist() if p >= 0]
-    steps = {b - a for a, b in zip(left, left[1:], strict=False)}
+    steps = {b - a for a, b in itertools.pairwise(left)}
     if isinstance(entry, slice) and len(steps) == 1 and min(steps) > 0:
         step = steps.pop()
         return slice(left[0], left[-1] + 1, step)

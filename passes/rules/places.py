@@ -174,7 +174,7 @@ class _ByPlace(Rule):
     def apart(self, flow: Flow, node: fx.Node, axis: int, others: Sequence[fx.Node]) -> torch.Tensor:
         """Labels of all these values, which have the same units along all axes but one; and none along that."""
         source = node.all_input_nodes[0]
-        kept = whole_slices(flow, node, axis)
+        kept = whole_slices(flow, node, axis, reason=self.reason)
         axis %= kept.dim()
         size = source.meta["value"].shape
         for other in others:
@@ -184,6 +184,8 @@ class _ByPlace(Rule):
             ):
                 flow.freeze((kept, labels), node, self.reason)
                 return frozen((1,) * kept.dim())
+            if labels.numel() == 1:
+                flow.freeze(kept, node, "places or values without units")
             flow.unite(kept, labels)
             kept = min(kept, labels, key=lambda x: x.numel())
         return kept

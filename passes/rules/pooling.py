@@ -176,8 +176,8 @@ class _Reduction(Rule):
         return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
 
     def apart(self, flow: Flow, node: fx.Node) -> torch.Tensor:
-        """Labels of the input. Where axes that stay have units, a unit is all that lies along those that are reduced, as
-        where values are stacked."""
+        """Labels of the input. Where axes that stay have units, a unit is all that lies along those that go: so it
+        is where values are stacked."""
         labels = first = flow.of(node.all_input_nodes[0])
         for axis in self.axes(node):
             first = first.narrow(axis, 0, 1)

@@ -42,7 +42,8 @@ class Select(Rule):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         found = known_selection(node, flow.orders)
         if found is None:
-            return whole_slices(flow, node, thaw(arguments(node, "input", "dim", "index")["dim"]))
+            axis = thaw(arguments(node, "input", "dim", "index")["dim"])
+            return whole_slices(flow, node, axis, reason="selection by values")
         source, axis, name = found
         order = flow.orders[name]
         if node.meta.get(ENTRY):
