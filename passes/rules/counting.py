@@ -48,6 +48,27 @@ def gated_var(
     return result * entries / (entries - (int(unbiased) if correction is None else correction)).clamp(min=1)
 
 
+def gated_amax(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.amax` over what a gate, broadcastable to the input, leaves open."""
+    result = torch.where(gate > 0, input * gate, -torch.inf).amax(*args, **options)
+    return torch.where(result > -torch.inf, result, 0.0)
+
+
+def gated_amin(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.amin` over what a gate leaves open."""
+    return -gated_amax(-input, *args, gate=gate, **options)
+
+
+def gated_max(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor]:
+    """The values of `torch.max` along an axis, over what a gate leaves open."""
+    return (gated_amax(input, *args, gate=gate, **options),)
+
+
+def gated_min(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor]:
+    """The values of `torch.min` along an axis, over what a gate leaves open."""
+    return (gated_amin(input, *args, gate=gate, **options),)
+
+
 def gated_std(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     """`torch.std` over what a gate leaves open; arguments as those of `gated_var`."""
     variance = gated_var(input, *args, **options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
 from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
@@ -98,6 +99,7 @@ class Alike(Rule):
 
 @rule(torch.bernoulli, "bernoulli")
 class Bernoulli(Alike):
-    """Ones with given probabilities: none where that is zero."""
+    """Ones, with one probability for all, or with those that a value holds: none where that is zero."""
 
-    zero = Zero.PRESERVES
+    def zero_at(self, node: fx.Node) -> Zero:
+        return Zero.BREAKS if "p" in arguments(node, "input", "p") else Zero.PRESERVES

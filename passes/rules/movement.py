@@ -293,12 +293,26 @@ def _sizes_of_expand(node: fx.Node) -> Any:
 
 
 @rule(torch.narrow, "narrow")
-class Sized(Movement):
-    """Movements with no rewrite of their own: units are frozen, for sizes may be written into the model."""
+class Narrow(Movement):
+    """A slice of one axis; after removal, what is left of it."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        moved = move(node, flow.values, flow.root)
-        source = node.all_input_nodes[0]
-        if flow.of(source).numel() > 1:
-            flow.freeze(flow.of(source), node, "units along an axis whose size is written into the model")
-        return moved
+        axis, start, length = self._slice(node)
+        labels = flow.of(node.all_input_nodes[0])
+        return labels if labels.shape[axis] == 1 else compress(labels.narrow(axis, start, length))
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        axis, start, length = self._slice(node)
+        live = moved.source[axis]
+        if live is None:
+            return None
+        begin, end = int((live < start).sum()), int((live < start + length).sum())
+        return Replacement((node.all_input_nodes[0], axis, begin, end - begin), {})
+
+    @staticmethod
+    def _slice(node: fx.Node) -> tuple[int, int, int]:
+        """Axis, start and length."""
+        given = {k: thaw(v) for k, v in arguments(node, "input", "dim", "start", "length").items()}
+        shape = given["input"].shape
+        axis, start = given["dim"] % len(shape), int(given["start"])
+        return axis, start % shape[axis] if start < 0 else start, given["length"]

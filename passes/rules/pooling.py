@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,11 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.counting import (
+    gated_amax,
+    gated_amin,
+    gated_max,
     gated_mean,
+    gated_min,
     gated_std,
     gated_std_mean,
     gated_var,
@@ -201,9 +206,9 @@ class _Reduction(Rule):
         return {int(a) % dims for a in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
 
 
-@rule(torch.amax, "amax", torch.amin, "amin", torch.prod, "prod", torch.nanmedian, "nanmedian")
-class Extremum(_Reduction):
-    """Maximum, minimum, product: over units they would change, since a dead one counts as zero."""
+@rule(torch.prod, "prod")
+class Multiplied(_Reduction):
+    """Products: over units they would change, since a dead one counts as zero."""
 
 
 @rule(torch.argmax, "argmax", torch.argmin, "argmin")
@@ -235,20 +240,6 @@ class BothExtrema(_Reduction):
         return set(range(dims)) if given is None else {int(given) % dims}  # pyright: ignore[reportArgumentType]
 
 
-@rule(torch.max, "max", torch.min, "min", torch.median, "median", torch.mode, "mode")
-class ExtremumWithPlace(_Reduction):
-    """Maximum, minimum, median and mode along an axis, with its place; of two values; or of all elements."""
-
-    keeps_infinity = True
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        value = node.meta["value"]
-        if isinstance(value, torch.Tensor):
-            return broadcast(flow, node) if len(node.all_input_nodes) > 1 else super().flow(flow, node)
-        labels = self.reduced(flow, node, value[0].dim())
-        return labels, labels
-
-
 class _OverOneAxis(_Reduction):
     """Where all units lie along an axis that is reduced, they may go."""
 
@@ -264,6 +255,58 @@ class _OverOneAxis(_Reduction):
     def known_form(self, node: fx.Node) -> bool:
         """Whether the call has no arguments that keep units from going."""
         return True
+
+
+@rule(torch.amax, "amax", gated=gated_amax)
+@rule(torch.amin, "amin", gated=gated_amin)
+class Extremum(_OverOneAxis):
+    """Maximum and minimum; over units, of the live ones."""
+
+    def __init__(self, gated: Callable[..., Any]) -> None:
+        self.gated = gated
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+
+
+@rule(torch.max, "max", gated=gated_max)
+@rule(torch.min, "min", gated=gated_min)
+class ExtremumWithPlace(Extremum):
+    """Maximum and minimum along an axis, with its place; of two values; or of all elements."""
+
+    keeps_infinity = True
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return broadcast(flow, node) if self.is_of_two(node) else super().flow(flow, node)
+        labels = self.reduced(flow, node, value[0].dim())
+        return labels, labels
+
+    def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
+        return not self.is_of_two(node) and super().reduces_units(flow, node)
+
+    @staticmethod
+    def is_of_two(node: fx.Node) -> bool:
+        """Whether it is the maximum of two values."""
+        return len(node.all_input_nodes) > 1 and "other" in arguments(node, "input", "other", "dim")
+
+    def known_form(self, node: fx.Node) -> bool:
+        """Places would be counted among fewer, and those of all elements say nothing of an axis."""
+        values_only = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
+        return not isinstance(node.meta["value"], torch.Tensor) and values_only
+
+
+@rule(torch.median, "median", torch.nanmedian, "nanmedian", torch.mode, "mode")
+class ElementWithPlace(_Reduction):
+    """Median and mode along an axis, with their places; or of all elements."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return super().flow(flow, node)
+        labels = self.reduced(flow, node, value[0].dim())
+        return labels, labels
 
 
 class _Additive(_OverOneAxis):
