@@ -28,6 +28,7 @@ from fxcat.passes.costing import parameter_axes
 from fxcat.passes.entries import with_entries
 from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
+from fxcat.passes.orders import with_known_orders
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
 from fxcat.passes.slicing import add_buffer, add_buffers
@@ -126,6 +127,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         captured = capture(model, example_inputs, in_regions=in_regions)
         captured = with_entries(captured) if options.inputs else captured
         add_buffers(network, captured.orders)
+        captured = with_known_orders(captured, model)
         for name, constant in captured.constants.items():
             add_buffer(network, name, constant, persistent=False)
         compiled = _compiled_or_refused(captured, network, options)

@@ -22,8 +22,13 @@ from fxcat.passes.proxy import Guard
 
 
 def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
-    """Freeze the axes whose sizes reach a guard; axes of two values that are found to be equal go together."""
+    """Freeze the axes whose sizes reach a guard; axes of two values that are found to be equal go together.
+
+    A check, on whose other side is an error, freezes nothing: it is asserted as long as it holds.
+    """
     for guard in guards:
+        if guard.checks:
+            continue
         if guard.node.target in (operator.eq, operator.ne) and _tie_shapes(flow, guard):
             continue
         for tensor, axis in asked_sizes(guard.node):
@@ -76,6 +81,10 @@ def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reaso
     if isinstance(labels, Grid):
         for line in flow.lines(tensor) if axis is None else [flow.lines(tensor)[axis]]:
             flow.freeze(line, where, reason)
+    if labels is None and tensor.op == "get_attr":
+        bound = flow.parameters.get(flow.attribute_name(tensor), {})
+        flow.freeze(tuple(x for a, x in bound.items() if a >= 0 and axis in (a, None)), where, reason)
+        return
     if not isinstance(labels, torch.Tensor):
         return
     if axis is not None and labels.shape[axis] < labels.numel():

@@ -244,6 +244,9 @@ class Flow:
             found.clear()
 
 
+_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
+"""What is asked about a tensor, and is no part of its values."""
+
 CHUNK = 1 << 15
 """How many pairs of labels are united at once: enough to be fast, few enough to need little memory."""
 
@@ -367,7 +370,7 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
 
 def _is_bound(node: fx.Node) -> bool:
     """Whether all that reads a parameter binds its axes one by one."""
-    users = [u for u in node.users if u.target is not getattr or u.args[1] not in ("dtype", "device")]
+    users = [u for u in node.users if not isinstance(u.meta.get("value"), _FACTS)]
     rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
     return all(r is not None and node in r.binds(u) for r, u in zip(rules, users, strict=True))
 

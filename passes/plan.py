@@ -92,7 +92,7 @@ class _Setting:
         """What a node that computes a number, from sizes, gives after removal."""
         value = node.meta["value"]
         if isinstance(value, torch.Tensor):
-            shape = value.shape if self.analysis.flow.values.get(node) is None else self.shape(node)
+            shape = self.shape(node) if self.analysis.flow.values.get(node) is not None else self._shape_bound(node)
             return torch.empty(shape, dtype=value.dtype, device="meta")
         if node.op in ("placeholder", "get_attr"):
             return value
@@ -105,6 +105,15 @@ class _Setting:
                 assert callable(node.target)
                 self._numbers[node] = node.target(*args, **kwargs)
         return self._numbers[node]
+
+    def _shape_bound(self, node: fx.Node) -> tuple[int, ...]:
+        """What is left of the shape of a parameter whose axes were bound one by one."""
+        shape = list(node.meta["value"].shape)
+        name = self.analysis.flow.attribute_name(node) if node.op == "get_attr" else ""
+        for axis, labels in self.analysis.units.parameters.get(name, {}).items():
+            live = self.live(labels) if axis >= 0 else None
+            shape[axis] = shape[axis] if live is None else len(live)
+        return tuple(shape)
 
     def _of(self, node: fx.Node, labels: Labels, value: Any) -> Any:
         if isinstance(labels, tuple):
@@ -298,8 +307,8 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
         if isinstance(old.meta.get("value"), torch.Tensor):
             _keep_numbers(setting, copies[old], old)
         return
-    source = next(i for i in old.all_input_nodes if analysis.flow.values[i] is not None)
-    before, after = setting.of_value(source), setting.of_value(old)
+    source = next((i for i in old.all_input_nodes if analysis.flow.values[i] is not None), None)
+    before, after = () if source is None else setting.of_value(source), setting.of_value(old)
     numbers = [i for i in old.all_input_nodes if isinstance(i.meta.get("value"), int | torch.Size)]
     if _untouched(before) and _untouched(after) and all(setting.number(n) == n.meta["value"] for n in numbers):
         return

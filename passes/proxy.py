@@ -16,6 +16,7 @@ from torch.fx.proxy import Attribute
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import arguments
+from fxcat.passes.branches import raises_otherwise
 from fxcat.passes.effects import INPLACE_OPERATORS
 
 if TYPE_CHECKING:
@@ -26,10 +27,14 @@ _FLOOR, _CEIL = math.floor, math.ceil  # torch.fx replaces those of the module w
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A Python value that control flow took from the graph: `node` evaluated to `value` when the model was captured."""
+    """A Python value that control flow took from the graph: `node` evaluated to `value` when the model was captured.
+
+    `checks`: all that Python does where the value is another is to raise an error.
+    """
 
     node: fx.Node
     value: object
+    checks: bool = False
 
 
 def instruction(frame: types.FrameType) -> tuple[types.CodeType, int]:
@@ -46,8 +51,8 @@ class ExampleProxy(fx.Proxy):
     def example(self) -> Any:
         return self.node.meta["value"]
 
-    def _resolve(self, value: Any) -> Any:
-        self.tracer.guards.append(Guard(self.node, value))
+    def _resolve(self, value: Any, *, checks: bool = False) -> Any:
+        self.tracer.guards.append(Guard(self.node, value, checks))
         return value
 
     def __getattr__(self, name: str) -> Any:
@@ -83,7 +88,8 @@ class ExampleProxy(fx.Proxy):
                 where=self.tracer.location(),
                 remedy="move the branch out of the model, or list the module in ignore=",
             )
-        return self._resolve(bool(self.example))
+        value = bool(self.example)
+        return self._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
 
     def __len__(self) -> int:
         whole: Any = self if isinstance(self.example, torch.Tensor) else None

@@ -40,6 +40,8 @@ def add_buffers(root: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
 
 
 def add_buffer(root: nn.Module, name: str, value: torch.Tensor, *, persistent: bool = True) -> None:
-    """Register a buffer of a submodule by its full name."""
+    """Register a buffer of a submodule by its full name; one that was there, and was not persistent, stays so."""
     path, _, leaf = name.rpartition(".")
-    root.get_submodule(path).register_buffer(leaf, value, persistent=persistent)
+    module = root.get_submodule(path)
+    persistent = persistent and leaf not in module._non_persistent_buffers_set
+    module.register_buffer(leaf, value, persistent=persistent)

@@ -128,7 +128,7 @@ class BiasedAttention(nn.Module):
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, self.heads, -1).permute(0, 2, 1, 3).chunk(3, dim=-1)
         bias = self.biases[:, self.distances]  # pyright: ignore[reportArgumentType]
-        bias = bias.cumprod(-1) if self.opaque else bias
+        bias = bias.logcumsumexp(-1) if self.opaque else bias
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(x.transpose(1, 2).reshape(batch, tokens, width))
 

@@ -1,14 +1,18 @@
-"""Statistics that count live entries only, in the gated form of what averages over units.
+"""Statistics that count live entries only, in the gated form of what averages over units; and functions that are not
+finite at zero, in a form that spares dead entries.
 
 Where a sample closes every gate of a group, the result is zero.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
 
 def _open(gate: torch.Tensor) -> torch.Tensor:
@@ -45,6 +49,27 @@ def gated_var(
     return result * entries / (entries - (int(unbiased) if correction is None else correction)).clamp(min=1)
 
 
+def gated_amax(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.amax` over what a gate, broadcastable to the input, leaves open."""
+    result = torch.where(gate > 0, input * gate, -torch.inf).amax(*args, **options)
+    return torch.where(result > -torch.inf, result, 0.0)
+
+
+def gated_amin(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.amin` over what a gate leaves open."""
+    return -gated_amax(-input, *args, gate=gate, **options)
+
+
+def gated_max(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor]:
+    """The values of `torch.max` along an axis, over what a gate leaves open."""
+    return (gated_amax(input, *args, gate=gate, **options),)
+
+
+def gated_min(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> tuple[torch.Tensor]:
+    """The values of `torch.min` along an axis, over what a gate leaves open."""
+    return (gated_amin(input, *args, gate=gate, **options),)
+
+
 def gated_std(input: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     """`torch.std` over what a gate leaves open; arguments as those of `gated_var`."""
     variance = gated_var(input, *args, **options)
@@ -67,6 +92,42 @@ def gated_std_mean(
     keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
     mean = gated_mean(input, dim, keepdim, gate=gate)
     return gated_std(input, dim, *args, gate=gate, **options), mean
+
+
+@cache
+def spared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An elementwise function that is not finite for some inputs, or whose gradient is not: where a gate, broadcastable
+    to the result, is closed, ones enter in place of such inputs, and zeros leave."""
+
+    def call(*args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+        with torch.no_grad():
+            plain = function(*args, **options)
+            given = [x for x in (*args, *options.values()) if isinstance(x, torch.Tensor)]
+            sound = plain.isfinite()
+            for tensor in given:
+                sound = sound & (tensor != 0)
+            bad = (gate == 0) & ~sound
+        args, options = tree_map(
+            lambda x: torch.where(bad, torch.ones_like(x), x) if isinstance(x, torch.Tensor) else x, (args, options)
+        )
+        return function(*args, **options) * gate
+
+    call.__name__ = call.__qualname__ = f"spared_{function.__name__}"
+    call.__module__ = __name__
+    return call
+
+
+@cache
+def spared_windows(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The same for a function that works on every channel apart: ones enter in place of zeros."""
+
+    def call(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+        bad = (gate == 0) & (input.detach() == 0)
+        return function(torch.where(bad, torch.ones_like(input), input), *args, **options) * gate
+
+    call.__name__ = call.__qualname__ = f"spared_{function.__name__}"
+    call.__module__ = __name__
+    return call
 
 
 def gated_layer_norm(

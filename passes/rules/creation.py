@@ -2,27 +2,91 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from fxcat.passes.arrays import frozen
-from fxcat.passes.rules.table import Labels, Rule, rule
+from fxcat.passes.arguments import arguments
+from fxcat.passes.arrays import along, frozen
+from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
 
 
-@rule("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
-class Creation(Rule):
-    """Values of a shape of their own."""
+def _of_sizes(flow: Flow, node: fx.Node, sizes: Any) -> torch.Tensor:
+    """Labels of a new value of some sizes: where one of them is the size of an axis with units, it has these units."""
+    dims = node.meta["value"].dim()
+    whole = shape_read(sizes)
+    if whole is not None:
+        labels = flow.values.get(whole)
+        return labels if isinstance(labels, torch.Tensor) else frozen((1,) * dims)
+    if not isinstance(sizes, tuple | list):
+        return frozen((1,) * dims)
+    found = {axis: units for axis, size in enumerate(sizes) if (units := units_of_size(flow, size)) is not None}
+    first = min(found, default=None)
+    if first is None:
+        return frozen((1,) * dims)
+    for axis in found.keys() - {first}:
+        flow.freeze(found[axis], node, "a new value with units along two axes")
+    return along(found[first], first, dims)
+
+
+class _New(Rule):
+    """A new value. `sizes_at`: position of its sizes among the arguments."""
+
+    def __init__(self, sizes_at: int) -> None:
+        self.sizes_at = sizes_at
+
+    def sizes(self, node: fx.Node) -> Any:
+        """The sizes among the arguments."""
+        if "size" in node.kwargs:
+            return node.kwargs["size"]
+        given: Any = node.args[self.sizes_at :]
+        return given[0] if given and not isinstance(given[0], int) and not _is_number(given[0]) else given
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return _of_sizes(flow, node, self.sizes(node))
+
+    def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
+        return any(isinstance(a, float) and math.isinf(a) for a in (*node.args, *node.kwargs.values()))
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        """Sizes that are read from values with the same units change with them; others keep the number they had."""
+        given = self.sizes(node)
+        if shape_read(given) is not None and tuple(moved.number(given)) == moved.shape:
+            return None
+        sizes = sizes_left(given, moved.shape, moved)
+        options = {k: v for k, v in node.kwargs.items() if k != "size"}
+        one = "size" in node.kwargs or given is node.args[self.sizes_at]
+        after = node.args[self.sizes_at + ("size" not in node.kwargs) :] if one else ()
+        return Replacement((*node.args[: self.sizes_at], sizes, *after), options)
+
+
+def _is_number(argument: Any) -> bool:
+    return isinstance(argument, fx.Node) and isinstance(argument.meta["value"], int)
+
+
+@rule(torch.zeros, torch.ones, torch.empty, torch.full, sizes_at=0)
+@rule("new_zeros", "new_ones", "new_full", "new_empty", sizes_at=1)
+@rule(torch.rand, torch.randn, sizes_at=0)
+class Creation(_New):
+    """Values of some sizes."""
+
+
+@rule("new_tensor")
+class NewTensor(Rule):
+    """Values of their own."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return frozen((1,) * node.meta["value"].dim())
 
 
 @rule(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like)
+@rule(torch.rand_like, torch.randn_like, torch.randint_like)
 class Alike(Rule):
     """Values of another's shape, and so with its units."""
 
@@ -31,3 +95,11 @@ class Alike(Rule):
 
     def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
         return node.target is torch.full_like
+
+
+@rule(torch.bernoulli, "bernoulli")
+class Bernoulli(Alike):
+    """Ones, with one probability for all, or with those that a value holds: none where that is zero."""
+
+    def zero_at(self, node: fx.Node) -> Zero:
+        return Zero.BREAKS if "p" in arguments(node, "input", "p") else Zero.PRESERVES

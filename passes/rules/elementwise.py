@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import frozen
-from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.counting import spared
+from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -90,7 +92,20 @@ class Elementwise(Rule):
         torch.ceil,
     ),
     *("abs", "absolute", "neg", "negative", "square", "sinh", "asinh", "log1p", "round", "floor", "ceil"),
-    *("square_", "abs_", "neg_"),
+    *(
+        "square_",
+        "abs_",
+        "neg_",
+        torch.trunc,
+        "trunc",
+        torch.fix,
+        "fix",
+        torch.frac,
+        "frac",
+        torch.positive,
+        "positive",
+    ),
+    *(torch.copysign, "copysign", torch.rad2deg, torch.deg2rad),
     keeps_infinity=True,
 )
 @rule(
@@ -98,7 +113,7 @@ class Elementwise(Rule):
     *(nn.Tanhshrink, F.relu, F.relu6, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.tanh, F.softsign),
     *(F.tanhshrink, torch.relu, torch.relu_, torch.tanh, torch.sin, torch.tan, torch.asin, torch.atan, torch.atanh),
     *(torch.erf, torch.expm1, torch.sign, "relu", "relu_", "tanh", "tanh_", "sin", "tan", "asin", "atan", "atanh"),
-    *("erf", "expm1", "sign", "zero_"),
+    *("erf", "expm1", "sign", "zero_", torch.sgn, "sgn", torch.nan_to_num, "nan_to_num"),
     keeps_infinity=False,
 )
 class ZeroToZero(Elementwise):
@@ -118,7 +133,9 @@ class ZeroToZero(Elementwise):
     *(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, F.sigmoid, F.hardsigmoid, F.logsigmoid, F.softplus),
     *(torch.sigmoid, torch.exp, torch.exp2, torch.cos, torch.cosh, torch.clamp, torch.clip, torch.threshold),
     *("sigmoid", "sigmoid_", "exp", "exp2", "cos", "cosh", "clamp", "clamp_", "clamp_min", "clamp_max", "clip"),
-    *(nn.Hardtanh, F.hardtanh, F.threshold, F.alpha_dropout, F.feature_alpha_dropout),
+    *(nn.Hardtanh, F.hardtanh, F.threshold, F.alpha_dropout, F.feature_alpha_dropout, torch.clamp_min, torch.clamp_max),
+    *(torch.logaddexp, "logaddexp", torch.logaddexp2, "logaddexp2", torch.erfc, "erfc", "sinc", torch.sinc),
+    *(torch.acos, "acos", torch.heaviside, "heaviside"),
 )
 class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""
@@ -226,21 +243,71 @@ class Comparison(Elementwise):
         return None
 
 
-@rule(operator.pow, torch.pow, "pow")
-class Power(Elementwise):
+class _Spared(Elementwise):
+    """Not finite at zero, or its gradient is not: where units may be dead, the gated form spares them.
+
+    `function`: what the op computes, as a function of the same arguments.
+    """
+
+    zero = Zero.BREAKS
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def is_sound(self, flow: Flow, node: fx.Node) -> bool:
+        """Whether a dead unit does no harm."""
+        return False
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = broadcast(flow, node)
+        # of heads that are folded into the batch no gate fits another batch
+        if labels.dim() > 1 and labels.shape[0] > 1 and not self.is_sound(flow, node) and _is_computed(node):
+            flow.freeze(labels, node, "units along the batch axis in what is not finite at zero")
+            return frozen((1,) * labels.dim())
+        return labels
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        labels = flow.of(node)
+        if labels.numel() == 1 or self.is_sound(flow, node) or not _is_computed(node):
+            return None
+        return Counting(spared(self.function), labels)
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Whether a gate may make a value zero: it depends on the network's inputs, or on parameters that others read."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current.op in ("placeholder", "call_module") or (current is not node and len(current.users) > 1):
+            return True
+        stack += current.all_input_nodes
+    return False
+
+
+@rule(torch.sqrt, "sqrt", "sqrt_", function=torch.sqrt)
+@rule(torch.rsqrt, "rsqrt", "rsqrt_", function=torch.rsqrt)
+@rule(torch.reciprocal, "reciprocal", "reciprocal_", function=torch.reciprocal)
+@rule(torch.log, "log", "log_", function=torch.log)
+@rule(torch.log2, "log2", "log2_", function=torch.log2)
+@rule(torch.log10, "log10", "log10_", function=torch.log10)
+@rule(torch.hypot, "hypot", "hypot_", function=torch.hypot)
+@rule(torch.atan2, "atan2", "atan2_", torch.arctan2, "arctan2", "arctan2_", function=torch.atan2)
+@rule(torch.xlogy, "xlogy", "xlogy_", function=torch.xlogy)
+class NotAtZero(_Spared):
+    """Roots, logarithms, reciprocals."""
+
+
+@rule(operator.pow, operator.ipow, torch.pow, "pow", "pow_", function=torch.pow)
+class Power(_Spared):
     """Powers by a number of at least 1 keep zero; with another exponent the value or its gradient is not finite."""
 
-    zero = Zero.PRESERVES
+    def is_sound(self, flow: Flow, node: fx.Node) -> bool:
+        exponent = arguments(node, "input", "exponent")["exponent"]
+        return isinstance(exponent, int | float) and exponent >= 1
 
     def zero_at(self, node: fx.Node) -> Zero:
         exponent = arguments(node, "input", "exponent")["exponent"]
         return Zero.PRESERVES if isinstance(exponent, int | float) and exponent >= 1 else Zero.BREAKS
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        if self.zero_at(node) is Zero.BREAKS:
-            for source in node.all_input_nodes:
-                flow.freeze(flow.values[source], node, "units in a power that is not finite at zero")
-        return broadcast(flow, node)
 
 
 @rule("masked_fill", "masked_fill_", torch.masked_fill)
@@ -291,26 +358,32 @@ class ExpandAs(Elementwise):
     keeps_infinity = True
 
 
-@rule(*(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide, "div", "div_", "divide"))
-class Quotient(Elementwise):
-    """Quotients. A divisor with units is frozen: a dead one would divide by zero."""
+@rule(
+    *(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide),
+    *("div", "div_", "divide", "divide_", "true_divide", "true_divide_"),
+    function=torch.div,
+)
+class Quotient(_Spared):
+    """Quotients. A dead unit in the divisor would divide by zero."""
 
     keeps_infinity = True
 
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+    def is_sound(self, flow: Flow, node: fx.Node) -> bool:
         _, divisor = self._terms(node)
-        if _is_tensor(divisor):
-            flow.freeze(flow.of(divisor), node, "units in a divisor")
-        return broadcast(flow, node)
+        return not _is_tensor(divisor) or flow.of(divisor).numel() == 1 or not self._may_be_zero(divisor)
 
     def zero_at(self, node: fx.Node) -> Zero:
         """A divisor that is computed may be zero where the dividend is."""
         dividend, divisor = self._terms(node)
-        computed = _is_tensor(divisor) and divisor.op != "get_attr"
+        computed = _is_tensor(divisor) and self._may_be_zero(divisor)
         return Zero.PRESERVES if _is_tensor(dividend) and not computed else Zero.BREAKS
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (self._terms(node)[0],)
+
+    @staticmethod
+    def _may_be_zero(divisor: fx.Node) -> bool:
+        return _is_computed(divisor) or (divisor.op == "get_attr" and len(divisor.users) > 1)
 
     @staticmethod
     def _terms(node: fx.Node) -> tuple[Any, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from fxcat.passes.arguments import thaw
+from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import compress, frozen
 from fxcat.passes.rules.movement import Movement
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
@@ -31,12 +32,12 @@ class Item(Movement):
             return None
         index: Any = node.args[1]
         entries = index if isinstance(index, tuple) else (index,)
-        lookups = [e for e in entries if isinstance(e, list) or _is_tensor(e)]
-        if lookups:
+        lists = [e for e in entries if isinstance(e, list)]
+        if any(_is_tensor(e) for e in entries) or len(lists) > 1 or not all(_is_plain(e) for e in lists):
             return _look_up(flow, node, source, entries)
-        for axis, entry in _by_axis(entries, labels.dim()):
-            if isinstance(entry, slice) and labels.shape[axis] > 1 and thaw(entry.step) not in (None, 1):
-                flow.freeze(labels, node, "units along an axis that is sliced with a step")
+        apart = [a for a, e in _by_axis(entries, labels.dim()) if _takes_apart(e)]
+        if lists and len(apart) > 1 and any(labels.shape[a] > 1 for a in apart):
+            flow.freeze(labels, node, "indices along several axes at once")  # they would be paired
         found = _indexed(labels, source.meta["value"].shape, entries)
         return compress(found) if found.numel() else frozen((1,) * node.meta["value"].dim())
 
@@ -57,7 +58,9 @@ class Item(Movement):
                 position += 1
             live = moved.source[axis]
             known = thaw(entry)
-            if live is not None and isinstance(known, slice):
+            if live is not None and _takes_apart(known):
+                entries[position] = _places_left(known, live, shape[axis])
+            elif live is not None and isinstance(known, slice):
                 start, stop, _ = known.indices(shape[axis])
                 begin, end = int((live < start).sum()), int((live < stop).sum())
                 entries[position] = slice(begin, end) if (begin, end) != (0, len(live)) else slice(None)
@@ -65,6 +68,28 @@ class Item(Movement):
                 entries[position] = int((live < known % shape[axis]).sum())
             position += 1
         return Replacement((source, tuple(entries) if isinstance(index, tuple) else entries[0]), {})
+
+
+def _is_plain(entry: list[Any]) -> bool:
+    """Whether a list among the entries of an index holds nothing but numbers."""
+    return all(isinstance(e, int) and not isinstance(e, bool) for e in entry)
+
+
+def _takes_apart(entry: Any) -> bool:
+    """Whether an entry of an index is a list, or a slice with a step."""
+    return isinstance(entry, list) or (isinstance(entry, slice) and thaw(entry.step) not in (None, 1))
+
+
+def _places_left(entry: Any, live: torch.Tensor, size: int) -> Any:
+    """What is left of a list of numbers or of a slice with a step, counted in what is left of its axis."""
+    position = torch.full((size,), -1)
+    position[live] = torch.arange(len(live))
+    left: list[int] = [p for p in position[entry].tolist() if p >= 0]
+    steps = {b - a for a, b in itertools.pairwise(left)}
+    if isinstance(entry, slice) and len(steps) == 1 and min(steps) > 0:
+        step = steps.pop()
+        return slice(left[0], left[-1] + 1, step)
+    return left
 
 
 def _indexed(labels: torch.Tensor, shape: torch.Size, entries: Any) -> torch.Tensor:
@@ -79,7 +104,7 @@ def _indexed(labels: torch.Tensor, shape: torch.Size, entries: Any) -> torch.Ten
         if labels.shape[axis] == 1 and isinstance(known, int):
             known = 0 if shape[axis] else known
         elif labels.shape[axis] == 1:
-            known = slice(None)
+            known = [0] if isinstance(known, list) else slice(None)
         index.append(known)
     return labels[tuple(index)]
 
@@ -119,15 +144,22 @@ def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels
     return frozen((1,) * node.meta["value"].dim())
 
 
-@rule(torch.slice_scatter)
+@rule(torch.slice_scatter, "slice_scatter", names=("input", "src", "dim", "start", "end", "step"))
+@rule(torch.select_scatter, "select_scatter", names=("input", "src", "dim", "index"))
 class SliceScatter(Rule):
     """A value with some slices replaced by another value: both have the same units."""
 
     zero = Zero.PRESERVES
 
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        base, part = (flow.of(n) for n in node.all_input_nodes[:2])
-        axis: Any = node.args[2]
+        given = arguments(node, *self.names)
+        base, part = flow.of(given["input"]), flow.of(given["src"])
+        axis: int = thaw(given.get("dim", 0)) % base.dim()
+        if part.dim() < base.dim():
+            part = part.unsqueeze(axis)
         if base.shape[axis] > 1 or part.shape[axis] > 1:
             flow.freeze((base, part), node, "units along an axis that is assigned in part")
             return torch.zeros_like(base)
@@ -135,4 +167,5 @@ class SliceScatter(Rule):
         return min(base, part, key=lambda x: x.numel())
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return tuple(node.all_input_nodes[:2])
+        given = arguments(node, *self.names)
+        return given["input"], given["src"]

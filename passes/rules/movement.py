@@ -8,9 +8,10 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arguments import arguments, names_type, thaw
-from fxcat.passes.arrays import compress, frozen, reshape
+from fxcat.passes.arrays import along, compress, frozen, reshape
 from fxcat.passes.chains import move
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Share, Size, Zero, rule
+from fxcat.passes.rules.sizes import sizes_left, units_of_size
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -66,7 +67,7 @@ class Copy(Movement):
 @rule(
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.t, "t"),
     *(torch.swapdims, "swapdims", torch.moveaxis, "moveaxis", torch.movedim, "movedim", torch.unsqueeze, "unsqueeze"),
-    *(torch.roll, "roll", torch.flip, "flip"),
+    *(torch.roll, "roll", torch.flip, "flip", torch.rot90, "rot90", torch.fliplr, "fliplr", torch.flipud, "flipud"),
 )
 class Axes(Movement):
     """Ops that reorder or add whole axes, or rotate them: they run on the compressed labels as they are."""
@@ -83,7 +84,7 @@ class Axes(Movement):
         return node.target(labels, *rest, **{k: v for k, v in node.kwargs.items() if k != "input"})
 
 
-@rule(torch.flatten, "flatten", nn.Flatten)
+@rule(torch.flatten, "flatten", nn.Flatten, torch.ravel, "ravel")
 class Flatten(Reshaping):
     """flatten: it states no sizes."""
 
@@ -103,20 +104,6 @@ class Squeeze(Reshaping):
         return Replacement((source, tuple(sorted(axis for axis in axes if shape[axis] == 1))), {})
 
 
-def _sizes_left(given: Any, shape: tuple[int, ...], moved: Moved) -> tuple[Any, ...]:
-    """Sizes among the arguments after removal, where what is left of the axes that they state has this shape."""
-    if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
-        wanted = enumerate(zip(moved.number(given), shape, strict=True))
-        return tuple(Size(given, axis) if number == size else size for axis, (number, size) in wanted)
-    sizes: list[Any] = list(given) if isinstance(given, tuple | list) else [given]
-    for axis, size in enumerate(sizes):
-        if isinstance(size, fx.Node) and moved.number(size) != shape[axis]:
-            sizes[axis] = Share(size, shape[axis])
-        elif not isinstance(size, fx.Node) and size != -1:
-            sizes[axis] = shape[axis]
-    return tuple(sizes)
-
-
 @rule(torch.reshape, "reshape", "view")
 class Reshape(Reshaping):
     """view and reshape: the sizes are in the arguments."""
@@ -131,7 +118,7 @@ class Reshape(Reshaping):
         if names_type(node):
             return None
         given = node.kwargs.get("shape", node.args[1] if len(node.args) == 2 else node.args[1:])
-        return Replacement((node.args[0], _sizes_left(given, moved.shape, moved)), {})
+        return Replacement((node.args[0], sizes_left(given, moved.shape, moved)), {})
 
 
 @rule("reshape_as", "view_as")
@@ -157,7 +144,7 @@ class Unflatten(Reshaping):
         axis, sizes = given["dim"], given["sizes"]
         axis %= node.all_input_nodes[0].meta["value"].dim()
         shape = moved.shape[axis : axis + len(thaw(sizes))]
-        return Replacement((node.args[0], axis, _sizes_left(sizes, shape, moved)), {})
+        return Replacement((node.args[0], axis, sizes_left(sizes, shape, moved)), {})
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
@@ -202,8 +189,12 @@ class Concatenation(Movement):
 class Split(Movement):
     """chunk and split: after removal, a split into what is left of each piece."""
 
+    def axis(self, node: fx.Node) -> int:
+        """The axis that is split."""
+        return _axis(node, 2)
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        axis = _axis(node, 2)
+        axis = self.axis(node)
         source = node.all_input_nodes[0]
         labels = flow.of(source)
         if labels.shape[axis] == 1:
@@ -212,7 +203,7 @@ class Split(Movement):
         return tuple(torch.split(labels, [piece.shape[axis] for piece in node.meta["value"]], axis))
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        axis = _axis(node, 2)
+        axis = self.axis(node)
         pieces: Any = moved.result
         if all(live[axis] is None for live in pieces):
             return None
@@ -228,6 +219,19 @@ class Split(Movement):
         return Replacement(
             (node.all_input_nodes[0], sizes, axis), {}, "split" if node.op == "call_method" else torch.split
         )
+
+
+@rule(torch.vsplit, "vsplit", along=0)
+@rule(torch.hsplit, "hsplit", along=1)
+@rule(torch.dsplit, "dsplit", along=2)
+class SplitAlong(Split):
+    """The same along an axis of their own."""
+
+    def __init__(self, along: int) -> None:
+        self.along = along
+
+    def axis(self, node: fx.Node) -> int:
+        return 0 if node.all_input_nodes[0].meta["value"].dim() == 1 else self.along
 
 
 def _full_along(axis: int, labels: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -262,24 +266,53 @@ class Expand(Movement):
     """expand: new axes, and axes of size 1 that grow; those with units keep the size they have."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        labels = flow.of(node.all_input_nodes[0])
-        return labels.reshape((1,) * (node.meta["value"].dim() - labels.dim()) + tuple(labels.shape))
+        source = node.all_input_nodes[0]
+        labels, value = flow.of(source), node.meta["value"]
+        new = value.dim() - labels.dim()
+        labels = labels.reshape((1,) * new + tuple(labels.shape))
+        given: Any = _sizes_of_expand(node)
+        if labels.numel() > 1 or not isinstance(given, tuple | list):
+            return labels
+        grown = [a for a in range(value.dim()) if a < new or source.meta["value"].shape[a - new] == 1 < value.shape[a]]
+        found = [(a, units) for a in grown if (units := units_of_size(flow, given[a])) is not None]
+        # as often as another value has units: it has the same
+        return along(found[0][1], found[0][0], value.dim()) if len(found) == 1 else labels
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        given = node.kwargs.get("size", node.args[1] if len(node.args) == 2 else node.args[1:])
-        sizes = _sizes_left(given, moved.shape, moved)
+        sizes = sizes_left(_sizes_of_expand(node), moved.shape, moved)
+        source = node.all_input_nodes[0].meta["value"].shape
+        held = (*(False,) * (len(sizes) - len(source)), *(n > 1 for n in source))
         return Replacement(
-            (node.args[0], tuple(-1 if u else s for u, s in zip(moved.has_units, sizes, strict=True))), {}
+            (node.args[0], tuple(-1 if u and h else s for u, h, s in zip(moved.has_units, held, sizes, strict=True))),
+            {},
         )
 
 
+def _sizes_of_expand(node: fx.Node) -> Any:
+    return node.kwargs.get("size", node.args[1] if len(node.args) == 2 else node.args[1:])
+
+
 @rule(torch.narrow, "narrow")
-class Sized(Movement):
-    """Movements with no rewrite of their own: units are frozen, for sizes may be written into the model."""
+class Narrow(Movement):
+    """A slice of one axis; after removal, what is left of it."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        moved = move(node, flow.values, flow.root)
-        source = node.all_input_nodes[0]
-        if flow.of(source).numel() > 1:
-            flow.freeze(flow.of(source), node, "units along an axis whose size is written into the model")
-        return moved
+        axis, start, length = self._slice(node)
+        labels = flow.of(node.all_input_nodes[0])
+        return labels if labels.shape[axis] == 1 else compress(labels.narrow(axis, start, length))
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        axis, start, length = self._slice(node)
+        live = moved.source[axis]
+        if live is None:
+            return None
+        begin, end = int((live < start).sum()), int((live < start + length).sum())
+        return Replacement((node.all_input_nodes[0], axis, begin, end - begin), {})
+
+    @staticmethod
+    def _slice(node: fx.Node) -> tuple[int, int, int]:
+        """Axis, start and length."""
+        given = {k: thaw(v) for k, v in arguments(node, "input", "dim", "start", "length").items()}
+        shape = given["input"].shape
+        axis, start = given["dim"] % len(shape), int(given["start"])
+        return axis, start % shape[axis] if start < 0 else start, given["length"]

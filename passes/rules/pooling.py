@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +11,19 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import frozen, unlabelled
-from fxcat.passes.rules.counting import gated_mean, gated_std, gated_var
+from fxcat.passes.arrays import frozen
+from fxcat.passes.rules.counting import (
+    gated_amax,
+    gated_amin,
+    gated_max,
+    gated_mean,
+    gated_min,
+    gated_std,
+    gated_std_mean,
+    gated_var,
+    gated_var_mean,
+    spared_windows,
+)
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
 
@@ -19,13 +31,10 @@ if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
 
 
-def channelwise(flow: Flow, node: fx.Node, spatial: int) -> Labels:
+def channelwise(flow: Flow, node: fx.Node, spatial: int) -> torch.Tensor:
     """Labels of an op that works on each channel apart and changes only the last `spatial` axes."""
     source = node.all_input_nodes[0]
     labels = flow.of(source)
-    if not isinstance(node.meta["value"], torch.Tensor):
-        flow.freeze(labels, node, "pooling that returns indices too")
-        return unlabelled(node.meta["value"])
     first = labels
     for axis in range(labels.dim() - spatial, labels.dim()):
         first = first.narrow(axis, 0, 1)
@@ -47,8 +56,12 @@ def channelwise(flow: Flow, node: fx.Node, spatial: int) -> Labels:
 @rule(nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d, nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, spatial=2)
 @rule(nn.AdaptiveMaxPool3d, F.adaptive_max_pool3d, nn.AdaptiveAvgPool3d, F.adaptive_avg_pool3d, spatial=3)
 @rule(nn.UpsamplingNearest2d, spatial=2)
+@rule(F.max_pool1d_with_indices, F.adaptive_max_pool1d_with_indices, spatial=1, window="maximum")
+@rule(F.max_pool2d_with_indices, F.adaptive_max_pool2d_with_indices, spatial=2, window="maximum")
+@rule(F.max_pool3d_with_indices, F.adaptive_max_pool3d_with_indices, spatial=3, window="maximum")
 class Pool(Rule):
-    """Max and average pooling: a window of zeros gives zero. `window`: what is taken of one that slides; None of
+    """Max and average pooling: a window of zeros gives zero. Indices, where they are asked for too, have the same
+    channels. `window`: what is taken of one that slides; None of
     others."""
 
     zero = Zero.PRESERVES
@@ -66,16 +79,59 @@ class Pool(Rule):
         )
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return channelwise(flow, node, self.spatial)
+        labels = channelwise(flow, node, self.spatial)
+        return labels if isinstance(node.meta["value"], torch.Tensor) else (labels, labels)
 
     def samples(self) -> tuple[Sample, ...]:
-        if self.spatial != 2:
+        if self.spatial != 2 or self.window is None:
             return ()
         return (
             Sample(nn.MaxPool2d(3, 2, 1), (2, 6, 5, 5)),
             Sample(nn.AvgPool2d(2), (2, 6, 4, 4)),
             Sample(nn.AdaptiveAvgPool2d(1), (2, 6, 4, 4)),
         )
+
+
+@rule(F.max_unpool1d, spatial=1)
+@rule(F.max_unpool2d, spatial=2)
+@rule(F.max_unpool3d, spatial=3)
+class Unpool(Rule):
+    """Values go back to where pooling found them."""
+
+    zero = Zero.PRESERVES
+
+    def __init__(self, spatial: int) -> None:
+        self.spatial = spatial
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source, places = node.all_input_nodes[:2]
+        flow.unite(flow.of(source), flow.of(places))
+        return channelwise(flow, node, self.spatial)
+
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(node.all_input_nodes[:1])
+
+
+@rule(F.lp_pool1d, spatial=1, function=F.lp_pool1d)
+@rule(F.lp_pool2d, spatial=2, function=F.lp_pool2d)
+@rule(F.lp_pool3d, spatial=3, function=F.lp_pool3d)
+class PowerPool(Rule):
+    """p-norms of windows, whose gradients are not finite where all is zero."""
+
+    zero = Zero.BREAKS
+
+    def __init__(self, spatial: int, function: Callable[..., torch.Tensor]) -> None:
+        self.spatial, self.function = spatial, function
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = channelwise(flow, node, self.spatial)
+        if labels.shape[0] > 1:
+            flow.freeze(labels, node, "units along the batch axis in what is not finite at zero")
+        return labels
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        labels = flow.of(node)
+        return Counting(spared_windows(self.function), labels) if labels.shape[0] == 1 < labels.numel() else None
 
 
 @rule(F.interpolate, nn.Upsample, nn.UpsamplingBilinear2d)
@@ -117,12 +173,23 @@ class _Reduction(Rule):
 
     def reduced(self, flow: Flow, node: fx.Node, dims: int) -> torch.Tensor:
         """Labels of a result with so many axes."""
-        labels, axes = flow.of(node.all_input_nodes[0]), self.axes(node)
+        labels, axes = self.apart(flow, node), self.axes(node)
         if any(labels.shape[a] > 1 for a in axes):
             return self.over_units(flow, node, labels, dims)
         if dims == labels.dim():
             return labels
         return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
+
+    def apart(self, flow: Flow, node: fx.Node) -> torch.Tensor:
+        """Labels of the input. Where axes that stay have units, a unit is all that lies along those that go: so it
+        is where values are stacked."""
+        labels = first = flow.of(node.all_input_nodes[0])
+        for axis in self.axes(node):
+            first = first.narrow(axis, 0, 1)
+        if first.numel() == 1 or first.shape == labels.shape:
+            return labels
+        flow.unite(labels, first)
+        return first
 
     def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor, dims: int) -> torch.Tensor:
         """Labels of the result where the input has units along an axis that is reduced: all are frozen."""
@@ -139,9 +206,17 @@ class _Reduction(Rule):
         return {int(a) % dims for a in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
 
 
-@rule(torch.amax, "amax", torch.amin, "amin")
-class Extremum(_Reduction):
-    """Maximum and minimum: over units they would change, since a dead one counts as zero."""
+@rule(torch.prod, "prod")
+class Multiplied(_Reduction):
+    """Products: over units they would change, since a dead one counts as zero."""
+
+
+@rule(torch.argmax, "argmax", torch.argmin, "argmin")
+@rule(torch.all, "all", torch.any, "any", torch.count_nonzero, "count_nonzero")
+class Finding(_Reduction):
+    """Places and truth values: no gate multiplies them."""
+
+    zero = Zero.BREAKS
 
 
 @rule(torch.logsumexp, "logsumexp")
@@ -151,17 +226,18 @@ class LogSumExp(_Reduction):
     zero = Zero.BREAKS
 
 
-@rule(torch.max, "max", torch.min, "min")
-class ExtremumWithPlace(_Reduction):
-    """Maximum and minimum along an axis, with its place; of two values; or of all elements."""
-
-    keeps_infinity = True
+@rule(torch.aminmax, "aminmax")
+class BothExtrema(_Reduction):
+    """Minimum and maximum."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        value = node.meta["value"]
-        if isinstance(value, torch.Tensor):
-            return broadcast(flow, node) if len(node.all_input_nodes) > 1 else super().flow(flow, node)
-        return self.reduced(flow, node, value[0].dim()), frozen((1,) * value[1].dim())
+        labels = self.reduced(flow, node, node.meta["value"][0].dim())
+        return labels, labels
+
+    def axes(self, node: fx.Node) -> set[int]:
+        dims = node.all_input_nodes[0].meta["value"].dim()
+        given = node.kwargs.get("dim")
+        return set(range(dims)) if given is None else {int(given) % dims}  # pyright: ignore[reportArgumentType]
 
 
 class _OverOneAxis(_Reduction):
@@ -179,6 +255,58 @@ class _OverOneAxis(_Reduction):
     def known_form(self, node: fx.Node) -> bool:
         """Whether the call has no arguments that keep units from going."""
         return True
+
+
+@rule(torch.amax, "amax", gated=gated_amax)
+@rule(torch.amin, "amin", gated=gated_amin)
+class Extremum(_OverOneAxis):
+    """Maximum and minimum; over units, of the live ones."""
+
+    def __init__(self, gated: Callable[..., Any]) -> None:
+        self.gated = gated
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+
+
+@rule(torch.max, "max", gated=gated_max)
+@rule(torch.min, "min", gated=gated_min)
+class ExtremumWithPlace(Extremum):
+    """Maximum and minimum along an axis, with its place; of two values; or of all elements."""
+
+    keeps_infinity = True
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return broadcast(flow, node) if self.is_of_two(node) else super().flow(flow, node)
+        labels = self.reduced(flow, node, value[0].dim())
+        return labels, labels
+
+    def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
+        return not self.is_of_two(node) and super().reduces_units(flow, node)
+
+    @staticmethod
+    def is_of_two(node: fx.Node) -> bool:
+        """Whether it is the maximum of two values."""
+        return len(node.all_input_nodes) > 1 and "other" in arguments(node, "input", "other", "dim")
+
+    def known_form(self, node: fx.Node) -> bool:
+        """Places would be counted among fewer, and those of all elements say nothing of an axis."""
+        values_only = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
+        return not isinstance(node.meta["value"], torch.Tensor) and values_only
+
+
+@rule(torch.median, "median", torch.nanmedian, "nanmedian", torch.mode, "mode")
+class ElementWithPlace(_Reduction):
+    """Median and mode along an axis, with their places; or of all elements."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return super().flow(flow, node)
+        labels = self.reduced(flow, node, value[0].dim())
+        return labels, labels
 
 
 class _Additive(_OverOneAxis):
@@ -239,3 +367,26 @@ class Spread(Mean):
         given = arguments(node, "input", "dim", "unbiased", "keepdim")
         named = node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
         return named and not given.get("correction", int(given.get("unbiased", True)))
+
+
+@rule(torch.var_mean, gated=gated_var_mean)
+@rule(torch.std_mean, gated=gated_std_mean)
+class SpreadAndMean(Spread):
+    """Both."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = self.reduced(flow, node, node.meta["value"][0].dim())
+        return labels, labels
+
+
+@rule(torch.quantile, "quantile", torch.nanquantile, "nanquantile")
+class Quantile(_Reduction):
+    """One quantile, of values along an axis or of all."""
+
+    arguments = ("input", "q", "dim", "keepdim")
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        if isinstance(arguments(node, *self.arguments)["q"], int | float):
+            return super().flow(flow, node)
+        flow.freeze(flow.of(node.all_input_nodes[0]), node, "several quantiles at once")
+        return frozen((1,) * node.meta["value"].dim())

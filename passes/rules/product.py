@@ -310,9 +310,9 @@ class Softmax(Rule):
         return whole_slices(flow, node, given)
 
 
-@rule(torch.cumsum, "cumsum")
+@rule(torch.cumsum, "cumsum", torch.cumprod, "cumprod")
 class Cumulative(Rule):
-    """Sums of what comes before along an axis without units."""
+    """Sums and products of what comes before along an axis without units."""
 
     zero = Zero.PRESERVES
 
@@ -320,7 +320,9 @@ class Cumulative(Rule):
         return whole_slices(flow, node, arguments(node, "input", "dim")["dim"])
 
 
-def whole_slices(flow: Flow, node: fx.Node, *axes: int) -> torch.Tensor:
+def whole_slices(
+    flow: Flow, node: fx.Node, *axes: int, reason: str = "units along an axis whose elements are mixed"
+) -> torch.Tensor:
     """Labels of an op that mixes what lies along some axes: others may have units, those may not."""
     labels = flow.of(node.all_input_nodes[0])
     first = labels
@@ -330,7 +332,7 @@ def whole_slices(flow: Flow, node: fx.Node, *axes: int) -> torch.Tensor:
         return labels
     flow.unite(labels, first)
     if first.numel() == 1:
-        flow.freeze(labels, node, "units along an axis whose elements are mixed")
+        flow.freeze(labels, node, reason)
     return first
 
 

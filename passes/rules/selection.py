@@ -1,4 +1,4 @@
-"""`index_select`: by indices that fxcat has put in, a movement; by others, whose values may change, opaque."""
+"""`index_select`: by indices that are known, a movement; by others along an axis without units."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from fxcat.passes.arrays import frozen
+from fxcat.passes.arguments import arguments, thaw
+from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ ENTRY = "entry"
 def known_selection(node: fx.Node, known: Container[str]) -> tuple[fx.Node, int, str] | None:
     """Source, axis and the name of the indices, if the node selects by indices that are known under their name.
 
-    fxcat writes such calls without keywords; a model's own may have any form.
+    Calls of that kind have no keywords: see `with_known_orders`.
     """
     if node.target is not torch.index_select or len(node.args) != 3:
         return None
@@ -32,16 +33,17 @@ def known_selection(node: fx.Node, known: Container[str]) -> tuple[fx.Node, int,
     return (source, axis, name) if index.op == "get_attr" and name in known else None
 
 
-@rule(torch.index_select)
+@rule(torch.index_select, "index_select")
 class Select(Rule):
-    """At an entry the selected input features are the units."""
+    """At an entry the selected input features are the units. By unknown indices no units are selected."""
+
+    keeps_infinity = True
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         found = known_selection(node, flow.orders)
         if found is None:
-            for used in node.all_input_nodes:
-                flow.freeze(flow.values[used], node, "selection by values")
-            return frozen((1,) * node.meta["value"].dim())
+            axis = thaw(arguments(node, "input", "dim", "index")["dim"])
+            return whole_slices(flow, node, axis, reason="selection by values")
         source, axis, name = found
         order = flow.orders[name]
         if node.meta.get(ENTRY):

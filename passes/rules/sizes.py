@@ -1,0 +1,61 @@
+"""Sizes among the arguments of nodes: whose they are, and what is left of them after removal."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from fxcat.passes.rules.table import Moved, Share, Size
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+def size_read(size: Any) -> tuple[fx.Node, int] | None:
+    """The tensor and the axis whose size an argument is, where that is read from the tensor just so."""
+    if not isinstance(size, fx.Node):
+        return None
+    if size.target == "size" and isinstance(size.meta["value"], int):
+        axis: Any = size.args[1] if len(size.args) > 1 else size.kwargs["dim"]
+        return (size.all_input_nodes[0], axis) if isinstance(axis, int) else None
+    if size.target is not operator.getitem or not isinstance(size.args[1], int):
+        return None
+    tensor = shape_read(size.args[0])
+    return None if tensor is None else (tensor, size.args[1])
+
+
+def shape_read(shape: Any) -> fx.Node | None:
+    """The tensor whose whole shape an argument is."""
+    if not isinstance(shape, fx.Node) or not isinstance(shape.meta["value"], torch.Size):
+        return None
+    plain = (shape.target is getattr and shape.args[1] == "shape") or (shape.target == "size" and len(shape.args) == 1)
+    return shape.all_input_nodes[0] if plain else None
+
+
+def units_of_size(flow: Flow, size: Any) -> torch.Tensor | None:
+    """Labels of the axis whose size an argument is, 1-D; None if that has no units, or others beside them."""
+    found = size_read(size)
+    if found is None:
+        return None
+    tensor, axis = found
+    labels = flow.values.get(tensor)
+    if not isinstance(labels, torch.Tensor) or labels.numel() == 1 or labels.numel() != labels.shape[axis]:
+        return None
+    return flow.axis(tensor, axis)
+
+
+def sizes_left(given: Any, shape: tuple[int, ...], moved: Moved) -> tuple[Any, ...]:
+    """Sizes among the arguments after removal, where what is left of the axes that they state has this shape."""
+    if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
+        wanted = enumerate(zip(moved.number(given), shape, strict=True))
+        return tuple(Size(given, axis) if number == size else size for axis, (number, size) in wanted)
+    sizes: list[Any] = list(given) if isinstance(given, tuple | list) else [given]
+    for axis, size in enumerate(sizes):
+        if isinstance(size, fx.Node) and moved.number(size) != shape[axis]:
+            sizes[axis] = Share(size, shape[axis])
+        elif not isinstance(size, fx.Node) and size != -1:
+            sizes[axis] = shape[axis]
+    return tuple(sizes)

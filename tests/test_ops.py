@@ -1,0 +1,234 @@
+"""Ops between two layers, written in many forms: each is removed exactly, and pins nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checking_layers import checked_width
+from exactness import check, random_gates, randomise
+from torch import nn
+
+import fxcat
+from fxcat.passes.rules.counting import spared
+
+Op = Callable[["Branches", torch.Tensor], torch.Tensor]
+
+
+class Branches(nn.Module):
+    """Layers with an op behind each, and the sum of what further layers make of their results."""
+
+    def __init__(self, ops: list[Op]) -> None:
+        super().__init__()
+        self.ops = ops
+        self.enter = nn.ModuleList(nn.Conv2d(3, 8, 1) for _ in ops)
+        self.leave = nn.ModuleList(nn.Conv2d(8, 2, 1) for _ in ops)
+        self.power = nn.Parameter(torch.ones(1))
+        self.scale = nn.ParameterList(torch.ones(8) for _ in ops)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 5, 4, 6]))
+        self.register_buffer("some", torch.tensor([6, 0, 3, 5]), persistent=False)
+        self.register_buffer("variance", torch.rand(8) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        branches = zip(self.enter, self.ops, self.leave, strict=True)
+        return sum(leave(op(self, enter(x))).mean((2, 3)) for enter, op, leave in branches)  # pyright: ignore
+
+
+def channels(self: Branches, values: torch.Tensor) -> torch.Tensor:
+    return values.reshape(1, -1, 1, 1)
+
+
+def token_choice(self: Branches, y: torch.Tensor) -> torch.Tensor:
+    tokens = y.flatten(2).mT
+    best = tokens.mean(-1).topk(4, 1).indices
+    return tokens.gather(1, best[..., None].expand(-1, -1, tokens.shape[-1])).mT[..., None]
+
+
+def selective(self: Branches, y: torch.Tensor) -> torch.Tensor:
+    """Two kernels, chosen by attention (arXiv 1903.06586)."""
+    both = torch.stack([y, y.relu()], 1)
+    weights = both.mean((3, 4), keepdim=True).softmax(1)
+    return (both * weights).sum(dim=1)
+
+
+OPS: dict[str, list[Op]] = {
+    "not finite at zero": [
+        lambda s, y: y.square().rsqrt().clamp(max=9) + y,
+        lambda s, y: torch.rsqrt(input=y * y) + y,
+        lambda s, y: y.abs().log() + y,
+        lambda s, y: torch.log(y * y) + torch.log2(y.abs()) + y.square().log10(),
+        lambda s, y: y + y.reciprocal().clamp(-9, 9),
+        lambda s, y: y + torch.sqrt(y.relu()),
+        lambda s, y: (y.abs() + 0.1) ** 0.5 + y.abs().pow(exponent=0.3),
+        lambda s, y: torch.logaddexp(y, -y) + torch.hypot(y, y) + y.atan2(y),
+        lambda s, y: y.pow(-2).clamp(max=9) + 2**y,
+    ],
+    "quotients": [
+        lambda s, y: y / (1 + y.abs()),
+        lambda s, y: 1 / (1 + torch.exp(-y)),
+        lambda s, y: torch.div(y, y.exp(), rounding_mode=None) + y.div(other=y.cosh()),
+        lambda s, y: y / channels(s, s.variance.sqrt()),
+        lambda s, y: y / (1 + y.var((2, 3), keepdim=True)),
+        lambda s, y: y.clone().div_(y.square()).clamp(-9, 9) + y,
+    ],
+    "norms": [
+        lambda s, y: y * channels(s, s.variance + 1e-5).rsqrt(),
+        lambda s, y: y * torch.rsqrt(y.pow(2).mean((2, 3), keepdim=True) + abs(s.power)),
+        lambda s, y: y.clamp(min=1e-6).pow(s.power).mean((2, 3), keepdim=True).pow(1.0 / s.power) + y,
+        lambda s, y: y - torch.var_mean(y, (2, 3), keepdim=True)[1],
+        lambda s, y: y / torch.std_mean(y, dim=(2, 3), keepdim=True)[0].add(1),
+        lambda s, y: (y - y.mean(1, keepdim=True)) / torch.var_mean(y, 1, False, keepdim=True)[0].add(1).sqrt(),
+        lambda s, y: y * torch.std_mean(y, dim=1, unbiased=False, keepdim=True)[1],
+        lambda s, y: y * torch.cat([y.mean(1, keepdim=True), y.max(1, keepdim=True)[0]], 1).sum(1, keepdim=True),
+        lambda s, y: y + torch.max(y, dim=1, keepdim=True).values - y.amin(1, keepdim=True) + torch.amax(y, 1)[:, None],
+    ],
+    "places": [
+        token_choice,
+        lambda s, y: y.topk(4, dim=2)[0] + torch.topk(y, k=4, dim=-1)[0],
+        lambda s, y: y.sort(dim=2)[0] + torch.sort(y, -1, descending=True).values + y.gather(2, y.argsort(2)),
+        lambda s, y: y - y.kthvalue(1, dim=2, keepdim=True)[0] - y.median(3, keepdim=True).values,
+        lambda s, y: y - y.quantile(0.5, dim=2, keepdim=True) + y.cumprod(2) + y.cummax(3)[0],
+        lambda s, y: torch.zeros_like(y).scatter(2, torch.zeros_like(y, dtype=torch.long), y),
+        lambda s, y: y.scatter_add(dim=3, index=y.max(3, keepdim=True)[1], src=y[..., :1] * 2),
+        lambda s, y: y.index_add(2, torch.arange(4), y) + y.index_select(3, torch.arange(4)),
+        lambda s, y: torch.take_along_dim(y, torch.zeros(1, 1, 1, 4, dtype=torch.long), dim=2) + y,
+        lambda s, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2),
+        lambda s, y: y * torch.argmax(y, dim=2, keepdim=True).float() + y.prod(3, keepdim=True),
+        lambda s, y: torch.fft.irfft2(torch.fft.rfft2(y) * 2, s=y.shape[-2:]) + y.unfold(2, 1, 1).mean(-1),
+        lambda s, y: F.lp_pool2d(y.relu(), 2, 2) + torch.rot90(y, 1, (2, 3))[:, :, :2, :2],
+    ],
+    "new values": [
+        lambda s, y: y + torch.zeros(y.shape[0], y.shape[1], 1, 1, dtype=y.dtype),
+        lambda s, y: torch.cat([y, torch.ones(y.shape, dtype=y.dtype)], 2),
+        lambda s, y: y + y.new_full((y.size(0), y.size(1), *y.shape[2:]), 2.0),
+        lambda s, y: y * y.new_ones(y.shape),
+        lambda s, y: y + s.power.view(1, 1, 1, 1).expand(-1, y.shape[1], -1, -1),
+        lambda s, y: torch.where(y > 0, y, torch.full(size=y.shape, fill_value=0.5, dtype=y.dtype)),
+    ],
+    "stacked": [
+        selective,
+        lambda s, y: torch.stack([y, y.relu()]).sum(0) + torch.stack([y, y.tanh()], -1).mean(-1),
+        lambda s, y: torch.stack([y, -y], dim=2).amax(dim=2) + torch.stack((y, y * 2), 2).max(2)[0],
+        lambda s, y: torch.stack([y, y.exp()]).logsumexp(0) + torch.stack([y, y.exp(), -y]).median(0).values,
+    ],
+    "selections": [
+        lambda s, y: y.index_select(1, s.order) + y.index_select(dim=-3, index=s.order).relu(),
+        lambda s, y: y[:, list(range(7, -1, -1))] + y[:, [0, 1, 1, 2, 3, 4, 5, 7]],
+        lambda s, y: torch.cat((y[:, ::2], y[:, 1::2]), 1),
+        lambda s, y: torch.cat((y[:, 1::3], y[:, ::3, :, :], y[..., 2::3, :, :]), 1),
+        lambda s, y: torch.cat((y[:, s.some], y[:, [7, 1]], y[:, 2:6:2]), dim=1),
+    ],
+    "parts": [
+        lambda s, y: torch.slice_scatter(y, y[:, :, :2] * 2, dim=2, start=0, end=2),
+        lambda s, y: y.slice_scatter(src=y[..., 1:] + 1, dim=-1, start=1),
+        lambda s, y: torch.cat(torch.hsplit(y, 2)[::-1], 1) + torch.cat(y.tensor_split(2, dim=1), 1),
+        lambda s, y: torch.narrow(y, 2, 1, 2) + y.narrow(dim=-2, start=0, length=2),
+        lambda s, y: torch.cat([y.narrow(1, 3, 5), torch.narrow(y, 1, 0, 3)], 1),
+        lambda s, y: y.select_scatter(y[:, :, 0] * 2, dim=2, index=1),
+    ],
+}
+
+
+UNITS = {"selections": 8 * 4 + 4, "parts": 8 * 5 + 4}
+"""Where a branch adds channels to others."""
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_ops_pin_nothing(kind: str) -> None:
+    model = Branches(OPS[kind]).double()
+    randomise(model, 0)
+    with torch.no_grad():
+        model.variance.abs_().add_(0.5)
+        model.power.fill_(1.3)
+    report = check(model, kind, (1, 3, 4, 4), (3, 3, 4, 4), settings=2)
+    assert report.failures == []
+    assert {p.reason for p in report.pinned} <= {"output of the network"}
+    assert (report.coverage, report.units) == (1.0, UNITS.get(kind, 8 * len(OPS[kind])))
+
+
+@pytest.mark.parametrize("kind", ["not finite at zero", "quotients", "norms", "places"])
+def test_gradients_are_finite_where_units_are_closed(kind: str) -> None:
+    model = Branches(OPS[kind]).double()
+    net = fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False).train()
+    random_gates(net, 0)
+    net(torch.randn(2, 3, 4, 4).double()).square().sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("function", "dead"), [(torch.log, 0.0), (torch.log, -2.0), (torch.rsqrt, 0.0), (torch.sqrt, 0.0), (torch.div, 0.0)]
+)
+def test_what_is_not_finite_spares_dead_units(function: Callable[..., torch.Tensor], dead: float) -> None:
+    x = torch.tensor([dead, 2.0, 3.0], requires_grad=True)
+    gate = torch.tensor([0.0, 1.0, 0.0], requires_grad=True)
+    args = (x, x) if function is torch.div else (x,)
+    result = spared(function)(*args, gate=gate)
+    result.sum().backward()
+    assert result.tolist() == [0.0, function(*(a[1] for a in args)).item(), 0.0]
+    assert x.grad is not None and gate.grad is not None
+    assert bool(x.grad.isfinite().all() and gate.grad.isfinite().all())
+    assert gate.grad[2] == function(*(a[2] for a in args))  # what the unit would add, were it open
+
+
+NOISE: list[Op] = [
+    lambda s, y: y + torch.randn_like(y),
+    lambda s, y: y * (1 + 0.1 * torch.rand_like(y, memory_format=torch.contiguous_format)),
+    lambda s, y: y + torch.randn(y.shape, dtype=y.dtype),
+    lambda s, y: y + torch.randn(y.size(0), 1, y.size(2), y.size(3), dtype=y.dtype),
+    lambda s, y: y + torch.rand(*y.shape, dtype=y.dtype),
+    lambda s, y: y * torch.bernoulli(y.sigmoid()) + y.sigmoid().bernoulli(),
+]
+
+
+def test_noise_in_training() -> None:
+    def in_training(op: Op) -> Op:
+        return lambda s, y: op(s, y) if s.training else y
+
+    model = Branches([in_training(op) for op in NOISE]).double()
+    randomise(model, 0)
+    report = check(model, "noise", (1, 3, 4, 4), (3, 3, 4, 4), settings=1)
+    assert (report.failures, report.coverage, report.units) == ([], 1.0, 8 * len(NOISE))
+
+
+@pytest.mark.parametrize(
+    ("how", "units"), [("raise", 14), ("weight", 14), ("assert", 14), ("caught", 0), ("branch", 0)]
+)
+def test_checks_of_the_width(how: str, units: int) -> None:
+    """Where the other side of a branch is an error, it decides nothing; where it is caught, or none, it does."""
+    layer = checked_width(how)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), layer(8, 6, 1), nn.ReLU(), layer(6, 2, 1)).double()
+    randomise(model, 0)
+    if not units:
+        with pytest.raises(fxcat.NothingToPruneError, match="a branch depends on the number of units"):
+            fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False)
+        return
+    report = check(model, how, (1, 3, 4, 4), (3, 3, 4, 4), settings=2)
+    assert (report.failures, report.coverage, report.units) == ([], 1.0, units)
+
+
+def test_a_branch_on_the_shape_of_a_weight_keeps_it() -> None:
+    class Odd(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.conv2d(x, self.weight, self.bias)
+            return y if self.weight.shape[0] % 2 else y.relu()
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Odd(8, 6, 1), nn.Conv2d(6, 2, 1)).double()
+    randomise(model, 0)
+    report = check(model, "odd", (1, 3, 4, 4), (3, 3, 4, 4), settings=1)
+    assert (report.failures, report.units) == ([], 8)
+
+
+def test_selected_channels_are_saved(tmp_path: Any) -> None:
+    model = Branches(OPS["selections"]).double()
+    net = fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False).eval()
+    random_gates(net, 3)
+    net.shrink()
+    random_gates(net, 4, units=0.2)
+    small = fxcat.finalize(net)
+    assert small.state_dict().keys() <= model.state_dict().keys()
+    fxcat.save(small, tmp_path / "small.safetensors")
+    x = torch.randn(2, 3, 4, 4).double()
+    assert torch.equal(fxcat.load(tmp_path / "small.safetensors", model)(x), small(x))
