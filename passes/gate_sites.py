@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arrays import leaves, unlabelled
-from fxcat.passes.effects import changed_part_of
+from fxcat.passes.effects import changed_later
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Folding, Zero
 from fxcat.passes.sections import Section
@@ -40,7 +40,7 @@ class _Demand:
         self._expenses: dict[fx.Node, int] = {}
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
-        self._changed = {changed_part_of(n) for n in flow.values} - {None}
+        self._changed = changed_later(flow.values)
         """What a later op changes in place: that has to see all of it."""
         self._holding: dict[int, bool] = {}
 

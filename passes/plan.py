@@ -204,6 +204,7 @@ def _replace_broken_chains(
 ) -> dict[str, torch.Tensor]:
     """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
     buffers: dict[str, torch.Tensor] = {}
+    selected: dict[fx.Node, fx.Node] = {}  # what stands for the end of a chain, where another one may begin
     remaining = set(graph.nodes)
     # an earlier shrink may have left some, and the chains that are left are numbered anew
     taken = {str(n.target) for n in analysis.graph.nodes if n.op == "get_attr"}
@@ -219,8 +220,10 @@ def _replace_broken_chains(
         buffers[name] = _surviving_order(setting, chain.source, chain.sink, chain.axis, chain.order)
         with graph.inserting_before(sink):
             index = graph.create_node("get_attr", name)
-            select = graph.call_function(torch.index_select, (copies[chain.source], chain.axis, index))
+            source = selected.get(chain.source, copies[chain.source])
+            select = graph.call_function(torch.index_select, (source, chain.axis, index))
         sink.replace_all_uses_with(select)
+        selected[chain.sink] = select
     return buffers
 
 
