@@ -154,16 +154,18 @@ class _Demand:
                 stack += node.all_input_nodes
         return False
 
-    def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node]:
+    def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node] | None:
         possible = [f for f in found if f is not None]
+        # no gate multiplies several values at once: their elements are gated one by one
+        itself = frozenset({node}) if isinstance(node.meta["value"], torch.Tensor) else None
         if self._any_will_do(node):
             # gates that are there already, and those that fold into parameters, cost nothing
             priced = [
                 (sum(s not in self.sites and not folding_at(self.flow, s, (1,)) for s in f), len(f), i)
                 for i, f in enumerate(possible)
             ]
-            return possible[min(priced)[2]] if possible else frozenset({node})
-        return frozenset().union(*possible) if len(possible) == len(found) else frozenset({node})
+            return possible[min(priced)[2]] if possible else itself
+        return frozenset().union(*possible) if len(possible) == len(found) else itself
 
     def _numbers(self, node: fx.Node) -> torch.Tensor | None:
         labels = self.flow.values.get(node)
