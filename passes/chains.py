@@ -35,7 +35,7 @@ class Chain:
 def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
     """Unite labels until every value is rectangular or inside a free chain; the free chains are returned."""
     wide = [n for n in graph.nodes if is_wide(flow.values.get(n))]
-    if not wide:
+    if not wide and not flow.stretches:
         return ()
     attributes = [n for n in wide if n.op == "get_attr"]
     roots = torch.from_numpy(flow.roots()) if attributes else torch.empty(0)
@@ -55,8 +55,28 @@ def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
             pieces = _pieces(flow, component, roots)
             for node in component:
                 _unite_but_one(flow, node, roots, pieces)
-        if not changed:
+        if not changed and not _settle_stretches(flow, roots):
             return tuple(chains)
+
+
+def _settle_stretches(flow: Flow, roots: torch.Tensor) -> bool:
+    """Unite what is stretched over the units of a value with these, if they lie along an axis that both have; freeze it
+    if they do not. Returns whether there was any."""
+    for stretch in flow.stretches:
+        other, axes = _resolve(stretch.other, roots), range(stretch.labels.dim())
+        assert isinstance(other, torch.Tensor)
+        common = [a for a in axes if other.shape[a] > 1 < stretch.labels.shape[a]]
+        if not common:
+            flow.freeze(stretch.labels, stretch.where, stretch.reason)
+            continue
+        part = stretch.labels
+        for axis in axes:
+            part = part if axis in common else part.narrow(axis, 0, 1)
+        flow.unite(stretch.labels, part)
+        flow.unite(part, stretch.other)
+    found = bool(flow.stretches)
+    flow.stretches.clear()
+    return found
 
 
 def _resolve(labels: Labels, roots: torch.Tensor) -> Labels:

@@ -124,6 +124,17 @@ def effects(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return found
 
 
+def changed_later(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The values that a later op changes in part, and their views: what is read of them in the end is not what the op
+    that makes them has given."""
+    nodes = list(nodes)
+    found = {base for base in map(changed_part_of, nodes) if base is not None}
+    for node in nodes if found else ():  # in graph order: views of views too
+        if is_view(node) and node.all_input_nodes[0] in found:
+            found.add(node)
+    return found
+
+
 def needed(
     graph: fx.Graph, start: Iterable[fx.Node], phase: int | None = None, ends: Container[fx.Node] = ()
 ) -> set[fx.Node]:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arrays import leaves, unlabelled
-from fxcat.passes.effects import changed_part_of
+from fxcat.passes.effects import changed_later
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Folding, Zero
 from fxcat.passes.sections import Section
@@ -40,7 +40,7 @@ class _Demand:
         self._expenses: dict[fx.Node, int] = {}
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
-        self._changed = {changed_part_of(n) for n in flow.values} - {None}
+        self._changed = changed_later(flow.values)
         """What a later op changes in place: that has to see all of it."""
         self._holding: dict[int, bool] = {}
 
@@ -154,16 +154,18 @@ class _Demand:
                 stack += node.all_input_nodes
         return False
 
-    def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node]:
+    def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node] | None:
         possible = [f for f in found if f is not None]
+        # no gate multiplies several values at once: their elements are gated one by one
+        itself = frozenset({node}) if isinstance(node.meta["value"], torch.Tensor) else None
         if self._any_will_do(node):
             # gates that are there already, and those that fold into parameters, cost nothing
             priced = [
                 (sum(s not in self.sites and not folding_at(self.flow, s, (1,)) for s in f), len(f), i)
                 for i, f in enumerate(possible)
             ]
-            return possible[min(priced)[2]] if possible else frozenset({node})
-        return frozenset().union(*possible) if len(possible) == len(found) else frozenset({node})
+            return possible[min(priced)[2]] if possible else itself
+        return frozenset().union(*possible) if len(possible) == len(found) else itself
 
     def _numbers(self, node: fx.Node) -> torch.Tensor | None:
         labels = self.flow.values.get(node)

@@ -44,6 +44,17 @@ class Freeze:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A value with units that is stretched over the units of another in one op, and has axes with units in common with
+    it: which of them may go is settled when it is known along which axis the units of the other one lie."""
+
+    labels: torch.Tensor
+    other: torch.Tensor
+    where: str
+    reason: str = "broadcast over the units of another value"
+
+
 @dataclass(slots=True)
 class Flow:
     """State of the label analysis; what a rule's `flow` may call."""
@@ -66,6 +77,7 @@ class Flow:
     """How often nodes run in one forward pass, where that is not once."""
     orders: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     """Indices that `index_select` nodes of earlier rewrites use, by the name of their buffer."""
+    stretches: list[Stretch] = field(default_factory=list["Stretch"])
     counted: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
     """MACs of nodes without a rule, for one example."""
     weights: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
@@ -171,6 +183,15 @@ class Flow:
             found[keep] = first.reshape(-1)
         return found
 
+    def stretch(self, labels: torch.Tensor, other: torch.Tensor, node: fx.Node) -> None:
+        """`labels` belong to a value that is stretched over the units of a value labelled `other`: it multiplies or
+        shifts many of them at once, and is none of them; but along axes with units that both have it may be."""
+        found = Stretch(labels, other, place(node))
+        if any(a > 1 < b for a, b in zip(labels.shape, other.shape, strict=True)):
+            self.stretches.append(found)
+        else:
+            self.freeze(labels, node, found.reason)
+
     def freeze_block(self, block: Block, reason: str) -> None:
         """Freeze all labels of a producer."""
         self.freeze(torch.arange(block.start, block.start + block.count, dtype=torch.int32), block.owner, reason)
@@ -236,6 +257,7 @@ class Flow:
         self._left.clear()
         self._right.clear()
         self.freezes.clear()
+        self.stretches.clear()
 
     def detach(self) -> None:
         """Forget the modules, since what was found is true of every copy of them, and what only the finding took."""

@@ -21,6 +21,7 @@ from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import Grid, leaves, place
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.effects import asserts
+from fxcat.passes.emptied import drop_emptied
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.selection import ENTRY, known_selection
@@ -64,6 +65,9 @@ class _Setting:
     def live_axes(self, node: fx.Node, labels: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor | None, ...]:
         """Surviving indices of every axis of a value. Raises `PlanError` if they are not a rectangle."""
         alive = self.open[self.analysis.units.of_label[labels]]
+        if alive.numel() and not bool(alive.any()):
+            axes = self.analysis.units.of(labels).shape  # only along axes with units nothing is left
+            return tuple(torch.empty(0, dtype=torch.long) if size > 1 else None for size in axes)
         result: list[torch.Tensor | None] = []
         for axis, size in enumerate(alive.shape):
             others = tuple(a for a in range(alive.dim()) if a != axis)
@@ -78,6 +82,23 @@ class _Setting:
         if int(alive.sum()) != kept:
             raise PlanError("the surviving part of a value is not a rectangle", where=place(node))
         return tuple(result)
+
+    def is_empty(self, node: fx.Node) -> bool:
+        """Whether nothing is left of a node's tensor."""
+        labels = self.analysis.flow.values.get(node)
+        return (
+            isinstance(labels, torch.Tensor)
+            and labels.numel() > 0
+            and not bool(self.open[self.analysis.units.of_label[labels]].any())
+        )
+
+    def is_whole_group(self, node: fx.Node) -> bool:
+        """Whether all units of a group are among those of a node's tensor."""
+        return _holds_group(self.analysis, self.analysis.flow.of(node))
+
+    def width(self, node: fx.Node) -> int:
+        """How many channels are left of a node's tensor."""
+        return self.shape(node)[1]
 
     def of_value(self, node: fx.Node) -> Any:
         return self._of(node, self.analysis.flow.values[node], node.meta["value"])
@@ -155,7 +176,8 @@ def make_plan(
             copies[section.join].replace_all_uses_with(shortcut)
     cleanup.remove_dead(graph)
     setting = _Setting(analysis, units)
-    keep = _kept_indices(analysis, setting, _used_names(analysis, twin, _remaining(graph, copies)))
+    read = drop_emptied(analysis.flow, twin, graph, copies, setting)
+    keep = _kept_indices(analysis, setting, _used_names(analysis, twin, _remaining(graph, copies)) | read)
     buffers = _replace_broken_chains(analysis, setting, graph, copies)
     buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))
     if final:
@@ -197,7 +219,7 @@ def _kept_indices(analysis: Analysis, setting: _Setting, used: set[str]) -> Keep
             live = setting.live(labels)
             if live is None:
                 continue
-            if not len(live):
+            if not len(live) and _holds_group(analysis, labels):
                 raise PlanError(
                     "every unit is removed, and the network still needs one",
                     where=name,
@@ -205,6 +227,12 @@ def _kept_indices(analysis: Analysis, setting: _Setting, used: set[str]) -> Keep
                 )
             keep.setdefault(name, {})[axis] = live
     return keep
+
+
+def _holds_group(analysis: Analysis, labels: torch.Tensor) -> bool:
+    """Whether a whole group is among these labels, and not only a part of one."""
+    numbers = set(analysis.units.of_label[labels].reshape(-1).tolist())
+    return any(numbers.issuperset(range(g.start, g.start + g.count)) for g in analysis.units.groups)
 
 
 def _used_names(analysis: Analysis, root: nn.Module, used: list[fx.Node]) -> set[str]:
@@ -227,6 +255,7 @@ def _replace_broken_chains(
 ) -> dict[str, torch.Tensor]:
     """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
     buffers: dict[str, torch.Tensor] = {}
+    selected: dict[fx.Node, fx.Node] = {}  # what stands for the end of a chain, where another one may begin
     remaining = set(graph.nodes)
     # an earlier shrink may have left some, and the chains that are left are numbered anew
     taken = {str(n.target) for n in analysis.graph.nodes if n.op == "get_attr"}
@@ -242,8 +271,10 @@ def _replace_broken_chains(
         buffers[name] = _surviving_order(setting, chain.source, chain.sink, chain.axis, chain.order)
         with graph.inserting_before(sink):
             index = graph.create_node("get_attr", name)
-            select = graph.call_function(torch.index_select, (copies[chain.source], chain.axis, index))
+            source = selected.get(chain.source, copies[chain.source])
+            select = graph.call_function(torch.index_select, (source, chain.axis, index))
         sink.replace_all_uses_with(select)
+        selected[chain.sink] = select
     return buffers
 
 

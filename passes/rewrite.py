@@ -19,6 +19,11 @@ def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
         path, _, leaf = target.rpartition(".")
         parent = modules[path]
         module = parent._modules.get(leaf)
+        inner = [] if module is None else [n for n in new if str(n).startswith(f"{target}.")]
+        if module is not None and inner and id(module) not in kept:
+            for name in [n for n in module._parameters if f"{target}.{n}" not in inner]:
+                del module._parameters[name]
+            continue
         if module is None and id(parent) in kept:
             continue  # the module that is called still uses what was also read apart
         if module is None:

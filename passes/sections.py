@@ -16,7 +16,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fxcat.passes.effects import NO_GRAD, effects, without_result
+from fxcat.passes.effects import NO_GRAD, changed_later, effects, without_result
 from fxcat.passes.guards import asked_sizes
 from fxcat.passes.rules.boundary import region_input, region_output
 
@@ -100,6 +100,7 @@ class _Finder:
         self.dominators = dominators(graph, self.constants)
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
+        self.changed = changed_later(graph.nodes)
 
     def at(self, join: fx.Node) -> Section | None:
         """The section whose branch a sum adds to its shortcut, if it is one."""
@@ -111,8 +112,8 @@ class _Finder:
         branches = [(x, self._branch(x, entry)) for x in (a, b)]
         branches.sort(key=lambda item: self._work(item[1]))
         (shortcut, cheap), (last, nodes) = branches
-        if shortcut in self.of_one_batch or NO_GRAD in last.meta:
-            return None
+        if shortcut in self.of_one_batch or NO_GRAD in last.meta or last in self.changed:
+            return None  # no gate at the last value makes zero what is written into it afterwards
         work = self._work(nodes)
         if not work or work <= self._work(cheap) or nodes & cheap:
             return None

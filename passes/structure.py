@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from fxcat.costs import Axis, Integers
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
-from fxcat.passes.units import required_sets
 from fxcat.records import Cost, Group, Pinned, SectionInfo
 
 
@@ -45,7 +44,7 @@ def describe(analysis: Analysis) -> Structure:
         ),
         pinned=_not_captured(analysis) + units.pinned,
         cost=Cost(total_macs, total_params),
-        required=required_sets(analysis.flow, units),
+        required=units.required,
         coverage=covered / max(1, total_macs),
         terms=terms,
         edges=(

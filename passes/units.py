@@ -7,7 +7,7 @@ groups in that vector, and what is pinned with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class Units:
     pinned: tuple[Pinned, ...]
     parameters: Mapping[str, Mapping[int, torch.Tensor]]
     chains: tuple[Chain, ...]
+    required: torch.Tensor = field(default_factory=lambda: torch.empty((2, 0), dtype=torch.int32))
+    """Sets of units of which one each must stay: see `_required_sets`."""
 
     @property
     def count(self) -> int:
@@ -55,7 +57,20 @@ class Units:
 
 
 def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
-    """Number the units group by group; a group with a single unit is pinned, since it can never be emptied."""
+    """Number the units group by group. A group with a single unit is pinned, since it can never be emptied, and so is
+    the only unit of a value or of a parameter."""
+    while True:
+        units = _number(flow, chains)
+        row, member = _required_sets(flow, units)
+        alone = member[torch.bincount(row)[row] == 1] if len(row) else member
+        if not len(alone):
+            return replace(units, required=torch.stack([row, member]))
+        for number in alone.tolist():
+            group = next(g for g in units.groups if g.start <= number < g.start + g.count)
+            flow.freeze((units.of_label == number).nonzero().reshape(-1).int(), group.name, "the only unit of a value")
+
+
+def _number(flow: Flow, chains: tuple[Chain, ...]) -> Units:
     roots = flow.roots()
     blocks = flow.blocks
     block_of = np.zeros(flow.count, dtype=np.int32)
@@ -113,7 +128,7 @@ def _leaves_out(flow: Flow, node: fx.Node) -> bool:
     return any(count < entering for count in elements(node))
 
 
-def required_sets(flow: Flow, units: Units) -> torch.Tensor:
+def _required_sets(flow: Flow, units: Units) -> torch.Tensor:
     """Sets of units of which at least one must stay so that no value and no parameter is emptied: the numbers of a set
     and of a unit in it, ascending, shape (2, members), int32.
 

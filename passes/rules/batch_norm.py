@@ -169,24 +169,31 @@ class InstanceNormFunction(Rule):
         return flow.of(source)
 
 
-@rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+@rule(*_INSTANCE_NORMS)
 class InstanceNorm(Rule):
     """InstanceNorm: statistics of one channel of one example. Without a shift, what is zero stays zero."""
 
     parameters = ("weight", "bias", "running_mean", "running_var")
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source = node.all_input_nodes[0]
-        labels = flow.axis(source, 1)
-        if labels is None or node.meta["value"].dim() != flow.of(source).dim():
-            flow.freeze(flow.of(source), node, "units along an axis that InstanceNorm averages over")
-            labels = frozen((node.meta["value"].shape[1],))
+        source, value, module = node.all_input_nodes[0], node.meta["value"], flow.module(node)
+        assert isinstance(module, _INSTANCE_NORMS)
+        batched = value.dim() > module._get_no_batch_dim()  # pyright: ignore[reportPrivateUsage]
+        labels = flow.axis(source, 1) if batched else None
+        if labels is None:
+            why = "units along an axis that InstanceNorm averages over" if batched else "the input has no batch axis"
+            flow.freeze(flow.of(source), node, why)
+            labels = frozen((value.shape[int(batched)],))
         flow.bind_all(node, self.parameters, labels)
-        return along(labels, 1, node.meta["value"].dim())
+        return along(labels, int(batched), value.dim())
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
-        assert isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d)
-        module.num_features = entering[1]
+        assert isinstance(module, _INSTANCE_NORMS)
+        if len(entering) > module._get_no_batch_dim():  # pyright: ignore[reportPrivateUsage]
+            module.num_features = entering[1]
 
     def samples(self) -> tuple[Sample, ...]:
         return (

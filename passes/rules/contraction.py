@@ -144,6 +144,7 @@ class Conv(Rule):
         entering, outer = consumed(flow, node, channels)
         if outer is not None and any(size > 1 for size in outer.shape[channels:]):
             flow.freeze(outer, node, "units along an axis that the convolution runs over")
+            outer = frozen((1,) * outer.dim())
         out = bind_kernel(flow, flow.parameter_name(node, "weight"), str(node.target), _sizes(module), entering)
         freeze_outer(flow, node, out, outer)
         flow.bind(node, "bias", 0, out)

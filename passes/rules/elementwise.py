@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     """Labels of the broadcast of all tensor inputs of a node.
 
-    An input of size 1 along an axis on which another input has units multiplies or shifts many of them at once: it
-    is not one of them, and is frozen.
+    An input of size 1 along an axis on which another input has units multiplies or shifts many of them at once: see
+    `Flow.stretch`.
     """
     dims = node.meta["value"].dim()
     entries: list[tuple[torch.Tensor, tuple[int, ...]]] = []
@@ -37,15 +37,16 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
             entries.append((labels.reshape(pad + labels.shape) if pad else labels, pad + tuple(value.shape)))
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
+    stretched: list[torch.Tensor] = []
     for labels, shape in entries:
-        stretched = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
-        if stretched:
-            flow.freeze(labels, node, "broadcast over the units of another value")
-        else:
-            partners.append(labels)
+        over_units = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
+        (stretched if over_units else partners).append(labels)
     for other in partners[1:]:
         flow.unite(partners[0], other)
-    return min(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
+    result = min(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
+    for labels in stretched:
+        flow.stretch(labels, max(partners, key=lambda p: p.numel(), default=result), node)
+    return result
 
 
 def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:

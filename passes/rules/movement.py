@@ -67,21 +67,59 @@ class Copy(Movement):
 @rule(
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.t, "t"),
     *(torch.swapdims, "swapdims", torch.moveaxis, "moveaxis", torch.movedim, "movedim", torch.unsqueeze, "unsqueeze"),
-    *(torch.roll, "roll", torch.flip, "flip", torch.rot90, "rot90", torch.fliplr, "fliplr", torch.flipud, "flipud"),
+    *(torch.flip, "flip", torch.rot90, "rot90", torch.fliplr, "fliplr", torch.flipud, "flipud"),
 )
 class Axes(Movement):
-    """Ops that reorder or add whole axes, or rotate them: they run on the compressed labels as they are."""
+    """Ops that reorder, add or turn round whole axes: they run on the compressed labels as they are."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
         labels, rest = flow.of(source), node.args[1:]
-        if node.target in (torch.roll, "roll") and len(rest) < 2 and "dims" not in node.kwargs:
-            flow.freeze(labels, node, "rolled over all axes at once")
-            return frozen((1,) * labels.dim())
         if node.op == "call_method":
             return getattr(labels, str(node.target))(*rest, **node.kwargs)
         assert callable(node.target)
         return node.target(labels, *rest, **{k: v for k, v in node.kwargs.items() if k != "input"})
+
+
+@rule(torch.roll, "roll")
+class Roll(Movement):
+    """roll: what is left of an axis with units is rotated by what is left of the part that comes to the front."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = flow.of(node.all_input_nodes[0])
+        pairs = _rolled(node)
+        if not pairs:
+            flow.freeze(labels, node, "rolled over all axes at once")
+            return frozen((1,) * labels.dim())
+        return torch.roll(labels, [thaw(shift) for _, shift in pairs], [axis for axis, _ in pairs])
+
+    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        source, pairs = node.all_input_nodes[0], _rolled(node)
+        left: dict[int, list[Any]] = {}
+        for axis, shift in pairs:
+            live, size = moved.source[axis], source.meta["value"].shape[axis]
+            if live is None:
+                left.setdefault(axis, []).append(shift)
+            elif axis not in left:
+                whole = sum(thaw(s) for a, s in pairs if a == axis) % size
+                left[axis] = [int((live >= size - whole).sum())]
+        flat = [(axis, shift) for axis, shifts in left.items() for shift in shifts]
+        return Replacement((source, tuple(s for _, s in flat), tuple(a for a, _ in flat)), {})
+
+
+def _rolled(node: fx.Node) -> list[tuple[int, Any]]:
+    """The axes that a roll rotates, each with by how much; none where it rotates all elements as one axis."""
+    given = arguments(node, "input", "shifts", "dims")
+    dims = given.get("dims", ())
+    rank = node.meta["value"].dim()
+    if isinstance(dims, int):
+        return [(dims % rank, given["shifts"])]
+    shifts: Any = given["shifts"]
+    shifts = shifts if isinstance(shifts, tuple | list) else (shifts,)
+    return [(axis % rank, shift) for axis, shift in zip(dims, shifts, strict=bool(dims))]
 
 
 @rule(torch.flatten, "flatten", nn.Flatten, torch.ravel, "ravel")

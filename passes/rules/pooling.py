@@ -147,19 +147,37 @@ class Resample(Rule):
         return (Sample(nn.Upsample(scale_factor=2), (2, 6, 3, 3)),)
 
 
+def _entries_of_batch(flow: Flow, labels: torch.Tensor) -> torch.Tensor:
+    """Labels of a value's entries along the batch axis, which go as a whole."""
+    entries = labels
+    for axis in range(1, labels.dim()):
+        entries = entries.narrow(axis, 0, 1)
+    flow.unite(labels, entries)
+    return entries
+
+
 @rule(F.grid_sample)
 class GridSample(Rule):
-    """grid_sample: every channel apart, at positions that have no units."""
+    """grid_sample: every channel apart, at positions that have no units. Heads that were folded into the batch axis of
+    both go as a whole."""
 
     zero = Zero.PRESERVES
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        _, grid = node.all_input_nodes
-        flow.freeze(flow.values[grid], node, "positions of a grid")
-        return channelwise(flow, node, node.meta["value"].dim() - 2)
+        given = arguments(node, "input", "grid")
+        image, grid = flow.of(given["input"]), flow.of(given["grid"])
+        if image.shape[0] > 1 and grid.shape[0] > 1:
+            heads, positions = (_entries_of_batch(flow, labels) for labels in (image, grid))
+            flow.unite(heads, positions)
+            return heads
+        flow.freeze(grid, node, "positions of a grid")
+        flow.unite(image, image.narrow(0, 0, 1))
+        if image.numel() == image.shape[0]:
+            flow.freeze(image, node, "units along the batch axis, and none along that of the grid")
+        return channelwise(flow, node, node.meta["value"].dim() - 2).narrow(0, 0, 1)
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[0],)
+        return (arguments(node, "input", "grid")["input"],)
 
 
 class _Reduction(Rule):
