@@ -1,13 +1,13 @@
 """The cost graph: what every op and parameter costs as a polynomial in the gates.
 
-Each cost is coefficient × (live entries of up to two axes) × (sections open). An axis counts its live entries as a
-constant plus a weighted sum of units, so the expected cost under independent gates is a multilinear polynomial in θ:
-two axes that share a unit contribute E[ξ²] = θ, not θ².
+Each cost is coefficient × (live entries of up to two axes) × (one use at least in open sections only). An axis counts
+its live entries as a constant plus a weighted sum of units, so the expected cost under independent gates is a
+multilinear polynomial in θ: two axes that share a unit contribute E[ξ²] = θ, not θ².
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +63,57 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What lives while all `sections` are open and, if there are any, one of several uses lives (`any_of`)."""
+
+    sections: tuple[int, ...] = ()
+    any_of: tuple[Holding, ...] = ()
+
+    @classmethod
+    def of_uses(cls, uses: Collection[Collection[int]]) -> Holding:
+        """Of what lives as long as one of its uses does. Each use: the sections that hold it; they nest."""
+        distinct = {frozenset(use) for use in uses}
+        common = frozenset.intersection(*distinct)
+        rest = {use - common for use in distinct}
+        if frozenset() in rest:
+            return cls(tuple(sorted(common)))
+        parts: list[set[frozenset[int]]] = []
+        for use in sorted(rest, key=sorted):
+            joined = [p for p in parts if any(use & other for other in p)]
+            parts = [p for p in parts if p not in joined] + [set().union({use}, *joined)]
+        if len(parts) == 1:  # sections that overlap and do not nest
+            parts = [{use} for use in parts[0]]
+        return cls(tuple(sorted(common)), tuple(cls.of_uses(part) for part in parts))
+
+    @property
+    def holders(self) -> frozenset[int]:
+        """All sections that count."""
+        return frozenset(self.sections).union(*(each.holders for each in self.any_of))
+
+    @property
+    def uses(self) -> Iterator[tuple[int, ...]]:
+        """For every use the sections that hold it."""
+        if not self.any_of:
+            yield self.sections
+        for each in self.any_of:
+            for use in each.uses:
+                yield (*self.sections, *use)
+
+    @property
+    def depth(self) -> int:
+        """How often uses are chosen from within each other."""
+        return max((1 + each.depth for each in self.any_of), default=0)
+
+
+@dataclass(frozen=True, slots=True)
 class CostTerm:
-    """`macs` and `params` per combination of live entries of the axes, if all `sections` are open."""
+    """`macs` and `params` per combination of live entries of the axes, while `holding` lives."""
 
     owner: str
     macs: int
     params: int
     axes: tuple[Axis, ...]
-    sections: tuple[int, ...]
+    holding: Holding = Holding()
 
 
 class CostModel(nn.Module):
@@ -80,7 +123,7 @@ class CostModel(nn.Module):
         super().__init__()
         one = Axis.counting(np.zeros(0, dtype=np.int32), 1)
         rows: dict[Axis, int] = {one: 0}
-        contexts: dict[tuple[int, ...], int] = {(): 0}
+        holdings = _by_depth(terms)
         pairs: dict[tuple[int, int], int] = {}
         shared: list[Integers] = [np.zeros((3, 1), dtype=np.int32)]
         index = np.zeros((max(1, len(terms)), 4), dtype=np.int64)
@@ -91,14 +134,16 @@ class CostModel(nn.Module):
                 found = _shared_units(a, b, len(shared))
                 pairs[pair] = 0 if found is None else len(shared)
                 shared += [] if found is None else [found]
-            index[i] = (*pair, pairs[pair], contexts.setdefault(term.sections, len(contexts)))
-        depth = max(len(c) for c in contexts)
-        padded = [[*(s + 1 for s in c), *[0] * (depth - len(c))] for c in contexts]
+            index[i] = (*pair, pairs[pair], holdings[term.holding])
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [axis.runs.shape[1] for axis in rows])
         self._store("runs", np.vstack([numbers, np.concatenate([axis.runs for axis in rows], axis=1)]))
         self._store("shared", np.concatenate(shared, axis=1))
         self._store("index", index)
-        self._store("contexts", np.asarray(padded, dtype=np.int64))
+        self._store("holdings", _padded([[s + 1 for s in h.sections] for h in holdings], 0))
+        self._levels = max(h.depth for h in holdings)
+        for level in range(1, self._levels + 1):
+            choices = [[holdings[each] for each in h.any_of] for h in holdings if h.depth == level]
+            self._store(f"choices{level}", _padded(choices, -1))
         self._store("constants", np.asarray([axis.constant for axis in rows]))
         self._store("coefficients", np.asarray([(t.macs, t.params) for t in terms] or [(0, 0)]))
         self._overlaps = len(shared)
@@ -121,7 +166,7 @@ class CostModel(nn.Module):
         before = torch.cat([units.new_zeros(1), units.cumsum(0)])
         row, start, stop, weight = self.get_buffer("runs").unbind(0)
         live = self.get_buffer("constants").double().index_add(0, row, (before[stop] - before[start]) * weight)
-        first, second, overlap, context = self.get_buffer("index").unbind(1)
+        first, second, overlap, holding = self.get_buffer("index").unbind(1)
         combinations = live[first] * live[second]
         if self._overlaps > 1:
             pair, unit, weight = self.get_buffer("shared").unbind(0)
@@ -129,13 +174,39 @@ class CostModel(nn.Module):
             extra = variance.new_zeros(self._overlaps).index_add(0, pair, variance[unit] * weight)
             combinations = combinations + extra[overlap]
         if sections.numel():
-            opened = torch.cat([sections.new_ones(1), sections])[self.get_buffer("contexts")].prod(1)
-            combinations = combinations * opened[context]
+            combinations = combinations * self._alive(sections)[holding]
         return combinations
+
+    def _alive(self, sections: torch.Tensor) -> torch.Tensor:
+        """The probability that each holding lives; the uses to choose from are in no common section."""
+        opened = torch.cat([sections.new_ones(1), sections])[self.get_buffer("holdings")].prod(1)
+        choices = [self.get_buffer(f"choices{level + 1}") for level in range(self._levels)]
+        plain = len(opened) - sum(len(c) for c in choices)
+        alive, *rest = opened.split([plain, *(len(c) for c in choices)])
+        for own, uses in zip(rest, choices, strict=True):
+            gone = 1 - torch.cat([alive, alive.new_zeros(1)])[uses]
+            alive = torch.cat([alive, own * (1 - gone.prod(1))])
+        return alive
 
     def cost(self, units: torch.Tensor, sections: torch.Tensor) -> Cost[torch.Tensor]:
         macs, params = self.forward(units, sections).unbind(0)
         return Cost(macs, params)
+
+
+def _by_depth(terms: Sequence[CostTerm]) -> dict[Holding, int]:
+    """Numbers of all holdings, those that choose from others behind them."""
+    found: dict[Holding, None] = {Holding(): None}
+    stack = list(dict.fromkeys(t.holding for t in terms))
+    while stack:
+        holding = stack.pop()
+        found[holding] = None
+        stack += holding.any_of
+    return {holding: i for i, holding in enumerate(sorted(found, key=lambda h: h.depth))}
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> npt.NDArray[np.int64]:
+    width = max(len(row) for row in rows)
+    return np.asarray([[*row, *[filler] * (width - len(row))] for row in rows], dtype=np.int64)
 
 
 def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:

@@ -85,7 +85,7 @@ def _section_scales(net: GatedModule, tensors: dict[str, torch.Tensor], norms: s
     """Relative scales of the sections, shape (sections,)."""
     gammas, filters = torch.full((2, len(net.structure.sections)), torch.nan, dtype=torch.float64)
     for number in range(len(gammas)):
-        terms = [t for t in net.structure.terms if t.params and number in t.sections]
+        terms = [t for t in net.structure.terms if t.params and number in t.holding.holders]
         inside = {t.owner: tensors[t.owner] for t in terms}
         for scales, found in (
             (gammas, [t.abs().double() for n, t in inside.items() if n in norms]),

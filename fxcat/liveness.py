@@ -21,7 +21,7 @@ def live_gates(structure: Structure, setting: torch.Tensor) -> torch.Tensor:
     units = len(opened) - len(structure.sections)
     live = np.zeros_like(opened)
     for term in _open_terms(structure, opened):
-        live[[units + s for s in term.sections]] = True
+        live[[units + s for use in term.holding.uses if _open(use, units, opened) for s in use]] = True
         for axis in term.axes:
             for start, stop, _ in axis.runs.T:
                 live[start:stop] = True
@@ -41,7 +41,7 @@ def parameters_of(structure: Structure, gates: Collection[int]) -> dict[int, fro
         if term.params:
             runs = [(start, stop) for axis in term.axes for start, stop, _ in axis.runs.T]
             for gate, names in found.items():
-                if gate - units in term.sections or any(start <= gate < stop for start, stop in runs):
+                if gate - units in term.holding.holders or any(start <= gate < stop for start, stop in runs):
                     names.add(term.owner)
     return {gate: frozenset(names) for gate, names in found.items()}
 
@@ -53,14 +53,15 @@ def gates_inside(structure: Structure) -> torch.Tensor:
     within = np.zeros((sections, units + 1), dtype=np.int32)
     nested: dict[int, set[int]] = {}
     for term in structure.terms:
-        inside = list(term.sections)
+        inside = list(term.holding.sections)
         for axis in term.axes:
             start, stop, _ = axis.runs
             for count in (total, *(within[section] for section in inside)):
                 np.add.at(count, start, 1)
                 np.subtract.at(count, stop, 1)
-        for section in inside:
-            nested[section] = nested.get(section, set(inside)) & set(inside)
+        for use in term.holding.uses:
+            for section in use:
+                nested[section] = nested.get(section, set(use)) & set(use)
     total, within = total.cumsum()[:units], within.cumsum(1)[:, :units]
     pairs = [np.stack(np.nonzero((within == total) & (total > 0)))]
     pairs += [np.array([[outer], [units + s]]) for s, outers in nested.items() for outer in outers if outer != s]
@@ -74,5 +75,9 @@ def _opened(setting: torch.Tensor) -> npt.NDArray[np.bool_]:
 def _open_terms(structure: Structure, opened: npt.NDArray[np.bool_]) -> Iterator[CostTerm]:
     units = len(opened) - len(structure.sections)
     for term in structure.terms:
-        if all(opened[units + s] for s in term.sections):
+        if any(_open(use, units, opened) for use in term.holding.uses):
             yield term
+
+
+def _open(use: tuple[int, ...], units: int, opened: npt.NDArray[np.bool_]) -> bool:
+    return all(opened[units + s] for s in use)

@@ -72,7 +72,7 @@ def section_macs(net: GatedModule) -> list[float]:
     combinations = CostModel(start.terms).per_term(live[:units], live[units:]).tolist()
     macs = [0.0] * len(start.sections)
     for term, count in zip(start.terms, combinations, strict=True):
-        for section in term.sections:
+        for section in term.holding.sections:
             macs[section] += term.macs * count
     return macs
 

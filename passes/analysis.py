@@ -94,7 +94,7 @@ def analyse(
     needed = inference | reached(graph, 1)
     terms = cost_terms(flow, units, sections, inference, needed)
     if captured.macs:
-        terms += (CostTerm("between regions", captured.macs, 0, (), ()),)
+        terms += (CostTerm("between regions", captured.macs, 0, ()),)
     return Analysis(captured, options, flow, units, sections, terms, inference)
 
 

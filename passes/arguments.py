@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import fx
 
+_NOTHING: Mapping[fx.Node, Any] = {}
 
-def thaw(argument: Any) -> Any:
-    """An argument with every node replaced by its example value; lists are plain, mutable lists."""
+
+def thaw(argument: Any, values: Mapping[fx.Node, Any] = _NOTHING) -> Any:
+    """An argument with every node replaced by its value in `values`, or its example value; lists are plain, mutable
+    lists."""
     if isinstance(argument, fx.Node):
-        return argument.meta["value"]
+        return values[argument] if values and argument in values else argument.meta["value"]
     if isinstance(argument, tuple):
-        items: list[Any] = [thaw(a) for a in argument]  # pyright: ignore[reportUnknownVariableType]
+        items: list[Any] = [thaw(a, values) for a in argument]  # pyright: ignore[reportUnknownVariableType]
         return type(argument)(*items) if hasattr(argument, "_fields") else tuple(items)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(argument, list):
-        return [thaw(a) for a in argument]  # pyright: ignore[reportUnknownVariableType]
+        return [thaw(a, values) for a in argument]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(argument, dict):
-        return {k: thaw(v) for k, v in argument.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {k: thaw(v, values) for k, v in argument.items()}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(argument, slice):
-        return slice(thaw(argument.start), thaw(argument.stop), thaw(argument.step))  # pyright: ignore
+        return slice(*(thaw(bound, values) for bound in (argument.start, argument.stop, argument.step)))  # pyright: ignore
     return argument
 
 

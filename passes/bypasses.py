@@ -123,7 +123,7 @@ def _bypass(flow: Flow, stretch: Stretch, section_macs: int) -> Bypass | str:
     is_normalized = before != after and axis % leaving.dim() == 1 and _has_batch_norm(flow, stretch.nodes)
     if before != after:
         kind, params = "projection", before * after
-        macs = leaving.numel() // after // flow.batch * params
+        macs = flow.one(stretch.exit).numel() // after * params
         if macs >= section_macs:
             return f"a projection would cost as much as it does ({macs:,} MACs instead of {section_macs:,})"
     shapes = tuple(entering.shape[1:]), tuple(leaving.shape[1:])

@@ -91,9 +91,10 @@ def _name(model: nn.Module) -> str:
 
 
 def _batch(call: Call) -> int:
-    """Examples in the inputs: entries of a list of images, or of the first axis of tensors."""
+    """Examples in the inputs: entries of a list of images, or of the first axis of most tensors."""
     lists = [len(a) for a in call.arguments.values() if isinstance(a, list)]
-    return max(lists or [len(x) for x in call.inputs if x.dim() > 1 and len(x) > 0], default=1)
+    lengths = [len(x) for x in call.inputs if x.dim() > 1 and len(x) > 0]
+    return max(lists) if lists else max(lengths, key=lengths.count, default=1)
 
 
 def _whole(model: nn.Module, call: Call) -> Captured:

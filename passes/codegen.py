@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcat.passes.cleanup import remove_dead
-from fxcat.passes.effects import needed
+from fxcat.passes.effects import PHASE, needed
 from fxcat.passes.nested import CONSTANTS, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import owners, region_input, region_output
@@ -96,7 +96,11 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 
 def split_phases(graph: fx.Graph) -> tuple[fx.Graph, ...]:
-    """The graph of inference and that of training if they differ, each without what its output does not need."""
+    """The graph of inference and that of training if they differ.
+
+    Inference only has what its output needs. Training has all that the model runs then: a norm whose result nobody
+    reads updates its statistics too, and dropout draws numbers.
+    """
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     if not output.meta.get("phases"):
         return (graph,)
@@ -107,9 +111,24 @@ def split_phases(graph: fx.Graph) -> tuple[fx.Graph, ...]:
         copies: dict[fx.Node, fx.Node] = {}
         phase.graph_copy(graph, copies)
         phase.output(fx.map_arg(value, copies.__getitem__))
-        remove_dead(phase, number)
+        if number == 0:
+            remove_dead(phase, number)
+        else:
+            _remove_inference(phase)
         result.append(phase)
     return tuple(result)
+
+
+def _remove_inference(graph: fx.Graph) -> None:
+    """Erase what only inference runs, what takes its results, and the gates that only these read."""
+    wanted = needed(graph, [n for n in graph.nodes if n.op == "output"], 1)
+    gone: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node not in wanted and (node.meta.get(PHASE) == 0 or any(i in gone for i in node.all_input_nodes)):
+            gone.add(node)
+    for node in reversed(graph.nodes):
+        if node in gone or (node.op == "get_attr" and not node.users and node not in wanted):
+            graph.erase_node(node)
 
 
 def _compile(graph: fx.Graph, name: str) -> Callable[..., Any]:

@@ -6,7 +6,6 @@ In: labels, units, sections. Out: `CostTerm`s over unit and section numbers, and
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 from collections.abc import Collection, Container, Mapping, Sequence
 from typing import TypeAlias
@@ -14,9 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import fx, nn
 
-from fxcat.costs import Axis, CostTerm
-from fxcat.passes.execute import run_node
-from fxcat.passes.flops import flop_counter
+from fxcat.costs import Axis, CostTerm, Holding
+from fxcat.passes.execute import counted_macs
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Rule, Term
 from fxcat.passes.sections import Section, constant_nodes
@@ -43,17 +41,12 @@ def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...]:
-    """MACs of a node. What an op without a rule does is counted while it runs on its example values; it is frozen."""
-    if rule is not None:
-        return rule.macs(flow, node)
+    """MACs of a node. What no rule tells is counted while it runs on its example values; its units are frozen."""
+    terms = None if rule is None else rule.macs(flow, node)
+    if terms is not None:
+        return terms
     if node not in flow.counted:
-        counter = flop_counter()
-        try:
-            with counter, torch.no_grad():
-                run_node(node, flow.root, in_full=True)
-        except Exception:  # what it computes depends on values: nothing is known about it
-            return ()
-        flow.counted[node] = counter.get_total_flops() // 2 // flow.batch
+        flow.counted[node] = counted_macs(node, flow.root, flow.ones)
     return (Term(flow.counted[node], ()),) if flow.counted[node] else ()
 
 
@@ -78,7 +71,7 @@ def cost_terms(
                 factors = tuple(axis for axis in counted if axis.runs.size)
                 always = math.prod(axis.constant for axis in counted if not axis.runs.size)
                 macs = term.coefficient * always * flow.repeats.get(node, 1)
-                terms += [CostTerm(node.name, sign * macs, 0, factors, together) for sign, together in _alive(found)]
+                terms += [CostTerm(node.name, macs, 0, factors, Holding.of_uses(found))] if found else []
         _note_uses(flow, node, uses, found)
     for node in flow.values:
         if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
@@ -90,7 +83,7 @@ def cost_terms(
         # what the graph never mentions stays as it is; what it mentions in vain goes
         contexts_of = uses.get(name, [()])
         if contexts_of:
-            terms += _parameter_terms(name, parameter, units, axes, contexts_of)
+            terms.append(_parameter_term(name, parameter, units, axes, contexts_of))
     return tuple(terms)
 
 
@@ -118,19 +111,7 @@ def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) ->
     return contexts
 
 
-def _alive(contexts: Collection[Context]) -> list[tuple[int, Context]]:
-    """Signs and sections of the terms of what lives as long as one of its uses does: inclusion–exclusion."""
-    distinct = sorted({()} if () in contexts else set(contexts))
-    return [
-        (1 if size % 2 else -1, tuple(sorted(set().union(*chosen))))
-        for size in range(1, len(distinct) + 1)
-        for chosen in itertools.combinations(distinct, size)
-    ]
-
-
-def _parameter_terms(
-    name: str, parameter: torch.Tensor, units: Units, axes: _Axes, uses: list[Context]
-) -> list[CostTerm]:
+def _parameter_term(name: str, parameter: torch.Tensor, units: Units, axes: _Axes, uses: list[Context]) -> CostTerm:
     sizes = list(parameter.shape)
     factors: list[Axis] = []
     known = units.parameters.get(name, {})
@@ -140,7 +121,7 @@ def _parameter_terms(
             sizes[axis] = 1
             factors.append(found)
     count = torch.Size(sizes).numel()
-    return [CostTerm(name, 0, sign * count, tuple(factors), together) for sign, together in _alive(uses)]
+    return CostTerm(name, 0, count, tuple(factors), Holding.of_uses(uses))
 
 
 def parameter_axes(name: str, units: Units) -> Mapping[int, torch.Tensor]:

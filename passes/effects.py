@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Iterable
+from functools import cache
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn import functional
 
 from fxcat.passes.rules.boundary import region_output
@@ -70,16 +71,17 @@ def is_inplace(node: fx.Node) -> bool:
     if node.op == "call_module":
         return CHANGES in node.meta
     if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__")
-    if node.op != "call_function" or not isinstance(node.meta.get("value"), torch.Tensor):
+        return _says_so(node.target)
+    if node.op != "call_function" or not (_says_so(node.target) or node.kwargs.get("inplace")):
         return False
-    name = getattr(node.target, "__name__", "")
-    return (
-        node.target in INPLACE_OPERATORS
-        or bool(node.kwargs.get("inplace"))
-        or (name.endswith("_") and not name.endswith("__"))
-    )
+    return isinstance(node.meta.get("value"), torch.Tensor)
+
+
+@cache
+def _says_so(target: Any) -> bool:
+    """Whether a function or method is an in-place operator, or has the name of an in-place op."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    return target in INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
 
 
 def make_plain(node: fx.Node) -> None:
@@ -126,13 +128,17 @@ def effects(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 def changed_later(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """The values that a later op changes in part, and their views: what is read of them in the end is not what the op
-    that makes them has given."""
+    that makes them has given. Of a buffer also what else is in its memory."""
     nodes = list(nodes)
     found = {base for base in map(changed_part_of, nodes) if base is not None}
+    buffers = {base for base in found if base.op == "get_attr"}
     for node in nodes if found else ():  # in graph order: views of views too
-        if is_view(node) and node.all_input_nodes[0] in found:
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        if source in buffers and (is_view(node) or is_inplace(node)):
+            buffers.add(node)
+        if source in found and is_view(node):
             found.add(node)
-    return found
+    return found | buffers
 
 
 def needed(
@@ -189,11 +195,11 @@ def asserts(node: fx.Node) -> bool:
 
 
 def _layers(node: fx.Node, found: Container[fx.Node]) -> bool:
-    """Whether a node takes the result of a module that is not among those found."""
+    """Whether a node takes the result of a module, or of a function of parameters, that is not among those found."""
     stack, seen = [node], set[fx.Node]()
     while stack:
         current = stack.pop()
-        if current.op == "call_module":
+        if current.op == "call_module" or isinstance(current.meta.get("value"), nn.Parameter):
             return True
         seen.add(current)
         stack += [i for i in current.all_input_nodes if i not in found and i not in seen]

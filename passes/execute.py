@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,23 +11,26 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import names_type, thaw
 from fxcat.passes.copying import meta_twin
+from fxcat.passes.flops import flop_counter
 from fxcat.passes.rules.table import function_rule, has_hooks, module_rule
 
+_EXAMPLE: Mapping[fx.Node, Any] = {}
 
-def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False) -> Any:
+
+def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False, values: Mapping[fx.Node, Any] = _EXAMPLE) -> Any:
     """Execute one node on the example values of its inputs. Modules run through `forward`: hooks do not fire.
 
-    `in_full`: even if a rule knows the shape of the result, and where `root` has data. What a model makes elsewhere
-    (`torch.ones(n)`, constants) is on the meta device like all other example values.
+    `in_full`: even if a rule knows the shape of the result. `values`: of inputs, in place of their example values. What
+    a model makes elsewhere (`torch.ones(n)`, constants) is on the meta device like all other example values.
     """
-    value = _execute(node, root, in_full=in_full)
+    value = _execute(node, root, in_full, values)
     return value.to("meta") if isinstance(value, torch.Tensor) and not value.is_meta else value
 
 
-def _execute(node: fx.Node, root: nn.Module, *, in_full: bool) -> Any:
+def _execute(node: fx.Node, root: nn.Module, in_full: bool, values: Mapping[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
         return operator.attrgetter(str(node.target))(root)
-    args, kwargs = thaw(node.args), thaw(node.kwargs)
+    args, kwargs = thaw(node.args, values), thaw(node.kwargs, values)
     if node.op == "call_function":
         assert callable(node.target)
         rule = function_rule(node.target)
@@ -35,7 +39,10 @@ def _execute(node: fx.Node, root: nn.Module, *, in_full: bool) -> Any:
     if node.op == "call_method":
         return getattr(args[0], _method(node))(*args[1:], **kwargs)
     module = operator.attrgetter(str(node.target))(root)
-    return meta_twin(module).forward(*args, **kwargs) if in_full else run_module(module, args, kwargs)
+    if in_full or any(not t.is_meta for t in (*module.parameters(), *module.buffers())):
+        inferred = None if in_full else infer(module, args, kwargs)
+        return meta_twin(module).forward(*args, **kwargs) if inferred is None else inferred
+    return run_module(module, args, kwargs)
 
 
 def _method(node: fx.Node) -> str:
@@ -58,6 +65,17 @@ def infer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
         return rule.infer(module, args[0])
     return rule.infer_module(module, args, kwargs)
+
+
+def counted_macs(node: fx.Node, root: nn.Module, values: Mapping[fx.Node, Any] = _EXAMPLE) -> int:
+    """Multiply-adds that PyTorch counts while a node runs; 0 if what it computes depends on data."""
+    counter = flop_counter()
+    try:
+        with counter, torch.no_grad():
+            run_node(node, root, in_full=True, values=values)
+    except Exception:
+        return 0
+    return counter.get_total_flops() // 2
 
 
 def propagate(graph: fx.Graph, root: nn.Module) -> None:

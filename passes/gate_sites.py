@@ -41,7 +41,7 @@ class _Demand:
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
         self._changed = changed_later(flow.values)
-        """What a later op changes in place: that has to see all of it."""
+        """What a later op changes in place: that has to see all of it; and what is in the memory of such a buffer."""
         self._holding: dict[int, bool] = {}
 
     def for_consumers(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -131,9 +131,11 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
         changed = changed if changed is not None and changed.op == "get_attr" else None
 
         def enter(
-            source: fx.Node, scaled: Mapping[fx.Node, fx.Node] = scaled, changed: fx.Node | None = changed
+            source: fx.Node,
+            scaled: Mapping[fx.Node, fx.Node] = scaled,
+            changed: Container[fx.Node] = () if changed is None else (changed, node.args[0]),
         ) -> fx.Node:
-            if source is changed:
+            if source in changed:
                 return plain[source]
             return scaled[source] if source in scaled else copies[source]
 

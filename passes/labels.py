@@ -19,6 +19,7 @@ from torch import fx, nn
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, Grid, along, leaves, place, unlabelled
 from fxcat.passes.effects import NO_GRAD, changed_part_of
+from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
 
@@ -66,8 +67,8 @@ class Flow:
     freezes: list[Freeze] = field(default_factory=list[Freeze])
     rules: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
     count: int = 1
-    batch: int = 1
-    """Examples in the example inputs: costs are for one."""
+    ones: Mapping[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
+    """Values for a batch of one, where they are not the example values: costs are for one example."""
     contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
     outer: dict[fx.Node, torch.Tensor] = field(default_factory=dict[fx.Node, torch.Tensor])
     """Labels of contractions whose input has units along axes that they leave alone."""
@@ -130,6 +131,10 @@ class Flow:
         labels = self.values[node]
         assert isinstance(labels, torch.Tensor), f"{node} is not a tensor"
         return labels
+
+    def one(self, node: fx.Node) -> Any:
+        """A node's value for a batch of one."""
+        return self.ones[node] if node in self.ones else node.meta["value"]
 
     def axis(self, node: fx.Node, axis: int) -> torch.Tensor | None:
         """Labels along one axis, 1-D and full length; None if the value's labels vary along another axis too."""
@@ -296,7 +301,7 @@ def flow_labels(
     graph: fx.Graph, root: nn.Module, batch: int, ignored: Sequence[str], orders: Mapping[str, torch.Tensor]
 ) -> Flow:
     """Run every node's rule once, in graph order. `batch`: examples in the example inputs; `orders`: see `Captured`."""
-    flow = Flow(root, batch=batch, orders=orders)
+    flow = Flow(root, ones=of_one_example(graph, root, batch), orders=orders)
     flow.weights = find_weights(graph)
     for node in graph.nodes:
         start = flow.count

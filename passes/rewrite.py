@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import fx, nn
 
 from fxcat.passes.plan import Plan
@@ -9,32 +11,47 @@ from fxcat.passes.slicing import add_buffers, slice_modules
 
 
 def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
-    """Delete the modules and parameters that the old graph used and the new one does not, and emptied containers."""
-    old = {n.target for n in before.nodes if n.op in ("call_module", "get_attr")}
-    new = {n.target for n in after.nodes if n.op in ("call_module", "get_attr")}
-    called = (root.get_submodule(str(n.target)) for n in after.nodes if n.op == "call_module")
-    kept = {id(m) for module in called for m in module.modules()}
+    """Delete what the old graph used and the new one does not, modules, parameters and buffers, under every name that
+    it has, and emptied containers."""
     modules = dict(root.named_modules(remove_duplicate=False))
-    for target in sorted(map(str, old - new)):
+    used = _used(modules, after)
+    gone = _used(modules, before) - used
+    if not gone:
+        return
+    for path, module in modules.items():
+        found = [n for n, m in module._modules.items() if id(m) in gone and not used & _held(m)]
+        for name in found:
+            del module._modules[name]
+        for own in (module._parameters, module._buffers):
+            named = [n for n, t in own.items() if id(t) in gone]
+            for name in named:
+                del own[name]
+            found += named
+        if found:
+            _delete_if_empty(modules, path)
+
+
+def _used(modules: Mapping[str, nn.Module], graph: fx.Graph) -> set[int]:
+    """Identities of the modules that a graph calls, with all that they hold, and of what it reads from others."""
+    found: set[int] = set()
+    for target, op in {str(n.target): n.op for n in graph.nodes if n.op in ("call_module", "get_attr")}.items():
         path, _, leaf = target.rpartition(".")
-        parent = modules[path]
-        module = parent._modules.get(leaf)
-        inner = [] if module is None else [n for n in new if str(n).startswith(f"{target}.")]
-        if module is not None and inner and id(module) not in kept:
-            for name in [n for n in module._parameters if f"{target}.{n}" not in inner]:
-                del module._parameters[name]
-            continue
-        if module is None and id(parent) in kept:
-            continue  # the module that is called still uses what was also read apart
-        if module is None:
-            parent._parameters.pop(leaf, None)
-            parent._buffers.pop(leaf, None)
-        elif id(module) not in kept:
-            parent._modules.pop(leaf)
-        _delete_if_empty(modules, path)
+        read = modules.get(path)
+        if op == "call_module":
+            found |= _held(modules[target])
+        elif read is not None:
+            found |= {id(own[leaf]) for own in (read._parameters, read._buffers) if leaf in own}
+    return found - {id(None)}
 
 
-def _delete_if_empty(modules: dict[str, nn.Module], path: str) -> None:
+def _held(module: nn.Module | None) -> set[int]:
+    """Identities of a module and of all in it, modules, parameters and buffers."""
+    if module is None:
+        return set()
+    return {id(x) for m in module.modules() for x in (m, *m._parameters.values(), *m._buffers.values())}
+
+
+def _delete_if_empty(modules: Mapping[str, nn.Module], path: str) -> None:
     module = modules[path]
     held = (*module._modules.values(), *module._parameters.values(), *module._buffers.values())
     if path and all(x is None for x in held):

@@ -146,7 +146,7 @@ class _Finder:
             return linear != is_convolution(rule)
         if self._window(node) is not None:
             return not linear  # the channels of linear layers lie where a pooling has positions
-        return value.shape == self._source(node).shape and not rule.macs(self.flow, node)
+        return value.shape == self._source(node).shape and rule.macs(self.flow, node) == ()
 
     def _between(self, first: fx.Node, last: fx.Node) -> frozenset[fx.Node]:
         found: set[fx.Node] = set()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fxcat.costs import Axis, Integers
+from fxcat.costs import Axis, Holding, Integers
 from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
 from fxcat.records import Cost, Group, Pinned, SectionInfo
@@ -35,8 +35,8 @@ def describe(analysis: Analysis) -> Structure:
         total_macs += macs
         total_params += params
         in_group.add(groups, macs, params)
-        in_section.add(term.sections, macs, params)
-        covered += macs if groups or term.sections else 0
+        in_section.add(term.holding.sections, macs, params)
+        covered += macs if groups or term.holding != Holding() else 0
     return Structure(
         groups=tuple(Group(g.name, g.count, *cost) for g, cost in zip(units.groups, in_group, strict=True)),
         sections=tuple(
@@ -68,10 +68,10 @@ def _activation_bytes(analysis: Analysis) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for node in analysis.inference:
         if node.op not in ("placeholder", "get_attr"):
-            value = node.meta.get("value")
+            value = analysis.flow.one(node)
             values: list[Any] = [value] if isinstance(value, torch.Tensor) else tree_leaves(value)
             total = sum(t.numel() * t.element_size() for t in values if isinstance(t, torch.Tensor))
-            sizes[node.name] = total // analysis.flow.batch
+            sizes[node.name] = total
     return sizes
 
 

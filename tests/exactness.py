@@ -163,7 +163,7 @@ class ElementwiseEinsums(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
-        if func is torch.einsum and self.counter.get_total_flops() == before:
+        if func is torch.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
             letters = args[0].split("->")[0].split(",")
             shapes = [operand.shape for operand in args[1:]]
             sizes = {

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Term, Zero, rule
+from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Term, Zero, per_entry, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -56,7 +56,7 @@ def per_slice(flow: Flow, node: fx.Node, term: Term) -> tuple[Term, ...]:
     if outer is None:
         return (term,)
     width = math.prod(f.numel() for f in term.factors)
-    return (Term(term.coefficient * width // outer.numel(), (outer.reshape(-1),)),)
+    return (per_entry(term.coefficient * width, (outer.reshape(-1),)),)
 
 
 class Sizes(NamedTuple):
@@ -105,7 +105,7 @@ def kernel_macs(
     flow: Flow, node: fx.Node, sizes: Sizes, kernel: int, entering: torch.Tensor | None, out: torch.Tensor
 ) -> tuple[Term, ...]:
     """Multiply-adds of a convolution. `kernel`: its area; `entering`, `out`: labels of the weight's axes."""
-    positions = node.meta["value"].numel() // (sizes.groups * sizes.leaving) // flow.batch
+    positions = flow.one(node).numel() // (sizes.groups * sizes.leaving)
     if sizes.whole:
         return per_slice(
             flow, node, Term(positions * kernel * sizes.entering * sizes.leaving, (out[:: sizes.leaving],))
@@ -219,10 +219,10 @@ class ConvTranspose(Conv):
         return along(out, channels, node.meta["value"].dim())
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
-        module, value = self._module(flow, node), node.all_input_nodes[0].meta["value"]
+        module, value = self._module(flow, node), flow.one(node.all_input_nodes[0])
         sizes = _sizes(module)
         _, width_in, width_out = sizes
-        positions = value.numel() // module.in_channels // flow.batch
+        positions = value.numel() // module.in_channels
         per_pair = positions * math.prod(module.kernel_size)
         axes = flow.parameters[flow.parameter_name(node, "weight")]
         if sizes.whole:
@@ -286,8 +286,7 @@ class Linear(Rule):
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
         axes = flow.parameters[flow.parameter_name(node, "weight")]
-        value = node.meta["value"]
-        return per_slice(flow, node, Term(value.numel() // value.shape[-1] // flow.batch, (axes[1], axes[0])))
+        return per_slice(flow, node, Term(flow.one(node).shape[:-1].numel(), (axes[1], axes[0])))
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Linear)

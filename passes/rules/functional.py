@@ -97,7 +97,7 @@ class LinearFunction(Rule):
         out = self._bind(flow, node, weight, entering, value.shape[-1])
         freeze_outer(flow, node, out, outer)
         unite_bias(flow, node, out, bias)
-        term = Term(value.numel() // value.shape[-1] // flow.batch, (entering, out))
+        term = Term(flow.one(node).shape[:-1].numel(), (entering, out))
         flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
         return along(out, -1, value.dim()) if outer is None else outer
 
@@ -137,7 +137,7 @@ class LinearFunction(Rule):
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms
 
 
@@ -188,7 +188,7 @@ class ConvFunction(Rule):
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
@@ -240,8 +240,8 @@ class ConvTransposeFunction(Rule):
             cost = Term(1, (entering, out)), 1
         freeze_outer(flow, node, out, outer)
         unite_bias(flow, node, out, given.get("bias"))
-        source = node.all_input_nodes[0].meta["value"]
-        positions = source.numel() // (groups * width_in) // flow.batch * math.prod(weight.meta["value"].shape[2:])
+        source = flow.one(node.all_input_nodes[0])
+        positions = source.numel() // (groups * width_in) * math.prod(weight.meta["value"].shape[2:])
         terms = (Term(positions * cost[1], cost[0].factors),)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
@@ -249,7 +249,7 @@ class ConvTransposeFunction(Rule):
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:

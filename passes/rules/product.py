@@ -6,9 +6,10 @@ units along an axis that both factors keep (a batch of heads) are coupled; units
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import fx
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
+from fxcat.passes.execute import counted_macs
+from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, per_entry, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -36,10 +38,17 @@ class Factor:
     shape: tuple[int, ...]
     source: fx.Node | None
     is_weight: bool = False
+    one: tuple[int, ...] | None = None
+    """Its shape for a batch of one, where it has a batch."""
 
     def size(self, letter: str) -> int:
         """Length of an axis; 1 if there is none."""
         return self.shape[self.letters.index(letter)] if letter in self.letters else 1
+
+    def size_of_one(self, letter: str) -> int:
+        """Length of an axis for a batch of one; 1 if there is none."""
+        shape = self.shape if self.one is None else self.one
+        return shape[self.letters.index(letter)] if letter in self.letters else 1
 
     def leads(self, letter: str) -> bool:
         """Whether it is the first axis of a value that is no weight."""
@@ -58,7 +67,9 @@ def factors_of(flow: Flow, operands: Sequence[tuple[fx.Node, str]], result: str)
     return [
         weight_factor(flow, node, letters)
         if node in flow.weights
-        else factor(flow, flow.of(node), letters, tuple(node.meta["value"].shape), node, preferred)
+        else factor(
+            flow, flow.of(node), letters, tuple(node.meta["value"].shape), node, preferred, flow.one(node).shape
+        )
         for node, letters in operands
     ]
 
@@ -76,17 +87,18 @@ def factor(
     shape: tuple[int, ...],
     source: fx.Node | None,
     preferred: Sequence[str],
+    one: tuple[int, ...],
 ) -> Factor:
     """A value with units along one axis; where they vary along several, the first preferred letter stays."""
     varying = [x for x, size in zip(letters, labels.shape, strict=True) if size > 1]
     if not varying:
-        return Factor(letters, {}, shape, source)
+        return Factor(letters, {}, shape, source, one=one)
     letter = next((x for x in preferred if x in varying), varying[0])
     first = labels
     for axis, other in enumerate(letters):
         first = first.narrow(axis, 0, 1) if other != letter else first
     flow.unite(labels, first)
-    return Factor(letters, {letter: first.reshape(-1)}, shape, source)
+    return Factor(letters, {letter: first.reshape(-1)}, shape, source, one=one)
 
 
 def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) -> tuple[torch.Tensor, Contraction]:
@@ -120,15 +132,13 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
             flow.unite(known[kept[0]], flow.fresh(len(known[kept[0]]), str(node.meta.get("path"))))
     summed = [next((f.source for f, _ in h if not f.is_weight), None) for x, h in found.items() if x not in result]
     mixed = tuple(source for source in summed if source is not None)
-    return labels, Contraction(multiplied(flow, factors, known), mixed, carriers)
+    return labels, Contraction(multiplied(factors, known), mixed, carriers)
 
 
-def multiplied(flow: Flow, factors: Sequence[Factor], known: Mapping[str, torch.Tensor]) -> tuple[Term, ...]:
+def multiplied(factors: Sequence[Factor], known: Mapping[str, torch.Tensor]) -> tuple[Term, ...]:
     """The cost of a product in which these letters have units."""
-    count = 1
-    for letter in dict.fromkeys("".join(f.letters for f in factors)):
-        count *= 1 if letter in known else max(f.size(letter) for f in factors)
-    return (Term(max(1, count // flow.batch), tuple(known.values())),)
+    letters = dict.fromkeys("".join(f.letters for f in factors))
+    return (per_entry(math.prod(max(f.size_of_one(x) for f in factors) for x in letters), tuple(known.values())),)
 
 
 def _freeze_unless_weight(
@@ -157,8 +167,11 @@ class Product(Rule):
         if found is None:
             for source in node.all_input_nodes:
                 flow.freeze(flow.values[source], node, "a product that is more than letters say")
-            return frozen((1,) * node.meta["value"].dim()), Contraction((), (), ())
-        return multiply(flow, node, factors_of(flow, *found), found[1])
+            return frozen((1,) * node.meta["value"].dim()), Contraction(None, (), ())
+        labels, facts = multiply(flow, node, factors_of(flow, *found), found[1])
+        if any(len(letters) == 1 for _, letters in found[0]) and not counted_macs(node, flow.root):
+            facts = replace(facts, terms=())  # PyTorch counts few of the products with a vector
+        return labels, facts
 
     def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
         found = self.operands(node)
@@ -168,7 +181,7 @@ class Product(Rule):
         labels, flow.contractions[node] = self.product(flow, node)
         return labels
 
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -269,10 +282,12 @@ class Attention(Product):
         shape = (*(max(queries.size(x), keys.size(x)) for x in batch), queries.size("x"), keys.size("y"))
         given, ends = tuple(v.meta["value"].shape), batch + "xz"
         preferred = _preferred(((batch + "xy", shape), (batch + "yz", given)), ends)
-        weights = factor(flow, scores, batch + "xy", shape, None, preferred)
-        values = factor(flow, flow.of(v), batch + "yz", given, v, preferred)
+        one = tuple(max(queries.size_of_one(x), keys.size_of_one(x)) for x in batch + "xy")
+        weights = factor(flow, scores, batch + "xy", shape, None, preferred, one)
+        values = factor(flow, flow.of(v), batch + "yz", given, v, preferred, flow.one(v).shape)
         labels, second = multiply(flow, node, (weights, values), ends)
-        return labels, Contraction(first.terms + second.terms, first.mixed + second.mixed, second.carriers)
+        terms = (*(first.terms or ()), *(second.terms or ()))
+        return labels, Contraction(terms, first.mixed + second.mixed, second.carriers)
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         value: Any = arguments(node, *_ATTENTION)["value"]

@@ -94,9 +94,9 @@ class Recurrent(_Recurrent):
         return out, (along(given, -1, state[0].dim()), along(hidden, -1, state[1].dim()))
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
-        module, value = self._module(flow, node), node.meta["value"][0]
+        module, value = self._module(flow, node), flow.one(node)[0]
         directions = 2 if module.bidirectional else 1
-        steps = value.numel() // value.shape[-1] // flow.batch * _blocks(module)
+        steps = value.shape[:-1].numel() * _blocks(module)
         entering = flow.parameters[flow.parameter_name(node, "weight_ih_l0")][1]
         hidden = self.hidden(flow, node)
         given = flow.parameters[flow.parameter_name(node, "weight_hh_l0")][1]
@@ -144,9 +144,9 @@ class RecurrentCell(_Recurrent):
         return tuple(along(hidden, -1, v.dim()) for v in value)
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
-        value = node.meta["value"]
+        value = flow.one(node)
         value = value if isinstance(value, torch.Tensor) else value[0]
-        steps = value.numel() // value.shape[-1] // flow.batch * _blocks(flow.module(node))
+        steps = value.shape[:-1].numel() * _blocks(flow.module(node))
         entering = flow.parameters[flow.parameter_name(node, "weight_ih")][1]
         hidden = self.hidden(flow, node)
         return Term(steps, (entering, hidden)), Term(steps, (hidden, hidden))

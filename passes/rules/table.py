@@ -7,7 +7,8 @@ the table is opaque: its units are frozen and it is reported.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,15 +42,29 @@ class Term:
     factors: tuple[torch.Tensor, ...]
 
 
+def per_entry(macs: int, factors: Sequence[torch.Tensor]) -> Term:
+    """The term of so many multiply-adds in all.
+
+    Where an axis with units holds a batch too (heads that were folded into it), it is taken for one example.
+    """
+    factors = tuple(factors)
+    width = math.prod(f.numel() for f in factors)
+    repeated = width // math.gcd(macs, width) if width else 1
+    for i, labels in enumerate(factors):
+        if repeated > 1 and bool((labels.unique(return_counts=True)[1] % repeated == 0).all()):
+            return Term(macs * repeated // width, (*factors[:i], labels.sort().values[::repeated], *factors[i + 1 :]))
+    return Term(-(-macs // max(1, width)), factors)
+
+
 @dataclass(frozen=True, slots=True)
 class Contraction:
     """What is known about a product of two values, summed over some axes.
 
-    `terms`: its cost. `mixed`: the inputs that must be zero where a unit is dead, since the sum runs over units.
-    `carriers`: the inputs that make the result zero where a unit is dead.
+    `terms`: its cost; None has it counted, where all units are frozen. `mixed`: the inputs that must be zero where a
+    unit is dead, since the sum runs over units. `carriers`: the inputs that make the result zero where a unit is dead.
     """
 
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...] | None
     mixed: tuple[fx.Node, ...]
     carriers: tuple[fx.Node, ...]
 
@@ -202,8 +217,11 @@ class Rule:
         """Those of `zero_from` that are zero for a dead unit wherever the result has to be; None compares labels."""
         return None
 
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
-        """Multiply-adds for one example, as `torch.utils.flop_counter` counts them (2 FLOPs each)."""
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
+        """Multiply-adds for one example, as `torch.utils.flop_counter` counts them (2 FLOPs each).
+
+        None has them counted on the example values, for a node whose units are all frozen.
+        """
         return ()
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:

@@ -1,0 +1,69 @@
+"""What a graph computes for a batch of one: what costs are told for.
+
+What is made once for a whole batch (a table of position biases, embeddings of a grid) costs one example as much as it
+costs many; so costs come from values, not from a division by the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.passes.effects import PHASE, asserts
+from fxcat.passes.execute import run_node
+from fxcat.passes.rules.boundary import region_input
+from fxcat.passes.rules.table import find_rule
+
+
+@torch.no_grad()
+def of_one_example(graph: fx.Graph, root: nn.Module, batch: int) -> Mapping[fx.Node, Any]:
+    """Example values of inference for a batch of one, of the nodes where they are not those of the example batch.
+
+    None are, if the network does not take a batch of one: then its inputs as they are are one example.
+    """
+    ones: dict[fx.Node, Any] = {}
+    if batch == 1:
+        return ones
+    for node in graph.nodes:
+        value = node.meta.get("value")
+        if node.op == "placeholder":
+            if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
+                ones[node] = value[:1]
+        elif node.target is region_input:
+            if _holds(value, batch):
+                ones[node] = value[: len(value) // batch]
+        elif any(i in ones for i in node.all_input_nodes) and _counts(node):
+            try:
+                one = run_node(node, root, values=ones)
+            except Exception:
+                if find_rule(node, _module(node, root)) is not None:
+                    return {}
+                one = value[: len(value) // batch] if _holds(value, batch) else value
+            if _differs(one, value):
+                ones[node] = one
+    return ones
+
+
+def _counts(node: fx.Node) -> bool:
+    """Whether inference computes a value at a node."""
+    return node.op != "output" and not node.meta.get(PHASE) and not asserts(node)
+
+
+def _module(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _holds(value: Any, batch: int) -> bool:
+    """Whether the first axis of a value may be that of a batch."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) % batch == 0
+
+
+def _differs(one: Any, value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return one.shape != value.shape
+    if isinstance(value, tuple | list):
+        return len(one) != len(value) or any(map(_differs, one, value))
+    return bool(one != value)
