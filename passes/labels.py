@@ -399,7 +399,14 @@ def _is_bound(node: fx.Node) -> bool:
     """Whether all that reads a parameter binds its axes one by one."""
     users = [u for u in node.users if not isinstance(u.meta.get("value"), _FACTS)]
     rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
-    return all(r is not None and node in r.binds(u) for r, u in zip(rules, users, strict=True))
+    return all(r is not None and _count(node, u) == r.binds(u).count(node) for r, u in zip(rules, users, strict=True))
+
+
+def _count(source: fx.Node, node: fx.Node) -> int:
+    """How often a node takes a value."""
+    given: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), given.append)
+    return given.count(source)
 
 
 def _axes_of_weight(flow: Flow, node: fx.Node) -> Grid:

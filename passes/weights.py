@@ -215,7 +215,8 @@ class _ProductOfWeights(OnWeights):
         for letter, labels in known.items():
             if len([f for f in factors if f.size(letter) > 1]) > len([f for f in factors if letter in f.lines]):
                 flow.freeze_if_units(labels, node, "an axis with units meets one without")
-        flow.contractions[node] = Contraction(multiplied(factors, known), (), ())
+        by_vector = len(operands[-1][1]) == 1  # which torch does not count
+        flow.contractions[node] = Contraction(() if by_vector else multiplied(factors, known), (), ())
         return Grid(tuple(along(known[x], axis, dims) for axis, x in enumerate(result) if x in known))
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:

@@ -59,6 +59,9 @@ PRODUCTS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "normalised columns": lambda m, y: F.linear(y, F.normalize(m.other, dim=0)),
     "divided by norms": lambda m, y: F.linear(y, m.other / m.other.norm(dim=1, keepdim=True)),
     "by its size": lambda m, y: F.linear(y, m.other * m.other.shape[1] ** -0.5),
+    "in part": lambda m, y: torch.cat([F.linear(y, w) for w in m.other.split([2, 4])], 1),
+    "twice": lambda m, y: (y @ m.proj).relu() @ m.other @ m.proj,
+    "beside a vector's": lambda m, y: (y @ m.proj) * (y @ m.other[0])[:, None],
     "viewed": lambda m, y: F.linear(y, m.other.view(m.other.size(0), -1)),
 }
 
@@ -78,6 +81,18 @@ def test_units_along_the_first_axis_stay() -> None:
     randomise(model, 0)
     with pytest.raises(fxcat.NothingToPruneError, match="which is no batch"):
         fxcat.prepare(model, torch.zeros(1, 5).double())
+
+
+def test_what_products_of_weights_sum_over_stays() -> None:
+    """Units may be dead in a value, not in a weight."""
+
+    def form(m: Any, y: torch.Tensor) -> torch.Tensor:
+        return F.linear(y, m.other) + (m.down.t() @ m.other @ m.proj).mean(0)
+
+    with pytest.raises(fxcat.NothingToPruneError, match="units that a product of weights sums over"):
+        fxcat.prepare(Wide(form), torch.zeros(1, 5))
+    with pytest.raises(fxcat.NothingToPruneError):  # a weight that is an input too
+        fxcat.prepare(Wide(lambda m, y: F.linear(y, m.other) + F.linear(m.other, m.other).mean(0)), torch.zeros(1, 5))
 
 
 def test_heads_of_a_parameter_are_units() -> None:

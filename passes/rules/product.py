@@ -114,11 +114,14 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
             flow.unite(labels, known[letter])
         if len(holders) < sum(f.size(letter) > 1 for f in factors):
             _freeze_unless_weight(flow, node, holders, "an axis with units meets one without")
+        if letter not in result and all(f.is_weight for f, _ in holders):
+            flow.freeze_if_units(known[letter], node, "units that a product of weights sums over")
         if any(f.is_weight for f, _ in holders) and (letter == result[:1] or any(f.leads(letter) for f, _ in holders)):
-            flow.freeze(known[letter], node, "units along the first axis of a value, which is no batch")
+            _freeze_unless_weight(flow, node, holders, "units along the first axis of a value, which is no batch")
     # what a value has stays rather than what a weight makes; of values the longest axis, of a weight the first (heads)
     made = {x for x in known if all(f.is_weight for f, _ in found[x])}
-    kept = sorted((x for x in result if x in known), key=lambda x: (x in made, x not in made and -len(known[x])))
+    kept = [x for x in result if x in known]
+    kept.sort(key=lambda x: (x in made, x == result[0] if x in made else -len(known[x])))
     for letter in kept[1:]:
         _freeze_unless_weight(flow, node, found[letter], "the product of two values that both have units")
         del known[letter]
@@ -198,6 +201,11 @@ class Matmul(Product):
     def operands(self, node: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str]:
         a, b = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
         return _multiplied_matrices(a, b)
+
+    def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
+        labels, found = super().product(flow, node)
+        by_vector = node.all_input_nodes[-1].meta["value"].dim() == 1  # which torch does not count
+        return labels, replace(found, terms=()) if by_vector else found
 
 
 def _multiplied_matrices(a: fx.Node, b: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str]:
