@@ -167,6 +167,16 @@ def gated_rms_norm(
     return result if weight is None else result * weight
 
 
+def gated_local_response_norm(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`F.local_response_norm` over neighbours among the channels that a gate, broadcastable to the input, leaves open.
+
+    Closed ones come last, where they are zeros as beyond the last channel.
+    """
+    order = (gate.detach().reshape(-1) <= 0).int().argsort(stable=True)
+    result = F.local_response_norm((input * gate).index_select(1, order), *args, **options)
+    return result.index_select(1, order.argsort())
+
+
 def gated_group_norm(
     input: torch.Tensor,
     num_groups: int,

@@ -77,7 +77,7 @@ class Creation(_New):
     """Values of some sizes."""
 
 
-@rule("new_tensor")
+@rule("new_tensor", torch.randint, torch.randperm, torch.normal)
 class NewTensor(Rule):
     """Values of their own."""
 
