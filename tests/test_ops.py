@@ -54,6 +54,13 @@ def selective(self: Branches, y: torch.Tensor) -> torch.Tensor:
     return (both * weights).sum(dim=1)
 
 
+def looked_up(self: Branches, y: torch.Tensor) -> torch.Tensor:
+    tokens = y.flatten(2).mT
+    best = tokens.mean(-1).topk(4, 1)[1]
+    found = tokens[torch.arange(tokens.shape[0])[:, None], best] + tokens[:, torch.arange(4), :]
+    return (found + tokens.gather(1, best.unsqueeze(-1).repeat(1, 1, tokens.shape[-1]))).mT[..., None]
+
+
 OPS: dict[str, list[Op]] = {
     "not finite at zero": [
         lambda s, y: y.square().rsqrt().clamp(max=9) + y,
@@ -88,6 +95,7 @@ OPS: dict[str, list[Op]] = {
     ],
     "places": [
         token_choice,
+        looked_up,
         lambda s, y: y.topk(4, dim=2)[0] + torch.topk(y, k=4, dim=-1)[0],
         lambda s, y: y.sort(dim=2)[0] + torch.sort(y, -1, descending=True).values + y.gather(2, y.argsort(2)),
         lambda s, y: y - y.kthvalue(1, dim=2, keepdim=True)[0] - y.median(3, keepdim=True).values,
@@ -106,6 +114,8 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: torch.cat([y, torch.ones(y.shape, dtype=y.dtype)], 2),
         lambda s, y: y + y.new_full((y.size(0), y.size(1), *y.shape[2:]), 2.0),
         lambda s, y: y * y.new_ones(y.shape),
+        lambda s, y: y + torch.ones(1, 8, 1, 1, dtype=y.dtype) * y.new_full([y.shape[0], 8, 1, 1], 2),
+        lambda s, y: y + y.mean((1, 2, 3), keepdim=True).repeat(1, y.shape[1], 1, 1),
         lambda s, y: y + s.power.view(1, 1, 1, 1).expand(-1, y.shape[1], -1, -1),
         lambda s, y: torch.where(y > 0, y, torch.full(size=y.shape, fill_value=0.5, dtype=y.dtype)),
     ],
@@ -185,7 +195,7 @@ NOISE: list[Op] = [
     lambda s, y: y + torch.randn(y.shape, dtype=y.dtype),
     lambda s, y: y + torch.randn(y.size(0), 1, y.size(2), y.size(3), dtype=y.dtype),
     lambda s, y: y + torch.rand(*y.shape, dtype=y.dtype),
-    lambda s, y: y + torch.randn(1, 1, 4, 4, dtype=y.dtype),
+    lambda s, y: y + torch.randn(1, 1, 4, 4, dtype=y.dtype) + torch.randn(1, 8, 1, 1, dtype=y.dtype),
     lambda s, y: y[:, :, torch.randperm(4)],
     lambda s, y: y * torch.bernoulli(y.sigmoid()) + y.sigmoid().bernoulli(),
 ]
