@@ -126,8 +126,9 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         copying = background.submit(copy_data, copied)
         captured = capture(model, example_inputs, in_regions=in_regions)
         captured = with_entries(captured) if options.inputs else captured
-        add_buffers(network, captured.orders)
         captured = with_known_orders(captured, model)
+        own = dict(network.named_buffers(remove_duplicate=False)) | dict(captured.constants)
+        add_buffers(network, {n: order for n, order in captured.orders.items() if n not in own})
         for name, constant in captured.constants.items():
             add_buffer(network, name, constant, persistent=False)
         compiled = _compiled_or_refused(captured, network, options)

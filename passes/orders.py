@@ -6,9 +6,10 @@ indices with known values, so that units move with them; what is left of the ind
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,26 +18,38 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.capture import Captured
 
-_Selection = tuple[fx.Node, fx.Node, int]
-"""What selects, from what, along which axis."""
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """`node` selects from `source` along `axis` by the indices that `index` gives."""
+
+    node: fx.Node
+    source: fx.Node
+    axis: int
+    index: fx.Node
 
 
 def with_known_orders(captured: Captured, model: nn.Module) -> Captured:
-    """Name the indices of all selections by a buffer that does nothing else."""
+    """Name the indices of all selections by a buffer that does nothing else; for each further source by a copy."""
     known = dict(model.named_buffers(remove_duplicate=False)) | dict(captured.constants)
     readers: dict[str, list[fx.Node]] = {}
     for node in captured.graph.nodes:
         if node.op == "get_attr" and _holds_indices(known.get(str(node.target))):
-            readers.setdefault(str(node.target), []).extend(node.users)
+            readers.setdefault(str(node.target), []).append(node)
     orders = dict(captured.orders)
-    for name, users in readers.items():
-        found = [_selection(user, name) for user in users]
-        selections = [f for f in found if f is not None]
-        # one index for several sources would have to become several
-        if len(selections) == len(found) and len({(source, axis) for _, source, axis in selections}) == 1:
-            orders[name] = known[name].detach().cpu().long()
-            for selection in selections:
-                _rewrite(*selection)
+    for name, nodes in readers.items():
+        found = [s for node in nodes for s in _selections(node)]
+        selections = [s for s in found if s is not None]
+        if not selections or len(selections) < len(found):
+            continue
+        names: dict[tuple[fx.Node, int], str] = {}
+        for selection in selections:
+            place = selection.source, selection.axis
+            if place not in names:
+                others = (f"{name}_{i}" for i in itertools.count(1))
+                names[place] = next(n for n in others if n not in known and n not in orders) if names else name
+            orders[names[place]] = known[name].detach().cpu().long()
+            _rewrite(selection, names[place])
     return replace(captured, orders=orders) if orders.keys() != captured.orders.keys() else captured
 
 
@@ -46,13 +59,24 @@ def _holds_indices(value: Any) -> bool:
     return value.dtype in (torch.int64, torch.int32) and value.numel() > 1 and bool((value >= 0).all())
 
 
-def _selection(node: fx.Node, name: str) -> _Selection | None:
-    """The selection that a node makes by the indices of that name, if it makes one of a computed value."""
-    for source, axis, index in _parts(node):
+_COPIES = ("detach", "clone", "contiguous", "long", "int", "to")
+"""Methods that leave indices what they are."""
+
+
+def _selections(index: fx.Node) -> Iterator[_Selection | None]:
+    """What is done with indices: selections of computed values, and None for everything else."""
+    for user in index.users:
+        if user.op == "call_method" and user.target in _COPIES and user.all_input_nodes[0] is index:
+            yield from _selections(user)
+        elif not isinstance(user.meta.get("value"), torch.device | torch.dtype):
+            yield _selection(user, index)
+
+
+def _selection(node: fx.Node, index: fx.Node) -> _Selection | None:
+    for source, axis, given in _parts(node):
         value = source.meta["value"] if isinstance(source, fx.Node) else None
-        named = isinstance(index, fx.Node) and index.op == "get_attr" and index.target == name
-        if named and isinstance(value, torch.Tensor) and source.op != "get_attr" and source is not index:
-            return node, source, axis % value.dim()
+        if given is index and isinstance(value, torch.Tensor) and source.op != "get_attr" and source is not index:
+            return _Selection(node, source, axis % value.dim(), index)
     return None
 
 
@@ -70,10 +94,12 @@ def _parts(node: fx.Node) -> Iterator[tuple[Any, int, Any]]:
             yield node.args[0], -1 - rest if Ellipsis in entries[:at] else at, index
 
 
-def _rewrite(node: fx.Node, source: fx.Node, axis: int) -> None:
-    index = next(i for i in node.all_input_nodes if i is not source)
-    with node.graph.inserting_before(node):
-        select = node.graph.call_function(torch.index_select, (source, axis, index))
-    select.meta = dict(node.meta)
-    node.replace_all_uses_with(select)
-    node.graph.erase_node(node)
+def _rewrite(selection: _Selection, name: str) -> None:
+    node, index = selection.node, selection.index
+    if index.op != "get_attr" or index.target != name:
+        with node.graph.inserting_before(node):
+            index = node.graph.create_node("get_attr", name)
+        index.meta["value"] = selection.index.meta["value"]
+    # the node itself may be what another one selects from
+    node.op, node.target, node.kwargs = "call_function", torch.index_select, {}
+    node.args = (selection.source, selection.axis, index)

@@ -15,6 +15,18 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
 
+def _is_closed(gate: torch.Tensor) -> torch.Tensor:
+    """Where a gate is closed: while derivatives are taken it is not zero there, but below the resolution of numbers."""
+    return gate < torch.finfo(gate.dtype).eps
+
+
+def _is_small(value: torch.Tensor) -> torch.Tensor:
+    """Where a value may be what a closed gate, or its square, has left."""
+    if not (value.is_floating_point() or value.is_complex()):
+        return value == 0
+    return value.abs() < torch.finfo(value.dtype).eps ** 0.5
+
+
 def _open(gate: torch.Tensor) -> torch.Tensor:
     """How many entries are live, at least one: nothing is divided by zero."""
     count = gate.sum()
@@ -51,7 +63,7 @@ def gated_var(
 
 def gated_amax(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
     """`torch.amax` over what a gate, broadcastable to the input, leaves open."""
-    result = torch.where(gate > 0, input * gate, -torch.inf).amax(*args, **options)
+    result = torch.where(_is_closed(gate), -torch.inf, input * gate).amax(*args, **options)
     return torch.where(result > -torch.inf, result, 0.0)
 
 
@@ -103,10 +115,10 @@ def spared(function: Callable[..., Any]) -> Callable[..., Any]:
         with torch.no_grad():
             plain = function(*args, **options)
             given = [x for x in (*args, *options.values()) if isinstance(x, torch.Tensor)]
-            sound = plain.isfinite()
+            bad = ~plain.isfinite()
             for tensor in given:
-                sound = sound & (tensor != 0)
-            bad = (gate == 0) & ~sound
+                bad = bad | _is_small(tensor)
+            bad = bad & _is_closed(gate)
         args, options = tree_map(
             lambda x: torch.where(bad, torch.ones_like(x), x) if isinstance(x, torch.Tensor) else x, (args, options)
         )
@@ -122,7 +134,7 @@ def spared_windows(function: Callable[..., torch.Tensor]) -> Callable[..., torch
     """The same for a function that works on every channel apart: ones enter in place of zeros."""
 
     def call(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
-        bad = (gate == 0) & (input.detach() == 0)
+        bad = _is_closed(gate) & _is_small(input.detach())
         return function(torch.where(bad, torch.ones_like(input), input), *args, **options) * gate
 
     call.__name__ = call.__qualname__ = f"spared_{function.__name__}"
@@ -165,6 +177,16 @@ def gated_rms_norm(
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     result = input * ((input * input).sum(axes, keepdim=True) / _open(gate) + eps).rsqrt()
     return result if weight is None else result * weight
+
+
+def gated_local_response_norm(input: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`F.local_response_norm` over neighbours among the channels that a gate, broadcastable to the input, leaves open.
+
+    Closed ones come last, where they are zeros as beyond the last channel.
+    """
+    order = _is_closed(gate.detach().reshape(-1)).int().argsort(stable=True)
+    result = F.local_response_norm((input * gate).index_select(1, order), *args, **options)
+    return result.index_select(1, order.argsort())
 
 
 def gated_group_norm(

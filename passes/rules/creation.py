@@ -29,7 +29,11 @@ def _of_sizes(flow: Flow, node: fx.Node, sizes: Any) -> torch.Tensor:
     found = {axis: units for axis, size in enumerate(sizes) if (units := units_of_size(flow, size)) is not None}
     first = min(found, default=None)
     if first is None:
-        return frozen((1,) * dims)
+        # all entries are alike: what meets them tells whether they are units
+        written = [a for a, size in enumerate(sizes) if isinstance(size, int) and size > 1]
+        if len(written) != 1 or len(sizes) != dims:
+            return frozen((1,) * dims)
+        return along(flow.fresh(sizes[written[0]], str(node.meta.get("path")), producer=False), written[0], dims)
     for axis in found.keys() - {first}:
         flow.freeze(found[axis], node, "a new value with units along two axes")
     return along(found[first], first, dims)
@@ -77,7 +81,7 @@ class Creation(_New):
     """Values of some sizes."""
 
 
-@rule("new_tensor")
+@rule("new_tensor", torch.randint, torch.randperm, torch.normal)
 class NewTensor(Rule):
     """Values of their own."""
 

@@ -128,18 +128,19 @@ def _by_axis(entries: Any, dims: int) -> list[tuple[int, Any]]:
 
 
 def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels:
-    """Slices of a table, by a tensor of numbers along one axis; what else is looked up is frozen."""
+    """Slices of a value, by tensors of numbers along neighbouring axes; what else is looked up is frozen."""
     labels = flow.of(source)
-    *before, index = entries
-    whole = all(isinstance(e, slice) and e == slice(None) for e in before)
-    if whole and _is_tensor(index) and index.meta["value"].dtype != torch.bool and labels.dim() > 1:
-        axis = len(before)
-        first = labels.narrow(axis, 0, 1)
+    looked_up = [a for a, e in enumerate(entries) if _is_tensor(e) and e.meta["value"].dtype != torch.bool]
+    whole = all(a in looked_up or (isinstance(e, slice) and e == slice(None)) for a, e in enumerate(entries))
+    if whole and looked_up == list(range(looked_up[0], looked_up[-1] + 1)) and labels.dim() > len(looked_up):
+        first = labels
+        for axis in looked_up:
+            first = first.narrow(axis, 0, 1)
         flow.unite(labels, first)
         if first.numel() == 1:
-            flow.freeze(first, node, "units along an axis that is looked up")
-        inner = (1,) * index.meta["value"].dim()
-        return first.reshape(*first.shape[:axis], *inner, *first.shape[axis + 1 :])
+            flow.freeze(labels, node, "units along an axis that is looked up")
+        inner = (1,) * (node.meta["value"].dim() - labels.dim() + len(looked_up))
+        return first.reshape(*first.shape[: looked_up[0]], *inner, *first.shape[looked_up[-1] + 1 :])
     flow.freeze(labels, node, "lookup by values")
     return frozen((1,) * node.meta["value"].dim())
 

@@ -294,7 +294,42 @@ class Unbind(Movement):
         return tuple(compress(x) for x in labels.unbind(axis))
 
 
-@rule(torch.stack, "repeat", torch.tile, "tile", torch.repeat_interleave, "repeat_interleave")
+@rule("repeat", torch.tile, "tile")
+class Repeat(Movement):
+    """Copies along axes; as often as another value has units, where there was one."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source, value = node.all_input_nodes[0], node.meta["value"]
+        counts = self.counts(node)
+        if flow.of(source).numel() == 1:
+            new = value.dim() - source.meta["value"].dim()
+            single = [a for a, c in enumerate(counts) if a < new or source.meta["value"].shape[a - new] == 1]
+            found = [(a, units) for a in single if (units := units_of_size(flow, counts[a])) is not None]
+            if len(found) == 1 and len(counts) == value.dim():
+                return along(found[0][1], found[0][0], value.dim())
+        return move(node, flow.values, flow.root)
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        counts = self.counts(node)
+        free = [len(counts) == len(moved.shape) and units for units in moved.has_units]
+        left = tuple(c if free[a] or not isinstance(c, fx.Node) else self.kept(c, moved) for a, c in enumerate(counts))
+        return Replacement((node.args[0], left), {}) if left != tuple(counts) else None
+
+    @staticmethod
+    def kept(count: fx.Node, moved: Moved) -> Any:
+        """A count that is made of the size of an axis with units keeps its number."""
+        number = count.meta["value"]
+        return count if moved.number(count) == number else number
+
+    @staticmethod
+    def counts(node: fx.Node) -> Any:
+        """How many copies along each axis."""
+        given = node.kwargs.get("repeats", node.kwargs.get("dims"))
+        given = given if given is not None else node.args[1] if len(node.args) == 2 else node.args[1:]
+        return given if isinstance(given, tuple | list) else (given,)
+
+
+@rule(torch.stack, torch.repeat_interleave, "repeat_interleave")
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
 

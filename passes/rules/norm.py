@@ -15,7 +15,12 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import frozen
-from fxcat.passes.rules.counting import gated_group_norm, gated_layer_norm, gated_rms_norm
+from fxcat.passes.rules.counting import (
+    gated_group_norm,
+    gated_layer_norm,
+    gated_local_response_norm,
+    gated_rms_norm,
+)
 from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -272,3 +277,23 @@ class GroupNormFunction(_Groups):
         units = _groups_are_units(groups, channels // groups)
         given["num_groups"] = moved.shape[1] * groups // channels if units else groups
         return Replacement((given.pop("input"),), given)
+
+
+@rule(F.local_response_norm)
+class LocalResponseNorm(Rule):
+    """Channels are divided by what those beside them hold: the live ones."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        source = node.all_input_nodes[0]
+        labels = flow.of(source)
+        if labels.numel() == labels.shape[1]:
+            return labels
+        first = labels.narrow(1, 0, 1)
+        flow.unite(labels, first)
+        return first
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        labels = flow.of(node)
+        return Counting(gated_local_response_norm, labels) if labels.shape[1] > 1 else None
