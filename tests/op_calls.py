@@ -321,7 +321,11 @@ SPECIAL: dict[Any, tuple[Call, ...]] = {
         Call("NCHW", (X,), {"condition": Slot("mask", LAYOUTS["NCHW"]), "other": Y}),
     ),
     "type": tuple(Call("NCHW", (X, dtype), {}) for dtype in (torch.float64, torch.float32)),
-    "to": (Call("NCHW", (X, torch.float64), {}), Call("NCHW", (X,), {"dtype": torch.float32}), Call("NC", (X, "cpu"), {})),
+    "to": (
+        Call("NCHW", (X, torch.float64), {}),
+        Call("NCHW", (X,), {"dtype": torch.float32}),
+        Call("NC", (X, "cpu"), {}),
+    ),
     "norm": (Call("NCHW", (X,), {"dim": 1, "p": 2, "keepdim": True}), Call("NCL", (X, 2, -1), {})),
 }
 """Calls that no signature tells."""
@@ -359,9 +363,9 @@ def constant(slot: Slot) -> torch.Tensor:
 
 
 def _runs(kind: str, key: Any, call: Call) -> bool:
-    """Whether the op takes these arguments, for two batch sizes, and gives numbers."""
+    """Whether the op takes these arguments for several batch sizes, gives numbers, and leaves examples apart."""
     shapes: list[list[torch.Size]] = []
-    for batch in (2, 3):
+    for batch in (1, 2, 3):
         generator = torch.Generator().manual_seed(0)
 
         def tensors(slot: Slot, batch: int = batch, generator: torch.Generator = generator) -> torch.Tensor:
@@ -387,7 +391,11 @@ def _runs(kind: str, key: Any, call: Call) -> bool:
         if not found or not all(bool(r.double().isfinite().all()) and r.numel() for r in found):
             return False
         shapes.append([r.shape for r in found])
-    return len(shapes[0]) == len(shapes[1])
+    one, two, three = shapes
+    return len(one) == len(two) == len(three) and all(
+        a == b == c or (a[1:] == b[1:] == c[1:] and (a[0], b[0], c[0]) == (1, 2, 3))
+        for a, b, c in zip(one, two, three, strict=True)
+    )
 
 
 def results(value: Any) -> Iterator[torch.Tensor]:
@@ -434,12 +442,18 @@ def _calls(parameters: tuple[Parameter, ...], layout: str, kind: str) -> Iterato
         yield forms(len(required), option)
 
 
+NEED_SPACE = (nn.GroupNorm, F.group_norm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, F.instance_norm)
+"""PyTorch refuses statistics over one number, of which removal may leave no more where there is no spatial axis."""
+
+
 def calls(kind: str, key: Any, most: int = 16) -> list[Call]:
     """Ways to call an op that run: all forms in the first layout that takes them, and the plain one in every layout."""
     found: dict[str, Call] = {str(c): c for c in SPECIAL.get(key, ()) if _runs(kind, key, c)}
     seen: set[tuple[Any, ...]] = set()
     for parameters in signatures(kind, key):
         for layout in ("NCHW", "NCL", "NLC", "NC", "NCDHW"):
+            if layout == "NC" and key in NEED_SPACE:
+                continue
             for number, form in enumerate(_calls(parameters, layout, kind)):
                 names = (number, *(p.name for p in parameters))
                 if number and names in seen:
@@ -485,7 +499,7 @@ class Branch(nn.Module):
         with torch.no_grad():
             results = self.double()._results(torch.randn(2, 3, 4, 4, dtype=torch.float64))
             more = self._results(torch.randn(3, 3, 4, 4, dtype=torch.float64))
-        self.whole = [r.dim() > 1 and r.shape[0] == 2 and m.shape[0] == 3 for r, m in zip(results, more, strict=True)]
+        self.whole = [r.dim() > 1 and r.shape != m.shape for r, m in zip(results, more, strict=True)]
         self.after = nn.ModuleList(
             nn.Linear(r[0].numel(), 3) if whole else nn.Identity() for r, whole in zip(results, self.whole, strict=True)
         )

@@ -76,7 +76,10 @@ class Writer:
     def norm(self, width: int, number: int) -> str:
         groups = next(g for g in (3, 2, 1) if width % g == 0)
         kinds = (f"nn.BatchNorm{self.dims}d({width})", f"nn.GroupNorm({groups}, {width})", f"nn.GroupNorm(1, {width})")
-        more = (f"nn.InstanceNorm{self.dims}d({width}, affine=True)", f"nn.BatchNorm{self.dims}d({width}, affine=False)")
+        more = (
+            f"nn.InstanceNorm{self.dims}d({width}, affine=True)",
+            f"nn.BatchNorm{self.dims}d({width}, affine=False)",
+        )
         return self.layer((kinds + more)[number % 5])
 
     def line(self, text: str) -> None:
@@ -106,7 +109,13 @@ StepWriter = Callable[[Writer, tuple[str, int], tuple[str, int], int], None]
 
 def conv(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
     kernel, leaving = 1 + 2 * (n % 2), 4 + n % 5
-    more = ", bias=False" if n % 3 == 0 else ", padding_mode='reflect'" if n % 7 == 1 and kernel == 3 and w.dims < 3 else ""
+    more = (
+        ", bias=False"
+        if n % 3 == 0
+        else ", padding_mode='reflect'"
+        if n % 7 == 1 and kernel == 3 and w.dims < 3
+        else ""
+    )
     w.new(f"{w.conv(x[1], leaving, kernel, more)}({x[0]})", leaving)
 
 
@@ -147,7 +156,15 @@ def residual(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
 def inplace(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
     w.line(f"h = {w.conv(x[1], x[1], 3)}({x[0]})")
     part = ("h[..., 0]", "h[:, :, 0]", "h[:, :2]", "h[:, 1:]", "h[:, 0]", "h[:1]", "h")[n % 7]
-    change = ("{0} += 1", "{0}.add_(1)", "{0} *= 2", "{0}.mul_(0.5)", "{0}.clamp_(min=0)", "{0}.sigmoid_()", "{0}[:] = 0.5")
+    change = (
+        "{0} += 1",
+        "{0}.add_(1)",
+        "{0} *= 2",
+        "{0}.mul_(0.5)",
+        "{0}.clamp_(min=0)",
+        "{0}.sigmoid_()",
+        "{0}[:] = 0.5",
+    )
     w.line(change[n // 7 % 7].format(part))
     w.new("h" if n % 2 else f"{x[0]} + h", x[1])
 
@@ -215,7 +232,8 @@ def excite(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
         w.line(f"s = F.adaptive_avg_pool{w.dims}d({x[0]}, 1)")
         w.line(f"s = torch.sigmoid({w.conv(4, x[1])}(F.relu({w.conv(x[1], 4)}(s))))")
     else:
-        w.line(f"s = {w.conv(2, 1, 3)}(torch.cat([{x[0]}.mean(1, keepdim=True), {x[0]}.amax(1, keepdim=True)], 1)).sigmoid()")
+        w.line(f"s = torch.cat([{x[0]}.mean(1, keepdim=True), {x[0]}.amax(1, keepdim=True)], 1)")
+        w.line(f"s = {w.conv(2, 1, 3)}(s).sigmoid()")
     w.new(f"{x[0]} * s" if n % 2 else f"{x[0]} * s.expand_as({x[0]})", x[1])
 
 
@@ -230,15 +248,20 @@ def attention(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None
     tokens(w, x)
     token = n % 5 == 4 and style != 5
     if token:
-        w.line(f"t = torch.cat([{w.layer(f'nn.Parameter(torch.randn(1, 1, {x[1]}))')}.expand(t.shape[0], -1, -1), t], 1)")
+        w.line(
+            f"t = torch.cat([{w.layer(f'nn.Parameter(torch.randn(1, 1, {x[1]}))')}.expand(t.shape[0], -1, -1), t], 1)"
+        )
     w.line(f"u = {w.layer(f'nn.LayerNorm({x[1]})')}(t)")
     linear: Callable[[int, int], str] = lambda a, b: w.layer(f"nn.Linear({a}, {b})")  # noqa: E731
     if style == 0:
         w.line(f"u = {linear(x[1], inner)}(u)")
-        w.line(f"o = {w.layer(f'nn.MultiheadAttention({inner}, {heads}, batch_first=True)')}(u, u, u, need_weights=False)[0]")
+        packed = w.layer(f"nn.MultiheadAttention({inner}, {heads}, batch_first=True)")
+        w.line(f"o = {packed}(u, u, u, need_weights=False)[0]")
     elif style == 1:
         w.line("b, l, _ = u.shape")
-        w.line(f"q, k, v = {linear(x[1], 3 * inner)}(u).reshape(b, l, 3, {heads}, {size}).permute(2, 0, 3, 1, 4).unbind(0)")
+        w.line(
+            f"q, k, v = {linear(x[1], 3 * inner)}(u).reshape(b, l, 3, {heads}, {size}).permute(2, 0, 3, 1, 4).unbind(0)"
+        )
         w.line("o = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, l, -1)")
     elif style == 2:
         for letter in "qkv":
@@ -254,7 +277,8 @@ def attention(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None
     elif style == 4:
         w.line(f"c = {w.like(y, x[1])}.flatten(2).transpose(1, 2)")
         w.line(f"q = {linear(x[1], inner)}(u).unflatten(2, ({heads}, -1)).transpose(1, 2)")
-        w.line(f"k, v = {linear(x[1], 2 * inner)}(c).reshape(c.size(0), c.size(1), 2, {heads}, {size}).permute(2, 0, 3, 1, 4)")
+        w.line(f"c = {linear(x[1], 2 * inner)}(c).reshape(c.size(0), c.size(1), 2, {heads}, {size})")
+        w.line("k, v = c.permute(2, 0, 3, 1, 4)")
         w.line("o = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)")
     else:
         for letter in "qkv":
@@ -295,7 +319,14 @@ def cat(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
 
 def add(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
     other = w.like(y, x[1])
-    ways = ("{0} + {1}", "{0} * {1}", "{0} - {1}", "torch.maximum({0}, {1})", "torch.lerp({0}, {1}, 0.3)", "{0} * {1}.sigmoid()")
+    ways = (
+        "{0} + {1}",
+        "{0} * {1}",
+        "{0} - {1}",
+        "torch.maximum({0}, {1})",
+        "torch.lerp({0}, {1}, 0.3)",
+        "{0} * {1}.sigmoid()",
+    )
     w.new(ways[n % 6].format(x[0], other), x[1])
 
 
@@ -304,7 +335,13 @@ def stacked(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
     a, b = f"{w.conv(x[1], 5)}({x[0]})", f"{w.conv(y[1], 5, 3)}({y[0]})"
     w.line(f"s = torch.stack([{a}, {b}], {1 + n % 2})")
     axis = 1 + n % 2
-    ways = (f"s.sum({axis})", f"s.mean({axis})", f"s.amax({axis})", f"(s * s.softmax({axis})).sum({axis})", f"s.flatten(1, 2)")
+    ways = (
+        f"s.sum({axis})",
+        f"s.mean({axis})",
+        f"s.amax({axis})",
+        f"(s * s.softmax({axis})).sum({axis})",
+        "s.flatten(1, 2)",
+    )
     way = n // 2 % 5
     w.new(ways[way], 10 if way == 4 else 5)
 
@@ -377,7 +414,9 @@ def weights(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
     """Functions with parameters of one's own."""
     ones = ", 1" * w.dims
     weight = w.layer(f"nn.Parameter(torch.randn(5, {x[1]}{ones}))")
-    use = (weight, f"{weight} * 0.5", f"F.normalize({weight}, dim=1)", f"{weight} - {weight}.mean(1, keepdim=True)")[n % 4]
+    use = (weight, f"{weight} * 0.5", f"F.normalize({weight}, dim=1)", f"{weight} - {weight}.mean(1, keepdim=True)")[
+        n % 4
+    ]
     w.new(f"F.conv{w.dims}d({x[0]}, {use})", 5)
 
 
@@ -397,7 +436,9 @@ def draw(seed: int) -> Program:
         Step(r.choice(list(STEPS)), -r.choice((1, 1, 1, 2, 3)), r.randrange(20), r.randrange(420))
         for _ in range(r.randint(1, 8))
     )
-    return Program(steps, r.choice((2, 2, 2, 1, 3)), r.choice((1, 1, 1, 2)), r.choice(("tensor", "tensor", "pair", "dict")))
+    return Program(
+        steps, r.choice((2, 2, 2, 1, 3)), r.choice((1, 1, 1, 2)), r.choice(("tensor", "tensor", "pair", "dict"))
+    )
 
 
 def source(program: Program) -> str:
@@ -517,7 +558,8 @@ def shrunk(program: Program, fails: Callable[[Program], bool]) -> Program:
                 break
     for other in (replace(program, result="tensor"), replace(program, inputs=1), replace(program, dims=2)):
         merged = replace(
-            program, **{k: getattr(other, k) for k in ("result", "inputs", "dims") if getattr(other, k) in ("tensor", 1, 2)}
+            program,
+            **{k: getattr(other, k) for k in ("result", "inputs", "dims") if getattr(other, k) in ("tensor", 1, 2)},
         )
         for candidate in (merged, other):
             if candidate != program and fails(candidate):

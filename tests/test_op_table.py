@@ -7,7 +7,6 @@ import torch
 from exactness import Report, check, randomise
 from op_calls import Branches, Call, calls, keys, name_of
 
-
 UNTRIED = {
     "nn.sparse.Embedding": "takes indices, no features: test_user_nets",
     "torchvision.ops.roi_align.RoIAlign": "takes boxes of a batch: test_regions",

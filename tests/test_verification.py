@@ -185,7 +185,6 @@ def test_large_networks_are_checked_on_demand(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_differences_say_where(found: Any, expected: Any, text: str) -> None:
-    import re
 
     assert re.search(text, difference(found, expected).text)
     assert difference(expected, expected).size == 0
