@@ -16,6 +16,9 @@ UNTRIED = {
     "fxcat.passes.rules.boundary.region_output": "no op: the border of a region",
     "torch.empty_like": "gives whatever lies in memory",
     "Tensor.new_empty": "gives whatever lies in memory",
+    **{f"torch.{name}": "takes no tensor" for name in ("rand", "randn", "zeros", "ones", "empty", "full")},
+    **{f"torch.{name}_like": "draws other numbers for a smaller value" for name in ("rand", "randn")},
+    "torch.bernoulli": "draws other numbers for a smaller value",
     "Tensor.new_tensor": "copies a tensor as a constant: warns, and is used on numbers",
 }
 """Keys that cannot be called here, and why."""
