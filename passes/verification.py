@@ -8,11 +8,12 @@ rounded differently (a detector with two boxes of the same score), nothing can b
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -26,6 +27,9 @@ from fxcat.randomness import random_states, set_random_states
 
 CHEAP = 400_000_000
 """MACs of a forward pass that takes some hundredths of a second: so long as a capture."""
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments by position and by name."""
 
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 _REMEDY = "ignore= the module at fault, and report it; verify=False skips this check"
@@ -46,7 +50,7 @@ def verify_open(net: GatedModule, model: nn.Module, example_inputs: Any) -> tupl
     Returns the modes in which the model itself runs on the example. Raises `CaptureError` where the network does not
     run, or gives or leaves behind (running statistics) something else.
     """
-    args = _prepared(example_inputs, net)
+    call = _prepared(example_inputs, model)
     name = type(model).__name__
     checked: list[str] = []
     with _undisturbed():
@@ -54,11 +58,11 @@ def verify_open(net: GatedModule, model: nn.Module, example_inputs: Any) -> tupl
         for mode in ("eval", "train"):
             training = mode == "train"
             try:
-                wanted = expected(args, training)
+                wanted = expected(call, training)
             except Exception:
                 continue  # it takes other inputs in this mode, or other values
             try:
-                given = found(args, training)
+                given = found(call, training)
             except Exception as error:
                 what = f"with all gates open it does not run in {mode}(): {type(error).__name__}: {error}"
                 raise CaptureError(what, where=name, remedy=_REMEDY) from error
@@ -69,8 +73,8 @@ def verify_open(net: GatedModule, model: nn.Module, example_inputs: Any) -> tupl
                 difference({key: own[key] for key in left}, left, "state"),
                 key=lambda d: d.size,
             )
-            if worst.size > _tolerance(model) and not _is_rounding(worst, wanted, expected, args, training):
-                place = _first_place(found, expected, args, training)
+            if worst.size > _tolerance(model) and not _is_rounding(worst, wanted, expected, call, training):
+                place = _first_place(found, expected, call, training)
                 what = f"with all gates open it computes something else in {mode}(): {worst.text}"
                 raise CaptureError(what, where=f"{name}, first in {place}" if place else name, remedy=_REMEDY)
             checked.append(mode)
@@ -84,18 +88,18 @@ def verify(found: nn.Module, expected: nn.Module, inputs: Any) -> float:
     a tensor, or a tuple with the arguments of `forward`. The difference is relative to max(1, max |expected|); up to
     1e-10 in double and 1e-4 in single precision it is none, nor where rounding explains it. Neither network changes.
     """
-    args = _prepared(inputs, expected)
+    call = _prepared(inputs, expected)
     names = type(found).__name__, type(expected).__name__
     with _undisturbed():
         reference = Runner(expected)
-        wanted = reference(args, False)
+        wanted = reference(call, False)
         try:
-            given = Runner(found)(args, False)
+            given = Runner(found)(call, False)
         except Exception as error:
             what = f"{names[0]} does not run where {names[1]} does: {type(error).__name__}: {error}"
             raise VerificationError(what, remedy="report it with the model and the gates") from error
         worst = difference(given, wanted)
-        if worst.size > _tolerance(expected) and not _is_rounding(worst, wanted, reference, args, False):
+        if worst.size > _tolerance(expected) and not _is_rounding(worst, wanted, reference, call, False):
             what = f"{names[0]} computes something else than {names[1]}: {worst.text}"
             raise VerificationError(what, where=worst.where, remedy="report it with the model and the gates")
     return worst.size
@@ -113,7 +117,7 @@ class Runner:
             module = module.network
         self.module = private_copy(module)
 
-    def __call__(self, args: tuple[Any, ...], training: bool) -> Any:
+    def __call__(self, call: Call, training: bool) -> Any:
         """What it gives; every time with the same random numbers."""
         set_random_states(self._states)
         self.module.train(training)
@@ -121,13 +125,14 @@ class Runner:
             samples = self.module.get_submodule(SAMPLES)
             assert isinstance(samples, GateSamples)
             samples.fill(self._gates)
-        return self.module(*map_leaves(args, lambda a: a.clone() if isinstance(a, torch.Tensor) else a))
+        args, kwargs = map_leaves(call, lambda a: a.clone() if isinstance(a, torch.Tensor) else a)
+        return self.module(*args, **kwargs)
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Its running statistics and what else it remembers."""
         return dict(self.module.named_buffers())
 
-    def observed(self, args: tuple[Any, ...], training: bool) -> dict[str, torch.Tensor]:
+    def observed(self, call: Call, training: bool) -> dict[str, torch.Tensor]:
         """The first result of every layer, in the order of their calls."""
         seen: dict[str, torch.Tensor] = {}
 
@@ -136,10 +141,10 @@ class Runner:
                 seen.setdefault(path, result.detach().clone())
 
         with _hooked(self.module, note):
-            self(args, training)
+            self(call, training)
         return seen
 
-    def rounded(self, args: tuple[Any, ...], training: bool, seed: int) -> Any:
+    def rounded(self, call: Call, training: bool, seed: int) -> Any:
         """What it gives when every layer's result is rounded differently."""
         generator = torch.Generator().manual_seed(seed)
 
@@ -150,7 +155,7 @@ class Runner:
             return result * (1 + 4 * torch.finfo(result.dtype).eps * noise)
 
         with _hooked(self.module, jitter):
-            return self(args, training)
+            return self(call, training)
 
 
 def difference(found: Any, expected: Any, name: str = "result") -> Difference:
@@ -201,17 +206,17 @@ def _tensors(value: Any, path: str, depth: int = 6) -> Iterator[tuple[str, torch
             yield from _tensors(getattr(value, field.name), f"{path}.{field.name}", depth - 1)
 
 
-def _is_rounding(found: Difference, wanted: Any, expected: Runner, args: tuple[Any, ...], training: bool) -> bool:
+def _is_rounding(found: Difference, wanted: Any, expected: Runner, call: Call, training: bool) -> bool:
     """Whether a network that is rounded differently is about as far from itself, or gives something else each time."""
-    jumps = [difference(expected(args, training), wanted).size]
-    jumps += [difference(expected.rounded(args, training, seed), wanted).size for seed in range(2)]
+    jumps = [difference(expected(call, training), wanted).size]
+    jumps += [difference(expected.rounded(call, training, seed), wanted).size for seed in range(2)]
     return found.size <= 10 * max(jumps)
 
 
-def _first_place(found: Runner, expected: Runner, args: tuple[Any, ...], training: bool) -> str:
+def _first_place(found: Runner, expected: Runner, call: Call, training: bool) -> str:
     """The first layer that gives something else; empty if there is none, or its results cannot be had."""
     try:
-        wanted, given = expected.observed(args, training), found.observed(args, training)
+        wanted, given = expected.observed(call, training), found.observed(call, training)
     except Exception:
         return ""
     tolerance = _tolerance(expected.module)
@@ -223,8 +228,9 @@ def _tolerance(module: nn.Module) -> float:
     return max(_TOLERANCES.get(dtype, 8 * torch.finfo(dtype).eps) for dtype in dtypes)
 
 
-def _prepared(inputs: Any, module: nn.Module) -> tuple[Any, ...]:
+def _prepared(inputs: Any, module: nn.Module) -> Call:
     """The arguments of a call, on the network's device; random values for those that only have a shape."""
+    module = module.network if isinstance(module, GatedModule) else module
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
 
     def on_device(leaf: Any) -> Any:
@@ -237,7 +243,11 @@ def _prepared(inputs: Any, module: nn.Module) -> tuple[Any, ...]:
             return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(device)
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
 
-    return map_leaves(inputs if isinstance(inputs, tuple) else (inputs,), on_device)
+    if isinstance(inputs, dict) and inputs.keys() <= inspect.signature(module.forward).parameters.keys():
+        call = (), inputs
+    else:
+        call = inputs if isinstance(inputs, tuple) else (inputs,), {}
+    return map_leaves(call, on_device)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def test_finalize_tells_what_differs() -> None:
     net = fxcat.prepare(network(nn.ReLU()), IMAGE, verbose=False)
     random_gates(net, 0)
     small = fxcat.finalize(net, verify=IMAGE)
-    assert fxcat.verify(small, net, IMAGE) <= 1e-6
+    assert fxcat.verify(small, net, IMAGE) == fxcat.verify(small, net, {"input": IMAGE}) <= 1e-6
     with torch.no_grad():
         small.get_submodule("4").weight.mul_(1.01)  # pyright: ignore
     with pytest.raises(fxcat.VerificationError, match="result is off by"):
