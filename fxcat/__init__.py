@@ -14,6 +14,7 @@ from fxcat.errors import (
     StorageError,
     TargetError,
     TrainingError,
+    VerificationError,
 )
 from fxcat.exporters.onnx_export import ExportReport, export_onnx
 from fxcat.fit import fit
@@ -24,6 +25,7 @@ from fxcat.limits import Limits
 from fxcat.loading import load
 from fxcat.one_shot import one_shot, warm_start
 from fxcat.passes.bypasses import Bypass, Bypasses
+from fxcat.passes.verification import verify
 from fxcat.records import Cost, Pressure, Target
 from fxcat.storage import save
 from fxcat.structure_plot import plot_structure
@@ -50,6 +52,7 @@ __all__ = [
     "Target",
     "TargetError",
     "TrainingError",
+    "VerificationError",
     "__version__",
     "add_bypasses",
     "distillation_loss",
@@ -63,5 +66,6 @@ __all__ = [
     "plot_structure",
     "prepare",
     "save",
+    "verify",
     "warm_start",
 ]

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
 from fxcat.gated import GatedModule, Policy
 from fxcat.limits import GateLimits, Limits
+from fxcat.passes import verification
 from fxcat.passes.analysis import Options
 from fxcat.passes.bypasses import Bypasses, place_bypasses
 from fxcat.passes.bypassing import with_bypasses
@@ -21,6 +22,7 @@ from fxcat.passes.capture import Captured, capture
 from fxcat.passes.compile import build
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.example import example_candidates
+from fxcat.passes.nested import leaves
 from fxcat.report import prepared
 
 A = TypeVar("A")
@@ -38,6 +40,7 @@ def prepare(
     round_to: int = 1,
     limits: Mapping[str, Limits] | None = None,
     gate_inputs: bool = False,
+    verify: bool | None = None,
     verbose: bool = True,
 ) -> GatedModule:
     """Capture a model, find what can be removed from it, and insert gates. The model itself is not touched.
@@ -51,7 +54,9 @@ def prepare(
     `limits`: how far groups and sections may shrink, by patterns (`fnmatch`) of their names in `summary()`, for example
     `{"*": Limits(keep=True), "layer4.*": Limits(least=8)}`; what a later pattern sets overrides earlier ones.
     `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
-    those that are left. `verbose`: print what was found and what is left alone, and why.
+    those that are left. `verify`: run the model and the network on the example, in `eval()` and in `train()`, and raise
+    `CaptureError` if with all gates open they do not compute the same; by default where that is cheap (up to 0.4 G MACs
+    in a forward pass). `verbose`: print what was found and what is left alone, and why.
 
     Raises `InputError`, `CaptureError` (module path, source line, reason) and `NothingToPruneError`.
     """
@@ -73,7 +78,9 @@ def prepare(
         raise InputError(f"round_to={round_to!r} is no width", remedy="give a whole number of channels, for example 8")
     limits = {"*": Limits(multiple_of=round_to), **(limits or {})} if round_to > 1 else limits or {}
     _check_ignored(model, ignore)
-    net = _build(model, example_inputs, Options(units, sections, tuple(ignore), gate_inputs))
+    net, example = _build(model, example_inputs, Options(units, sections, tuple(ignore), gate_inputs))
+    if verify or (verify is None and net.structure.cost.macs * _examples(example) <= verification.CHEAP):
+        verification.verify_open(net, model, example)
     net.policy = policy
     net.limits = GateLimits.resolved(limits, net.structure.groups, net.structure.sections)
     if verbose:
@@ -99,13 +106,20 @@ def _check_modules(model: nn.Module) -> None:
             raise InputError("its weights have no shape yet", where=where, remedy="call the model once")
 
 
-def _build(model: nn.Module, example_inputs: Any, options: Options) -> GatedModule:
-    if example_inputs is not None:
-        return build(model, example_inputs, options)
+def _examples(inputs: Any) -> int:
+    """Examples in the example inputs, of which costs are told for one."""
+    tensors = [x for x in leaves(inputs) if isinstance(x, torch.Tensor) and x.dim() > 1]
+    return max((len(x) for x in tensors), default=1)
 
-    def attempt(candidate: tuple[bool, Any]) -> GatedModule:
+
+def _build(model: nn.Module, example_inputs: Any, options: Options) -> tuple[GatedModule, Any]:
+    """The network, and the example inputs that it was made with."""
+    if example_inputs is not None:
+        return build(model, example_inputs, options), example_inputs
+
+    def attempt(candidate: tuple[bool, Any]) -> tuple[GatedModule, Any]:
         in_regions, inputs = candidate
-        return build(model, inputs, options, in_regions=in_regions)
+        return build(model, inputs, options, in_regions=in_regions), inputs
 
     return _first_that_fits(attempt, itertools.product((False, True), example_candidates(model)), "prepare")
 
@@ -138,19 +152,24 @@ def _check_ignored(model: nn.Module, ignore: Sequence[str]) -> None:
         )
 
 
-def finalize(net: GatedModule) -> nn.Module:
+def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     """The plain, smaller module: what is closed (θ ≤ ½) is gone, and no gate is left. `net` stays as it is.
 
     The result computes what `net.eval()` computes; it is an instance of the model's own class (with a `forward` of its
     own), on the same device, in the same train or eval mode. Names and `state_dict` keys of what is left are unchanged.
+    `verify`: inputs (a tensor, or a tuple with the arguments of `forward`) on which that is checked; see `verify`.
 
-    Raises `InputError` for anything but a `GatedModule`, and `PlanError` if a group that is needed has no unit left.
+    Raises `InputError` for anything but a `GatedModule`, `PlanError` if a group that is needed has no unit left, and
+    `VerificationError` if the result computes something else than `net.eval()` on the inputs to verify it.
     """
     if not isinstance(net, GatedModule):
         raise InputError(
             f"finalize() got a {type(net).__name__}, not a GatedModule", remedy="pass what fxcat.prepare returned"
         )
-    return net.finalized()
+    small = net.finalized()
+    if verify is not None:
+        verification.verify(small, net, verify)
+    return small
 
 
 def find_bypasses(model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[str] = ()) -> Bypasses:

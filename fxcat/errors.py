@@ -41,6 +41,10 @@ class PlanError(FxcatError):
     """A gate setting that cannot be turned into a network."""
 
 
+class VerificationError(FxcatError):
+    """Two networks that should compute the same do not."""
+
+
 class ExportError(FxcatError):
     """The ONNX export failed or does not compute what the module computes."""
 

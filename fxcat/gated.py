@@ -170,11 +170,15 @@ class GatedModule(nn.Module):
     @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
         self.last_batch = next((len(a) for a in arguments if _is_batch(a)), 1)
+        self.install()
+        return self.gate_vector.draw()
+
+    def install(self) -> None:
+        """Make the graph the network's `forward`, unless it is: compiled when it is first run, since much of it never
+        is, between shrinks or when only the summary is wanted."""
         if not self._is_installed:
-            # compiled when it is first run: much of it never is, between shrinks or when only the summary is wanted
             self.program.install(self.network)
             self._is_installed = True
-        return self.gate_vector.draw()
 
     def _set_required(self) -> None:
         """What is derived from the structure, on the device of the gates."""

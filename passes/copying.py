@@ -56,6 +56,15 @@ def share(model: nn.Module) -> nn.Module:
     return _Copier(torch.Tensor.detach).module(model)
 
 
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy that can be run without a trace: it shares the parameters only."""
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+    return _Copier(own).module(model)
+
+
 def copy_data(copied: list[Copied]) -> None:
     """Copy all at once: one call that does not hold Python's lock, so that it can run beside other work."""
     if copied:

@@ -144,10 +144,12 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
         else:
             given = fx.map_arg((node.args, node.kwargs), enter)
             target = gated.create_node("call_function", gating.function, *given, name=node.name)
+            target.meta = dict(node.meta)
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
         copies[node] = plain[node] = target
         if factor is not None:
             copies[node] = gated.call_function(operator.mul, (target, factor))
+            copies[node].meta["value"] = node.meta["value"]  # which tells its views
     for node in reversed(gated.nodes):
         if node.op == "get_attr" and not node.users:
             gated.erase_node(node)

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, Grid, along, leaves, place, unlabelled
-from fxcat.passes.effects import NO_GRAD, changed_part_of
+from fxcat.passes.effects import NO_GRAD, changed_part_of, is_inplace
 from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
@@ -348,6 +348,8 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
     part = changed_part_of(node)
     if part is not None and (part.op != "get_attr" or node.target is operator.setitem):
         freeze_node(flow, node, "assignment into a part of a value")
+        if not _is_range(node.all_input_nodes[0], part):
+            flow.freeze(flow.values[part], node, "assignment into a part of a value")
     if not any(True for _ in leaves(unlabelled(value))):
         return None
     on_weights = flow.weights.get(node)
@@ -365,6 +367,27 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
     if len(flow.freezes) == known and node.op == "call_module" and any(True for _ in flow.module(node).parameters()):
         flow.freezes.append(Freeze(torch.empty(0, dtype=torch.int32), place(node), reason))  # its own weights stay
     return unlabelled(value)
+
+
+def _is_range(part: fx.Node, whole: fx.Node) -> bool:
+    """Whether a view of a value holds ranges of its axes: it stays a view then, whatever goes of the rest of them.
+
+    One with gaps, or of another shape, may have to be made a copy, which changes nothing of the value.
+    """
+    while part is not whole:
+        index = part.args[1] if part.target is operator.getitem else ()
+        entries = index if isinstance(index, tuple) else (index,)
+        gaps = any(isinstance(entry, slice) and entry.step not in (None, 1) for entry in entries)
+        if gaps or not (part.target in _RANGES or is_inplace(part)):
+            return False
+        part = part.all_input_nodes[0]
+    return True
+
+
+_RANGES = (
+    *(operator.getitem, torch.narrow, "narrow", "select", torch.permute, "permute", torch.transpose, "transpose"),
+    *(torch.unsqueeze, "unsqueeze", torch.squeeze, "squeeze"),
+)
 
 
 def freeze_node(flow: Flow, node: fx.Node, reason: str) -> None:

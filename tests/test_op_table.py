@@ -1,0 +1,51 @@
+"""Every key of the rule table in every form that can be found: between two layers removed exactly, or kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from exactness import Report, check, randomise
+from op_calls import Branches, Call, calls, keys, name_of
+
+UNTRIED = {
+    "nn.sparse.Embedding": "takes indices, no features: test_user_nets",
+    "torchvision.ops.roi_align.RoIAlign": "takes boxes of a batch: test_regions",
+    "torchvision.ops.roi_pool.RoIPool": "takes boxes of a batch: test_regions",
+    "torchvision.ops.poolers.MultiScaleRoIAlign": "takes a dict of features: test_regions",
+    "fxcat.passes.rules.boundary.region_input": "no op: the border of a region",
+    "fxcat.passes.rules.boundary.region_output": "no op: the border of a region",
+    "torch.empty_like": "gives whatever lies in memory",
+    "Tensor.new_empty": "gives whatever lies in memory",
+    **{f"torch.{name}": "takes no tensor" for name in ("rand", "randn", "zeros", "ones", "empty", "full")},
+    **{f"torch.{name}_like": "draws other numbers for a smaller value" for name in ("rand", "randn")},
+    "torch.bernoulli": "draws other numbers for a smaller value",
+    "Tensor.new_tensor": "copies a tensor as a constant: warns, and is used on numbers",
+}
+"""Keys that cannot be called here, and why."""
+
+KEYS = [pytest.param(kind, key, id=name_of(kind, key)) for kind, key in keys()]
+
+
+def failures(kind: str, key: object, ways: list[Call]) -> list[str]:
+    """What is wrong with the network of these calls."""
+    torch.manual_seed(0)
+    model = Branches(kind, key, ways).double()
+    randomise(model, 0)
+    report = Report("")
+    try:
+        report = check(model, name_of(kind, key), (1, 3, 4, 4), (3, 3, 4, 4), settings=1)
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+    return report.failures
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "key"), KEYS)
+def test_every_form_of_an_op(kind: str, key: object) -> None:
+    if name_of(kind, key) in UNTRIED:
+        return
+    ways = calls(kind, key)
+    assert ways, "no call of it was found"
+    if failures(kind, key, ways):
+        each = {str(way): failures(kind, key, [way]) for way in ways}
+        pytest.fail("\n".join(f"{way}: {found[0]}" for way, found in each.items() if found) or "together only")
