@@ -13,22 +13,27 @@ from fxcat.errors import InputError
 
 R = TypeVar("R")
 
+Layers = Callable[[], Collection[str]]
+"""Gives the paths of modules, once they are needed."""
+
 GENERATED = "<fxcat graph"
 """Begins the file names of generated code."""
 
 
 def call_whole(
-    function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Module, paths: Collection[str], said: str
+    function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Module, layers: Layers, said: str
 ) -> R:
-    """Call a function of the model's own; refuse calls of the modules `paths` from anywhere but generated code.
+    """Call a function of the model's own; refuse calls of the modules `layers` from anywhere but generated code.
 
     They were captured: they may have left the network, or have gates that only generated code applies, so called one by
     one they would compute something else without a word. `said`: what the caller did, for the error, an `InputError`.
     """
-    names = {id(module): path for path in paths if (module := _found(of, path)) is not None}
     here = inspect.currentframe()
+    names: dict[int, str] = {}
 
     def check(module: nn.Module, _: Any) -> None:
+        if not names:
+            names.update({id(m): path for path in layers() if (m := _found(of, path)) is not None})
         if id(module) not in names:
             return
         frame = inspect.currentframe()
@@ -56,7 +61,7 @@ def _found(network: nn.Module, path: str) -> nn.Module | None:
         return None  # it has left
 
 
-def as_written(forward: Callable[..., Any], paths: Collection[str], captured: str) -> Callable[..., Any]:
+def as_written(forward: Callable[..., Any], layers: Layers, captured: str) -> Callable[..., Any]:
     """A `forward` for arguments of another kind than those that were captured: the model's own, as long as that calls
     `forward` itself with such as were (a loss of a batch) and no layer apart."""
 
@@ -68,6 +73,6 @@ def as_written(forward: Callable[..., Any], paths: Collection[str], captured: st
                 where=type(module).__name__,
                 remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
             )
-        return call_whole(forward, (module, *args), kwargs, of=module, paths=paths, said=said)
+        return call_whole(forward, (module, *args), kwargs, of=module, layers=layers, said=said)
 
     return run

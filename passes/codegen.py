@@ -13,6 +13,7 @@ import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -91,7 +92,7 @@ def _install(root: nn.Module, graph: fx.Graph) -> None:
     given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
     parameters = _parameters(base, list(given))
     head = _Head(parameters, given)
-    names = {"_as_written": as_written(base.forward, layers(graph), ", ".join(given)), **head.names}
+    names = {"_as_written": as_written(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
     first = ways[0].graphs[0]
     if len(ways) == len(ways[0].graphs) == 1:
         start = (f"if not ({head.fits(())}):", f"    return _as_written(self, {head.passed})")

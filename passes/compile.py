@@ -21,7 +21,7 @@ from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
-from fxcat.passes.codegen import install
+from fxcat.passes.codegen import install, layers
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
@@ -59,6 +59,9 @@ class Compiled(Program):
 
     def install(self, network: nn.Module) -> None:
         install(network, insert_gates(self.analysis.graph, self.gatings.of_node), self.analysis.regions)
+
+    def layers(self) -> frozenset[str]:
+        return layers(self.analysis.graph)
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = self.plan(network, units, sections)
