@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -41,8 +41,11 @@ def call_whole(
             if frame.f_code.co_filename.startswith(GENERATED):
                 return
             frame = frame.f_back
+        refuse(f"calls {names[id(module)]!r} by itself")
+
+    def refuse(what: str) -> NoReturn:
         raise InputError(
-            f"{said}: that calls {names[id(module)]!r} by itself, and only forward as a whole was captured",
+            f"{said}: that {what}, and only forward as a whole was captured",
             where=type(of).__name__,
             remedy="call prepare() with an example of the arguments that forward shall take, and forward with these",
         )
@@ -50,6 +53,10 @@ def call_whole(
     handle = register_module_forward_pre_hook(check)
     try:
         return function(*args, **kwargs)
+    except AttributeError as error:
+        if not isinstance(error.obj, nn.Module) or error.obj not in of.modules():
+            raise
+        refuse(f"reads {error.name!r}, which may have left the network")
     finally:
         handle.remove()
 

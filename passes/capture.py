@@ -220,7 +220,7 @@ class _Shorter:
 def _shorter_calls(model: nn.Module, call: Call, whole: _Phases) -> list[_Shorter]:
     """The calls without arguments that may be left out, such as labels: one of them, or all that may be.
 
-    Only those that do a part of what the whole call does: then they have no labels, units or costs of their own.
+    Only those that do a part of what the whole call does, and compute with that: all weights are those of the whole.
     """
     parameters = call.bound.signature.parameters
     optional = [name for name in call.arguments if parameters[name].default is None]
@@ -242,37 +242,50 @@ def _shorter(model: nn.Module, call: Call, whole: _Phases, absent: tuple[str, ..
     values, guards = list[Any](), list[Guard]()
     for phase, graph in enumerate(whole.graphs):
         part = found.graphs[phase % len(found.graphs)]
-        places = _places(part, graph, found.constants, whole.constants)
-        output = next(n for n in reversed(part.nodes) if n.op == "output")
-        if places is None or not _is_apart(graph, places, output):
+        places = _placed(part, graph, found.constants, whole.constants)
+        if places is None:
             return None
+        output = next(n for n in reversed(part.nodes) if n.op == "output")
         values.append(fx.map_arg(output.args[0], places.__getitem__))
         guards += [Guard(places[g.node], g.value) for g in found.guards if g.node in places]
     patterns = tuple(found.patterns[p % len(found.graphs)] for p in range(len(values)))
     return _Shorter(absent, tuple(values), patterns, tuple(guards))
 
 
-def _places(
+def _placed(
     part: fx.Graph, graph: fx.Graph, constants: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
 ) -> dict[fx.Node, fx.Node] | None:
-    """For every node of a graph the one of a larger graph that computes the same, None if there is not one for each."""
+    """For every node of a graph the one of a larger graph that computes the same; functions that this lacks are added.
+
+    None, and nothing is added, if there is more to it.
+    """
     numbers: Counter[Any] = Counter()
     same = {n: n for n in graph.nodes}
     known = {_numbered(numbers, _key(n, same)): n for n in graph.nodes if n.op != "output"}
     numbers.clear()
     places: dict[fx.Node, fx.Node] = {}
+    added: list[fx.Node] = []
+    node = last = next(iter(graph.nodes))
     for node in part.nodes:
         if node.op == "output":
-            continue
+            break
         key = _key(node, places)
         if node.op == "get_attr" and node.target in constants:
             value = constants[str(node.target)]
             equal = next((n for n, c in others.items() if c.shape == value.shape and torch.equal(c, value)), None)
             key = (node.op, equal, *key[2:])
         found = known.get(_numbered(numbers, key))
+        if found is None and node.op in ("call_function", "call_method") and not is_by_the_way(node):
+            with graph.inserting_after(max([last, *(places[i] for i in node.all_input_nodes)])):
+                found = graph.node_copy(node, places.__getitem__)
+            added.append(found)
         if found is None:
-            return None
-        places[node] = found
+            break
+        places[node] = last = found
+    if node.op != "output" or not _is_apart(graph, places, node):
+        for new in reversed(added):
+            graph.erase_node(new)
+        return None
     return places
 
 

@@ -147,7 +147,8 @@ class _Head:
     def __init__(self, parameters: Sequence[inspect.Parameter], given: Mapping[str, fx.Node]) -> None:
         self._parameters = parameters
         self._given = {name.lstrip("*"): node for name, node in given.items()}
-        self.names: dict[str, Any] = {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_isinstance": isinstance}
+        self.names: dict[str, Any] = {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
+        self.names["_isinstance"] = isinstance
         parts, passed, stars = ["self"], list[str](), False
         for i, parameter in enumerate(parameters):
             name, kind = parameter.name, parameter.kind
@@ -179,7 +180,7 @@ class _Head:
         name = parameter.name
         if name not in self._given or is_absent:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                return f"not {name}"
+                return f"_is_empty({name})"
             default = self._default(parameter)
             if parameter.default is None or isinstance(parameter.default, bool):
                 return f"{name} is {default}"
@@ -204,6 +205,10 @@ _NO_TENSORS = (Mapping, list, tuple, str, type(None))
 
 def _is(value: Any, default: Any) -> bool:
     return value is default or (type(value) is type(default) and value == default)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) or not value  # a tracer's stands for further arguments, of which there are none
 
 
 @dataclass(frozen=True, slots=True)

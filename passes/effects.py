@@ -179,6 +179,12 @@ def returned(output: fx.Node, phase: int, call: int = 0) -> Any:
     return value[call * modes + phase % modes] if modes > 1 or CALLS in output.meta else value
 
 
+def reads_type(node: fx.Node) -> bool:
+    """Whether a node reads a parameter or buffer for no more than its dtype or device."""
+    read = node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor) and bool(node.users)
+    return read and all(u.target is getattr and u.args[1] in ("dtype", "device") for u in node.users)
+
+
 def is_by_the_way(node: fx.Node) -> bool:
     """Whether a node is there for what it does, not for its value: it asserts, or changes a parameter or buffer."""
     if asserts(node):

@@ -63,10 +63,9 @@ def template(value: Any, kind: type | tuple[type, ...]) -> tuple[Any, list[Any]]
 
 
 def is_plain(value: Any) -> bool:
-    """Whether all containers in a value are Python's own, or named tuples: those that a graph's output may hold."""
+    """Whether all containers in a value are Python's own: those that a graph's output may hold."""
     if isinstance(value, tuple | list):
-        own = type(value) in (tuple, list) or hasattr(value, "_fields")  # pyright: ignore[reportUnknownArgumentType]
-        return own and all(is_plain(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
+        return type(value) in (tuple, list) and all(is_plain(v) for v in value)  # pyright: ignore
     if isinstance(value, Mapping):
         return type(value) is dict and all(is_plain(v) for v in value.values())  # pyright: ignore
     return not _is_record(value)
@@ -87,8 +86,8 @@ def lost_in_copy(value: Any) -> str | None:
     for key, part in held.items():
         if key not in fields and not (key in copied.__dict__ and _is_same(copied.__dict__[key], part)):
             return f"{name}.{key}"
-    if isinstance(value, Mapping) and list(copied.keys()) != list(value.keys()):  # pyright: ignore
-        return f"{name}.keys()"
+    if isinstance(value, Mapping) and [(k, type(v)) for k, v in copied.items()] != [(k, type(v)) for k, v in value.items()]:
+        return f"{name}.items()"
     parts: list[Any] = [*fields.values()] if fields else [*value.values()]  # pyright: ignore
     return next((lost for v in parts if (lost := lost_in_copy(v))), None)
 
