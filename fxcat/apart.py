@@ -20,9 +20,7 @@ GENERATED = "<fxcat graph"
 """Begins the file names of generated code."""
 
 
-def call_whole(
-    function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Module, layers: Layers, said: str
-) -> R:
+def call_whole(function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Module, layers: Layers, said: str) -> R:
     """Call a function of the model's own; refuse calls of the modules `layers` from anywhere but generated code.
 
     They were captured: they may have left the network, or have gates that only generated code applies, so called one by

@@ -227,17 +227,22 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
     if len(ways) == modes == 1 and patterns == (None,):
         return (Way((), (graph,)),)
     return tuple(
-        Way(absent, tuple(_part(graph, returned(output, p, i), p, absent, patterns[i * modes + p]) for p in range(modes)))
+        Way(
+            absent,
+            tuple(_part(graph, returned(output, p, i), p, absent, patterns[i * modes + p]) for p in range(modes)),
+        )
         for i, absent in enumerate(ways)
     )
 
 
-def _part(graph: fx.Graph, value: Any, number: int, absent: Sequence[str], pattern: Any) -> fx.Graph:
-    """What a result needs in a phase, without what would need arguments that are absent: it is not needed."""
+def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: Any) -> fx.Graph:
+    """What the result of a way and phase needs, without what would need arguments that are absent: it is not needed."""
     phase = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
     phase.graph_copy(graph, copies)
-    result = fx.map_arg(value, copies.__getitem__)
+    way, number = of
+    result = fx.map_arg(returned(output, number, way), copies.__getitem__)
     phase.output(result if pattern is None else pack(phase, pattern, result))
     _erase_from(phase, {n for n in phase.nodes if n.op == "placeholder" and n.target in absent})
     remove_dead(phase, number)

@@ -82,7 +82,12 @@ class Classifier(nn.Module):
         self.head = nn.Linear(8, 4)
 
     def forward(
-        self, pixel_values: Any = None, labels: Any = None, weight: Any = None, return_dict: bool | None = None, **more: Any
+        self,
+        pixel_values: Any = None,
+        labels: Any = None,
+        weight: Any = None,
+        return_dict: bool | None = None,
+        **more: Any,
     ) -> Any:
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values")
