@@ -6,6 +6,7 @@ tensors on the CPU whose dimension 0 is the batch, and of lists of images, whose
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import InputError
-from fxcat.passes.example import find_example_inputs
+from fxcat.passes.example import argument_forms, find_example_inputs
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)
 _OTHERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -23,7 +24,7 @@ def example_arguments(module: nn.Module, given: Any) -> tuple[Any, ...]:
     """The arguments of `forward`, checked. Raises `InputError` if they have no common batch dimension: that is asked of
     all tensors but those in lists of images."""
     values = _found(module) if given is None else given
-    arguments = values if isinstance(values, tuple) else (values,)
+    arguments = _in_order(module, *argument_forms(module, values)[0])
     tensors = tensors_of(arguments)
     if not tensors:
         raise InputError("there is no tensor among the example inputs", remedy="give a tensor, or a tuple with one")
@@ -40,6 +41,22 @@ def example_arguments(module: nn.Module, given: Any) -> tuple[Any, ...]:
             remedy="give every tensor a batch dimension first, of the same size, or images (C, H, W) in a list",
         )
     return arguments
+
+
+def _in_order(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    """Arguments given by name as positional ones, up to the last that is given. Raises `InputError` for others."""
+    if not named:
+        return args
+    bound = inspect.signature(module.forward).bind(*args, **named)
+    last = list(bound.arguments)[-1]
+    bound.apply_defaults()
+    names = list(bound.arguments)
+    if not bound.kwargs.keys().isdisjoint(named):
+        raise InputError(
+            f"{type(module).__name__}.forward takes some of the arguments {', '.join(named)} by name only",
+            remedy="export a module that takes them in order",
+        )
+    return bound.args[: names.index(last) + 1]
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:

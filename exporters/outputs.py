@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,13 +49,20 @@ def named_tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _leaves(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    """The way to every tensor. Dataclasses that are not registered as pytrees are opened as well."""
-    for path, leaf in tree_flatten_with_path(value)[0]:
+    """The way to every tensor. Dataclasses and mappings of a model's own are opened by their fields and keys."""
+    for path, leaf in tree_flatten_with_path(value, is_leaf=_is_own)[0]:
         way = (*keys, *(_key(k) for k in path))
         if isinstance(leaf, torch.Tensor):
             yield way, leaf
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             yield from _leaves({f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)}, way)
+        elif isinstance(leaf, Mapping):
+            yield from _leaves(dict(leaf), way)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a container is not one of Python's."""
+    return dataclasses.is_dataclass(value) or (isinstance(value, Mapping) and type(value) is not dict)  # pyright: ignore
 
 
 def _key(entry: Any) -> str:

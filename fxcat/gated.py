@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -10,6 +11,7 @@ import networkx as nx
 import torch
 from torch import nn
 
+from fxcat.apart import call_whole
 from fxcat.appraisal import Appraisal
 from fxcat.consumers import Consumer
 from fxcat.costs import CostModel, CostTerm, cost_graph
@@ -20,6 +22,9 @@ from fxcat.recipe import Recipe, attach
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 
 Policy = Literal["bernoulli", "ratio"]
+
+
+_HELD = ("_modules", "_parameters", "_buffers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,10 @@ class Program(Protocol):
         """A copy of the network without gates and without what is 0. The network is not changed."""
         ...
 
+    def layers(self) -> frozenset[str]:
+        """Paths of the modules that only generated code may call."""
+        ...
+
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         """Remove what is 0 from the network, in place. On an error nothing is changed."""
         ...
@@ -110,7 +119,7 @@ class Shrunk:
 class GatedModule(nn.Module):
     """A captured network with gates. Made by `fxcat.prepare`; call it like the model it was made from.
 
-    In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
+    Attributes and methods that it has not itself are those of the model: methods run the network with its gates. In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
     """
 
     gate_vector: GateVector
@@ -156,20 +165,66 @@ class GatedModule(nn.Module):
         self.last_batch = 1
         """Examples in the last batch: the length of the first list or tensor that was passed in."""
         self.train(network.training)
+        self._own = frozenset(self.__dict__)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            network = self.__dict__.get("_modules", {}).get("network")
+            if network is None or name.startswith("__"):
+                raise
+        value = getattr(network, name)
+        return self._gated(value) if getattr(value, "__self__", None) is network else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__.get("_own")  # not before it is made
+        known = own is None or name in own or hasattr(type(self), name) or any(name in self.__dict__[k] for k in _HELD)
+        if known or not hasattr(self.network, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.network, name, value)
+
+    def _gated(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of the model that finds this network, with its gates, where it calls `self` or `self.forward`."""
+        network = self.network
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            del network.forward
+            try:
+                return self._run(network.forward, args, kwargs)
+            finally:
+                network.forward = forward
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if "forward" in vars(network):  # a method that was called by another one
+                return method(*args, **kwargs)
+            network.forward = forward
+            said = f"the model's method {method.__name__}"
+            try:
+                return call_whole(method, args, kwargs, of=network, layers=self.program.layers, said=said)
+            finally:
+                del network.forward
+
+        return call
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(self.network, args, kwargs)
+
+    def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sample: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
         samples.fill(self.gate_vector(sample))
         try:
-            return self.network(*args, **kwargs)
+            return network(*args, **kwargs)
         finally:
             samples.clear()
 
     @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
-        self.last_batch = next((len(a) for a in arguments if _is_batch(a)), 1)
+        self.last_batch = _batch_size(arguments) or 1
         self.install()
         return self.gate_vector.draw()
 
@@ -299,8 +354,15 @@ class GatedModule(nn.Module):
         return (*self.recipe[:-1], self.recipe[-1].after(keep))
 
 
-def _is_batch(argument: Any) -> bool:
-    return isinstance(argument, list) or (isinstance(argument, torch.Tensor) and argument.dim() > 0)
+def _batch_size(arguments: Iterable[Any]) -> int | None:
+    """The length of the first list or tensor among arguments, or inside of their tuples and mappings."""
+    for argument in arguments:
+        if isinstance(argument, list) or (isinstance(argument, torch.Tensor) and argument.dim() > 0):
+            return len(argument)  # pyright: ignore[reportUnknownArgumentType]
+        inner: Any = argument.values() if isinstance(argument, Mapping) else argument
+        if isinstance(argument, tuple | Mapping) and (found := _batch_size(inner)) is not None:
+            return found
+    return None
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

@@ -124,6 +124,14 @@ class GateSamples(nn.Module):
         for slot, value in zip(self._slots, values, strict=True):
             self.__dict__[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
 
+    def __getattr__(self, name: str) -> Any:
+        if any(slot.name == name for slot in self.__dict__.get("_slots", ())):
+            raise InputError(
+                "the gates have no values outside of a forward pass of the whole network",
+                remedy="call the network that fxcat.prepare returned, not a part of it",
+            )
+        return super().__getattr__(name)
+
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
         for slot in self._slots:

@@ -83,22 +83,31 @@ def check_gates(found: Gates, expected: Gates) -> None:
 
 
 def describe_example(inputs: Any) -> Any:
-    """Shapes and types of example inputs, as JSON; None for inputs that hold anything but tensors and plain data."""
+    """Shapes and types of example inputs, and the number that fills one, as JSON; None for inputs that hold anything but tensors and plain data."""
     tensors: dict[str, torch.Tensor] = {}
     try:
         layout = pack(inputs, tensors, "input")
     except InputError:
         return None
-    kinds = {name: [list(t.shape), str(t.dtype)] for name, t in tensors.items()}
+    kinds = {name: [list(t.shape), str(t.dtype), _only_value(t)] for name, t in tensors.items()}
     return {"layout": layout, "tensors": kinds} if all(k[1] in _TYPES for k in kinds.values()) else None
 
 
+def _only_value(tensor: torch.Tensor) -> int | float | bool | None:
+    """The number that fills a tensor, such as a mask that masks nothing: a model's Python may decide by it."""
+    if tensor.is_meta or not tensor.numel():
+        return None
+    first = tensor.detach().reshape(-1)[0]
+    return first.item() if bool((tensor == first).all()) and bool(torch.isfinite(first)) else None
+
+
 def make_example(description: Any) -> Any:
-    """Inputs of these shapes and types; only those that are not numbers with a fraction have data."""
+    """Inputs of these shapes and types; those with data hold one number, or are not numbers with a fraction."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, (shape, kind) in description["tensors"].items():
-        dtype = _TYPES[kind]
-        tensors[name] = torch.zeros(shape, dtype=dtype, device="meta" if dtype.is_floating_point else "cpu")
+    for name, (shape, kind, *value) in description["tensors"].items():
+        dtype, filled = _TYPES[kind], next(iter(value), None)
+        device = "meta" if dtype.is_floating_point and filled is None else "cpu"
+        tensors[name] = torch.full(shape, filled or 0, dtype=dtype, device=device)
     return unpack(description["layout"], tensors)
 
 

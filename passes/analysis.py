@@ -15,7 +15,7 @@ from fxcat.passes.arrays import place
 from fxcat.passes.capture import Captured
 from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
-from fxcat.passes.effects import needed
+from fxcat.passes.effects import needed, returned
 from fxcat.passes.labels import Flow, flow_labels
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import inside, owners, region_output
@@ -110,11 +110,8 @@ def _link_calls(flow: Flow, captured: Captured) -> None:
 def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:
     """The nodes that the output of a phase needs (0: inference, 1: training)."""
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
-    wanted = output.args[0]
-    if output.meta.get("phases"):
-        wanted = wanted[phase]  # pyright: ignore
     stack: list[fx.Node] = []
-    fx.map_arg(wanted, stack.append)
+    fx.map_arg(returned(output, phase), stack.append)
     stack += [n for n in graph.nodes if n.target is region_output and n.args[3] == phase]
     return frozenset(needed(graph, stack, phase))
 

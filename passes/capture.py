@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,11 @@ from torch.fx.node import map_aggregate
 from fxcat.errors import CaptureError, InputError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.discovery import find_regions
-from fxcat.passes.effects import PHASE, is_by_the_way
+from fxcat.passes.effects import CALLS, PHASE, RESULTS, is_by_the_way, needed, returned, without_result
+from fxcat.passes.example import argument_forms
 from fxcat.passes.functionalise import detach_without_grad, functionalise
 from fxcat.passes.guards import assert_guards
-from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
+from fxcat.passes.nested import CONSTANTS, Slot, is_plain, leaves, lost_in_copy, map_leaves, template
 from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
@@ -60,8 +61,16 @@ def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -
     Raises `InputError` when the inputs do not fit `forward`, and `CaptureError` (module path, source line, reason) when
     nothing can be captured; the model is not touched.
     """
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    call = _bind(model, args)
+    refused: list[CaptureError | InputError] = []
+    for args, kwargs in argument_forms(model, example_inputs):
+        try:
+            return _capture(model, _bind(model, args, kwargs), in_regions=in_regions)
+        except (CaptureError, InputError) as error:
+            refused.append(error)
+    raise refused[0]
+
+
+def _capture(model: nn.Module, call: Call, *, in_regions: bool) -> Captured:
     try:
         if call.has_lists:  # the images of a detector
             raise CaptureError("it takes a list, which may have another length the next time", where=_name(model))
@@ -72,16 +81,16 @@ def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -
         return _in_regions(model, call, error)
 
 
-def _bind(model: nn.Module, args: tuple[Any, ...]) -> Call:
+def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     try:
-        call = Call.of(model, args, {})
+        call = Call.of(model, args, kwargs)
     except TypeError as error:
         raise InputError(
             f"example_inputs do not fit {_name(model)}.forward: {error}",
-            remedy="give a tensor, or a tuple with one entry per argument of forward",
+            remedy="give a tensor, a tuple with one entry per argument of forward, or a dict with their names",
         ) from error
     if not call.tensors:
-        kinds = ", ".join(type(a).__name__ for a in args)
+        kinds = ", ".join(type(a).__name__ for a in (*args, *kwargs.values()))
         raise InputError(f"there is no tensor in example_inputs ({kinds})", remedy="give tensors as example_inputs")
     return call
 
@@ -100,45 +109,210 @@ def _batch(call: Call) -> int:
 def _whole(model: nn.Module, call: Call) -> Captured:
     if not all(isinstance(a, Slot) for a in call.arguments.values()):
         return _one_region(model, call)
-    traced = _trace_phases(meta_twin(model), dict(zip(call.arguments, call.inputs, strict=True)), None)
+    twin = _Twin(meta_twin(model))
+    found = _phases(twin, call, _plainly)
+    traced = _merged(found, _shorter_calls(model, call, found))
     return Captured(_name(model), traced.graph, traced.guards, traced.constants, _batch(call))
 
 
-def _trace_phases(twin: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None) -> Traced:
-    """Trace a module in inference mode, and in training mode too if any of its Python looks at `training`."""
-    reads = _watch_training(twin)
-    graph, guards, constants = _trace(twin, inputs, call, training=False)
-    if reads:
-        training, more, others = _trace(twin, inputs, call, training=True)
-        graph, renamed = _merge(graph, training)
-        guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
-        constants |= others
+def _plainly(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
+    """What a module returns; if that holds other containers than Python's own: what is in them, and a template."""
+    args, kwargs = call.filled(values)
+    result = function(twin, *args, **kwargs)
+    if is_plain(result):
+        return result, None
+    pattern, found = template(map_leaves(_whole_copy(result, twin), _opened), (fx.Proxy, torch.Tensor))
+    _check_constants(pattern, twin)
+    return tuple(found), pattern
+
+
+def _check_constants(pattern: Any, module: nn.Module) -> None:
+    strange = [type(a).__name__ for a in leaves(pattern) if not isinstance(a, (Slot, *CONSTANTS))]
+    if strange:
+        raise CaptureError(f"it returns a {strange[0]}, not tensors", where=type(module).__name__)
+
+
+def _whole_copy(result: Any, module: nn.Module) -> Any:
+    """A result that can be made from its class and what is in it."""
+    lost = lost_in_copy(result)
+    if lost is not None:
+        raise CaptureError(f"what it returns cannot be made from its parts: {lost}", where=type(module).__name__)
+    return result
+
+
+@dataclass(slots=True)
+class _Twin:
+    """A module to be traced, several times; `reads`: who looked at the mode, once that is watched."""
+
+    module: nn.Module
+    reads: list[str] | None = None
+
+    def watched(self) -> list[str]:
+        if self.reads is None:
+            self.reads = _watch_training(self.module)
+        return self.reads
+
+
+Results = Callable[[Call, tuple[Any, ...], Callable[..., Any], nn.Module], tuple[Any, Any]]
+"""Calls a `forward`, given to it as a function, and gives what the graph returns, and a template of the rest of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Phases:
+    """The graphs of one call: in inference and, where any Python looked at the mode, in training."""
+
+    graphs: tuple[fx.Graph, ...]
+    guards: tuple[Guard, ...]
+    constants: dict[str, torch.Tensor]
+    patterns: tuple[Any, ...]
+
+
+def _phases(twin: _Twin, call: Call, results: Results) -> _Phases:
+    reads, patterns = twin.watched(), list[Any]()
+
+    def forward(function: Callable[..., Any], module: nn.Module, *values: Any) -> Any:
+        result, pattern = results(call, values, function, module)
+        patterns.append(pattern)
+        return result
+
+    named = all(isinstance(a, Slot) for a in call.arguments.values())
+    names = list(call.arguments) if named else [f"input_{i}" for i in range(len(call.inputs))]
+    inputs = dict(zip(names, call.inputs, strict=True))
+    graph, guards, constants = _trace(twin.module, inputs, forward, training=False)
+    if not reads:
+        return _Phases((graph,), guards, constants, tuple(patterns))
+    training, more, others = _trace(twin.module, inputs, forward, training=True)
+    return _Phases((graph, training), (*guards, *more), constants | others, tuple(patterns))
+
+
+def _merged(found: _Phases, shorter: Sequence[_Shorter] = ()) -> Traced:
+    """One graph with all outputs, and with assertions of what was decided from sizes."""
+    graph, guards = found.graphs[0], (*found.guards, *(g for call in shorter for g in call.guards))
+    renamed = {n: n for n in graph.nodes}
+    if len(found.graphs) > 1:
+        graph, renamed = _merge(*found.graphs, differ=found.patterns[0] != found.patterns[-1])
+        guards = tuple(Guard(renamed[g.node], g.value) for g in guards)
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    modes = 2 if output.meta.get("phases") else 1
+    patterns = list(found.patterns[:modes])
+    if shorter:
+        values = [returned(output, mode) for mode in range(modes)]
+        for call in shorter:
+            values += [fx.map_arg(v, renamed.__getitem__) for v in call.values[:modes]]
+            patterns += call.patterns[:modes]
+        output.args = (tuple(values),)
+        output.meta[CALLS] = ((), *(call.absent for call in shorter))
+    if any(p is not None for p in patterns):
+        output.meta[RESULTS] = tuple(patterns)
     assert_guards(graph, guards)
-    return Traced(graph, guards, constants, ())
+    return Traced(graph, guards, found.constants, tuple(patterns[:modes]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shorter:
+    """A call without some arguments, as a part of the graphs of the whole call: what it returns in either phase."""
+
+    absent: tuple[str, ...]
+    values: tuple[Any, ...]
+    patterns: tuple[Any, ...]
+    guards: tuple[Guard, ...]
+
+
+def _shorter_calls(model: nn.Module, call: Call, whole: _Phases) -> list[_Shorter]:
+    """The calls without arguments that may be left out, such as labels: one of them, or all that may be.
+
+    Only those that do a part of what the whole call does, and compute with that: all weights are those of the whole.
+    """
+    parameters = call.bound.signature.parameters
+    optional = [name for name in call.arguments if parameters[name].default is None]
+    found = [s for name in optional if (s := _shorter(model, call, whole, (name,))) is not None]
+    if len(found) > 1:
+        together = _shorter(model, call, whole, tuple(name for s in found for name in s.absent))
+        found += [] if together is None else [together]
+    return found
+
+
+def _shorter(model: nn.Module, call: Call, whole: _Phases, absent: tuple[str, ...]) -> _Shorter | None:
+    left = call.without(absent)
+    if not left.tensors:
+        return None
+    try:
+        found = _phases(_Twin(meta_twin(model)), left, _plainly)
+    except CaptureError:
+        return None
+    values, guards = list[Any](), list[Guard]()
+    for phase, graph in enumerate(whole.graphs):
+        part = found.graphs[phase % len(found.graphs)]
+        places = _placed(part, graph, found.constants, whole.constants)
+        if places is None:
+            return None
+        output = next(n for n in reversed(part.nodes) if n.op == "output")
+        values.append(fx.map_arg(output.args[0], places.__getitem__))
+        guards += [Guard(places[g.node], g.value) for g in found.guards if g.node in places]
+    patterns = tuple(found.patterns[p % len(found.graphs)] for p in range(len(values)))
+    return _Shorter(absent, tuple(values), patterns, tuple(guards))
+
+
+def _placed(
+    part: fx.Graph, graph: fx.Graph, constants: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+) -> dict[fx.Node, fx.Node] | None:
+    """For every node of a graph the one of a larger graph that computes the same; functions that this lacks are added.
+
+    None, and nothing is added, if there is more to it.
+    """
+    numbers: Counter[Any] = Counter()
+    same = {n: n for n in graph.nodes}
+    known = {_numbered(numbers, _key(n, same)): n for n in graph.nodes if n.op != "output"}
+    numbers.clear()
+    places: dict[fx.Node, fx.Node] = {}
+    added: list[fx.Node] = []
+    node = last = next(iter(graph.nodes))
+    for node in part.nodes:
+        if node.op == "output":
+            break
+        key = _key(node, places)
+        if node.op == "get_attr" and node.target in constants:
+            value = constants[str(node.target)]
+            equal = next((n for n, c in others.items() if c.shape == value.shape and torch.equal(c, value)), None)
+            key = (node.op, equal, *key[2:])
+        found = known.get(_numbered(numbers, key))
+        if found is None and node.op in ("call_function", "call_method") and not is_by_the_way(node):
+            with graph.inserting_after(max([last, *(places[i] for i in node.all_input_nodes)])):
+                found = graph.node_copy(node, places.__getitem__)
+            added.append(found)
+        if found is None:
+            break
+        places[node] = last = found
+    if node.op != "output" or not _is_apart(graph, places, node):
+        for new in reversed(added):
+            graph.erase_node(new)
+        return None
+    return places
+
+
+def _is_apart(graph: fx.Graph, places: Mapping[fx.Node, fx.Node], output: fx.Node) -> bool:
+    """Whether a part of a graph is all that its results take: nothing else changes on the way what it computes."""
+    results: list[fx.Node] = []
+    fx.map_arg(output.args[0], lambda n: results.append(places[n]))
+    return needed(graph, results) - without_result(graph) <= set(places.values())
 
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:
     """Trace a module whose arguments and results are nested values."""
-    results: list[Any] = []
 
-    def forward(function: Callable[..., Any], twin: nn.Module, *values: Any) -> tuple[Any, ...]:
+    def results(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
         args, kwargs = call.filled(values)
-        result, proxies = template(map_leaves(function(twin, *args, **kwargs), _opened), fx.Proxy)
-        strange = [type(a).__name__ for a in leaves(result) if not isinstance(a, (Slot, *CONSTANTS))]
-        strange += ["number" for p in proxies if not isinstance(p.node.meta["value"], torch.Tensor)]
-        if strange:
-            raise CaptureError(f"it returns a {strange[0]}, not tensors", where=type(module).__name__)
-        results.append(result)
-        return tuple(proxies)
+        result = _whole_copy(function(twin, *args, **kwargs), twin)
+        pattern, proxies = template(map_leaves(result, _opened), fx.Proxy)
+        _check_constants(pattern, twin)
+        if any(not isinstance(p.node.meta["value"], torch.Tensor) for p in proxies):
+            raise CaptureError("it returns a number, not tensors", where=type(twin).__name__)
+        return tuple(proxies), pattern
 
-    inputs = {f"input_{i}": x for i, x in enumerate(call.inputs)}
-    traced = _trace_phases(meta_twin(module), inputs, forward)
+    traced = _merged(_phases(_Twin(meta_twin(module)), call, results))
     output = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
-    if not output.meta.get("phases") and results[0] != results[-1]:
-        output.args = ((output.args[0], output.args[0]),)
-        output.meta["phases"] = True
-    phases = tuple(results) if output.meta.get("phases") else (results[0],)
-    return Traced(traced.graph, traced.guards, traced.constants, phases)
+    output.meta.pop(RESULTS, None)  # regions put their results together themselves
+    return traced
 
 
 def _opened(leaf: Any) -> Any:
@@ -224,7 +398,7 @@ def _watch_training(twin: nn.Module) -> list[str]:
     return reads
 
 
-def _merge(inference: fx.Graph, training: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+def _merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """One graph with both outputs; a node that both have (same op, target and arguments) appears once.
 
     So does a function that differs in what is off, or 0.0, in inference only: it reads the mode of the module that
@@ -266,7 +440,7 @@ def _merge(inference: fx.Graph, training: fx.Graph) -> tuple[fx.Graph, dict[fx.N
             if phase and found in place:
                 found.meta.pop(PHASE, None)
             copies[node] = found
-    differ = repr(outputs[0]) != repr(outputs[1]) or any(PHASE in n.meta and is_by_the_way(n) for n in merged.nodes)
+    differ |= repr(outputs[0]) != repr(outputs[1]) or any(PHASE in n.meta and is_by_the_way(n) for n in merged.nodes)
     result = merged.output(tuple(outputs) if differ else outputs[0])
     if differ:
         result.meta["phases"] = True

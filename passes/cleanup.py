@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fxcat.passes.effects import is_inplace, make_plain, needed
+from fxcat.passes.effects import is_inplace, make_plain, needed, reads_type
 from fxcat.passes.rules.boundary import region_output
 
 
@@ -22,6 +22,30 @@ def remove_dead(graph: fx.Graph, phase: int | None = None) -> bool:
     for node in dead:
         graph.erase_node(node)
     return bool(dead)
+
+
+def read_type_elsewhere(
+    graph: fx.Graph, root: nn.Module, used: Collection[str], regions: Collection[str], name_of: Callable[[str], str]
+) -> None:
+    """Whose dtype alone is read need not stay for it: of the tensors in use another of that dtype is asked.
+
+    `used`: names of parameters and buffers that the graph uses otherwise; `regions`: paths, which keep to themselves;
+    `name_of`: the one name of a tensor that has several.
+    """
+    tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+    for node in list(graph.nodes):
+        name = str(node.target)
+        if not reads_type(node) or name_of(name) in used:
+            continue
+        region = max((r for r in regions if r and name.startswith(f"{r}.")), key=len, default="")
+        like = (n for n in tensors if n in used and tensors[n].dtype == node.meta["value"].dtype)
+        other = next((n for n in like if not region or n.startswith(f"{region}.")), None)
+        if other is not None:
+            with graph.inserting_before(node):
+                instead = graph.create_node("get_attr", other)
+            instead.meta |= {**node.meta, "value": tensors[other]}
+            node.replace_all_uses_with(instead)
+            graph.erase_node(node)
 
 
 _IDEMPOTENT: tuple[Any, ...] = (nn.ReLU, nn.ReLU6, nn.Identity, functional.relu, functional.relu6, torch.relu, "relu")

@@ -9,17 +9,21 @@ from __future__ import annotations
 import inspect
 import itertools
 import linecache
+import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
 
+from fxcat.apart import GENERATED, as_written
 from fxcat.passes.cleanup import remove_dead
-from fxcat.passes.effects import PHASE, needed
-from fxcat.passes.nested import CONSTANTS, pack, unpack
+from fxcat.passes.effects import CALLS, PHASE, RESULTS, needed, returned
+from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
-from fxcat.passes.rules.boundary import owners, region_input, region_output
+from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
 
 _numbers = itertools.count()
 
@@ -35,12 +39,13 @@ def install(root: nn.Module, graph: fx.Graph, regions: Sequence[Region] = ()) ->
 
 def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable[..., Any]) -> fx.Graph:
     """The graph of one region over its own module: it takes its arguments apart and puts its results together."""
-    returned = [n for n in graph.nodes if n.target is region_output and n.args[1] == number]
+    results = [n for n in graph.nodes if n.target is region_output and n.args[1] == number]
     inside = _inside(graph, number)
     result = fx.Graph()
     found: dict[int, fx.Node] = {}
     for name, pattern in region.arguments.items():
-        unpack(result, _placeholder(result, inspect.signature(forward).parameters[name]), pattern, found)
+        parameter = inspect.signature(forward).parameters[name]
+        unpack(result, _placeholder(result, parameter, pattern), pattern, found)
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node not in inside:
@@ -53,7 +58,7 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
             copy.target = str(node.target).removeprefix(f"{region.path}.")
     phases: list[Any] = []
     for phase, pattern in enumerate(region.results):
-        values = [copies[n.args[0]] for n in returned if n.args[3] == phase]
+        values = [copies[n.args[0]] for n in results if n.args[3] == phase]
         phases.append(pack(result, pattern, values))
     output = result.output(phases[0] if len(phases) == 1 else tuple(phases))
     if len(phases) > 1:
@@ -68,26 +73,125 @@ def _inside(graph: fx.Graph, number: int) -> set[fx.Node]:
     return needed(graph, inside, ends={n for n in inside if n.target is region_input})
 
 
-def _placeholder(graph: fx.Graph, parameter: inspect.Parameter) -> fx.Node:
+def _placeholder(graph: fx.Graph, parameter: inspect.Parameter, pattern: Any) -> fx.Node:
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-    default = parameter.default
-    if default is parameter.empty or not isinstance(default, CONSTANTS):
-        return graph.placeholder(stars + parameter.name)
-    return graph.placeholder(parameter.name, default_value=default)
+    node = graph.placeholder(stars + parameter.name)
+    node.meta[_PATTERN] = pattern
+    return node
+
+
+_PATTERN = "pattern"
+"""Key in the `meta` of a placeholder of a region: the template of the argument."""
 
 
 def _install(root: nn.Module, graph: fx.Graph) -> None:
-    """The graph's output is `(inference, training)`, or one value for both."""
+    """Make the graph, for all ways to call it, the `forward` of `root`."""
     base = original_class(root)
-    phases = split_phases(graph)
     members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__, "_captured_class": base}
-    if len(phases) == 1:
-        members["forward"] = _compile(phases[0], "forward")
+    ways = split_phases(graph)
+    given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
+    parameters = _parameters(base, list(given))
+    head = _Head(parameters, given)
+    names = {"_as_written": as_written(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
+    first = ways[0].graphs[0]
+    if len(ways) == len(ways[0].graphs) == 1:
+        start = (f"if not ({head.fits(())}):", f"    return _as_written(self, {head.passed})")
+        members["forward"] = _compile(first, f"def forward({head.text}):", start, names)
     else:
-        members["_forward_inference"] = _compile(phases[0], "_forward_inference")
-        members["_forward_training"] = _compile(phases[1], "_forward_training")
-        members["forward"] = _dispatcher(phases[0])
+        members |= _dispatched(ways, given, head, names)
     root.__class__ = type(base.__name__, (base,), members)
+
+
+def _dispatched(
+    ways: Sequence[Way], given: Mapping[str, fx.Node], head: _Head, names: Mapping[str, Any]
+) -> dict[str, Callable[..., Any]]:
+    """A function for every way and phase, and the `forward` that chooses one."""
+    members: dict[str, Callable[..., Any]] = {}
+    lines = [f"def forward({head.text}):"]
+    for number, way in enumerate(ways):
+        taken = [name for name in given if name not in way.absent]
+        values, parameters = ", ".join(taken), ", ".join(["self", *taken])
+        lines.append(f"    if {head.fits(way.absent)}:")
+        for phase in reversed(range(len(way.graphs))):
+            name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
+            members[name] = _compile(way.graphs[phase], f"def {name}({parameters}):")
+            lines += [f"        {'if self.training: ' if phase else ''}return self.{name}({values})"]
+    lines.append(f"    return _as_written(self, {head.passed})\n")
+    return {**members, "forward": _define("\n".join(lines), "forward", dict(names))}
+
+
+_PHASES = ("inference", "training")
+
+
+def layers(graph: fx.Graph) -> frozenset[str]:
+    """Paths of the modules whose weights a graph uses, but of those that Python calls by themselves."""
+    apart = {n.all_input_nodes[0] for n in graph.nodes if n.target is region_output and n.args[1] == NO_REGION}
+    called = {str(n.target) for n in graph.nodes if n.op == "call_module" and n not in apart}
+    return frozenset(called | {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"})
+
+
+def _parameters(base: type[nn.Module], given: Sequence[str]) -> list[inspect.Parameter]:
+    """The parameters of a `forward`, as it was written; those of the graph if they have nothing to do with these."""
+    written = list(inspect.signature(base.forward).parameters.values())[1:]
+    if {g.lstrip("*") for g in given} <= {p.name for p in written}:
+        return written
+    return [inspect.Parameter(g, inspect.Parameter.POSITIONAL_OR_KEYWORD) for g in given]
+
+
+class _Head:
+    """The first line of a generated `forward`, with all parameters that it was written with, and what it checks.
+
+    `names`: what its text means.
+    """
+
+    def __init__(self, parameters: Sequence[inspect.Parameter], given: Mapping[str, fx.Node]) -> None:
+        self._parameters = parameters
+        self._given = {name.lstrip("*"): node for name, node in given.items()}
+        self.names: dict[str, Any] = {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
+        self.names["_isinstance"] = isinstance
+        parts, passed, stars = ["self"], list[str](), False
+        for i, parameter in enumerate(parameters):
+            name, kind = parameter.name, parameter.kind
+            stars |= kind is parameter.VAR_POSITIONAL
+            if kind is parameter.KEYWORD_ONLY and not stars:
+                parts.append("*")
+                stars = True
+            mark = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(kind, "")
+            default = "" if parameter.default is parameter.empty else f"={self._default(parameter)}"
+            parts.append(f"{mark}{name}{default}")
+            passed.append(f"{name}={name}" if kind is parameter.KEYWORD_ONLY else mark + name)
+            later = parameters[i + 1].kind if i + 1 < len(parameters) else None
+            if kind is parameter.POSITIONAL_ONLY and later is not kind:
+                parts.append("/")
+        self.text, self.passed = ", ".join(parts), ", ".join(passed)
+
+    def _default(self, parameter: inspect.Parameter) -> str:
+        if parameter.default is None or type(parameter.default) in (bool, int, str):
+            return repr(parameter.default)
+        self.names[f"_default_{parameter.name}"] = parameter.default
+        return f"_default_{parameter.name}"
+
+    def fits(self, absent: Sequence[str]) -> str:
+        """A condition: the arguments are of the kinds that were captured; those `absent` are left out."""
+        conditions = [c for p in self._parameters if (c := self._condition(p, p.name in absent))]
+        return " and ".join(conditions) or "True"
+
+    def _condition(self, parameter: inspect.Parameter, is_absent: bool) -> str:
+        name = parameter.name
+        if name not in self._given or is_absent:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                return f"_is_empty({name})"
+            default = self._default(parameter)
+            if parameter.default is None or isinstance(parameter.default, bool):
+                return f"{name} is {default}"
+            return f"_is({name}, {default})"
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            return ""
+        node = self._given[name]
+        pattern = node.meta.get(_PATTERN, Slot(0))
+        if isinstance(pattern, Slot):
+            return f"not _isinstance({name}, _others)"
+        return f"_isinstance({name}, _mapping)" if isinstance(pattern, Mapping) else ""
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -95,28 +199,76 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_captured_class", type(module))
 
 
-def split_phases(graph: fx.Graph) -> tuple[fx.Graph, ...]:
-    """The graph of inference and that of training if they differ.
+_NO_TENSORS = (Mapping, list, tuple, str, type(None))
+"""What stands in the place of a tensor where `forward` decides by the kind of an argument."""
 
-    Inference only has what its output needs. Training has all that the model runs then: a norm whose result nobody
-    reads updates its statistics too, and dropout draws numbers.
+
+def _is(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and value == default)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) or not value  # a tracer's stands for further arguments, of which there are none
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to call a model, without the arguments `absent`: the graph of inference and, if it differs, of training."""
+
+    absent: tuple[str, ...]
+    graphs: tuple[fx.Graph, ...]
+
+
+def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
+    """The ways to call a model.
+
+    The graph of inference has only what its output needs. That of training has all that the model runs then: a norm
+    whose result nobody reads updates its statistics too, and dropout draws numbers.
     """
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
-    if not output.meta.get("phases"):
-        return (graph,)
-    values: Any = output.args[0]
-    result: list[fx.Graph] = []
-    for number, value in enumerate(values):
-        phase = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        phase.graph_copy(graph, copies)
-        phase.output(fx.map_arg(value, copies.__getitem__))
-        if number == 0:
-            remove_dead(phase, number)
-        else:
-            _remove_inference(phase)
-        result.append(phase)
-    return tuple(result)
+    ways, modes = output.meta.get(CALLS, ((),)), 2 if output.meta.get("phases") else 1
+    patterns = output.meta.get(RESULTS, (None,) * len(ways) * modes)
+    if len(ways) == modes == 1 and patterns == (None,):
+        return (Way((), (graph,)),)
+    return tuple(
+        Way(
+            absent,
+            tuple(_part(graph, returned(output, p, i), p, absent, patterns[i * modes + p]) for p in range(modes)),
+        )
+        for i, absent in enumerate(ways)
+    )
+
+
+def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: Any) -> fx.Graph:
+    """What a way and phase runs, without what would need arguments that are absent, or what only another way needs."""
+    phase = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    phase.graph_copy(graph, copies)
+    way, number = of
+    result = fx.map_arg(returned(output, number, way), copies.__getitem__)
+    phase.output(result if pattern is None else pack(phase, pattern, result))
+    _erase_from(phase, {n for n in phase.nodes if n.op == "placeholder" and n.target in absent})
+    if number == 0:
+        remove_dead(phase, number)
+    else:
+        left = set(phase.nodes)
+        _erase_from(phase, {copies[n] for n in _of_other_ways(graph, output, way) if copies[n] in left})
+        _remove_inference(phase)
+    return phase
+
+
+def _of_other_ways(graph: fx.Graph, output: fx.Node, way: int) -> set[fx.Node]:
+    """What only other ways to call the model than this one need in training."""
+    ways = range(len(output.meta.get(CALLS, ((),))))
+    found = [needed(graph, _nodes_in(returned(output, 1, i)), 1) for i in ways]
+    return set[fx.Node]().union(*found) - found[way]
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.map_arg(value, found.append)
+    return found
 
 
 def _remove_inference(graph: fx.Graph) -> None:
@@ -131,27 +283,30 @@ def _remove_inference(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _compile(graph: fx.Graph, name: str) -> Callable[..., Any]:
+def _erase_from(graph: fx.Graph, nodes: set[fx.Node]) -> None:
+    """Erase nodes and all that takes their values."""
+    gone = set(nodes)
+    for node in graph.nodes:
+        if not gone.isdisjoint(node.all_input_nodes):
+            gone.add(node)
+    for node in reversed(graph.nodes):
+        if node in gone:
+            graph.erase_node(node)
+
+
+def _compile(
+    graph: fx.Graph, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """The function of a graph, with a head of its own, and lines that come first."""
     code = graph.python_code("self")
-    source = code.src.replace("def forward(", f"def {name}(", 1)
-    return _define(source, name, dict(code.globals))
-
-
-def _dispatcher(graph: fx.Graph) -> Callable[..., Any]:
-    names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
-    values = ", ".join(names)
-    source = (
-        f"def forward({', '.join(['self', *names])}):\n"
-        f"    if self.training:\n"
-        f"        return self._forward_training({values})\n"
-        f"    return self._forward_inference({values})\n"
-    )
-    return _define(source, "forward", {})
+    lines = [head, *(f"    {line}" for line in start)]
+    source = re.sub(r"^def forward\(.*$", lambda _: "\n".join(lines), code.src, count=1, flags=re.MULTILINE)
+    return _define(source, head.removeprefix("def ").partition("(")[0], {**code.globals, **(names or {})})
 
 
 def _define(source: str, name: str, namespace: dict[str, Any]) -> Callable[..., Any]:
     """Compile generated source; registered with linecache, as long as it lives, so that tracebacks show it."""
-    filename = f"<fxcat graph {next(_numbers)}>"
+    filename = f"{GENERATED} {next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     exec(compile(source, filename, "exec"), namespace)
     function = namespace[name]

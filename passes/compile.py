@@ -21,7 +21,7 @@ from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
-from fxcat.passes.codegen import install
+from fxcat.passes.codegen import install, layers
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
@@ -53,17 +53,20 @@ class Compiled(Program):
         small, copied = copy_model(network)
         copy_data(copied)
         _remove_gates(small, self)
-        rewrite.apply(small, self.analysis.graph, plan)
+        rewrite.apply(small, self.analysis.graph, plan, self.analysis.regions)
         install(small, plan.graph, self.analysis.regions)
         return small
 
     def install(self, network: nn.Module) -> None:
         install(network, insert_gates(self.analysis.graph, self.gatings.of_node), self.analysis.regions)
 
+    def layers(self) -> frozenset[str]:
+        return layers(self.analysis.graph)
+
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = self.plan(network, units, sections)
         before = self.analysis
-        rewrite.remove_unused(plan.twin, before.graph, plan.graph)  # what has gone must cost nothing
+        rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)  # what has gone must cost nothing
         new = {old: node for node, old in plan.origin.items()}
         ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
         orders = {**before.captured.orders, **plan.buffers}
@@ -74,7 +77,7 @@ class Compiled(Program):
         analysis = analyse(left, plan.twin, before.options, _frozen(before, plan), joins)
         compiled = _compile(analysis)
         _remove_gates(network, self)
-        rewrite.apply(network, self.analysis.graph, plan)
+        rewrite.apply(network, self.analysis.graph, plan, self.analysis.regions)
         _add_gates(network, compiled)
         origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
         parts = gate_parts(analysis)

@@ -23,7 +23,6 @@ _ATOMS = frozenset((int, float, str, bool, tuple, type(None)))
 _HOOKS = frozenset(k for k, v in nn.Module().__dict__.items() if isinstance(v, OrderedDict))
 _OF_THE_ORIGINAL = ("forward", "_compiled_call_impl")
 """Attributes that would call the module they were copied from: a method that was assigned, what `compile()` made."""
-_NOTHING: OrderedDict[Any, Any] = OrderedDict()
 
 Copied: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """A tensor and its copy."""
@@ -78,7 +77,7 @@ def _without_graph(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 class _Copier:
-    """`private`: nobody adds hooks to the copy, so that all its modules may share what is empty."""
+    """`private`: a copy to be traced, whose constants are its own."""
 
     def __init__(self, new_tensor: Callable[[torch.Tensor], torch.Tensor], *, private: bool = False) -> None:
         self._new_tensor = new_tensor
@@ -115,7 +114,7 @@ class _Copier:
             elif kind is fx.Graph or key in _OF_THE_ORIGINAL:
                 continue
             elif key in _HOOKS and not value:
-                state[key] = _NOTHING if self._private else OrderedDict()
+                state[key] = OrderedDict()
             elif key in ("_parameters", "_buffers"):
                 state[key] = {k: None if t is None else self._tensor(t) for k, t in value.items()} if value else {}
             elif key == "_modules":

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.costs import Axis, CostTerm, Holding
+from fxcat.passes.effects import reads_type
 from fxcat.passes.execute import counted_macs
 from fxcat.passes.labels import Flow
 from fxcat.passes.rules.table import Rule, Term
@@ -76,7 +77,8 @@ def cost_terms(
     for node in flow.values:
         if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
             name = flow.attribute_name(node)
-            uses.setdefault(name, []).extend(contexts.get(node, _OUTSIDE) if node in needed else ())
+            read = node in needed and not reads_type(node)  # of which the dtype is read, it does not stay for that
+            uses.setdefault(name, []).extend(contexts.get(node, _OUTSIDE) if read else ())
     known = {name: name for name in units.parameters}
     for name, parameter in flow.named_parameters():
         name = known.get(name, name)  # one string for all

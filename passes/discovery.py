@@ -1,8 +1,9 @@
 """Finding regions: run a model's Python once, and capture every call that can be traced.
 
 In: a model whose `forward` cannot be traced as a whole, and example inputs. Out: its `Regions`. Tensors of the right
-shapes take the place of what a region would compute; so little more than the code between the regions is executed. That
-code is watched: what it does with a region's results, other than to pass them on, pins their units.
+shapes take the place of what a region would compute; so little more than the code between the regions is executed,
+unless that decides by values: then all is executed. That code is watched: what it does with a region's results, other
+than to pass them on, pins their units.
 """
 
 from __future__ import annotations
@@ -29,18 +30,25 @@ class _CalledAgain(Exception):
     """A region was called in another way than before, or something inside it was called by itself."""
 
 
+class _Decides(Exception):
+    """Code that cannot be captured decides by the values of tensors, after some were stand-ins."""
+
+
 def find_regions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Tracing) -> Regions:
     """Run `model` (its tensors are not changed) and capture what can be captured.
 
     Raises `CaptureError` when the model does not run on the example inputs.
     """
     repeated: set[str] = set()
+    in_full = False
     while True:
-        run = _Run(model, trace, repeated)
+        run = _Run(model, trace, repeated, in_full=in_full)
         try:
             return run.execute(args, kwargs)
         except _CalledAgain as again:
             repeated.add(str(again))
+        except _Decides:
+            in_full = True
         except CaptureError:
             raise
         except Exception as error:
@@ -53,7 +61,10 @@ def find_regions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 class _Run:
     """One execution of a model's Python."""
 
-    def __init__(self, model: nn.Module, trace: Tracing, repeated: set[str]) -> None:
+    def __init__(self, model: nn.Module, trace: Tracing, repeated: set[str], *, in_full: bool) -> None:
+        """`in_full`: regions compute what they return."""
+        self._in_full = in_full
+        self._has_stand_ins = False
         self.found = Regions()
         self.paused = False
         self.macs = 0
@@ -75,7 +86,15 @@ class _Run:
             path = self._paths.get(id(module))
             if path is None or self.paused:
                 return original(module, *args, **kwargs)
-            return self._call(path, module, args, kwargs)
+            if not has_hooks(module) or is_leaf(module):
+                return self._call(path, module, args, kwargs)
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                del module.forward
+                return self._call(path, module, args, kwargs)
+
+            module.forward = forward  # hooks are run with what the region takes and returns
+            return original(module, *args, **kwargs)
 
         self._own_tensors(self._runner)
         with torch.no_grad(), torch.random.fork_rng(), patch.object(nn.Module, "__call__", call), Watch(self):
@@ -134,7 +153,7 @@ class _Run:
         if path in self._captured and self._captured[path][1].is_like(call):
             number = self._captured[path][0]
             results = self.found.repeat(number, sources)
-            return fill(self.found.regions[number].results[0], [self._stand_in(n) for n in results])
+            return self._result(module, call, self.found.regions[number].results[0], results)
         self._check_overlap(path)
         if any(p.startswith(path + ".") for p in (*self._captured, *self._executed)):
             raise CaptureError("its parts were called by themselves before", where=path)
@@ -143,14 +162,26 @@ class _Run:
             raise _NotTried("its branches depend on sizes", where=path)
         self._captured[path] = len(self.found.regions), call
         results = self.found.add(path, call, traced, sources)
-        return fill(traced.results[0], [self._stand_in(n) for n in results])
+        return self._result(module, call, traced.results[0], results)
+
+    def _result(self, module: nn.Module, call: Call, pattern: Any, nodes: list[fx.Node]) -> Any:
+        """What a region returns: what it computes, if that matters."""
+        if not self._in_full:
+            return fill(pattern, [self._stand_in(n) for n in nodes])
+        for part in module.modules():
+            self._own_tensors(part)
+        args, kwargs = call.filled(call.tensors)
+        values = [t.detach() for t in leaves(module.forward(*args, **kwargs)) if isinstance(t, torch.Tensor)]
+        for value, node in zip(values, nodes, strict=True):
+            self._know(value, node)
+        return fill(pattern, values)
 
     def _check_overlap(self, path: str) -> None:
         for region in self._captured:
             if path == region or path.startswith(region + "."):
                 raise _CalledAgain(region)
 
-    def _leaf(self, path: str, module: nn.Module, call: Call) -> torch.Tensor:
+    def _leaf(self, path: str, module: nn.Module, call: Call) -> Any:
         """A node for a module that is called by code that was not captured: gates cannot be folded into it."""
         args, kwargs = call.filled(call.inputs)
         value = infer(module, args, kwargs)
@@ -172,7 +203,8 @@ class _Run:
             node.meta[HOOKED] = True
         if rule is None or has_hooks(module) or rule.zero_at(node) is Zero.BREAKS:
             self.found.pins.append(Pin(node, None, "it is called by code that cannot be captured"))
-        return self._stand_in(self.found.node(region_output, (node, NO_REGION, 0, 0), value))
+        returned = self.found.node(region_output, (node, NO_REGION, 0, 0), value)
+        return self._result(module, call, Slot(0), [returned])
 
     def _source(self, tensor: torch.Tensor) -> fx.Node:
         """The node that a tensor is the value of, or a placeholder for what comes from elsewhere."""
@@ -197,7 +229,12 @@ class _Run:
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         result = result.to(device)
         self._know(result, node)
+        self._has_stand_ins = True
         return result
+
+    def decides(self) -> None:
+        if self._has_stand_ins:
+            raise _Decides
 
     def _know(self, tensor: torch.Tensor, node: fx.Node) -> None:
         self._known[id(tensor)] = tensor, node, tensor._version

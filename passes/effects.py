@@ -20,6 +20,13 @@ from fxcat.passes.rules.table import Rule, function_rule, method_rule
 PHASE = "phase"
 """Key in a node's `meta`: 0 if only inference runs the node, 1 if only training does; both do if there is none."""
 
+RESULTS = "results"
+"""Key in the `meta` of an output: per phase a template of what the model returns, None for a value as it is."""
+
+CALLS = "calls"
+"""Key in the `meta` of an output: for every way in which the model may be called the arguments that are left out. The
+first way is that of the example; an output without the key is of this one alone."""
+
 INPLACE_OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -169,6 +176,19 @@ def needed(
             (stack if due else still).append(node)
         waiting = still
     return found
+
+
+def returned(output: fx.Node, phase: int, call: int = 0) -> Any:
+    """What an output node returns in inference (phase 0) or in training (1), if the model is called in a given way."""
+    modes = 2 if output.meta.get("phases") else 1
+    value: Any = output.args[0]
+    return value[call * modes + phase % modes] if modes > 1 or CALLS in output.meta else value
+
+
+def reads_type(node: fx.Node) -> bool:
+    """Whether a node reads a parameter or buffer for no more than its dtype or device."""
+    read = node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor) and bool(node.users)
+    return read and all(u.target is getattr and u.args[1] in ("dtype", "device") for u in node.users)
 
 
 def is_by_the_way(node: fx.Node) -> bool:

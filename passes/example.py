@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,37 @@ _SIZES: dict[int, tuple[tuple[int, ...], ...]] = {
     3: ((16, 112, 112), (16, 224, 224), (32, 32, 32)),
 }
 """What to try, by the number of spatial axes of the first convolution."""
+
+
+def argument_forms(model: nn.Module, given: Any) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What example inputs may mean as arguments of `forward`, positional and by name, likeliest first.
+
+    A tuple holds the arguments. A mapping whose keys are names of arguments holds them by name, if `forward` needs no
+    others; if it may as well be the one argument that `forward` takes, that comes second. All else is one argument.
+    """
+    if isinstance(given, tuple):
+        return [(given, {})]
+    forms: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    if isinstance(given, Mapping) and all(isinstance(k, str) for k in given):  # pyright: ignore[reportUnknownVariableType]
+        named: dict[str, Any] = {str(k): v for k, v in given.items()}  # pyright: ignore
+        if _are_names(named, inspect.signature(model.forward)):
+            forms.append(((), named))
+    try:
+        inspect.signature(model.forward).bind(given)
+    except TypeError:
+        return forms or [((given,), {})]
+    return [*forms, ((given,), {})]
+
+
+def _are_names(named: Mapping[str, Any], signature: inspect.Signature) -> bool:
+    """Whether names are all that a signature needs, and at least one is its own (unless it takes any)."""
+    try:
+        signature.bind(**named)
+    except TypeError:
+        return False
+    parameters = signature.parameters.values()
+    takes_position = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return not takes_position or not named.keys().isdisjoint(signature.parameters)
 
 
 def find_example_inputs(model: nn.Module) -> Any:

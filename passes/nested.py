@@ -1,4 +1,4 @@
-"""Nested values: lists, tuples, named tuples, dicts and dataclasses with tensors somewhere inside.
+"""Nested values: lists, tuples, named tuples, mappings and dataclasses with tensors somewhere inside.
 
 A template is such a value with a `Slot` in the place of every tensor.
 """
@@ -25,23 +25,23 @@ class Slot:
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same value with every leaf changed."""
-    if isinstance(value, dict):
+    if _is_record(value):  # first: one that is a mapping too is made from its fields
+        return dataclasses.replace(value, **{n: map_leaves(v, change) for n, v in _fields(value)})
+    if isinstance(value, Mapping):
         items = {k: map_leaves(v, change) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
         return items if type(value) is dict else type(value)(items)  # pyright: ignore
     if isinstance(value, tuple | list):
         parts: list[Any] = [map_leaves(v, change) for v in value]  # pyright: ignore[reportUnknownVariableType]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # pyright: ignore
-    if _is_record(value):
-        return dataclasses.replace(value, **{n: map_leaves(v, change) for n, v in _fields(value)})
     return change(value)
 
 
 def leaves(value: Any) -> Iterator[Any]:
     """The leaves in order."""
-    if isinstance(value, dict):
-        value = list(value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    elif _is_record(value):
+    if _is_record(value):
         value = [v for _, v in _fields(value)]
+    elif isinstance(value, Mapping):
+        value = list(value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, tuple | list):
         for item in value:  # pyright: ignore[reportUnknownVariableType]
             yield from leaves(item)
@@ -62,6 +62,50 @@ def template(value: Any, kind: type | tuple[type, ...]) -> tuple[Any, list[Any]]
     return map_leaves(value, replace), found
 
 
+def is_plain(value: Any) -> bool:
+    """Whether all containers in a value are Python's own: those that a graph's output may hold."""
+    if isinstance(value, tuple | list):
+        return type(value) in (tuple, list) and all(is_plain(v) for v in value)  # pyright: ignore
+    if isinstance(value, Mapping):
+        return type(value) is dict and all(is_plain(v) for v in value.values())  # pyright: ignore
+    return not _is_record(value)
+
+
+def lost_in_copy(value: Any) -> str | None:
+    """Which part of a nested value a copy from its class and parts (`map_leaves`) would lack, None if it is whole."""
+    if isinstance(value, tuple | list):
+        return next((lost for v in value if (lost := lost_in_copy(v))), None)  # pyright: ignore
+    if not _is_record(value) and not isinstance(value, Mapping):
+        return None
+    name, held = type(value).__name__, getattr(value, "__dict__", {})  # pyright: ignore[reportUnknownArgumentType]
+    try:
+        copied = map_leaves(value, lambda leaf: leaf)
+    except Exception as error:
+        return f"{name} (which is not made from its parts: {error})"
+    fields = dict(_fields(value)) if _is_record(value) else {}
+    for key, part in held.items():
+        if key not in fields and not (key in copied.__dict__ and _is_same(copied.__dict__[key], part)):
+            return f"{name}.{key}"
+    if isinstance(value, Mapping) and [(k, type(v)) for k, v in copied.items()] != [
+        (k, type(v)) for k, v in value.items()
+    ]:
+        return f"{name}.items()"
+    parts: list[Any] = [*fields.values()] if fields else [*value.values()]  # pyright: ignore
+    return next((lost for v in parts if (lost := lost_in_copy(v))), None)
+
+
+def _kinds(mapping: Mapping[Any, Any]) -> list[tuple[Any, type]]:
+    return [(key, type(part)) for key, part in mapping.items()]
+
+
+def _is_same(copied: Any, original: Any) -> bool:
+    if isinstance(original, Mapping | tuple | list):
+        return type(copied) is type(original) and all(  # pyright: ignore[reportUnknownArgumentType]
+            a is b for a, b in zip(leaves(copied), leaves(original), strict=False)
+        )
+    return copied is original or (isinstance(original, CONSTANTS) and copied == original)
+
+
 def fill(pattern: Any, values: Sequence[Any] | Mapping[int, Any]) -> Any:
     """A template with values in its slots."""
     return map_leaves(pattern, lambda leaf: values[leaf.index] if isinstance(leaf, Slot) else leaf)
@@ -74,7 +118,10 @@ def unpack(graph: fx.Graph, node: fx.Node, pattern: Any, found: dict[int, fx.Nod
     """Nodes that take a value apart as its template says, and check all the rest of it."""
     if isinstance(pattern, Slot):
         found[pattern.index] = node
-    elif isinstance(pattern, dict):
+    elif _is_record(pattern):
+        for name, item in _fields(pattern):
+            unpack(graph, graph.call_function(builtins.getattr, (node, name)), item, found)
+    elif isinstance(pattern, Mapping):
         for key, item in pattern.items():  # pyright: ignore[reportUnknownVariableType]
             unpack(graph, graph.call_function(operator.getitem, (node, key)), item, found)
     elif isinstance(pattern, tuple | list):
@@ -84,9 +131,6 @@ def unpack(graph: fx.Graph, node: fx.Node, pattern: Any, found: dict[int, fx.Nod
         graph.call_function(torch._assert, (equal, f"captured with {count} values"))  # pyright: ignore[reportPrivateUsage]
         for i, item in enumerate(pattern):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             unpack(graph, graph.call_function(operator.getitem, (node, i)), item, found)
-    elif _is_record(pattern):
-        for name, item in _fields(pattern):
-            unpack(graph, graph.call_function(builtins.getattr, (node, name)), item, found)
     else:
         same = operator.is_ if pattern is None or isinstance(pattern, bool) else operator.eq
         equal = graph.call_function(same, (node, pattern))
@@ -97,7 +141,10 @@ def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node]) -> Any:
     """An argument of a node that rebuilds a value from its template."""
     if isinstance(pattern, Slot):
         return values[pattern.index]
-    if isinstance(pattern, dict):
+    if _is_record(pattern):
+        fields = {n: pack(graph, v, values) for n, v in _fields(pattern)}
+        return graph.call_function(type(pattern), (), fields)
+    if isinstance(pattern, Mapping):
         items = {k: pack(graph, v, values) for k, v in pattern.items()}  # pyright: ignore[reportUnknownVariableType]
         if type(pattern) is dict:  # pyright: ignore[reportUnknownArgumentType]
             return items
@@ -107,9 +154,6 @@ def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node]) -> Any:
         if hasattr(pattern, "_fields"):  # pyright: ignore[reportUnknownArgumentType]
             return graph.call_function(type(pattern), tuple(parts))  # pyright: ignore
         return parts if isinstance(pattern, list) else tuple(parts)
-    if _is_record(pattern):
-        fields = {n: pack(graph, v, values) for n, v in _fields(pattern)}
-        return graph.call_function(type(pattern), (), fields)
     return pattern
 
 

@@ -20,7 +20,7 @@ from fxcat.passes import cleanup
 from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import Grid, leaves, place
 from fxcat.passes.costing import own_tensors, parameter_axes
-from fxcat.passes.effects import asserts
+from fxcat.passes.effects import asserts, reads_type
 from fxcat.passes.emptied import drop_emptied
 from fxcat.passes.execute import propagate
 from fxcat.passes.rules.boundary import owners
@@ -177,6 +177,8 @@ def make_plan(
     cleanup.remove_dead(graph)
     setting = _Setting(analysis, units)
     read = drop_emptied(analysis.flow, twin, graph, copies, setting)
+    used = read | _used_names(analysis, twin, [old for old in _remaining(graph, copies) if not reads_type(old)])
+    cleanup.read_type_elsewhere(graph, twin, used, [r.path for r in analysis.regions], analysis.flow.name_of)
     keep = _kept_indices(analysis, setting, _used_names(analysis, twin, _remaining(graph, copies)) | read)
     buffers = _replace_broken_chains(analysis, setting, graph, copies)
     buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))

@@ -6,7 +6,8 @@ One graph holds the graphs of all regions, linked where Python passes a tensor f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,9 @@ class Call:
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Raises `TypeError` if the arguments do not fit `forward`."""
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        for parameter in bound.signature.parameters.values():
+            if parameter.default is None and bound.arguments.get(parameter.name, parameter) is None:
+                del bound.arguments[parameter.name]  # says what is said by saying nothing
         arguments, tensors = template(dict(bound.arguments), torch.Tensor)
         return cls(bound, arguments, tuple(tensors), tuple(torch.empty_like(t, device="meta") for t in tensors))
 
@@ -87,6 +91,13 @@ class Call:
         """The arguments with other values in the place of the tensors."""
         bound = inspect.BoundArguments(self.bound.signature, fill(self.arguments, values))
         return bound.args, bound.kwargs
+
+    def without(self, names: Container[str]) -> Call:
+        """The same call, but for some arguments."""
+        left = {n: v for n, v in self.bound.arguments.items() if n not in names}
+        arguments, tensors = template(left, torch.Tensor)
+        inputs = tuple(torch.empty_like(t, device="meta") for t in tensors)
+        return Call(inspect.BoundArguments(self.bound.signature, OrderedDict(left)), arguments, tuple(tensors), inputs)
 
     @property
     def has_lists(self) -> bool:

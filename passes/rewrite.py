@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 
 from torch import fx, nn
 
 from fxcat.passes.plan import Plan
+from fxcat.passes.regions import Region
 from fxcat.passes.slicing import add_buffers, slice_modules
 
 
-def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
+def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph, regions: Sequence[Region]) -> None:
     """Delete what the old graph used and the new one does not, modules, parameters and buffers, under every name that
-    it has, and emptied containers."""
+    it has, and emptied containers.
+
+    Those of regions stay: Python calls them, also if all that is left is to pass a value on.
+    """
+    called_by_python = frozenset(region.path for region in regions)
     modules = dict(root.named_modules(remove_duplicate=False))
     used = _used(modules, after)
     gone = _used(modules, before) - used
@@ -28,7 +33,7 @@ def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph) -> None:
                 del own[name]
             found += named
         if found:
-            _delete_if_empty(modules, path)
+            _delete_if_empty(modules, path, called_by_python)
 
 
 def _used(modules: Mapping[str, nn.Module], graph: fx.Graph) -> set[int]:
@@ -51,19 +56,19 @@ def _held(module: nn.Module | None) -> set[int]:
     return {id(x) for m in module.modules() for x in (m, *m._parameters.values(), *m._buffers.values())}
 
 
-def _delete_if_empty(modules: Mapping[str, nn.Module], path: str) -> None:
+def _delete_if_empty(modules: Mapping[str, nn.Module], path: str, kept: Container[str]) -> None:
     module = modules[path]
     held = (*module._modules.values(), *module._parameters.values(), *module._buffers.values())
-    if path and all(x is None for x in held):
+    if path and path not in kept and all(x is None for x in held):
         outer, _, name = path.rpartition(".")
         modules[outer]._modules.pop(name, None)
-        _delete_if_empty(modules, outer)
+        _delete_if_empty(modules, outer, kept)
 
 
-def apply(root: nn.Module, before: fx.Graph, plan: Plan) -> None:
+def apply(root: nn.Module, before: fx.Graph, plan: Plan, regions: Sequence[Region]) -> None:
     """Make `root` (with weights, without gates) the small network. The plan was checked: nothing here can fail."""
     slice_modules(root, plan.graph, plan.keep, plan.entering)
     add_buffers(root, plan.buffers)
-    remove_unused(root, before, plan.graph)
+    remove_unused(root, before, plan.graph, regions)
     for path in plan.out_of_place:
         setattr(root.get_submodule(path), "inplace", False)  # noqa: B010  (modules declare no such attribute)

@@ -185,6 +185,8 @@ class ExampleTracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.is_executing:
             return forward(*args, **kwargs)
+        if not has_hooks(m) and self._is_passing(m):
+            return forward(*args, **kwargs)
         # not the base class's: its module stacks on nodes say in ten times the memory what "path" says
         outer, self._path = self._path, self.path_of_module(m)
         instead = find_decomposition(m)
@@ -205,6 +207,16 @@ class ExampleTracer(fx.Tracer):
                 result.node.meta[SAME] = True
         self._path = outer
         return result
+
+    def _is_passing(self, module: nn.Module) -> bool:
+        """Whether a module is none of the model's, but made in its forward pass (`nn.CrossEntropyLoss()(y, t)`)."""
+        if any(True for _ in (*module.parameters(), *module.buffers())):
+            return False
+        try:
+            self.path_of_module(module)
+        except NameError:
+            return True
+        return False
 
     def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
         """Hooks of a module that is a node of the graph stay with it; example values are found without them."""

@@ -26,6 +26,10 @@ class Watched(Protocol):
 
     def is_known(self, tensor: Any) -> bool: ...
 
+    def decides(self) -> None:
+        """Python takes numbers, or a yes or no, from the values of tensors."""
+        ...
+
     def pin(self, tensor: torch.Tensor, axis: int | None, reason: str) -> None:
         """Python needs a tensor, or the size of one of its axes."""
         ...
@@ -34,7 +38,8 @@ class Watched(Protocol):
 class _Shape(tuple[int, ...]):
     """The shape of a region's result: notes which sizes are read."""
 
-    read: Callable[[int], None]
+    read: Callable[[int], None] = staticmethod(lambda axis: None)
+    """A copy, made from what was read, has no more to note."""
 
     @classmethod
     def of(cls, shape: torch.Size, read: Callable[[int], None]) -> _Shape:
@@ -124,6 +129,8 @@ class Watch(TorchFunctionMode):
         with _Macs() as macs:
             result = func(*map(_plain, args), **{k: _plain(v) for k, v in kwargs.items()})
         run.macs += macs.total
+        if type(result) in (bool, int, float, list) and name not in _HARMLESS:
+            run.decides()
         if used and name == "shape":
             return _Shape.of(result, lambda axis: self._read(used[0], axis))
         if used and name in ("size", "numel", "__len__"):

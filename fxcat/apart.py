@@ -1,0 +1,83 @@
+"""The model's own Python beside what was captured of it: it may call that as a whole, but none of its layers apart."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn, TypeVar
+
+from torch import fx, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from fxcat.errors import InputError
+
+R = TypeVar("R")
+
+Layers = Callable[[], Collection[str]]
+"""Gives the paths of modules, once they are needed."""
+
+GENERATED = "<fxcat graph"
+"""Begins the file names of generated code."""
+
+
+def call_whole(function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Module, layers: Layers, said: str) -> R:
+    """Call a function of the model's own; refuse calls of the modules `layers` from anywhere but generated code.
+
+    They were captured: they may have left the network, or have gates that only generated code applies, so called one by
+    one they would compute something else without a word. `said`: what the caller did, for the error, an `InputError`.
+    """
+    here = inspect.currentframe()
+    names: dict[int, str] = {}
+
+    def check(module: nn.Module, _: Any) -> None:
+        if not names:
+            names.update({id(m): path for path in layers() if (m := _found(of, path)) is not None})
+        if id(module) not in names:
+            return
+        frame = inspect.currentframe()
+        while frame is not None and frame is not here:
+            if frame.f_code.co_filename.startswith(GENERATED):
+                return
+            frame = frame.f_back
+        refuse(f"calls {names[id(module)]!r} by itself")
+
+    def refuse(what: str) -> NoReturn:
+        raise InputError(
+            f"{said}: that {what}, and only forward as a whole was captured",
+            where=type(of).__name__,
+            remedy="call prepare() with an example of the arguments that forward shall take, and forward with these",
+        )
+
+    handle = register_module_forward_pre_hook(check)
+    try:
+        return function(*args, **kwargs)
+    except AttributeError as error:
+        if not isinstance(error.obj, nn.Module) or error.obj not in of.modules():
+            raise
+        refuse(f"reads {error.name!r}, which may have left the network")
+    finally:
+        handle.remove()
+
+
+def _found(network: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return network.get_submodule(path) if path else None
+    except AttributeError:
+        return None  # it has left
+
+
+def as_written(forward: Callable[..., Any], layers: Layers, captured: str) -> Callable[..., Any]:
+    """A `forward` for arguments of another kind than those that were captured: the model's own, as long as that calls
+    `forward` itself with such as were (a loss of a batch) and no layer apart."""
+
+    def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        said = f"forward was captured with {captured}, and is called in another way"
+        if any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
+            raise InputError(
+                f"{said}, by a tracer",
+                where=type(module).__name__,
+                remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
+            )
+        return call_whole(forward, (module, *args), kwargs, of=module, layers=layers, said=said)
+
+    return run
