@@ -60,7 +60,8 @@ def export_onnx(
     """Export `module` in inference mode with a dynamic batch, verified in ONNX Runtime at batch 1 and 4.
 
     `example_inputs`: a tensor of shape (N, …), a tuple of the arguments of `forward`, or a dict with their names; found
-    from the module if not given. Only shapes matter: tensors may be on the meta device. `opset`: the exporter's default if not given.
+    from the module if not given. Only shapes matter: tensors may be on the meta device. `opset`: the exporter's default
+    if not given.
     Weights beyond 2 GB lie in `<path>.data`. The module is not touched.
 
     `dynamic_batch=False`: the file takes the batch size of the example inputs only, and is verified on them and on

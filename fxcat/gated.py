@@ -119,7 +119,8 @@ class Shrunk:
 class GatedModule(nn.Module):
     """A captured network with gates. Made by `fxcat.prepare`; call it like the model it was made from.
 
-    Attributes and methods that it has not itself are those of the model: methods run the network with its gates. In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
+    Attributes and methods that it has not itself are those of the model: methods run the network with its gates.
+    In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
     """
 
     gate_vector: GateVector
