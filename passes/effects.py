@@ -109,7 +109,7 @@ def changed_part_of(node: fx.Node) -> fx.Node | None:
         origin = origin.all_input_nodes[0]
     if origin.op == "get_attr":
         return origin
-    while is_view(base):
+    while is_view(base) or (is_inplace(base) and changed_part_of(base) is not None):
         base = base.all_input_nodes[0]
     return base if assigned or base is not target or base.op == "get_attr" else None
 

@@ -1,7 +1,7 @@
 """Values of which nothing is left, while others of their group are: a half of a chunk, the values of an attention.
 
-A piece of which nothing is left is no piece of a `cat` any more. A convolution of nothing gives its bias everywhere;
-linear layers and products of nothing run as they are.
+A piece of which nothing is left is no piece of a `cat` any more, and an op that keeps its shape is left out. A
+convolution of nothing gives its bias everywhere; linear layers, products and attention of nothing run as they are.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ class Emptied(Protocol):
 
 
 _CAT = (torch.cat, torch.concat, torch.concatenate)
-_OF_NOTHING: tuple[Any, ...] = (F.linear, torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm", torch.sum, "sum")
-"""What gives zeros, or its bias, where nothing is left to sum over."""
+_OF_NOTHING: tuple[Any, ...] = (
+    *(F.linear, torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm", torch.sum, "sum"),
+    F.scaled_dot_product_attention,
+)
+"""What gives zeros, a bias or a mean where nothing is left to sum over."""
 
 _FAILING: tuple[Any, ...] = (
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Upsample, nn.UpsamplingBilinear2d),
@@ -68,6 +71,10 @@ def drop_emptied(
     for old in _present(graph, copies):
         none_in, none_out = any(map(emptied.is_empty, _inputs(old))), emptied.is_empty(old)
         if not _is_tensor(old) or not (none_in or none_out):
+            continue
+        same = _of_same_shape(old, copies[old], emptied) if none_out else None
+        if same is not None:
+            copies[old].replace_all_uses_with(same)
             continue
         rule = flow.rules.get(old)
         op: Any = type(twin.get_submodule(str(old.target))) if old.op == "call_module" else old.target
@@ -98,6 +105,17 @@ def _present(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("value"), torch.Tensor)
+
+
+def _of_same_shape(old: fx.Node, new: fx.Node, emptied: Emptied) -> fx.Node | None:
+    """An input that may stand for an op's result, where both are empty: one of the same shape."""
+    value = old.meta["value"]
+    for source, now in zip(_inputs(old), _inputs(new), strict=True):
+        given = source.meta.get("value")
+        empty = isinstance(given, torch.Tensor) and emptied.is_empty(source)
+        if empty and (given.shape, given.dtype) == (value.shape, value.dtype):
+            return now
+    return None
 
 
 def _pieces(cat: fx.Node) -> Any:
