@@ -22,7 +22,7 @@ class PartStep(nn.Module):
         c, w = channels, self.width
         self.branch = nn.Sequential(nn.Conv2d(c, c + 2, 3, padding=1), nn.ReLU(), nn.Conv2d(c + 2, c, 1))
         self.part, self.mix, self.join = nn.Conv2d(w, w, 3, padding=1), nn.Conv2d(c, c, 1), nn.Conv2d(2 * c, c, 1)
-        self.half = nn.Conv2d(c // 2, c // 2, 3, padding=1)
+        self.lower = nn.Conv2d(c // 2, c // 2, 3, padding=1)
         self.twice, self.qkv, self.linear = nn.Linear(c, 2 * c), nn.Linear(c, 3 * c), nn.Linear(c, c)
         self.table, self.token = nn.Parameter(torch.randn(2, c)), nn.Parameter(torch.randn(1, 1, w))
         self.norm, self.narrow = nn.LayerNorm(w), nn.Linear(w, w)
@@ -54,7 +54,7 @@ def slices(s: PartStep, x: torch.Tensor) -> torch.Tensor:
 
 def halves(s: PartStep, x: torch.Tensor) -> torch.Tensor:
     y = list(x.chunk(2, 1))
-    y.append(s.half(y[-1]).relu() if s.variant < 3 else y[-1] + s.half(y[-1]).relu())
+    y.append(s.lower(y[-1]).relu() if s.variant < 3 else y[-1] + s.lower(y[-1]).relu())
     if s.variant == 5:
         y[2] = torch.maximum(y[2], y[0].sigmoid())
     return torch.cat(y[1:] if s.variant % 2 else [y[0], y[2]], 1)
@@ -155,10 +155,8 @@ def attention(s: PartStep, x: torch.Tensor) -> torch.Tensor:
     q, k, v = s.qkv(t).chunk(3, -1)
     if s.variant % 2:
         q, k, v = (z.view(n, length, 2, c // 2).transpose(1, 2) for z in (q, k, v))
-    if s.variant < 3:
-        a = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v
-    else:
-        a = F.scaled_dot_product_attention(q, k, v)
+    by_hand = s.variant < 3
+    a = (q @ k.transpose(-2, -1) * 0.3).softmax(-1) @ v if by_hand else F.scaled_dot_product_attention(q, k, v)
     a = s.linear(a.transpose(1, 2).reshape(n, length, c) if s.variant % 2 else a)
     return (t + a if s.variant < 4 else a).transpose(1, 2).reshape(x.shape)
 

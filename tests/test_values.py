@@ -39,7 +39,6 @@ PRUNED: dict[str, Form] = {
     "table by chunk": lambda m, y, x: with_table(m, y, lambda z: z.chunk(2, 1)),
     "table by index": lambda m, y, x: with_table(m, y, lambda z: (z[:, :1], z[:, 1:])),
     "table unbound": lambda m, y, x: with_table(m, y, lambda z: tuple(r[:, None] for r in z.unbind(1))),
-    "part of a view, changed twice": lambda m, y, x: run(y.transpose(2, 3)[:, :, 0].mul_(3).add_(1), m.norm(y)),
 }
 
 
@@ -47,7 +46,7 @@ PRUNED: dict[str, Form] = {
 def test_forms(form: str) -> None:
     failed, units, _ = failures(Between(PRUNED[form]), *IMAGES)
     assert not failed
-    assert units or form.startswith("part of a view"), "nothing can be removed"
+    assert units
 
 
 class Branch(nn.Module):
@@ -150,12 +149,12 @@ class Halves(nn.Module):
     def __init__(self, bias: bool = True) -> None:
         super().__init__()
         self.stem, self.first = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 1)
-        self.half, self.norm = nn.Conv2d(4, 4, 3, stride=2, padding=1, bias=bias), nn.BatchNorm2d(4)
+        self.lower, self.norm = nn.Conv2d(4, 4, 3, stride=2, padding=1, bias=bias), nn.BatchNorm2d(4)
         self.up, self.last = nn.Upsample(scale_factor=2), nn.Conv2d(12, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = list(self.first(self.stem(x).relu()).relu().chunk(2, 1))
-        y.append(self.up(self.norm(self.half(y[-1])).relu()))
+        y.append(self.up(self.norm(self.lower(y[-1])).relu()))
         return self.last(torch.cat(y, 1))
 
 
@@ -238,7 +237,7 @@ class Unbatched(nn.Module):
 @pytest.mark.parametrize(
     "inner, shape",
     [
-        (nn.InstanceNorm1d(8), (5, 3)),
+        (nn.InstanceNorm1d(5), (5, 3)),
         (nn.InstanceNorm1d(5, affine=True), (5, 3)),
         (nn.InstanceNorm2d(8, affine=True, track_running_stats=True), (3, 5, 5)),
         (nn.MaxPool1d(3, 1, 1), (5, 3)),
