@@ -65,7 +65,7 @@ class _Setting:
     def live_axes(self, node: fx.Node, labels: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor | None, ...]:
         """Surviving indices of every axis of a value. Raises `PlanError` if they are not a rectangle."""
         alive = self.open[self.analysis.units.of_label[labels]]
-        if alive.numel() and not bool(alive.any()):
+        if not bool(alive.any()):
             axes = self.analysis.units.of(labels).shape  # only along axes with units nothing is left
             return tuple(torch.empty(0, dtype=torch.long) if size > 1 else None for size in axes)
         result: list[torch.Tensor | None] = []
