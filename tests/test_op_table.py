@@ -14,6 +14,11 @@ UNTRIED = {
     "torchvision.ops.poolers.MultiScaleRoIAlign": "takes a dict of features: test_regions",
     "fxcat.passes.rules.boundary.region_input": "no op: the border of a region",
     "fxcat.passes.rules.boundary.region_output": "no op: the border of a region",
+    **{
+        f"nn.rnn.{name}{cell}": "gives a state whose batch axis is not the first: tests of recurrent layers"
+        for name in ("RNN", "LSTM", "GRU")
+        for cell in ("", "Cell")
+    },
     "torch.empty_like": "gives whatever lies in memory",
     "Tensor.new_empty": "gives whatever lies in memory",
     **{f"torch.{name}": "takes no tensor" for name in ("rand", "randn", "zeros", "ones", "empty", "full")},
