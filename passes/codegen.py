@@ -229,7 +229,7 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
     return tuple(
         Way(
             absent,
-            tuple(_part(graph, returned(output, p, i), p, absent, patterns[i * modes + p]) for p in range(modes)),
+            tuple(_part(graph, (i, p), absent, patterns[i * modes + p]) for p in range(modes)),
         )
         for i, absent in enumerate(ways)
     )
