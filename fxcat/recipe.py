@@ -83,7 +83,7 @@ def check_gates(found: Gates, expected: Gates) -> None:
 
 
 def describe_example(inputs: Any) -> Any:
-    """Shapes and types of example inputs, and the number that fills one, as JSON; None for inputs that hold anything but
+    """Shapes and types of example inputs, and what fills one, as JSON; None for inputs that hold anything but
     tensors and plain data."""
     tensors: dict[str, torch.Tensor] = {}
     try:
