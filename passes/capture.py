@@ -8,6 +8,7 @@ behaves differently in training, the graph holds both behaviours, with the nodes
 from __future__ import annotations
 
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from fxcat.passes.nested import CONSTANTS, Slot, leaves, map_leaves, template
 from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.stale import make_stale
 from fxcat.passes.tracer import ExampleTracer
 
 
@@ -62,6 +64,15 @@ def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -
     """
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     call = _bind(model, args)
+    with _LOCK:
+        return _capture(model, call, in_regions=in_regions)
+
+
+_LOCK = threading.RLock()
+"""While a model is captured, functions of PyTorch and of the model's Python are replaced: one at a time."""
+
+
+def _capture(model: nn.Module, call: Call, *, in_regions: bool) -> Captured:
     try:
         if call.has_lists:  # the images of a detector
             raise CaptureError("it takes a list, which may have another length the next time", where=_name(model))
@@ -99,21 +110,54 @@ def _batch(call: Call) -> int:
 def _whole(model: nn.Module, call: Call) -> Captured:
     if not all(isinstance(a, Slot) for a in call.arguments.values()):
         return _one_region(model, call)
-    traced = _trace_phases(meta_twin(model), dict(zip(call.arguments, call.inputs, strict=True)), None)
+    traced = _trace_phases(model, call, dict(zip(call.arguments, call.inputs, strict=True)), None)
     return Captured(_name(model), traced.graph, traced.guards, traced.constants, _batch(call))
 
 
-def _trace_phases(twin: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None) -> Traced:
-    """Trace a module in inference mode, and in training mode too if any of its Python looks at `training`."""
+def _trace_phases(
+    model: nn.Module, call: Call, inputs: Mapping[str, Any], function: Callable[..., Any] | None
+) -> Traced:
+    """Trace a module in inference mode, and in training mode too if any of its Python looks at `training`.
+
+    What it kept of an earlier pass is taken for stale, if its Python can do with that.
+    """
+    device = _device(model, call)
+    twin = meta_twin(model)
+    if make_stale(twin):
+        try:
+            return _trace_twin(twin, device, inputs, function)
+        except CaptureError:
+            twin = meta_twin(model)
+    return _trace_twin(twin, device, inputs, function)
+
+
+def _device(model: nn.Module, call: Call) -> torch.device:
+    """Where the model is, or its inputs."""
+    found = next((t.device for t in (*model.parameters(), *call.tensors) if not t.is_meta), None)
+    return found or torch.device("cpu")
+
+
+def _trace_twin(
+    twin: nn.Module, device: torch.device, inputs: Mapping[str, Any], call: Callable[..., Any] | None
+) -> Traced:
     reads = _watch_training(twin)
-    graph, guards, constants = _trace(twin, inputs, call, training=False)
+    before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
+    graph, guards, constants = _trace(twin, device, inputs, call, training=False)
     if reads:
-        training, more, others = _trace(twin, inputs, call, training=True)
+        for state, known in before:  # what the first pass left there is of another graph
+            kept = {n: v for n, v in state.items() if n not in known and n.startswith("_tensor_constant")}
+            state.clear()
+            state.update(known | kept)
+        training, more, others = _trace(twin, device, inputs, call, training=True)
         graph, renamed = _merge(graph, training)
         guards = tuple(Guard(renamed[g.node], g.value) for g in (*guards, *more))
         constants |= others
     assert_guards(graph, guards)
     return Traced(graph, guards, constants, ())
+
+
+def _shallow(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else value
 
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:
@@ -131,7 +175,7 @@ def _trace_region(module: nn.Module, call: Call) -> Traced:
         return tuple(proxies)
 
     inputs = {f"input_{i}": x for i, x in enumerate(call.inputs)}
-    traced = _trace_phases(meta_twin(module), inputs, forward)
+    traced = _trace_phases(module, call, inputs, forward)
     output = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     if not output.meta.get("phases") and results[0] != results[-1]:
         output.args = ((output.args[0], output.args[0]),)
@@ -178,7 +222,12 @@ def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
 
 
 def _trace(
-    twin: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None, *, training: bool
+    twin: nn.Module,
+    device: torch.device,
+    inputs: Mapping[str, Any],
+    call: Callable[..., Any] | None,
+    *,
+    training: bool,
 ) -> tuple[fx.Graph, tuple[Guard, ...], dict[str, torch.Tensor]]:
     known = set(vars(twin))
     # A copy that nobody traced before: models that cache tensors break when traced twice.
@@ -192,7 +241,7 @@ def _trace(
         # a leaf's example run must not check batch sizes or update statistics
         if is_leaf(module):
             module.training = False
-    tracer = ExampleTracer()
+    tracer = ExampleTracer(device)
     graph = tracer.trace_module(twin, inputs, call, training=training)
     functionalise(graph)
     detach_without_grad(graph)

@@ -6,8 +6,10 @@ of their own over the same modules.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
+import keyword
 import linecache
 import weakref
 from collections.abc import Callable, Sequence
@@ -113,19 +115,59 @@ def split_phases(graph: fx.Graph) -> tuple[fx.Graph, ...]:
 
 
 def _compile(graph: fx.Graph, name: str) -> Callable[..., Any]:
-    code = graph.python_code("self")
+    graph = _with_names_as_data(graph)
+    this = _name_of_module(graph)
+    code = graph.python_code(this)
     source = code.src.replace("def forward(", f"def {name}(", 1)
     return _define(source, name, dict(code.globals))
+
+
+def _name_of_module(graph: fx.Graph) -> str:
+    """What the generated code calls the module: `self`, unless an argument of `forward` has that name."""
+    taken = {str(n.target).lstrip("*") for n in graph.nodes if n.op == "placeholder"}
+    return "self" if "self" not in taken else next(n for i in itertools.count() if (n := f"module_{i}") not in taken)
+
+
+def _with_names_as_data(graph: fx.Graph) -> fx.Graph:
+    """A graph of the same modules, parameters and buffers, where those whose names are no Python names are looked up.
+
+    torch.fx writes every name into the code as it is. A name is data, whatever it holds.
+    """
+    if all(_is_written(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")):
+        return graph
+    result = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr") or _is_written(node.target):
+            copies[node] = result.node_copy(node, copies.__getitem__)
+            continue
+        path, _, leaf = str(node.target).rpartition(".")
+        if node.op == "call_module":
+            found = result.call_module("get_submodule", (node.target,))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+            copies[node] = result.call_method("__call__", (found, *args), kwargs)
+        else:
+            found = result.call_module("get_submodule", (path,))
+            # with a default, torch.fx does not write it as an attribute
+            copies[node] = result.call_function(builtins.getattr, (found, leaf, None))
+        copies[node].meta = dict(node.meta)
+    return result
+
+
+def _is_written(path: Any) -> bool:
+    """Whether a path may stand in code, where Python would read the same names."""
+    return all(part.isascii() and part.isidentifier() and not keyword.iskeyword(part) for part in str(path).split("."))
 
 
 def _dispatcher(graph: fx.Graph) -> Callable[..., Any]:
     names = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
     values = ", ".join(names)
+    this = _name_of_module(graph)
     source = (
-        f"def forward({', '.join(['self', *names])}):\n"
-        f"    if self.training:\n"
-        f"        return self._forward_training({values})\n"
-        f"    return self._forward_inference({values})\n"
+        f"def forward({', '.join([this, *names])}):\n"
+        f"    if {this}.training:\n"
+        f"        return {this}._forward_training({values})\n"
+        f"    return {this}._forward_inference({values})\n"
     )
     return _define(source, "forward", {})
 
