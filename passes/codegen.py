@@ -118,13 +118,16 @@ def _compile(graph: fx.Graph, name: str) -> Callable[..., Any]:
     graph = _with_names_as_data(graph)
     this = _name_of_module(graph)
     code = graph.python_code(this)
-    source = code.src.replace("def forward(", f"def {name}(", 1)
+    # torch.fx writes `self` in front, unless the first argument has that name
+    first = next((n.target for n in graph.nodes if n.op == "placeholder"), None)
+    named = f"def {name}({this}, self" if first == "self" else f"def {name}({this}"
+    source = code.src.replace("def forward(self", named, 1)
     return _define(source, name, dict(code.globals))
 
 
 def _name_of_module(graph: fx.Graph) -> str:
-    """What the generated code calls the module: `self`, unless an argument of `forward` has that name."""
-    taken = {str(n.target).lstrip("*") for n in graph.nodes if n.op == "placeholder"}
+    """What the generated code calls the module: `self`, unless something else in it has that name."""
+    taken = {n.name for n in graph.nodes} | {str(n.target).lstrip("*") for n in graph.nodes if n.op == "placeholder"}
     return "self" if "self" not in taken else next(n for i in itertools.count() if (n := f"module_{i}") not in taken)
 
 

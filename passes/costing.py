@@ -44,6 +44,9 @@ def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
 
 def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...]:
     """MACs of a node. What an op without a rule does is counted while it runs on its example values; it is frozen."""
+    value = node.meta["value"]
+    if isinstance(value, torch.Tensor) and not value.numel():
+        return ()  # a layer of width 0
     if rule is not None:
         return rule.macs(flow, node)
     if node not in flow.counted:

@@ -106,8 +106,9 @@ def _plain_form(node: fx.Node) -> Any:
         # without a probability, the one takes the values for probabilities, the other writes zeros and ones
         same = name != "bernoulli" or len(node.args) > 1 or "p" in node.kwargs
         return name if same and hasattr(torch.Tensor, name) else None
-    name = getattr(node.target, "__name__", "").removesuffix("_")
-    return getattr(torch, name, None) or getattr(functional, name, None)
+    name = getattr(node.target, "__name__", "")
+    owner = next((o for o in (torch, functional) if getattr(o, name, None) is node.target), None)
+    return getattr(owner, name.removesuffix("_"), None)
 
 
 def copy_first(node: fx.Node) -> None:

@@ -31,6 +31,8 @@ class _Unknown(Exception):
 
 def known_value(node: fx.Node, root: nn.Module) -> Known | None:
     """The value of a node that inputs, parameters, buffers and chance do not change; None if they do."""
+    if _cannot_be_below(node):
+        return Known(torch.tensor(False))
     sizes: list[fx.Node] = []
     try:
         value = _evaluate(node, root, {}, sizes)
@@ -39,6 +41,15 @@ def known_value(node: fx.Node, root: nn.Module) -> Known | None:
     except Exception:  # what the model's op does with values that it never has
         return None
     return Known(value, sizes)
+
+
+def _cannot_be_below(node: fx.Node) -> bool:
+    """Whether a node asks whether a number that is drawn from [0, 1) is below 0 (a rate of layers to drop)."""
+    if node.target not in (operator.lt, torch.lt, "lt") or len(node.args) != 2:
+        return False
+    drawn, limit = node.args
+    is_rate = isinstance(limit, int | float) and limit <= 0
+    return is_rate and isinstance(drawn, fx.Node) and getattr(drawn.target, "__name__", "") == "rand"
 
 
 def _evaluate(node: fx.Node, root: nn.Module, found: dict[fx.Node, Any], sizes: list[fx.Node]) -> Any:

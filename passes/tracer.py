@@ -18,6 +18,7 @@ from typing import Any
 import numpy
 import torch
 from torch import fx, nn
+from torch.overrides import is_tensor_method_or_property
 from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
@@ -56,6 +57,8 @@ class ExampleTracer(fx.Tracer):
         self._path = ""
         self._tensors: dict[int, str] = {}
         self._read: dict[str, fx.Proxy] = {}
+        self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
+        """Tensors that are none of the graph, and what was drawn into them."""
         self.asked: list[object] = []
         """The instructions that asked for integers since the last node."""
 
@@ -237,6 +240,8 @@ class ExampleTracer(fx.Tracer):
         """A proxy for a parameter or a buffer, however the model came by it (`next(self.parameters())`)."""
         if not isinstance(value, torch.Tensor):
             return value
+        if id(value) in self._drawn:
+            return self._drawn[id(value)][1]
         if not self._tensors:  # the base class looks through all of them every time
             known = (*self.root.named_buffers(), *self.root.named_parameters())
             self._tensors = {id(tensor): name for name, tensor in known}
@@ -247,12 +252,28 @@ class ExampleTracer(fx.Tracer):
             self._read[name] = self.create_proxy("get_attr", name, (), {})
         return self._read[name]
 
+    def draw(self, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Proxy:
+        """A node for what draws random numbers without a value of the graph: it draws anew in every pass."""
+        name = function.__name__
+        method = is_tensor_method_or_property(function)
+        kind, target = ("call_method", name) if method else ("call_function", function)
+        if not name.endswith("_"):
+            return self.create_proxy(kind, target, args, kwargs)
+        first, *rest = args or (kwargs["tensor"],)
+        copied = self.create_proxy("call_method", "clone", (first,), {})
+        kwargs = {k: v for k, v in kwargs.items() if v is not first}
+        result = self.create_proxy(kind, target, (copied, *rest), kwargs)
+        self._drawn[id(first)] = first, result
+        return result
+
     def create_arg(self, a: Any) -> Any:
         kind = type(a)
         if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
             return a
         if kind in (list, tuple):
             return kind(self.create_arg(x) for x in a)
+        if id(a) in self._drawn:
+            return self._drawn[id(a)][1].node
         if isinstance(a, numpy.generic):
             return a.item()
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
@@ -261,6 +282,9 @@ class ExampleTracer(fx.Tracer):
         if kind == "call_function" and not args and "input" in kwargs and _takes_input_first(target, kwargs):
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"),)  # where rules look for it
+        if kind == "call_function" and not args and getattr(target, "__module__", None) == nn.init.__name__:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("tensor"),)
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
         if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):
