@@ -95,8 +95,17 @@ class ExampleProxy(fx.Proxy):
     def __hash__(self) -> int:
         if isinstance(self.example, torch.Tensor):
             return object.__hash__(self)
-        value = self.tracer.device if isinstance(self.example, torch.device) else self.example
-        return hash(self._resolve(value))
+        return hash(self._plain())
+
+    def _plain(self) -> Any:
+        """The value of what is no tensor, where Python needs it."""
+        return self._resolve(self.tracer.device if isinstance(self.example, torch.device) else self.example)
+
+    def __str__(self) -> str:
+        return repr(self) if isinstance(self.example, torch.Tensor) else str(self._plain())
+
+    def __format__(self, specification: str) -> str:
+        return repr(self) if isinstance(self.example, torch.Tensor) else format(self._plain(), specification)
 
     def __eq__(self, other: object) -> Any:
         return self._compare(operator.eq, other)

@@ -30,8 +30,8 @@ def make_stale(twin: nn.Module) -> bool:
             continue
         state = vars(module)
         names, holders = _written(type(module))
-        for name in (names | holders) & state.keys():
-            if name not in names and type(state[name]) is not list:
+        for name in ((names | holders) & state.keys()) - _OF_TORCH:
+            if name not in names and type(state[name]) not in (list, dict):
                 continue
             value = _before_any_pass(state[name])
             if value is state[name]:
@@ -44,12 +44,17 @@ def make_stale(twin: nn.Module) -> bool:
     return found
 
 
+_OF_TORCH = nn.Module().__dict__.keys()
+
+
 def _before_any_pass(value: Any) -> Any:
     """Something in the place of sizes and tensors that is like none that comes; other values as they are."""
     if isinstance(value, torch.Tensor):
         return value.new_empty(0)
     if type(value) is int or isinstance(value, torch.Size):
         return Stale()
+    if type(value) is dict and all(isinstance(v, torch.Tensor | torch.Size) for v in value.values()):  # pyright: ignore
+        return {} if value else value  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, tuple | list) and value:
         kinds = {type(v) for v in value}  # pyright: ignore[reportUnknownVariableType]
         if kinds == {int}:

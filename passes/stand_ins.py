@@ -152,16 +152,35 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
 
 
 def _taken_from(module: str) -> Iterator[str]:
-    """The Python modules whose functions traced code has by name, or that it has as a whole."""
-    for value in list(vars(sys.modules[module]).values()):
+    """The Python modules of other packages whose functions the layers of a Python module use."""
+    known = vars(sys.modules[module])
+    for name in _names_used(known):
+        value = known.get(name)
         if isinstance(value, types.FunctionType):
-            name = value.__module__
+            owner = value.__module__
         elif isinstance(value, types.ModuleType):
-            name = value.__name__
+            owner = value.__name__
         else:
             continue
-        if name and name.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "numpy", "fxcat"}:
-            yield name
+        if owner and owner.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "numpy", "fxcat"}:
+            yield owner
+
+
+def _names_used(known: dict[str, Any]) -> set[str]:
+    """The names in the code of layers among a Python module's globals, and of functions that have these names."""
+    layers = [v for v in known.values() if isinstance(v, type) and issubclass(v, nn.Module)]
+    methods = [m for c in layers for m in vars(c).values() if isinstance(m, types.FunctionType)]
+    stack = [m.__code__ for m in methods]
+    used: set[str] = set()
+    while stack:
+        code = stack.pop()
+        stack += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+        for name in set(code.co_names) - used:
+            used.add(name)
+            function = known.get(name)
+            if isinstance(function, types.FunctionType):
+                stack.append(function.__code__)
+    return used
 
 
 @cache

@@ -208,6 +208,8 @@ FACTS: dict[str, Middle] = {
     "floating": lambda y: y * (1.0 if y.is_floating_point() else 2.0),
     "size as key": lambda y: y * {6: 1.0}[y.shape[-1]],
     "shape as key": lambda y: y * {(6, 6): 1.0}[tuple(y.shape[2:])],
+    "size in a name": lambda y: y * {"6x6": 1.0}[f"{y.shape[2]}x{y.size(3)}"],
+    "name of a dtype": lambda y: y * {"torch.float32": 1.0}[str(y.dtype)],
     "in shape": lambda y: y * 2 if -1 in y.shape else y,
     "in part of a shape": lambda y: y * 2 if 6 in y.shape[2:] else y,
     "no attribute": lambda y: y.tensors if hasattr(y, "tensors") else y,
@@ -396,6 +398,7 @@ class Cache(nn.Module):
         super().__init__()
         self.a, self.c, self.kind = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1), kind
         self.last, self.grids, self.h = None, [torch.empty(0)], 0
+        self.known: dict[Any, torch.Tensor] = {}
 
     def make(self, y: torch.Tensor) -> torch.Tensor:
         h, w = y.shape[-2:]
@@ -414,16 +417,22 @@ class Cache(nn.Module):
             if self.grids[0].shape[-2:] != y.shape[-2:]:
                 self.grids[0] = self.make(y)
             self.grid = self.grids[0]
+        elif self.kind == "dict":
+            key = tuple(y.shape[-2:])
+            if key not in self.known:
+                self.known[key] = self.make(y)
+            self.grid = self.known[key]
         return torch.cat((y[:, :2] + self.grid, y[:, 2:]), 1)
 
 
-@pytest.mark.parametrize("kind", ["class", "instance", "numbers", "list"])
+@pytest.mark.parametrize("kind", ["class", "instance", "numbers", "list", "dict"])
 @pytest.mark.parametrize("was_run", [False, True])
 def test_what_a_pass_has_kept_does_not_decide(kind: str, was_run: bool) -> None:
     model = Cache(kind).eval()
     if was_run:
         model(X)
-    check(model, torch.rand(3, 3, 8, 8), torch.rand(1, 3, 12, 12))
+    others = [] if kind == "dict" else [torch.rand(1, 3, 12, 12)]  # keys are of one size
+    check(model, torch.rand(3, 3, 8, 8), *others)
 
 
 def test_a_cache_in_onnx(tmp_path: Path) -> None:
