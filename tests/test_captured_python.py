@@ -118,7 +118,7 @@ def test_names_in_onnx(tmp_path: Path) -> None:
     with contextlib.suppress(fxcat.FxcatError):  # where PyTorch's exporter cannot do with such a name
         fxcat.export_onnx(small, tmp_path / "n.onnx", X)
     assert not hasattr(sys, "ran_a_name")
-    small = fxcat.finalize(fxcat.prepare(Named(("class", "a b"), "key").eval(), X, verbose=False))
+    small = fxcat.finalize(fxcat.prepare(Named(("a b", "1"), "key").eval(), X, verbose=False))
     fxcat.export_onnx(small, tmp_path / "n.onnx", X)
 
 
