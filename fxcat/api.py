@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
 from fxcat.gated import GatedModule, Policy
+from fxcat.gates import SAMPLES
 from fxcat.limits import GateLimits, Limits
 from fxcat.passes import verification
 from fxcat.passes.analysis import Options
@@ -90,6 +91,10 @@ def prepare(
 
 def _check_modules(model: nn.Module) -> None:
     """Refuse what has no Python, or no shapes, that could be captured."""
+    if any(SAMPLES in names for names in (vars(model), model._modules, model._parameters, model._buffers)):
+        raise InputError(
+            f"the model has an attribute {SAMPLES!r}, where its gates would be", remedy="give it another name"
+        )
     for path, module in model.named_modules():
         where = path or type(model).__name__
         if isinstance(module, torch.jit.ScriptModule):

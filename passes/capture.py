@@ -8,6 +8,7 @@ behaves differently in training, the graph holds both behaviours, with the nodes
 from __future__ import annotations
 
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from fxcat.passes.nested import CONSTANTS, Slot, is_plain, leaves, lost_in_copy,
 from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.stale import make_stale
 from fxcat.passes.tracer import ExampleTracer
 
 
@@ -64,10 +66,16 @@ def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -
     refused: list[CaptureError | InputError] = []
     for args, kwargs in argument_forms(model, example_inputs):
         try:
-            return _capture(model, _bind(model, args, kwargs), in_regions=in_regions)
+            call = _bind(model, args, kwargs)
+            with _LOCK:
+                return _capture(model, call, in_regions=in_regions)
         except (CaptureError, InputError) as error:
             refused.append(error)
     raise refused[0]
+
+
+_LOCK = threading.RLock()
+"""While a model is captured, functions of PyTorch and of the model's Python are replaced: one at a time."""
 
 
 def _capture(model: nn.Module, call: Call, *, in_regions: bool) -> Captured:
@@ -109,8 +117,7 @@ def _batch(call: Call) -> int:
 def _whole(model: nn.Module, call: Call) -> Captured:
     if not all(isinstance(a, Slot) for a in call.arguments.values()):
         return _one_region(model, call)
-    twin = _Twin(meta_twin(model))
-    found = _phases(twin, call, _plainly)
+    found = _phases(model, call, _plainly)
     traced = _merged(found, _shorter_calls(model, call, found))
     return Captured(_name(model), traced.graph, traced.guards, traced.constants, _batch(call))
 
@@ -140,19 +147,6 @@ def _whole_copy(result: Any, module: nn.Module) -> Any:
     return result
 
 
-@dataclass(slots=True)
-class _Twin:
-    """A module to be traced, several times; `reads`: who looked at the mode, once that is watched."""
-
-    module: nn.Module
-    reads: list[str] | None = None
-
-    def watched(self) -> list[str]:
-        if self.reads is None:
-            self.reads = _watch_training(self.module)
-        return self.reads
-
-
 Results = Callable[[Call, tuple[Any, ...], Callable[..., Any], nn.Module], tuple[Any, Any]]
 """Calls a `forward`, given to it as a function, and gives what the graph returns, and a template of the rest of it."""
 
@@ -167,8 +161,28 @@ class _Phases:
     patterns: tuple[Any, ...]
 
 
-def _phases(twin: _Twin, call: Call, results: Results) -> _Phases:
-    reads, patterns = twin.watched(), list[Any]()
+def _phases(model: nn.Module, call: Call, results: Results) -> _Phases:
+    """Trace a module in inference mode, and in training mode too if any of its Python looks at `training`.
+
+    What it kept of an earlier pass is taken for stale, if its Python can do with that.
+    """
+    twin, device = meta_twin(model), _device(model, call)
+    if make_stale(twin):
+        try:
+            return _phases_of_twin(twin, device, call, results)
+        except CaptureError:
+            twin = meta_twin(model)
+    return _phases_of_twin(twin, device, call, results)
+
+
+def _device(model: nn.Module, call: Call) -> torch.device:
+    """Where the model is, or its inputs."""
+    found = next((t.device for t in (*model.parameters(), *call.tensors) if not t.is_meta), None)
+    return found or torch.device("cpu")
+
+
+def _phases_of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results) -> _Phases:
+    reads, patterns = _watch_training(twin), list[Any]()
 
     def forward(function: Callable[..., Any], module: nn.Module, *values: Any) -> Any:
         result, pattern = results(call, values, function, module)
@@ -178,10 +192,15 @@ def _phases(twin: _Twin, call: Call, results: Results) -> _Phases:
     named = all(isinstance(a, Slot) for a in call.arguments.values())
     names = list(call.arguments) if named else [f"input_{i}" for i in range(len(call.inputs))]
     inputs = dict(zip(names, call.inputs, strict=True))
-    graph, guards, constants = _trace(twin.module, inputs, forward, training=False)
+    before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
+    graph, guards, constants = _trace(twin, device, inputs, forward, training=False)
     if not reads:
         return _Phases((graph,), guards, constants, tuple(patterns))
-    training, more, others = _trace(twin.module, inputs, forward, training=True)
+    for state, known in before:  # what the first pass left there is of another graph
+        kept = {n: v for n, v in state.items() if n not in known and n.startswith("_tensor_constant")}
+        state.clear()
+        state.update(known | kept)
+    training, more, others = _trace(twin, device, inputs, forward, training=True)
     return _Phases((graph, training), (*guards, *more), constants | others, tuple(patterns))
 
 
@@ -237,7 +256,7 @@ def _shorter(model: nn.Module, call: Call, whole: _Phases, absent: tuple[str, ..
     if not left.tensors:
         return None
     try:
-        found = _phases(_Twin(meta_twin(model)), left, _plainly)
+        found = _phases(model, left, _plainly)
     except CaptureError:
         return None
     values, guards = list[Any](), list[Guard]()
@@ -297,6 +316,10 @@ def _is_apart(graph: fx.Graph, places: Mapping[fx.Node, fx.Node], output: fx.Nod
     return needed(graph, results) - without_result(graph) <= set(places.values())
 
 
+def _shallow(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict) else value
+
+
 def _trace_region(module: nn.Module, call: Call) -> Traced:
     """Trace a module whose arguments and results are nested values."""
 
@@ -309,7 +332,7 @@ def _trace_region(module: nn.Module, call: Call) -> Traced:
             raise CaptureError("it returns a number, not tensors", where=type(twin).__name__)
         return tuple(proxies), pattern
 
-    traced = _merged(_phases(_Twin(meta_twin(module)), call, results))
+    traced = _merged(_phases(module, call, results))
     output = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     output.meta.pop(RESULTS, None)  # regions put their results together themselves
     return traced
@@ -353,7 +376,12 @@ def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
 
 
 def _trace(
-    twin: nn.Module, inputs: Mapping[str, Any], call: Callable[..., Any] | None, *, training: bool
+    twin: nn.Module,
+    device: torch.device,
+    inputs: Mapping[str, Any],
+    call: Callable[..., Any] | None,
+    *,
+    training: bool,
 ) -> tuple[fx.Graph, tuple[Guard, ...], dict[str, torch.Tensor]]:
     known = set(vars(twin))
     # A copy that nobody traced before: models that cache tensors break when traced twice.
@@ -367,7 +395,7 @@ def _trace(
         # a leaf's example run must not check batch sizes or update statistics
         if is_leaf(module):
             module.training = False
-    tracer = ExampleTracer()
+    tracer = ExampleTracer(device)
     graph = tracer.trace_module(twin, inputs, call, training=training)
     functionalise(graph)
     detach_without_grad(graph)

@@ -6,8 +6,10 @@ of their own over the same modules.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import itertools
+import keyword
 import linecache
 import re
 import weakref
@@ -91,12 +93,12 @@ def _install(root: nn.Module, graph: fx.Graph) -> None:
     ways = split_phases(graph)
     given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
     parameters = _parameters(base, list(given))
-    head = _Head(parameters, given)
+    head = _Head(_name_of_module(graph, parameters), parameters, given)
     names = {"_as_written": as_written(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
     first = ways[0].graphs[0]
     if len(ways) == len(ways[0].graphs) == 1:
-        start = (f"if not ({head.fits(())}):", f"    return _as_written(self, {head.passed})")
-        members["forward"] = _compile(first, f"def forward({head.text}):", start, names)
+        start = (f"if not ({head.fits(())}):", f"    return _as_written({head.this}, {head.passed})")
+        members["forward"] = _compile(first, head.this, f"def forward({head.text}):", start, names)
     else:
         members |= _dispatched(ways, given, head, names)
     root.__class__ = type(base.__name__, (base,), members)
@@ -110,13 +112,14 @@ def _dispatched(
     lines = [f"def forward({head.text}):"]
     for number, way in enumerate(ways):
         taken = [name for name in given if name not in way.absent]
-        values, parameters = ", ".join(taken), ", ".join(["self", *taken])
+        values, parameters = ", ".join(taken), ", ".join([head.this, *taken])
         lines.append(f"    if {head.fits(way.absent)}:")
         for phase in reversed(range(len(way.graphs))):
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
-            members[name] = _compile(way.graphs[phase], f"def {name}({parameters}):")
-            lines += [f"        {'if self.training: ' if phase else ''}return self.{name}({values})"]
-    lines.append(f"    return _as_written(self, {head.passed})\n")
+            members[name] = _compile(way.graphs[phase], head.this, f"def {name}({parameters}):")
+            condition = f"if {head.this}.training: " if phase else ""
+            lines.append(f"        {condition}return {head.this}.{name}({values})")
+    lines.append(f"    return _as_written({head.this}, {head.passed})\n")
     return {**members, "forward": _define("\n".join(lines), "forward", dict(names))}
 
 
@@ -141,15 +144,16 @@ def _parameters(base: type[nn.Module], given: Sequence[str]) -> list[inspect.Par
 class _Head:
     """The first line of a generated `forward`, with all parameters that it was written with, and what it checks.
 
-    `names`: what its text means.
+    `this`: what it calls the module; `names`: what its text means.
     """
 
-    def __init__(self, parameters: Sequence[inspect.Parameter], given: Mapping[str, fx.Node]) -> None:
+    def __init__(self, this: str, parameters: Sequence[inspect.Parameter], given: Mapping[str, fx.Node]) -> None:
+        self.this = this
         self._parameters = parameters
         self._given = {name.lstrip("*"): node for name, node in given.items()}
         self.names: dict[str, Any] = {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
         self.names["_isinstance"] = isinstance
-        parts, passed, stars = ["self"], list[str](), False
+        parts, passed, stars = [this], list[str](), False
         for i, parameter in enumerate(parameters):
             name, kind = parameter.name, parameter.kind
             stars |= kind is parameter.VAR_POSITIONAL
@@ -294,11 +298,49 @@ def _erase_from(graph: fx.Graph, nodes: set[fx.Node]) -> None:
             graph.erase_node(node)
 
 
+def _name_of_module(graph: fx.Graph, parameters: Sequence[inspect.Parameter]) -> str:
+    """What the generated code calls the module: `self`, unless something else in it has that name."""
+    taken = {n.name for n in graph.nodes} | {str(n.target).lstrip("*") for n in graph.nodes if n.op == "placeholder"}
+    taken |= {p.name for p in parameters}
+    return "self" if "self" not in taken else next(n for i in itertools.count() if (n := f"module_{i}") not in taken)
+
+
+def _with_names_as_data(graph: fx.Graph) -> fx.Graph:
+    """A graph of the same modules, parameters and buffers, where those whose names are no Python names are looked up.
+
+    torch.fx writes every name into the code as it is. A name is data, whatever it holds.
+    """
+    if all(_is_written(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")):
+        return graph
+    result = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr") or _is_written(node.target):
+            copies[node] = result.node_copy(node, copies.__getitem__)
+            continue
+        path, _, leaf = str(node.target).rpartition(".")
+        if node.op == "call_module":
+            found = result.call_module("get_submodule", (node.target,))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+            copies[node] = result.call_method("__call__", (found, *args), kwargs)
+        else:
+            found = result.call_module("get_submodule", (path,))
+            # with a default, torch.fx does not write it as an attribute
+            copies[node] = result.call_function(builtins.getattr, (found, leaf, None))
+        copies[node].meta = dict(node.meta)
+    return result
+
+
+def _is_written(path: Any) -> bool:
+    """Whether a path may stand in code, where Python would read the same names."""
+    return all(part.isascii() and part.isidentifier() and not keyword.iskeyword(part) for part in str(path).split("."))
+
+
 def _compile(
-    graph: fx.Graph, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
+    graph: fx.Graph, this: str, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
-    """The function of a graph, with a head of its own, and lines that come first."""
-    code = graph.python_code("self")
+    """The function of a graph of a module that it calls `this`, with a head of its own, and lines that come first."""
+    code = _with_names_as_data(graph).python_code(this)
     lines = [head, *(f"    {line}" for line in start)]
     source = re.sub(r"^def forward\(.*$", lambda _: "\n".join(lines), code.src, count=1, flags=re.MULTILINE)
     return _define(source, head.removeprefix("def ").partition("(")[0], {**code.globals, **(names or {})})

@@ -43,6 +43,9 @@ def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
 
 def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...]:
     """MACs of a node. What no rule tells is counted while it runs on its example values; its units are frozen."""
+    value = node.meta["value"]
+    if isinstance(value, torch.Tensor) and not value.numel():
+        return ()  # a layer of width 0
     terms = None if rule is None else rule.macs(flow, node)
     if terms is not None:
         return terms

@@ -92,18 +92,44 @@ def _says_so(target: Any) -> bool:
 
 
 def make_plain(node: fx.Node) -> None:
-    """Let an in-place node make a new value; of one that calls a module, whose `inplace` it is, only take the mark."""
+    """Let an in-place node make a new value; of one that calls a module, whose `inplace` it is, only take the mark.
+
+    What has no other form changes a copy.
+    """
     node.meta.pop(CHANGES, None)
+    instead = _plain_form(node)
     if node.target in INPLACE_OPERATORS:
         node.target = INPLACE_OPERATORS[node.target]
     elif node.kwargs.get("inplace"):
         node.kwargs = {**node.kwargs, "inplace": False}
-    elif node.op == "call_method":
-        node.target = str(node.target).removesuffix("_")
-    elif node.op == "call_function":
-        assert callable(node.target)
-        name = node.target.__name__.removesuffix("_")
-        node.target = getattr(torch, name, None) or getattr(functional, name)
+    elif instead is not None:
+        node.target = instead
+    elif node.op in ("call_method", "call_function"):
+        copy_first(node)
+
+
+def _plain_form(node: fx.Node) -> Any:
+    """The function or method that computes what an in-place one does, if there is one."""
+    if node.op == "call_method":
+        name = str(node.target).removesuffix("_")
+        # without a probability, the one takes the values for probabilities, the other writes zeros and ones
+        same = name != "bernoulli" or len(node.args) > 1 or "p" in node.kwargs
+        return name if same and hasattr(torch.Tensor, name) else None
+    name = getattr(node.target, "__name__", "")
+    owner = next((o for o in (torch, functional) if getattr(o, name, None) is node.target), None)
+    return getattr(owner, name.removesuffix("_"), None)
+
+
+def copy_first(node: fx.Node) -> None:
+    """Let an in-place op change a copy of its first argument."""
+    changed = node.args[0]
+    assert isinstance(changed, fx.Node)
+    with node.graph.inserting_before(node):
+        copied = node.graph.call_method("clone", (changed,))
+    copied.meta |= changed.meta | {"value": changed.meta["value"].clone()}
+    for key in (CHANGES, CONSTANT, SAME):
+        copied.meta.pop(key, None)
+    node.replace_input_with(changed, copied)
 
 
 def changed_part_of(node: fx.Node) -> fx.Node | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_map
 
 from fxcat.passes.arguments import names_type, thaw
 from fxcat.passes.copying import meta_twin
@@ -23,8 +24,45 @@ def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False, values: M
     `in_full`: even if a rule knows the shape of the result. `values`: of inputs, in place of their example values. What
     a model makes elsewhere (`torch.ones(n)`, constants) is on the meta device like all other example values.
     """
-    value = _execute(node, root, in_full, values)
+    try:
+        value = _execute(node, root, in_full, values)
+    except NotImplementedError:
+        value = _run_on_data(node)
+        if value is None:
+            raise
     return value.to("meta") if isinstance(value, torch.Tensor) and not value.is_meta else value
+
+
+def _run_on_data(node: fx.Node) -> torch.Tensor | None:
+    """The example value of a call that PyTorch cannot do on the meta device: a tensor whose shape does not depend on
+    values.
+
+    None if it does, or if the call is none of a function or method.
+    """
+    results = [r for r in (_on_data(node, fill) for fill in _FILLS) if r is not None]
+    kinds = {(r.shape, r.dtype) if isinstance(r, torch.Tensor) else None for r in results}
+    return results[0].to("meta") if len(results) > 1 and len(kinds) == 1 and None not in kinds else None
+
+
+_FILLS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    torch.ones_like,
+    lambda x: torch.linspace(0.5, 1.5, x.numel()).view(x.shape).to(x.dtype),
+    torch.zeros_like,
+)
+"""Values to try: what selects or counts entries has results of other shapes."""
+
+
+def _on_data(node: fx.Node, fill: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    def data(value: Any) -> Any:
+        return fill(torch.empty_like(value, device="cpu")) if isinstance(value, torch.Tensor) else value
+
+    args, kwargs = tree_map(data, (thaw(node.args), thaw(node.kwargs)))
+    try:
+        if node.op == "call_function" and callable(node.target):
+            return node.target(*args, **kwargs)
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs) if node.op == "call_method" else None
+    except Exception:  # what the op has against such values
+        return None
 
 
 def _execute(node: fx.Node, root: nn.Module, in_full: bool, values: Mapping[fx.Node, Any]) -> Any:

@@ -20,6 +20,7 @@ from fxcat.passes.effects import (
     INPLACE_OPERATORS,
     NO_GRAD,
     changed_part_of,
+    copy_first,
     is_inplace,
     is_view,
     make_plain,
@@ -57,22 +58,19 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
         return
     kinds = {i.meta["value"].dtype for i in node.all_input_nodes if isinstance(i.meta["value"], torch.Tensor)}
     if base is None and may_be_view(changed):
-        _copy_first(node, changed)  # where one unit is left, what was a copy may be a view
+        _make_private(node)  # where one unit is left, what was a copy may be a view
     unseen = base is not None and not _is_read(base, order, order[node])
     keeps_type = base is None and node.target in INPLACE_OPERATORS and len(kinds) == 1
     if unseen or keeps_type:
         make_plain(node)
 
 
-def _copy_first(node: fx.Node, changed: fx.Node) -> None:
+def _make_private(node: fx.Node) -> None:
     """Let an in-place op change a value that is nobody else's."""
     if node.op != "call_module":
         make_plain(node)
         return
-    with node.graph.inserting_before(node):
-        copied = node.graph.call_method("clone", (changed,))
-    copied.meta |= changed.meta | {"value": changed.meta["value"].clone()}
-    node.replace_input_with(changed, copied)
+    copy_first(node)
 
 
 def _detach_what_enters(node: fx.Node, base: fx.Node) -> None:

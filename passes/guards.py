@@ -29,10 +29,25 @@ def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
     for guard in guards:
         if guard.checks:
             continue
-        if guard.node.target in (operator.eq, operator.ne) and _tie_shapes(flow, guard):
+        if guard.node.target in (operator.eq, operator.ne) and (_is_settled(guard) or _tie_shapes(flow, guard)):
             continue
         for tensor, axis in asked_sizes(guard.node):
             freeze_axis(flow, tensor, axis, place(guard.node), "a branch depends on the number of units")
+
+
+def _is_settled(guard: Guard) -> bool:
+    """Whether a guard compares a size with a number that no size is."""
+    sides = guard.node.args[:2]
+    sizes = [s for s in sides if isinstance(s, fx.Node) and _is_size(s)]
+    return len(sizes) == 1 and any(isinstance(s, int) and s < 0 for s in sides)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node is one size of a value, as it is."""
+    shape = node.args[0] if node.target is operator.getitem else None
+    if isinstance(shape, fx.Node) and isinstance(shape.meta["value"], torch.Size):
+        return isinstance(node.meta["value"], int)
+    return node.target == "size" and isinstance(node.meta["value"], int)
 
 
 def _tie_shapes(flow: Flow, guard: Guard) -> bool:
@@ -62,7 +77,7 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
     seen: set[tuple[fx.Node, str]] = set()
     for guard in guards:
         node, key = guard.node, (guard.node, repr(guard.value))
-        if key in seen or not any(True for _ in asked_sizes(node)):
+        if key in seen or _is_settled(guard) or not any(True for _ in asked_sizes(node)):
             continue
         seen.add(key)
         with graph.inserting_after(node):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.effects import INPLACE_OPERATORS
+from fxcat.passes.known import is_random
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import autograd_call, computes_weights, function_decomposition, function_rule
 
@@ -58,7 +59,9 @@ class _Dispatch(TorchFunctionMode):
             given = args, kwargs
             args, kwargs = tree_map(self.tracer.read, given)
             if not _has_proxy((args, kwargs)):
-                return func(*given[0], **given[1])
+                seeded = any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values()))
+                draws = is_random(getattr(func, "__name__", "")) and not seeded
+                return self.tracer.draw(func, args, kwargs) if draws else func(*given[0], **given[1])
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return getattr(args[0], func.__self__.__name__)

@@ -64,6 +64,8 @@ class _Setting:
 
     def live_axes(self, node: fx.Node, labels: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor | None, ...]:
         """Surviving indices of every axis of a value. Raises `PlanError` if they are not a rectangle."""
+        if not labels.numel():
+            return (None,) * len(shape)  # of a layer of width 0
         alive = self.open[self.analysis.units.of_label[labels]]
         if not bool(alive.any()):
             axes = self.analysis.units.of(labels).shape  # only along axes with units nothing is left

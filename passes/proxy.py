@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import fx
 from torch.fx.proxy import Attribute
+from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import arguments
 from fxcat.passes.branches import raises_otherwise
 from fxcat.passes.effects import INPLACE_OPERATORS
+from fxcat.passes.known import known_value
 
 if TYPE_CHECKING:
     from fxcat.passes.tracer import ExampleTracer
@@ -58,6 +61,14 @@ class ExampleProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)  # protocols that a proxy does not have
+        if isinstance(self.example, torch.device):
+            return getattr(self.tracer.device, name)  # example values are on the meta device
+        if not (hasattr(type(self.example), name) or name in getattr(self.example, "__dict__", ())):
+            raise AttributeError(f"{type(self.example).__name__!r} object has no attribute {name!r}")
+        if isinstance(self.example, torch.Tensor) and name in _FACTS:
+            return getattr(self.example, name)
+        if isinstance(self.example, torch.Tensor) and name in _FACTS_OF_DEVICES:
+            return _FACTS_OF_DEVICES[name] == self.tracer.device.type
         if name == "data" and isinstance(self.example, torch.Tensor):
             return self.tracer.create_proxy("call_method", "detach", (self,), {})
         if isinstance(self.example, torch.Tensor) and (name == "mT" or (name == "T" and self.example.dim() == 2)):
@@ -81,8 +92,63 @@ class ExampleProxy(fx.Proxy):
                 remedy="keep the value in the module, or list the module in ignore=",
             )
 
+    def __hash__(self) -> int:
+        if isinstance(self.example, torch.Tensor):
+            return object.__hash__(self)
+        return hash(self._plain())
+
+    def _plain(self) -> Any:
+        """The value of what is no tensor, where Python needs it."""
+        return self._resolve(self.tracer.device if isinstance(self.example, torch.device) else self.example)
+
+    def __str__(self) -> str:
+        return repr(self) if isinstance(self.example, torch.Tensor) else str(self._plain())
+
+    def __format__(self, specification: str) -> str:
+        return repr(self) if isinstance(self.example, torch.Tensor) else format(self._plain(), specification)
+
+    def __eq__(self, other: object) -> Any:
+        return self._compare(operator.eq, other)
+
+    def __ne__(self, other: object) -> Any:
+        return self._compare(operator.ne, other)
+
+    def _compare(self, function: Callable[[Any, Any], Any], other: object) -> Any:
+        if isinstance(other, Stale):
+            return NotImplemented
+        if isinstance(self.example, torch.device):
+            other = self.tracer.device if isinstance(other, ExampleProxy) else other
+            return function(self.tracer.device, other)
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """What NumPy's functions do with a proxy: operators are those of Python; others want numbers."""
+        if method != "__call__" or options or any(_is_tensor(i) for i in inputs if function not in _UFUNCS):
+            raise CaptureError(
+                f"numpy.{function.__name__} of a tensor",
+                where=self.tracer.location(),
+                remedy="use the function of torch",
+            )
+        if function in _UFUNCS:
+            return _UFUNCS[function](*(i.item() if isinstance(i, numpy.generic) else i for i in inputs))
+        return function(*(i._resolve(i.example) if isinstance(i, ExampleProxy) else i for i in inputs))
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """NumPy's functions of shapes and numbers: the product stays symbolic, others want numbers."""
+        if function is numpy.prod and len(args) == 1 and not kwargs and isinstance(args[0], ExampleProxy):
+            return self.tracer.create_proxy("call_function", math.prod, args, {})
+
+        def number(value: Any) -> Any:
+            return value._resolve(value.example) if isinstance(value, ExampleProxy) else value
+
+        return function(*tree_map(number, args), **tree_map(number, kwargs))
+
     def __bool__(self) -> bool:
         if isinstance(self.example, torch.Tensor):
+            known = known_value(self.node, self.tracer.root)
+            if known is not None:
+                self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+                return bool(known.value)
             raise CaptureError(
                 "a branch depends on the values of a tensor",
                 where=self.tracer.location(),
@@ -127,7 +193,45 @@ class ExampleProxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __contains__(self, item: object) -> bool:
-        return self._resolve(item in self.example)
+        if isinstance(self.example, torch.Tensor):
+            return bool((self == item).any())
+        return any(bool(part == item) for part in self)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor)
+
+
+_FACTS = ("ndim", "layout", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "is_sparse_csr", "names")
+"""Attributes of a tensor that no input and no removal changes."""
+
+_FACTS_OF_DEVICES = {f"is_{kind}": kind for kind in ("cuda", "cpu", "meta", "mps", "xpu")}
+"""Attributes of a tensor that say on which device it is, and the type of that."""
+
+_UFUNCS: dict[Any, Callable[..., Any]] = {
+    **{numpy.add: operator.add, numpy.subtract: operator.sub, numpy.multiply: operator.mul},
+    **{numpy.true_divide: operator.truediv, numpy.floor_divide: operator.floordiv, numpy.power: operator.pow},
+    **{numpy.remainder: operator.mod, numpy.negative: operator.neg, numpy.equal: operator.eq},
+    **{numpy.not_equal: operator.ne, numpy.less: operator.lt, numpy.less_equal: operator.le},
+    **{numpy.greater: operator.gt, numpy.greater_equal: operator.ge, numpy.matmul: operator.matmul},
+}
+"""What NumPy calls when one of its numbers stands on the left of an operator."""
+
+
+class Stale:
+    """What a model kept of the sizes of an earlier forward pass: equal to nothing, so that it is found anew."""
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __getitem__(self, index: object) -> Stale:
+        return self
 
 
 _AS_MANY_AS_EXAMPLES = (torch.split, "split", torch.unbind, "unbind")

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.modules import transformer
 
 from fxcat.errors import CaptureError
+from fxcat.passes.nested import leaves
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
@@ -66,10 +67,26 @@ def stand_ins(root: nn.Module) -> Generator[None]:
 
 
 def _of_python(value: Any) -> Any:
-    """For a compiled function the one that was compiled; for a scripted one what makes a node of it."""
+    """For a compiled function the one that was compiled; for a scripted one what makes a node of it; for one that
+    keeps its results one that forgets those of proxies."""
+    if isinstance(value, _CACHED):
+        return _uncached(value)
     if isinstance(value, torch.jit.ScriptFunction):
         return _deferred(_called(value))
     return vars(value).get("_torchdynamo_orig_callable", value) if isinstance(value, types.FunctionType) else value
+
+
+_CACHED: Any = type(cache(len))
+
+
+def _uncached(function: Any) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = leaves((args, kwargs))
+        called = function.__wrapped__ if any(isinstance(a, ExampleProxy) for a in given) else function
+        return called(*args, **kwargs)
+
+    return call
 
 
 @cache
@@ -108,8 +125,8 @@ def _python_modules(root: nn.Module) -> frozenset[str]:
 
 
 def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
-    """Python modules, and those from which they have functions and classes, unless these belong to Python or to
-    another package."""
+    """Python modules, and those from which they have functions and classes, unless these belong to Python, or to a
+    package from which traced code has no function."""
     present = {name: len(vars(sys.modules[name])) for name in modules if name in sys.modules}
     return _found_helpers(frozenset(present.items()))
 
@@ -117,6 +134,7 @@ def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
 @cache
 def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     packages = {name.partition(".")[0] for name, _ in modules}
+    packages |= {name.partition(".")[0] for module, _ in modules for name in _taken_from(module)}
     found = {name for name, _ in modules if not name.startswith("torch.")}
     stack = list(found)
     while stack:
@@ -131,6 +149,38 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
                 found.add(name)
                 stack.append(name)
     return frozenset(found)
+
+
+def _taken_from(module: str) -> Iterator[str]:
+    """The Python modules of other packages whose functions the layers of a Python module use."""
+    known = vars(sys.modules[module])
+    for name in _names_used(known):
+        value = known.get(name)
+        if isinstance(value, types.FunctionType):
+            owner = value.__module__
+        elif isinstance(value, types.ModuleType):
+            owner = value.__name__
+        else:
+            continue
+        if owner and owner.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "numpy", "fxcat"}:
+            yield owner
+
+
+def _names_used(known: dict[str, Any]) -> set[str]:
+    """The names in the code of layers among a Python module's globals, and of functions that have these names."""
+    layers = [v for v in known.values() if isinstance(v, type) and issubclass(v, nn.Module)]
+    methods = [m for c in layers for m in vars(c).values() if isinstance(m, types.FunctionType)]
+    stack = [m.__code__ for m in methods]
+    used: set[str] = set()
+    while stack:
+        code = stack.pop()
+        stack += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+        for name in set(code.co_names) - used:
+            used.add(name)
+            function = known.get(name)
+            if isinstance(function, types.FunctionType):
+                stack.append(function.__code__)
+    return used
 
 
 @cache
@@ -205,8 +255,13 @@ class _Integer(metaclass=_AnInteger):
 
 
 def _is_instance(value: Any, kinds: Any) -> bool:
-    """`isinstance`: a model may ask whether it has a tensor or a list of tensors."""
-    return isinstance(value.example if isinstance(value, ExampleProxy) else value, kinds)
+    """`isinstance`: a model may ask whether it has a tensor or a list of tensors, or whether it is being traced."""
+    return isinstance(value, kinds) or (isinstance(value, ExampleProxy) and isinstance(value.example, kinds))
+
+
+def _is_callable(value: Any) -> bool:
+    """`callable`: proxies can be called, what they stand for cannot."""
+    return callable(value.example if isinstance(value, ExampleProxy) else value)
 
 
 _TAKING_SIZES: dict[Any, tuple[str, ...]] = {
@@ -241,7 +296,7 @@ def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BUILTINS: dict[str, Any] = {
-    **{"len": _length, "int": _Integer, "isinstance": _is_instance},
+    **{"len": _length, "int": _Integer, "isinstance": _is_instance, "callable": _is_callable},
     **{"min": _extreme(builtins.min), "max": _extreme(builtins.max)},
 }
 """What the modules whose code is traced find under these names."""

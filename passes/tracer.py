@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 import types
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import fx, nn
+from torch.overrides import is_tensor_method_or_property
 from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
@@ -40,17 +43,22 @@ from fxcat.passes.stand_ins import stand_ins
 class ExampleTracer(fx.Tracer):
     """Trace `root` with the given example inputs; every node's example value is computed on the meta device."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        """`device`: where the model and its inputs are."""
         super().__init__(param_shapes_constant=False)
+        self.device = device
         self.proxy_buffer_attributes = True
         self.guards: list[Guard] = []
         self._inputs: Mapping[str, Any] = {}
         self._call: Callable[..., Any] | None = None
         self._training = False
-        self.is_executing = False
+        self._is_executing = False
+        self._thread = threading.get_ident()
         self._path = ""
         self._tensors: dict[int, str] = {}
         self._read: dict[str, fx.Proxy] = {}
+        self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
+        """Tensors that are none of the graph, and what was drawn into them."""
         self.asked: list[object] = []
         """The instructions that asked for integers since the last node."""
 
@@ -89,7 +97,12 @@ class ExampleTracer(fx.Tracer):
             ) from error
         finally:
             # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
-            self.__dict__ = {"guards": self.guards}
+            self.__dict__ = {"guards": self.guards, "_is_executing": True}
+
+    @property
+    def is_executing(self) -> bool:
+        """Whether what runs now is not traced: example values are computed, or another thread runs a model."""
+        return self._is_executing or threading.get_ident() != self._thread
 
     def attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a function returns; NotImplemented if its Python cannot do with proxies: then the graph is as before."""
@@ -146,12 +159,12 @@ class ExampleTracer(fx.Tracer):
     @contextmanager
     def _executing(self) -> Generator[None]:
         """What runs is not traced."""
-        outer, self.is_executing = self.is_executing, True
+        outer, self._is_executing = self._is_executing, True
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
                 yield
         finally:
-            self.is_executing = outer
+            self._is_executing = outer
 
     # fx hooks -------------------------------------------------------------------------------------------------
 
@@ -239,6 +252,8 @@ class ExampleTracer(fx.Tracer):
         """A proxy for a parameter or a buffer, however the model came by it (`next(self.parameters())`)."""
         if not isinstance(value, torch.Tensor):
             return value
+        if id(value) in self._drawn:
+            return self._drawn[id(value)][1]
         if not self._tensors:  # the base class looks through all of them every time
             known = (*self.root.named_buffers(), *self.root.named_parameters())
             self._tensors = {id(tensor): name for name, tensor in known}
@@ -249,20 +264,47 @@ class ExampleTracer(fx.Tracer):
             self._read[name] = self.create_proxy("get_attr", name, (), {})
         return self._read[name]
 
+    def draw(self, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Proxy:
+        """A node for what draws random numbers without a value of the graph: it draws anew in every pass."""
+        name = function.__name__
+        method = is_tensor_method_or_property(function)
+        kind, target = ("call_method", name) if method else ("call_function", function)
+        if not name.endswith("_"):
+            return self.create_proxy(kind, target, args, kwargs)
+        first, *rest = args or (kwargs["tensor"],)
+        copied = self.create_proxy("call_method", "clone", (first,), {})
+        kwargs = {k: v for k, v in kwargs.items() if v is not first}
+        result = self.create_proxy(kind, target, (copied, *rest), kwargs)
+        self._drawn[id(first)] = first, result
+        return result
+
     def create_arg(self, a: Any) -> Any:
         kind = type(a)
         if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
             return a
         if kind in (list, tuple):
             return kind(self.create_arg(x) for x in a)
+        if id(a) in self._drawn:
+            return self._drawn[id(a)][1].node
+        if isinstance(a, numpy.generic):
+            return a.item()
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
         if kind == "call_function" and not args and "input" in kwargs and _takes_input_first(target, kwargs):
             kwargs = dict(kwargs)
             args = (kwargs.pop("input"),)  # where rules look for it
+        if kind == "call_function" and not args and getattr(target, "__module__", None) == nn.init.__name__:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("tensor"),)
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+        if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):
+            return getattr(args[0].example, target)()
+        if kind == "call_method" and target == "requires_grad_" and type(args[0]) is ExampleProxy:
+            if args[1:] == (False,) or not kwargs.get("requires_grad", True):
+                args[0].node = self.create_proxy(kind, "detach", args[:1], {}).node
+            return args[0]
         if kind == "call_method" and target in _RESHAPING and type(args[0]) is ExampleProxy:
             # the proxy stands for the same tensor in its new shape
             args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
@@ -305,6 +347,9 @@ class ExampleTracer(fx.Tracer):
 
 _RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_")
 """Methods that give a tensor another shape."""
+
+_FACTS = ("dim", "ndimension", "is_floating_point", "is_complex")
+"""Methods that ask for what no input and no removal changes."""
 
 _PLAIN = (int, float, bool, str, type(None))
 

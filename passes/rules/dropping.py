@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.table import Sample, Zero, rule
+from fxcat.passes.rules.table import Sample, Zero, decomposition, rule
 
 
 @rule(
@@ -31,3 +34,11 @@ class Dropping(Elementwise):
 
     def samples(self) -> tuple[Sample, ...]:
         return Sample(nn.Dropout(0.5), (2, 6, 3, 3)), Sample(nn.Identity(), (2, 6, 3, 3))
+
+
+@decomposition(nn.Identity)
+def _identity(_: nn.Module, *args: Any) -> Any:
+    """What it is given, if that is a tuple, or something else that is no tensor."""
+    given = args[0] if args else None
+    is_tensor = isinstance(given, fx.Proxy) and isinstance(given.node.meta["value"], torch.Tensor)
+    return NotImplemented if is_tensor or len(args) != 1 else given

@@ -136,7 +136,7 @@ class ZeroToZero(Elementwise):
     *("sigmoid", "sigmoid_", "exp", "exp2", "cos", "cosh", "clamp", "clamp_", "clamp_min", "clamp_max", "clip"),
     *(nn.Hardtanh, F.hardtanh, F.threshold, F.alpha_dropout, F.feature_alpha_dropout, torch.clamp_min, torch.clamp_max),
     *(torch.logaddexp, "logaddexp", torch.logaddexp2, "logaddexp2", torch.erfc, "erfc", "sinc", torch.sinc),
-    *(torch.acos, "acos", torch.heaviside, "heaviside"),
+    *(torch.acos, "acos", torch.heaviside, "heaviside", "fill_"),
 )
 class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""

@@ -1,0 +1,108 @@
+"""What a model keeps from one forward pass to the next must not decide branches for good.
+
+Heads of detectors keep the last shape that they saw, and a grid for it: a model that was run before it is captured
+would skip the code that makes one for other sizes.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import types
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.passes.proxy import Stale
+from fxcat.passes.rules.table import is_leaf
+
+
+def make_stale(twin: nn.Module) -> bool:
+    """Take back what forward passes left in a model: sizes, and tensors that are no buffers. Returns whether any was.
+
+    An attribute that its class has too becomes that of the class again.
+    """
+    found = False
+    for module in twin.modules():
+        if is_leaf(module):
+            continue
+        state = vars(module)
+        names, holders = _written(type(module))
+        for name in ((names | holders) & state.keys()) - _OF_TORCH:
+            if name not in names and type(state[name]) not in (list, dict):
+                continue
+            value = _before_any_pass(state[name])
+            if value is state[name]:
+                continue
+            found = True
+            if hasattr(type(module), name):
+                del state[name]
+            else:
+                state[name] = value
+    return found
+
+
+_OF_TORCH = nn.Module().__dict__.keys()
+
+
+def _before_any_pass(value: Any) -> Any:
+    """Something in the place of sizes and tensors that is like none that comes; other values as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.new_empty(0)
+    if type(value) is int or isinstance(value, torch.Size):
+        return Stale()
+    if type(value) is dict and all(isinstance(v, torch.Tensor | torch.Size) for v in value.values()):  # pyright: ignore
+        return {} if value else value  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, tuple | list) and value:
+        kinds = {type(v) for v in value}  # pyright: ignore[reportUnknownVariableType]
+        if kinds == {int}:
+            return Stale()
+        if kinds <= {torch.Tensor, torch.Size, tuple, list}:
+            return type(value)(_before_any_pass(v) for v in value)  # pyright: ignore
+    return value
+
+
+@cache
+def _written(cls: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
+    """The attributes that `forward`, or a method that it calls, assigns; and those that it reads where it assigns to
+    elements."""
+    assigned: set[str] = set()
+    holders: set[str] = set()
+    seen: set[str] = set()
+    stack = ["forward"]
+    while stack:
+        name = stack.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        method = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+        method = inspect.unwrap(method) if isinstance(method, types.FunctionType) else None
+        if method is None or method.__module__ == nn.Module.__module__:
+            continue
+        stack += method.__code__.co_names
+        names, elements = _stored(method.__code__)
+        assigned |= names
+        holders |= elements
+    return frozenset(assigned), frozenset(holders)
+
+
+def _stored(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """The attributes that some code sets to something new, and those that it reads where it sets elements."""
+    assigned: set[str] = set()
+    read: set[str] = set()
+    counted: set[str] = set()
+    elements = False
+    last = ""
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_ATTR":
+            assigned.add(step.argval)
+            if last.endswith("="):  # `self.count += 1` goes on from what it was
+                counted.add(step.argval)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            read.add(step.argval)
+        elements = elements or step.opname == "STORE_SUBSCR"
+        if step.opname not in ("SWAP", "CACHE"):
+            last = step.argrepr if step.opname == "BINARY_OP" else ""
+    return assigned - counted, read if elements else set()
