@@ -53,8 +53,6 @@ class _Dispatch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.tracer.is_executing:
             return func(*args, **kwargs)
-        if func in _DRAWING and not _has_proxy((args, kwargs)):
-            return self._drawn(func, args, kwargs)
         if not _has_proxy((args, kwargs)):
             given = args, kwargs
             args, kwargs = tree_map(self.tracer.read, given)
@@ -71,16 +69,6 @@ class _Dispatch(TorchFunctionMode):
             return self.tracer.create_proxy("call_function", operator.getitem, args, kwargs)
         return fx.Proxy.__torch_function__(func, types, args, kwargs)
 
-    def _drawn(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """A node that draws; a single number decides a branch more often than it enters a sum, and stays what it is."""
-        value = func(*args, **kwargs)
-        if value.numel() <= 1 or kwargs.get("generator") is not None:
-            return value
-        return self.tracer.create_proxy("call_function", func, args, kwargs)
-
-
-_DRAWING = (torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal)
-"""Functions that draw anew in every forward pass."""
 
 _METHODS = ("expand", "view", "reshape", "repeat")
 """Methods of tensors that have stand-ins, and so are not known to torch.fx."""

@@ -69,6 +69,8 @@ class Call:
         """A value of the domain."""
         if self.domain == "truth":
             return value > 0
+        if self.domain == "positive":
+            return value.abs() + 0.5
         return value.tanh() * 0.9 if self.domain == "small" else value
 
     def __str__(self) -> str:
@@ -326,6 +328,7 @@ SPECIAL: dict[Any, tuple[Call, ...]] = {
         Call("NCHW", (X,), {"dtype": torch.float32}),
         Call("NC", (X, "cpu"), {}),
     ),
+    "unfold": (Call("NCHW", (X, 2, 2, 2), {}), Call("NLC", (X, 1, 2, 1), {})),
     "norm": (Call("NCHW", (X,), {"dim": 1, "p": 2, "keepdim": True}), Call("NCL", (X, 2, -1), {})),
 }
 """Calls that no signature tells."""
@@ -415,7 +418,7 @@ def _calls(parameters: tuple[Parameter, ...], layout: str, kind: str) -> Iterato
     mode = {"training": MODE} if any(p.name == "training" and not p.required for p in parameters) else {}
     chosen = [_values(p, shape) for p in required]
     first = 0 if kind == "module" else 1
-    domains = ("any", "small", "truth") if kind != "module" else ("any",)
+    domains = ("any", "small", "positive", "truth") if kind != "module" else ("any",)
 
     def forms(named: int, option: Parameter | None, spread: bool = False) -> list[Call]:
         found: list[Call] = []

@@ -7,7 +7,14 @@ import torch
 from exactness import Report, check, randomise
 from op_calls import Branches, Call, calls, keys, name_of
 
+_PLACES = ("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
+_OWNERS = ("torch", "Tensor")
+
 UNTRIED = {
+    **{f"{o}.{name}{end}": "takes places: test_ops" for o in _OWNERS for name in _PLACES for end in ("", "_")},
+    **{f"{o}.select_scatter": "takes a part of the value: test_ops" for o in _OWNERS},
+    **{f"{o}.{name}": "takes weights: test_weights" for o in _OWNERS for name in ("addmm", "baddbmm")},
+    **{f"{o}.{name}": "changes the batch axis" for o in _OWNERS for name in ("t", "ravel", "vsplit")},
     "nn.sparse.Embedding": "takes indices, no features: test_user_nets",
     "torchvision.ops.roi_align.RoIAlign": "takes boxes of a batch: test_regions",
     "torchvision.ops.roi_pool.RoIPool": "takes boxes of a batch: test_regions",
@@ -23,7 +30,10 @@ UNTRIED = {
     "Tensor.new_empty": "gives whatever lies in memory",
     **{f"torch.{name}": "takes no tensor" for name in ("rand", "randn", "zeros", "ones", "empty", "full")},
     **{f"torch.{name}_like": "draws other numbers for a smaller value" for name in ("rand", "randn")},
-    "torch.bernoulli": "draws other numbers for a smaller value",
+    **{f"{owner}.bernoulli": "draws other numbers for a smaller value" for owner in ("torch", "Tensor")},
+    **{f"{owner}.heaviside": "has no derivative" for owner in ("torch", "Tensor")},
+    **{f"F.max_unpool{n}d": "takes the places that a pooling gives: test_ops" for n in (1, 2, 3)},
+    **{f"torchvision.ops.roi_{n}.roi_{n}": "takes boxes of a batch: test_regions" for n in ("align", "pool")},
     "Tensor.new_tensor": "copies a tensor as a constant: warns, and is used on numbers",
 }
 """Keys that cannot be called here, and why."""

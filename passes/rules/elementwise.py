@@ -208,13 +208,22 @@ class Product(Elementwise):
 
 @rule("copy_")
 class Overwritten(Elementwise):
-    """The values of another tensor."""
+    """The values of another tensor, or a number."""
 
-    zero = Zero.PRESERVES
     keeps_infinity = True
 
+    def zero_at(self, node: fx.Node) -> Zero:
+        source = _written(node)
+        return Zero.PRESERVES if isinstance(source, fx.Node) or source == 0 else Zero.BREAKS
+
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[-1],)
+        source = _written(node)
+        return (source,) if isinstance(source, fx.Node) else ()
+
+
+def _written(node: fx.Node) -> object:
+    """What `copy_` writes, by whatever name."""
+    return (*node.args, *node.kwargs.values())[1]
 
 
 @rule(torch.lerp, "lerp", "lerp_")
