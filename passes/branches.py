@@ -1,4 +1,5 @@
-"""What Python does on the other side of a branch, found in its byte code."""
+"""What Python does with a value that it asks for, found in its byte code: what is on the other side of a branch, and
+whether a text is for people."""
 
 from __future__ import annotations
 
@@ -10,6 +11,28 @@ from functools import cache
 _RAISING = ("RAISE_VARARGS", "RERAISE")
 _JUMPING = ("JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
 _LEAVING = ("RETURN_VALUE", "RETURN_CONST", "RETURN_GENERATOR", "YIELD_VALUE", *_JUMPING[2:])
+
+_TELLING = ("_assert", "warn", "warning", "warning_once", "info", "debug", "error", "print", "log")
+"""Names of functions that show texts to people."""
+
+
+def is_message(frame: types.FrameType) -> bool:
+    """Whether a frame is in a statement that raises, asserts or tells something: what it formats decides nothing."""
+    return _tells(frame.f_code, frame.f_lasti)
+
+
+@cache
+def _tells(code: types.CodeType, at: int) -> bool:
+    steps = list(dis.get_instructions(code))
+    here = next((i for i, step in enumerate(steps) if step.offset == at), 0)
+    start = next((i for i in range(here, -1, -1) if steps[i].opname.startswith(_ENDING)), 0)
+    end = next((i for i in range(here, len(steps)) if steps[i].opname.startswith(_ENDING)), len(steps) - 1)
+    statement = steps[start + 1 : end + 1]
+    return any(s.argval in _TELLING or s.opname in ("LOAD_ASSERTION_ERROR", "RAISE_VARARGS") for s in statement)
+
+
+_ENDING = ("POP_TOP", "STORE_", "RETURN_", "RAISE_VARARGS", "RESUME")
+"""Instructions that end a statement."""
 
 
 def raises_otherwise(frame: types.FrameType, value: bool) -> bool:

@@ -97,7 +97,7 @@ def _install(root: nn.Module, graph: fx.Graph) -> None:
     names = {"_as_written": as_written(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
     first = ways[0].graphs[0]
     if len(ways) == len(ways[0].graphs) == 1:
-        start = (f"if not ({head.fits(())}):", f"    return _as_written({head.this}, {head.passed})")
+        start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()
         members["forward"] = _compile(first, head.this, f"def forward({head.text}):", start, names)
     else:
         members |= _dispatched(ways, given, head, names)
@@ -177,8 +177,16 @@ class _Head:
 
     def fits(self, absent: Sequence[str]) -> str:
         """A condition: the arguments are of the kinds that were captured; those `absent` are left out."""
-        conditions = [c for p in self._parameters if (c := self._condition(p, p.name in absent))]
-        return " and ".join(conditions) or "True"
+        return " and ".join(self._conditions(absent)) or "True"
+
+    @property
+    def fails(self) -> str:
+        """The opposite for the call with all arguments; empty if it fits always."""
+        opposites = [c.removeprefix("not ") if c.startswith("not ") else f"not {c}" for c in self._conditions(())]
+        return " or ".join(opposites)
+
+    def _conditions(self, absent: Sequence[str]) -> list[str]:
+        return [c for p in self._parameters if (c := self._condition(p, p.name in absent))]
 
     def _condition(self, parameter: inspect.Parameter, is_absent: bool) -> str:
         name = parameter.name
@@ -187,7 +195,7 @@ class _Head:
                 return f"_is_empty({name})"
             default = self._default(parameter)
             if parameter.default is None or isinstance(parameter.default, bool):
-                return f"{name} is {default}"
+                return f"({name} is {default})"
             return f"_is({name}, {default})"
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             return ""

@@ -213,7 +213,7 @@ def returned(output: fx.Node, phase: int, call: int = 0) -> Any:
 
 def reads_type(node: fx.Node) -> bool:
     """Whether a node reads a parameter or buffer for no more than its dtype or device."""
-    read = node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor) and bool(node.users)
+    read = node.op == "get_attr" and isinstance(node.meta.get("value"), torch.Tensor) and bool(node.users)
     return read and all(u.target is getattr and u.args[1] in ("dtype", "device") for u in node.users)
 
 

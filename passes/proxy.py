@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import arguments
-from fxcat.passes.branches import raises_otherwise
+from fxcat.passes.branches import is_message, raises_otherwise
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import known_value
 
@@ -102,10 +102,15 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(self.tracer.device if isinstance(self.example, torch.device) else self.example)
 
     def __str__(self) -> str:
-        return repr(self) if isinstance(self.example, torch.Tensor) else str(self._plain())
+        return self._text(sys._getframe(1), "")
 
     def __format__(self, specification: str) -> str:
-        return repr(self) if isinstance(self.example, torch.Tensor) else format(self._plain(), specification)
+        return self._text(sys._getframe(1), specification)
+
+    def _text(self, frame: types.FrameType, specification: str) -> str:
+        if isinstance(self.example, torch.Tensor):
+            return repr(self)
+        return format(self.example if is_message(frame) else self._plain(), specification)
 
     def __eq__(self, other: object) -> Any:
         return self._compare(operator.eq, other)

@@ -349,12 +349,13 @@ def stacked(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
 def moved(w: Writer, x: tuple[str, int], y: tuple[str, int], n: int) -> None:
     """Movements that leave the shape."""
     name, channels = x
+    window = "3, 1, 1" if w.dims < 3 else "1"  # of three dimensions one is shorter than that
     ways = [
         f"torch.roll({name}, 1, 2)",
         f"{name}.flip(2)",
         f"F.pad({name}, (1, 1))[..., 1:-1]",
-        f"F.max_pool{w.dims}d({name}, 3, 1, 1)",
-        f"F.avg_pool{w.dims}d({name}, 3, 1, 1)",
+        f"F.max_pool{w.dims}d({name}, {window})",
+        f"F.avg_pool{w.dims}d({name}, {window})",
         f"{name}.transpose(1, 2).contiguous().transpose(1, 2)",
         f"F.interpolate({name}, scale_factor=2).unflatten(2, (-1, 2))[:, :, :, 0]" + "[..., ::2]" * (w.dims - 1)
         if w.dims < 3
@@ -556,15 +557,11 @@ def shrunk(program: Program, fails: Callable[[Program], bool]) -> Program:
             if fails(smaller):
                 program, changed = smaller, True
                 break
-    for other in (replace(program, result="tensor"), replace(program, inputs=1), replace(program, dims=2)):
-        merged = replace(
-            program,
-            **{k: getattr(other, k) for k in ("result", "inputs", "dims") if getattr(other, k) in ("tensor", 1, 2)},
-        )
-        for candidate in (merged, other):
-            if candidate != program and fails(candidate):
-                program = candidate
-                break
+    plain: tuple[dict[str, Any], ...] = ({"result": "tensor"}, {"inputs": 1}, {"dims": 2})
+    for change in plain:
+        smaller = replace(program, **change)
+        if smaller != program and fails(smaller):
+            program = smaller
     for i, step in enumerate(program.steps):
         for number in (*range(4), step.number % 7, step.number % 30):
             smaller = replace(step, number=number)

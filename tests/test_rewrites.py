@@ -39,12 +39,14 @@ class Residual(nn.Module):
 
 
 def body(module: nn.Module) -> list[str]:
-    """Generated assignments, without the statements that free values."""
+    """Generated statements, without those that free values."""
     lines = inspect.getsource(type(module).forward).splitlines()[1:]
     return [line.split(";")[0].strip() for line in lines if line.strip()]
 
 
 GATED = """\
+if _isinstance(x, _others):
+return _as_written(self, x)
 stem = self.stem(x)
 fxcat_gates_bn_weight = self.fxcat_gates.bn_weight
 fxcat_gates_bn_bias = self.fxcat_gates.bn_bias
@@ -81,6 +83,8 @@ def test_gates_fold_into_what_makes_a_unit_non_zero() -> None:
 
 
 FINAL = """\
+if _isinstance(x, _others):
+return _as_written(self, x)
 stem = self.stem(x)
 bn = self.bn(stem)
 relu = torch.nn.functional.relu(bn, inplace = False)

@@ -189,7 +189,7 @@ def test_layers_with_masks(how: str, units: int) -> None:
 
 
 class Detector(nn.Module):
-    """Queries that attend to an image, as DETR's decoder does. Cross-attention is kept."""
+    """Queries that attend to an image, as DETR's decoder does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,4 +207,4 @@ def test_transformer_decoders() -> None:
     randomise(model, 0)
     report = check(model, "decoder", (1, 3, 8, 8), (3, 3, 8, 8))
     assert not report.failures
-    assert (report.units, report.sections) == (2 * (4 + 32), 4)
+    assert (report.units, report.sections) == (24 + 2 * (4 + 4 + 32), 4)

@@ -127,7 +127,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int, int, float]] = {
     "sub-pixel convolution": (SuperResolution, 16 + 12 + 4, 0, 1.0),
     "image GPT": (ImageGPT, 24 + 2 * (4 + 96), 4, 1.0),
     "variational autoencoder": (Autoencoder, 64 + 16 + 64, 0, 1.0),
-    "text reader": (TextReader, 8, 0, 0.39),
+    "text reader": (TextReader, 36, 0, 1.0),
 }
 
 
