@@ -310,6 +310,7 @@ SPECIAL: dict[Any, tuple[Call, ...]] = {
         Call("NLC", ("...c,dc->...d", X, Slot("kernel", (8, WIDTH))), {}),
         Call("NC", ("bc,bc->b", X, Y), {}),
     ),
+    F.local_response_norm: (Call("NCHW", (X, 3), {}), Call("NCL", (X, 2), {"alpha": 0.1, "k": 2.0})),
     operator.getitem: tuple(
         Call("NCHW", (X, index), {})
         for index in (

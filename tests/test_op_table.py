@@ -9,11 +9,14 @@ from op_calls import Branches, Call, calls, keys, name_of
 
 _PLACES = ("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
 _OWNERS = ("torch", "Tensor")
+_WITHOUT = ("rand", "randn", "randint", "randperm", "zeros", "ones", "empty", "full")
 
 UNTRIED = {
     **{f"{o}.{name}{end}": "takes places: test_ops" for o in _OWNERS for name in _PLACES for end in ("", "_")},
     **{f"{o}.select_scatter": "takes a part of the value: test_ops" for o in _OWNERS},
     **{f"{o}.{name}": "takes weights: test_weights" for o in _OWNERS for name in ("addmm", "baddbmm")},
+    **{f"torch.conv_transpose{n}d": "takes weights: test_weights" for n in (1, 2, 3)},
+    **{f"torch.view_as_{kind}": "gives or takes complex numbers" for kind in ("real", "complex")},
     **{f"{o}.{name}": "changes the batch axis" for o in _OWNERS for name in ("t", "ravel", "vsplit")},
     "nn.sparse.Embedding": "takes indices, no features: test_user_nets",
     "torchvision.ops.roi_align.RoIAlign": "takes boxes of a batch: test_regions",
@@ -28,7 +31,7 @@ UNTRIED = {
     },
     "torch.empty_like": "gives whatever lies in memory",
     "Tensor.new_empty": "gives whatever lies in memory",
-    **{f"torch.{name}": "takes no tensor" for name in ("rand", "randn", "zeros", "ones", "empty", "full")},
+    **{f"torch.{name}": "takes no tensor" for name in _WITHOUT},
     **{f"torch.{name}_like": "draws other numbers for a smaller value" for name in ("rand", "randn")},
     **{f"{owner}.bernoulli": "draws other numbers for a smaller value" for owner in ("torch", "Tensor")},
     **{f"{owner}.heaviside": "has no derivative" for owner in ("torch", "Tensor")},

@@ -81,7 +81,7 @@ class Creation(_New):
     """Values of some sizes."""
 
 
-@rule("new_tensor", torch.randint, torch.randperm, torch.normal)
+@rule("new_tensor", torch.randint, torch.randperm)
 class NewTensor(Rule):
     """Values of their own."""
 

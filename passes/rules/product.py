@@ -282,17 +282,22 @@ class Attention(Product):
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         q, k, v, mask = (arguments(node, *_ATTENTION).get(n) for n in ("query", "key", "value", "attn_mask"))
         assert isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)
-        batch = BATCH[: q.meta["value"].dim() - 2]
-        queries, keys = factors_of(flow, ((q, batch + "xs"), (k, batch + "ys")), batch + "xy")
+        rank = node.meta["value"].dim()
+        batch = BATCH[: rank - 2]
+
+        def letters(operand: fx.Node, ends: str) -> str:
+            return batch[rank - operand.meta["value"].dim() :] + ends
+
+        queries, keys = factors_of(flow, ((q, letters(q, "xs")), (k, letters(k, "ys"))), batch + "xy")
         scores, first = multiply(flow, node, (queries, keys), batch + "xy")
         if isinstance(mask, fx.Node):
             _meet(flow, node, scores, mask)
         shape = (*(max(queries.size(x), keys.size(x)) for x in batch), queries.size("x"), keys.size("y"))
         given, ends = tuple(v.meta["value"].shape), batch + "xz"
-        preferred = _preferred(((batch + "xy", shape), (batch + "yz", given)), ends)
+        preferred = _preferred(((batch + "xy", shape), (letters(v, "yz"), given)), ends)
         one = tuple(max(queries.size_of_one(x), keys.size_of_one(x)) for x in batch + "xy")
         weights = factor(flow, scores, batch + "xy", shape, None, preferred, one)
-        values = factor(flow, flow.of(v), batch + "yz", given, v, preferred, flow.one(v).shape)
+        values = factor(flow, flow.of(v), letters(v, "yz"), given, v, preferred, flow.one(v).shape)
         labels, second = multiply(flow, node, (weights, values), ends)
         terms = (*(first.terms or ()), *(second.terms or ()))
         return labels, Contraction(terms, first.mixed + second.mixed, second.carriers)
