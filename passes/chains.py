@@ -204,7 +204,10 @@ def _full(labels: Labels, value: Any) -> Any:
     """Labels expanded to the shape of their value."""
     if isinstance(labels, torch.Tensor):
         return labels.expand(value.shape).contiguous()
-    return value if labels is None else tuple(_full(x, v) for x, v in zip(labels, value, strict=True))
+    if isinstance(labels, tuple):
+        return tuple(_full(x, v) for x, v in zip(labels, value, strict=True))
+    assert labels is None, "movements of weights have labels of their own"
+    return value
 
 
 def _compress_all(value: Any) -> Labels:

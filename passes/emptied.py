@@ -112,8 +112,9 @@ def _of_same_shape(old: fx.Node, new: fx.Node, emptied: Emptied) -> fx.Node | No
     value = old.meta["value"]
     for source, now in zip(_inputs(old), _inputs(new), strict=True):
         given = source.meta.get("value")
-        empty = isinstance(given, torch.Tensor) and emptied.is_empty(source)
-        if empty and (given.shape, given.dtype) == (value.shape, value.dtype):
+        if not isinstance(given, torch.Tensor) or not emptied.is_empty(source):
+            continue
+        if (given.shape, given.dtype) == (value.shape, value.dtype):
             return now
     return None
 

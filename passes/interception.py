@@ -54,12 +54,15 @@ class _Dispatch(TorchFunctionMode):
         if self.tracer.is_executing:
             return func(*args, **kwargs)
         if not _has_proxy((args, kwargs)):
-            given = args, kwargs
-            args, kwargs = tree_map(self.tracer.read, given)
+            plain = functools.partial(func, *args, **kwargs)
+            args, kwargs = (
+                tree_map(self.tracer.read, args),
+                {k: tree_map(self.tracer.read, v) for k, v in kwargs.items()},
+            )
             if not _has_proxy((args, kwargs)):
                 seeded = any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values()))
                 draws = is_random(getattr(func, "__name__", "")) and not seeded
-                return self.tracer.draw(func, args, kwargs) if draws else func(*given[0], **given[1])
+                return self.tracer.draw(func, args, kwargs) if draws else plain()
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return getattr(args[0], func.__self__.__name__)

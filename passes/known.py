@@ -93,7 +93,9 @@ def _compute(
     args, kwargs = map_aggregate((args, kwargs), value)
     kwargs = {k: "cpu" if k == "device" else v for k, v in kwargs.items()}
     args = tuple("cpu" if isinstance(a, torch.device) else a for a in args)
-    result = getattr(args[0], name)(*args[1:], **kwargs) if node.op == "call_method" else node.target(*args, **kwargs)
+    function = getattr(args[0], name) if node.op == "call_method" else node.target
+    assert callable(function)
+    result = function(*(args[1:] if node.op == "call_method" else args), **kwargs)
     if not isinstance(result, torch.Tensor):
         raise _Unknown
     rule = method_rule(name) if node.op == "call_method" else function_rule(node.target)

@@ -86,9 +86,7 @@ def lost_in_copy(value: Any) -> str | None:
     for key, part in held.items():
         if key not in fields and not (key in copied.__dict__ and _is_same(copied.__dict__[key], part)):
             return f"{name}.{key}"
-    if isinstance(value, Mapping) and [(k, type(v)) for k, v in copied.items()] != [
-        (k, type(v)) for k, v in value.items()
-    ]:
+    if isinstance(value, Mapping) and _kinds(copied) != _kinds(value):  # pyright: ignore[reportUnknownArgumentType]
         return f"{name}.items()"
     parts: list[Any] = [*fields.values()] if fields else [*value.values()]  # pyright: ignore
     return next((lost for v in parts if (lost := lost_in_copy(v))), None)

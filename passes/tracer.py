@@ -309,7 +309,8 @@ class ExampleTracer(fx.Tracer):
             # the proxy stands for the same tensor in its new shape
             args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
             return args[0]
-        instead = function_decomposition(target) if kind == "call_function" else None
+        function: Any = target if kind == "call_function" else None
+        instead = function_decomposition(function)
         if instead is not None:
             result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))
             if result is not NotImplemented:

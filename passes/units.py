@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxcat.passes.arrays import FROZEN, Labels, compress, leaves
+from fxcat.passes.arrays import FROZEN, Grid, Labels, compress, leaves
 from fxcat.passes.chains import Chain
 from fxcat.passes.labels import Flow, Integers, join
 from fxcat.records import Pinned
@@ -53,6 +53,8 @@ class Units:
     def of_value(self, labels: Labels) -> Labels:
         if isinstance(labels, tuple):
             return tuple(self.of_value(item) for item in labels)
+        if isinstance(labels, Grid):
+            return Grid(tuple(self.of(layer) for layer in labels.layers))
         return None if labels is None else self.of(labels)
 
 

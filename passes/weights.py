@@ -219,7 +219,7 @@ class _ProductOfWeights(OnWeights):
         flow.contractions[node] = Contraction(() if by_vector else multiplied(factors, known), (), ())
         return Grid(tuple(along(known[x], axis, dims) for axis, x in enumerate(result) if x in known))
 
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms
 
 
@@ -337,7 +337,7 @@ _STATISTICS: dict[Any, _Statistic] = {
         ((torch.linalg.vector_norm,), _Statistic(("x", "ord", "dim"), counting.gated_vector_norm)),
         ((F.normalize,), _Statistic(_NORM, counting.gated_normalize, default=1)),
         (
-            (torch._weight_norm,),  # pyright: ignore[reportPrivateUsage]
+            (torch._weight_norm,),  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
             _Statistic(("v", "g", "dim"), counting.gated_weight_norm, default=0, others=True),
         ),
         (

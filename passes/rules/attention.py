@@ -138,7 +138,8 @@ class _Attention:
         """Queries, keys and values, batch first."""
         if query is key is value and not isinstance(self.weights, tuple):
             x = query if self.batch_first else query.transpose(0, 1)
-            return F.linear(x, self.weights, self.bias).chunk(3, -1)
+            q, k, v = F.linear(x, self.weights, self.bias).chunk(3, -1)
+            return q, k, v
         weights = self.weights if isinstance(self.weights, tuple) else self.weights.chunk(3)
         biases = (None,) * 3 if self.bias is None else self.bias.chunk(3)
         inputs = (x if self.batch_first else x.transpose(0, 1) for x in (query, key, value))

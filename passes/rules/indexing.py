@@ -30,6 +30,7 @@ class Item(Movement):
             return labels[node.args[1]]  # pyright: ignore
         if labels is None:
             return None
+        labels = flow.of(source)
         index: Any = node.args[1]
         entries = index if isinstance(index, tuple) else (index,)
         lists = [e for e in entries if isinstance(e, list)]

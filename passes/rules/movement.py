@@ -303,7 +303,7 @@ class Repeat(Movement):
         counts = self.counts(node)
         if flow.of(source).numel() == 1:
             new = value.dim() - source.meta["value"].dim()
-            single = [a for a, c in enumerate(counts) if a < new or source.meta["value"].shape[a - new] == 1]
+            single = [a for a in range(len(counts)) if a < new or source.meta["value"].shape[a - new] == 1]
             found = [(a, units) for a in single if (units := units_of_size(flow, counts[a])) is not None]
             if len(found) == 1 and len(counts) == value.dim():
                 return along(found[0][1], found[0][0], value.dim())

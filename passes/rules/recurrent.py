@@ -6,6 +6,7 @@ closes the rows of a unit in all weights: then its state is zero at every step, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +170,9 @@ def _blocks(module: nn.Module) -> int:
 def _gated(base: type[nn.Module]) -> type[nn.Module]:
     """The class with its gate, of shape (hidden units,), as a keyword argument: closed rows, and no state of theirs."""
     forward = _gated_cell if issubclass(base, nn.RNNCellBase) else _gated_sequence
-    return type(f"Gated{base.__name__}", (base,), {"forward": forward, "__module__": __name__})
+    members: dict[str, Any] = {"forward": forward, "__module__": __name__}
+    gated: type[nn.Module] = type(f"Gated{base.__name__}", (base,), members)  # pyright: ignore[reportAssignmentType]
+    return gated
 
 
 def _gated_sequence(self: Any, input: torch.Tensor, hx: Any = None, *, gate: torch.Tensor) -> Any:
@@ -196,7 +199,7 @@ def _closed(weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def _gated_cell(self: Any, input: torch.Tensor, hx: Any = None, *, gate: torch.Tensor) -> Any:
     rows = gate.repeat(_blocks(self))
     given = {name: _closed(p, rows) for name, p in self.named_parameters(recurse=False)}
-    step = torch.lstm_cell if isinstance(self, nn.LSTMCell) else torch.gru_cell
+    step: Callable[..., Any] = torch.lstm_cell if isinstance(self, nn.LSTMCell) else torch.gru_cell
     if isinstance(self, nn.RNNCell):
         step = torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
     hx = _closed_state(hx, gate)
