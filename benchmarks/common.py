@@ -49,8 +49,10 @@ def _command() -> str:
 def library() -> str:
     """Which version of the library is measured: a hash of its code, without comments and docstrings."""
     digest = hashlib.sha256()
-    for package in (fxcat, fxcat.passes, fxcat.exporters):
-        for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+    folders = [Path(str(package.__file__)).parent for package in (fxcat, fxcat.passes, fxcat.exporters)]
+    for folder in folders:
+        inner = [f for f in folders if folder in f.parents]  # installed, but not in the checkout
+        for file in sorted(f for f in folder.rglob("*.py") if not any(i in f.parents for i in inner)):
             digest.update(ast.dump(_NoStrings().visit(ast.parse(file.read_text(encoding="utf-8")))).encode())
     return digest.hexdigest()[:12]
 
