@@ -92,18 +92,22 @@ def gated_var_mean(
     input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`torch.var_mean` over what a gate leaves open; arguments as those of `gated_var`."""
-    keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
-    mean = gated_mean(input, dim, keepdim, gate=gate)
-    return gated_var(input, dim, *args, gate=gate, **options), mean
+    return gated_var(input, dim, *args, gate=gate, **options), _mean_beside(input, dim, args, options, gate)
 
 
 def gated_std_mean(
     input: torch.Tensor, dim: Any = None, *args: Any, gate: torch.Tensor, **options: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`torch.std_mean` over what a gate leaves open; arguments as those of `gated_var`."""
+    return gated_std(input, dim, *args, gate=gate, **options), _mean_beside(input, dim, args, options, gate)
+
+
+def _mean_beside(
+    input: torch.Tensor, dim: Any, args: tuple[Any, ...], options: dict[str, Any], gate: torch.Tensor
+) -> torch.Tensor:
+    """The mean that comes with a variance of these arguments."""
     keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
-    mean = gated_mean(input, dim, keepdim, gate=gate)
-    return gated_std(input, dim, *args, gate=gate, **options), mean
+    return gated_mean(input, dim, keepdim, gate=gate)
 
 
 @cache

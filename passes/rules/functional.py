@@ -66,11 +66,21 @@ def computed(flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor)
     return out
 
 
-@rule(F.linear)
-class LinearFunction(Rule):
-    """F.linear."""
+class _Weighted(Rule):
+    """A layer as a function."""
 
     zero = Zero.BREAKS
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],)
+
+    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
+        return flow.contractions[node].terms
+
+
+@rule(F.linear)
+class LinearFunction(_Weighted):
+    """F.linear."""
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
         if len(args) < 2:
@@ -134,18 +144,10 @@ class LinearFunction(Rule):
         flow.bind_axis(name, 0, out)
         return out
 
-    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[0],)
-
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
-        return flow.contractions[node].terms
-
 
 @rule(F.conv1d, F.conv2d, F.conv3d)
-class ConvFunction(Rule):
+class ConvFunction(_Weighted):
     """F.conv1d, F.conv2d, F.conv3d."""
-
-    zero = Zero.BREAKS
 
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         return parameter_weight(_of_conv(node)["weight"])
@@ -185,12 +187,6 @@ class ConvFunction(Rule):
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
 
-    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[0],)
-
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
-        return flow.contractions[node].terms
-
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_conv(node)
         sizes = _sizes(given)
@@ -200,10 +196,8 @@ class ConvFunction(Rule):
 
 
 @rule(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-class ConvTransposeFunction(Rule):
+class ConvTransposeFunction(_Weighted):
     """F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d; with groups only where these are units."""
-
-    zero = Zero.BREAKS
 
     def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
         given = _of_transposed(node)
@@ -245,12 +239,6 @@ class ConvTransposeFunction(Rule):
         terms = (Term(positions * cost[1], cost[0].factors),)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
-
-    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[0],)
-
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
-        return flow.contractions[node].terms
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_transposed(node)
