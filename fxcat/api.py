@@ -162,7 +162,7 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
 
     The result computes what `net.eval()` computes; it is an instance of the model's own class (with a `forward` of its
     own), on the same device, in the same train or eval mode. Names and `state_dict` keys of what is left are unchanged.
-    `verify`: inputs (a tensor, or a tuple with the arguments of `forward`) on which that is checked; see `verify`.
+    `verify`: inputs (a tensor, a tuple with the arguments of `forward`, or a dict of them) on which that is checked.
 
     Raises `InputError` for anything but a `GatedModule`, `PlanError` if a group that is needed has no unit left, and
     `VerificationError` if the result computes something else than `net.eval()` on the inputs to verify it.

@@ -8,7 +8,6 @@ rounded differently (a detector with two boxes of the same score), nothing can b
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from fxcat.errors import CaptureError, VerificationError
 from fxcat.gated import GatedModule
 from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes.copying import private_copy
+from fxcat.passes.example import argument_forms
 from fxcat.passes.nested import map_leaves
 from fxcat.randomness import random_states, set_random_states
 
@@ -85,8 +85,9 @@ def verify(found: nn.Module, expected: nn.Module, inputs: Any) -> float:
     """Raise `VerificationError` if two networks do not compute the same in `eval()`; return how far they are apart.
 
     For example what `finalize` returned and the network with gates, or what `prepare` returned and the model. `inputs`:
-    a tensor, or a tuple with the arguments of `forward`. The difference is relative to max(1, max |expected|); up to
-    1e-10 in double and 1e-4 in single precision it is none, nor where rounding explains it. Neither network changes.
+    a tensor, a tuple with the arguments of `forward`, or a dict of them. The difference is relative to max(1,
+    max |expected|); up to 1e-10 in double and 1e-4 in single precision it is none, nor where rounding explains it.
+    Neither network changes.
     """
     call = _prepared(inputs, expected)
     names = type(found).__name__, type(expected).__name__
@@ -243,11 +244,7 @@ def _prepared(inputs: Any, module: nn.Module) -> Call:
             return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(device)
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
 
-    if isinstance(inputs, dict) and inputs.keys() <= inspect.signature(module.forward).parameters.keys():
-        call = (), inputs
-    else:
-        call = inputs if isinstance(inputs, tuple) else (inputs,), {}
-    return map_leaves(call, on_device)
+    return map_leaves(argument_forms(module, inputs)[0], on_device)
 
 
 @contextmanager
