@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -164,12 +165,19 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     own), on the same device, in the same train or eval mode. Names and `state_dict` keys of what is left are unchanged.
     `verify`: inputs (a tensor, a tuple with the arguments of `forward`, or a dict of them) on which that is checked.
 
+    Warns while a `GateController` is still training the gates.
+
     Raises `InputError` for anything but a `GatedModule`, `PlanError` if a group that is needed has no unit left, and
     `VerificationError` if the result computes something else than `net.eval()` on the inputs to verify it.
     """
     if not isinstance(net, GatedModule):
         raise InputError(
             f"finalize() got a {type(net).__name__}, not a GatedModule", remedy="pass what fxcat.prepare returned"
+        )
+    if net.unfinished is not None:
+        warnings.warn(
+            f"{net.unfinished} has not ended: what it has not decided stays; call controller.finish() before finalize()",
+            stacklevel=2,
         )
     small = net.finalized()
     if verify is not None:

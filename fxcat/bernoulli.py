@@ -5,7 +5,7 @@ arXiv 2411.09127 (units and layers), 2205.04650 (units), 2406.04549 (layers).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import torch
 
 from fxcat.decisions import Decisions, ProjectedDescent
 from fxcat.difference import loss_difference
-from fxcat.distributed import world_size
+from fxcat.draws import Draw
 from fxcat.fractions import cost_fractions
 from fxcat.gated import GatedModule
 from fxcat.gates import Values
@@ -65,19 +65,19 @@ class BernoulliPolicy:
         self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
         self._slopes: torch.Tensor | None = None
         self._shared: torch.Tensor | None = None
+        self._sample: torch.Tensor | None = None
 
     @property
     def dead(self) -> torch.Tensor:
         """Gates in the domain of attraction of zero."""
         return self.decisions.dead
 
-    def observe(self, gradient: torch.Tensor) -> None:
+    def observe(self, draws: Sequence[Draw]) -> None:
         """Measure what gates are worth."""
-        sample = self.net.gate_vector.sample
-        if sample is not None:
-            self.worth.update(gradient, sample, self.net.last_batch * world_size())
+        self._sample = draws[-1].sample if draws else self._sample
+        self.worth.update(draws)
 
-    def observe_held_out(self, gradient: torch.Tensor) -> None:
+    def observe_held_out(self, draws: Sequence[Draw]) -> None:
         """Nothing: the training batches say it all."""
 
     def measure(self, step: int, loss: Callable[[], torch.Tensor]) -> None:
@@ -85,7 +85,9 @@ class BernoulliPolicy:
         sections = (is_section(self.net) & ~self.dead).nonzero().reshape(-1).tolist()
         if sections:
             gate = sections[step % len(sections)]
-            self.worth.measured(gate, loss_difference(self.net, gate, loss), every=len(sections))
+            sample = self.net.gate_vector.hard() if self._sample is None else self._sample
+            difference = loss_difference(self.net, sample, gate, loss)
+            self.worth.measured(gate, difference, every=len(sections))
 
     def update(self, step: int, progress: float) -> None:
         """One projected step."""
@@ -111,7 +113,7 @@ class BernoulliPolicy:
         """Keep the entries `origin` only."""
         for values in self._per_gate.values():
             values.restrict(origin)
-        self._slopes = self._shared = None
+        self._slopes = self._shared = self._sample = None
 
     def state_dict(self) -> dict[str, Any]:
         """Worths, momentum, decisions and prices."""

@@ -10,30 +10,36 @@ from torch import nn
 
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule, Shrunk
+from fxcat.optimizers import check_state
 from fxcat.slicing import select
 
 Axes = Mapping[int, torch.Tensor]
 
 
 def shrink_all(
-    net: GatedModule, keep: torch.Tensor, optimizer: torch.optim.Optimizer, averages: Sequence[nn.Module] = ()
+    net: GatedModule,
+    keep: torch.Tensor,
+    optimizers: Sequence[torch.optim.Optimizer],
+    averages: Sequence[nn.Module] = (),
 ) -> Shrunk:
-    """Remove what `keep` (0/1, shape (gates,)) leaves out from a network, its optimizer's state and its averages.
+    """Remove what `keep` (0/1, shape (gates,)) leaves out from a network, its optimizers' state and its averages.
 
     Raises `PlanError`, and `InputError` when optimizer state has a shape that says nothing about which entries belong
     to which; then nothing has changed.
     """
     before = dict(net.network.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}
-    for name, parameter in before.items():
-        _check_state(name, parameter, optimizer)
+    check_state(net.network, optimizers)
     shrunk = net.shrink(keep)
     for average in averages:
         average_net(average).shrink(keep)
-    for name, axes in shrunk.keep.items():
-        if name in before:
-            _slice_state(optimizer.state.get(before[name], {}), shapes[name], axes)
-    _forget(optimizer, before, {id(p) for p in net.network.parameters()})
+    left = {id(p) for p in net.network.parameters()}
+    for optimizer in optimizers:
+        for name, axes in shrunk.keep.items():
+            state = optimizer.state.get(before[name]) if name in before else None
+            if state:
+                optimizer.state[before[name]] = _sliced(state, shapes[name], axes)
+        _forget(optimizer, before, left)
     return shrunk
 
 
@@ -48,26 +54,19 @@ def average_net(average: nn.Module) -> GatedModule:
     return found
 
 
-def _check_state(name: str, parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, torch.Tensor) and value.numel() > 1 and not _follows(value.shape, parameter.shape):
-            raise InputError(
-                f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
-                f"{tuple(parameter.shape)}: it cannot shrink with it",
-                where=name,
-                remedy="use an optimizer whose state has the parameters' shapes (SGD, Adam, AdamW, RMSprop, …)",
-            )
-
-
-def _follows(shape: torch.Size, parameter: torch.Size) -> bool:
-    """Factored second moments (Adafactor) have size 1 along some axes."""
-    return len(shape) == len(parameter) and all(a in (1, b) for a, b in zip(shape, parameter, strict=True))
-
-
-def _slice_state(state: dict[str, Any], shape: torch.Size, axes: Axes) -> None:
-    for key, value in state.items():
-        if isinstance(value, torch.Tensor) and value.numel() > 1:
-            state[key] = select(value, {a: index for a, index in axes.items() if value.shape[a] == shape[a]})
+def _sliced(value: Any, shape: torch.Size, axes: Axes) -> Any:
+    """What is left of an optimizer's state of a parameter of a shape."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() <= 1:
+            return value
+        return select(value, {a: index for a, index in axes.items() if value.shape[a] == shape[a]})
+    if isinstance(value, dict):
+        items: dict[Any, Any] = value
+        return {k: _sliced(v, shape, axes) for k, v in items.items()}
+    if isinstance(value, list | tuple):
+        parts: list[Any] = [_sliced(v, shape, axes) for v in value]  # pyright: ignore[reportUnknownVariableType]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value
 
 
 def _forget(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], left: set[int]) -> None:

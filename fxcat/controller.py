@@ -21,9 +21,10 @@ from fxcat.carry import average_net, shrink_all
 from fxcat.decisions import DEAD
 from fxcat.distributed import from_main
 from fxcat.errors import InputError, TrainingError
-from fxcat.fractions import cost_fractions
+from fxcat.fractions import cost_fractions, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.losses import cross_entropy
+from fxcat.optimizers import Optimizers, Watched, as_list, check_state, check_weights
 from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
 from fxcat.recipe import check_gates
@@ -39,6 +40,8 @@ EARLIEST, LATEST = 0.03, 0.1
 """Shares of the run between which gates begin if nothing else is said."""
 MEASURED_FOR = 100
 """Steps for which worths are measured before that, if there are as many."""
+UNSEEN = 30
+"""So many steps in a row may say nothing of the gates: a loss scaler finds its scale in half of them."""
 WORTH_SHRINKING = 0.02
 """Share of the present MACs that the dead must have before the network is made anew without them."""
 
@@ -56,18 +59,22 @@ class GateController:
     `held_out`: batches `(inputs, targets)` that the weights do not see, taken over and over, and `loss(output,
     targets)` on them: what the ratios of `policy="ratio"` learn from.
 
-    `scaler`: the `torch.amp.GradScaler` of the loop, if it has one: the gates' gradients are unscaled with it.
+    `optimizer`: of the weights, or a list of several that share them. What the loss says of the gates is taken in its
+    backward pass, of every forward pass, and counts if an optimizer makes a step with the weights' gradients of the
+    same backward pass: gradients may be accumulated, clipped, scaled (a `torch.amp.GradScaler` whose `step` is called
+    is found; `scaler` is for one that is not), and batches that are skipped do not count.
 
     Under `torchrun`, train through `DistributedDataParallel(net)`: all processes draw the same samples and decide the
     same. Whenever `step()` returns True, parameters have other sizes: make a new `DistributedDataParallel(net)`.
 
-    Raises `InputError` (bad phases, an optimizer without the network's weights) and `TargetError` (unreachable).
+    Raises `InputError` (bad phases, optimizers without all weights that are trained, or that cannot follow when these
+    shrink) and `TargetError` (unreachable).
     """
 
     def __init__(
         self,
         net: GatedModule,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         *,
         target: Target | None = None,
         pressure: Pressure | None = None,
@@ -91,12 +98,14 @@ class GateController:
                 f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
                 remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
             )
-        _check_optimizer(net, optimizer)
+        self.optimizers = as_list(optimizer)
+        check_weights(net, self.optimizers)
+        check_state(net.network, self.optimizers)
         for average in averages:
             average_net(average)
         if target is not None:
             check_reachable(net, target)
-        self.net, self.optimizer, self.target, self.averages = net, optimizer, target, tuple(averages)
+        self.net, self.target, self.averages = net, target, tuple(averages)
         self._settings: dict[str, Any] = {
             "policy": net.policy,
             "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
@@ -110,20 +119,25 @@ class GateController:
         }
         self.first_gated = round(warmup * total_steps)
         self.first_plain = max(self.first_gated + 1, round(until * total_steps))
+        if target is not None and not bool((target_fractions(target, torch.device("cpu")) < 1).any()):
+            self.first_gated = self.first_plain = 0  # it asks for nothing
         self.total_steps = total_steps
         self.steps = 0
+        self._unseen = 0
         gated = self.first_plain - self.first_gated
         self._shrink_at = {self.first_gated + round(gated * i / (shrinks + 1)) for i in range(1, shrinks + 1)}
         objective = pressure or target
         assert objective is not None
         self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
-        self._loss, self._scale = loss, 1.0
+        self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
-        if scaler is not None and scaler.is_enabled():
-            # noted when the gradient is made: until `step()` the scale may have changed
-            net.gate_vector.theta.register_hook(lambda _: self._note_scale(scaler.get_scale()))
+        self._watched = [Watched(o, net.gate_vector.draws, scaler) for o in self.optimizers]
         net.gate_vector.seed(seed)
-        net.gate_vector.values = self.policy.warm_up if self.phase == "warm-up" else self.policy.values
+        if self.phase == "plain":
+            self._settle(net.gate_vector.hard())
+        else:
+            net.gate_vector.values = self.policy.warm_up if self.phase == "warm-up" else self.policy.values
+            net.unfinished = f"GateController(target={target})" if pressure is None else f"GateController({pressure})"
 
     @property
     def phase(self) -> Phase:
@@ -181,21 +195,22 @@ class GateController:
 
     def _observe(self, closure: Closure | None) -> None:
         """Learn from the training step that was just made."""
-        theta = self.net.gate_vector.theta
-        gradient, theta.grad = theta.grad, None
-        if gradient is None:
+        draws = self.net.gate_vector.draws
+        if not draws.made:
             raise TrainingError(
-                "the gates have no gradient",
-                remedy="call controller.step() after loss.backward(), in train() mode, with the loss made from net(x)",
+                "no loss was made from the network with gates since the last step",
+                remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x)",
             )
-        # mixed precision may overflow; its scaler then leaves the weights alone too
-        if math.isfinite(float(gradient.sum())):
-            self.policy.observe(gradient / self._scale)
-            if closure is not None:
-                self.policy.measure(self.steps, closure)
-
-    def _note_scale(self, scale: float) -> None:
-        self._scale = scale
+        taken = draws.take()
+        self._unseen = 0 if taken else self._unseen + 1
+        if self._unseen == UNSEEN:
+            raise TrainingError(
+                f"in {UNSEEN} steps no optimizer that the controller knows made a step with gradients of the network",
+                remedy="pass the controller the optimizers whose step() the loop calls, and clear gradients after it",
+            )
+        self.policy.observe(taken)
+        if closure is not None:
+            self.policy.measure(self.steps, closure)
 
     def _observe_held_out(self, batch: tuple[Any, Any] | None) -> None:
         """Learn from a batch that the weights do not see."""
@@ -207,18 +222,18 @@ class GateController:
                 )
             batch = self._held_out.next()
         inputs, targets = batch
-        theta = self.net.gate_vector.theta
-        inputs, targets = (v.to(theta.device) if isinstance(v, torch.Tensor) else v for v in (inputs, targets))
+        vector = self.net.gate_vector
+        inputs, targets = (v.to(vector.theta.device) if isinstance(v, torch.Tensor) else v for v in (inputs, targets))
         with torch.enable_grad():
             value = self._loss(self.net(inputs), targets)
-            (gradient,) = torch.autograd.grad(value, theta)
-        if not math.isfinite(float(value.detach() + gradient.sum())):
+            draws = vector.differentiated(value)
+        if not math.isfinite(float(value.detach())):
             raise TrainingError(
                 f"the loss of a held-out batch is {value.item()}",
                 where=f"step {self.steps}",
                 remedy="lower the learning rate or check the held-out data",
             )
-        self.policy.observe_held_out(gradient)
+        self.policy.observe_held_out(draws)
 
     @property
     def progress(self) -> float:
@@ -237,6 +252,17 @@ class GateController:
         self.shrink(alive)
         return True
 
+    def finish(self) -> bool:
+        """End the gated phase now, if it has not ended: the target is met, and what goes leaves the network.
+
+        For loops that end early. Returns True if the network has just become smaller.
+        """
+        if self.phase == "plain":
+            return False
+        self.steps = self.first_plain
+        self._finish()
+        return True
+
     def _finish(self) -> None:
         """Fix the structure, shrink network and optimizer, and leave the rest of the run to plain training."""
         vector = self.net.gate_vector
@@ -248,9 +274,18 @@ class GateController:
         from_main(setting)
         with torch.no_grad():
             vector.theta.copy_(setting)
-        vector.values = "hard"
         self.shrink(setting)
+        self._settle(vector.hard())
+
+    def _settle(self, setting: torch.Tensor) -> None:
+        """No gate is trained any more."""
+        vector = self.net.gate_vector
+        with torch.no_grad():
+            vector.theta.copy_(setting)
+        vector.values = "hard"
         vector.theta.requires_grad_(False)
+        vector.draws.forget()
+        self.net.unfinished = None
 
     def shrink(self, keep: torch.Tensor) -> None:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
@@ -258,7 +293,7 @@ class GateController:
         Parameters keep their identity. Raises `PlanError` and `InputError`; then nothing has changed.
         """
         units = self.net.gate_vector.unit_count
-        shrunk = shrink_all(self.net, keep, self.optimizer, self.averages)
+        shrunk = shrink_all(self.net, keep, self.optimizers, self.averages)
         origin = shrunk.gate_origin(units).to(keep.device)
         self.policy.restrict(origin)
 
@@ -337,17 +372,3 @@ def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
                 f"the run that was stored had {name}={then.get(name)!r}, this one has {value!r}",
                 remedy="continue a run with the arguments that it was started with",
             )
-
-
-def _check_optimizer(net: GatedModule, optimizer: torch.optim.Optimizer) -> None:
-    """The optimizer must hold the network's weights; θ is the controller's and is taken out of it."""
-    weights = {id(p) for p in net.weight_parameters()}
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not weights & held:
-        raise InputError(
-            "the optimizer holds none of the gated network's weights",
-            remedy="make it after prepare(): optimizer = torch.optim.SGD(net.weight_parameters(), lr=…)",
-        )
-    theta = net.gate_vector.theta
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if p is not theta]

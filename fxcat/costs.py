@@ -15,9 +15,9 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from fxcat.records import Cost
+from fxcat.tables import Table
 
 Integers = npt.NDArray[np.int32]
 
@@ -116,11 +116,11 @@ class CostTerm:
     holding: Holding = Holding()
 
 
-class CostModel(nn.Module):
-    """Evaluates all terms at once; differentiable in θ. Moves between devices with the network that holds it."""
+class CostModel:
+    """Evaluates all terms at once; differentiable in θ. Computes on the device of θ."""
 
     def __init__(self, terms: Sequence[CostTerm]) -> None:
-        super().__init__()
+        self._tables: dict[str, Table] = {}
         one = Axis.counting(np.zeros(0, dtype=np.int32), 1)
         rows: dict[Axis, int] = {one: 0}
         holdings = _by_depth(terms)
@@ -149,14 +149,17 @@ class CostModel(nn.Module):
         self._overlaps = len(shared)
 
     def _store(self, name: str, values: npt.NDArray[np.integer[Any]]) -> None:
-        self.register_buffer(name, torch.from_numpy(values), persistent=False)
+        self._tables[name] = Table(torch.from_numpy(values))
 
-    def forward(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
+    def __call__(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
         """MACs and parameters for gates or probabilities of shape (U,) and (S,).
 
         A double tensor of shape (2,): integers up to 2^53 are exact.
         """
-        return (self.per_term(units, sections)[:, None] * self.get_buffer("coefficients")).sum(0)
+        return (self.per_term(units, sections)[:, None] * self._table("coefficients", units)).sum(0)
+
+    def _table(self, name: str, gates: torch.Tensor) -> torch.Tensor:
+        return self._tables[name].on(gates.device)
 
     def per_term(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
         """Live combinations of every term, shape (terms,), in double precision."""
@@ -164,12 +167,12 @@ class CostModel(nn.Module):
         # one spare unit: a network may have sections only
         padded = torch.cat([units, units.new_zeros(1)])
         before = torch.cat([units.new_zeros(1), units.cumsum(0)])
-        row, start, stop, weight = self.get_buffer("runs").unbind(0)
-        live = self.get_buffer("constants").double().index_add(0, row, (before[stop] - before[start]) * weight)
-        first, second, overlap, holding = self.get_buffer("index").unbind(1)
+        row, start, stop, weight = self._table("runs", units).unbind(0)
+        live = self._table("constants", units).double().index_add(0, row, (before[stop] - before[start]) * weight)
+        first, second, overlap, holding = self._table("index", units).unbind(1)
         combinations = live[first] * live[second]
         if self._overlaps > 1:
-            pair, unit, weight = self.get_buffer("shared").unbind(0)
+            pair, unit, weight = self._table("shared", units).unbind(0)
             variance = padded * (1 - padded)
             extra = variance.new_zeros(self._overlaps).index_add(0, pair, variance[unit] * weight)
             combinations = combinations + extra[overlap]
@@ -179,8 +182,8 @@ class CostModel(nn.Module):
 
     def _alive(self, sections: torch.Tensor) -> torch.Tensor:
         """The probability that each holding lives; the uses to choose from are in no common section."""
-        opened = torch.cat([sections.new_ones(1), sections])[self.get_buffer("holdings")].prod(1)
-        choices = [self.get_buffer(f"choices{level + 1}") for level in range(self._levels)]
+        opened = torch.cat([sections.new_ones(1), sections])[self._table("holdings", sections)].prod(1)
+        choices = [self._table(f"choices{level + 1}", sections) for level in range(self._levels)]
         plain = len(opened) - sum(len(c) for c in choices)
         alive, *rest = opened.split([plain, *(len(c) for c in choices)])
         for own, uses in zip(rest, choices, strict=True):
@@ -189,7 +192,7 @@ class CostModel(nn.Module):
         return alive
 
     def cost(self, units: torch.Tensor, sections: torch.Tensor) -> Cost[torch.Tensor]:
-        macs, params = self.forward(units, sections).unbind(0)
+        macs, params = self(units, sections).unbind(0)
         return Cost(macs, params)
 
 

@@ -11,20 +11,20 @@ from fxcat.gated import GatedModule
 from fxcat.randomness import random_states, set_random_states
 
 
-def loss_difference(net: GatedModule, gate: int, loss: Callable[[], torch.Tensor]) -> float:
-    """L(ξ=0) − L(ξ=1) of one gate, the others as in the last training step; averaged over processes.
+def loss_difference(
+    net: GatedModule, sample: torch.Tensor, gate: int, loss: Callable[[], torch.Tensor]
+) -> float:
+    """L(ξ=0) − L(ξ=1) of one gate, the others as in `sample`, shape (gates,); averaged over processes.
 
     `loss`: evaluates the network on a batch. Dropout is the same in both evaluations. Buffers (BatchNorm statistics)
     and random states are afterwards what they were.
     """
-    sample = net.gate_vector.sample
-    assert sample is not None
     buffers = [(b, b.clone()) for b in net.network.buffers()]
     states = random_states()
     values: list[float] = []
     try:
         for value in (0.0, 1.0):
-            setting = sample.detach().clone()
+            setting = sample.clone()
             setting[gate] = value
             set_random_states(states)
             with net.gate_vector.fixed(setting), torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,7 @@ from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.recipe import Recipe, attach
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
+from fxcat.tables import Table
 
 Policy = Literal["bernoulli", "ratio"]
 
@@ -124,12 +125,10 @@ class GatedModule(nn.Module):
     """
 
     gate_vector: GateVector
-    cost_model: CostModel
-    required: torch.Tensor
-    inside: torch.Tensor
-    """For every section the gates that guard nothing outside of it: section numbers and gate numbers, (2, pairs)."""
     policy: Policy = "bernoulli"
     """How its gates are trained."""
+    unfinished: str | None = None
+    """What trains the gates and has not ended."""
     limits: GateLimits
     """How far the groups and sections of the start network may shrink."""
 
@@ -146,14 +145,13 @@ class GatedModule(nn.Module):
         self.network = network
         self.recipe = recipe
         """How the network became what it is; the last stage is that of this `prepare`."""
-        self.structure = structure
+        self._set_structure(structure, cost_model)
         self.start_structure = structure
         self.start_cost = structure.cost
         self.limits = GateLimits.resolved({}, structure.groups, structure.sections)
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self.gate_vector = _vector(parts, dtype).to(device)
-        self.cost_model = cost_model.to(device)
         self.program = program
         self.parts = parts
         self.appraisal = Appraisal(self.gate_vector.theta.numel())
@@ -162,9 +160,6 @@ class GatedModule(nn.Module):
         self._settled: dict[int, frozenset[str]] = {}
         """Gates that left the gate vector while what they gate stayed (the last unit of a group): their numbers at the
         start, and the parameters that hold it."""
-        self._set_required()
-        self.last_batch = 1
-        """Examples in the last batch: the length of the first list or tensor that was passed in."""
         self.train(network.training)
         self._own = frozenset(self.__dict__)
 
@@ -214,10 +209,10 @@ class GatedModule(nn.Module):
         return self._run(self.network, args, kwargs)
 
     def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        sample: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
+        values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
-        samples.fill(self.gate_vector(sample))
+        samples.fill(values)
         try:
             return network(*args, **kwargs)
         finally:
@@ -225,9 +220,8 @@ class GatedModule(nn.Module):
 
     @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
-        self.last_batch = _batch_size(arguments) or 1
         self.install()
-        return self.gate_vector.draw()
+        return self.gate_vector(arguments)
 
     def install(self) -> None:
         """Make the graph the network's `forward`, unless it is: compiled when it is first run, since much of it never
@@ -236,11 +230,20 @@ class GatedModule(nn.Module):
             self.program.install(self.network)
             self._is_installed = True
 
-    def _set_required(self) -> None:
-        """What is derived from the structure, on the device of the gates."""
-        pairs = self.structure.required.to(self.gate_vector.theta.device)
-        self.register_buffer("required", pairs, persistent=False)
-        self.register_buffer("inside", gates_inside(self.structure).to(pairs.device), persistent=False)
+    def _set_structure(self, structure: Structure, cost_model: CostModel) -> None:
+        """What the network is, and what is derived from it."""
+        self.structure, self.cost_model = structure, cost_model
+        self._required, self._inside = Table(structure.required), Table(gates_inside(structure))
+
+    @property
+    def required(self) -> torch.Tensor:
+        """`Structure.required` on the device of the gates."""
+        return self._required.on(self.gate_vector.theta.device)
+
+    @property
+    def inside(self) -> torch.Tensor:
+        """For every section the gates that guard nothing outside of it: section and gate numbers, shape (2, pairs)."""
+        return self._inside.on(self.gate_vector.theta.device)
 
     def part_limits(self) -> list[tuple[int, Limits]]:
         """For every part of the gate vector, in its order: how many gates it had at the start, and its limits."""
@@ -326,19 +329,18 @@ class GatedModule(nn.Module):
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
         origin = shrunk.gate_origin(count).to(theta.device)
         self._settle(keep, origin)
-        self.program, self.parts, self.structure = shrunk.program, shrunk.parts, shrunk.structure
+        self.program, self.parts = shrunk.program, shrunk.parts
+        self._set_structure(shrunk.structure, shrunk.cost_model)
         self.recipe = self._recipe_after(keep)
-        self.cost_model = shrunk.cost_model.to(theta.device)
         self._is_installed = False
-        self._set_required()
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         self.train(self.training)
         return shrunk
 
     def add_biases(self, paths: Sequence[str]) -> None:
         """Give layers that have none a bias, zero; `paths`: of their modules. Gates and all else stay as they are."""
-        self.program, cost_model, self.structure = self.program.with_biases(self.network, paths)
-        self.cost_model = cost_model.to(self.gate_vector.theta.device)
+        self.program, cost_model, structure = self.program.with_biases(self.network, paths)
+        self._set_structure(structure, cost_model)
         stage = self.recipe[-1]
         self.recipe = (*self.recipe[:-1], replace(stage, biases=(*stage.biases, *paths)))
         self._is_installed = False
@@ -353,17 +355,6 @@ class GatedModule(nn.Module):
 
     def _recipe_after(self, keep: torch.Tensor) -> Recipe:
         return (*self.recipe[:-1], self.recipe[-1].after(keep))
-
-
-def _batch_size(arguments: Iterable[Any]) -> int | None:
-    """The length of the first list or tensor among arguments, or inside of their tuples and mappings."""
-    for argument in arguments:
-        if isinstance(argument, list) or (isinstance(argument, torch.Tensor) and argument.dim() > 0):
-            return len(argument)  # pyright: ignore[reportUnknownArgumentType]
-        inner: Any = argument.values() if isinstance(argument, Mapping) else argument
-        if isinstance(argument, tuple | Mapping) and (found := _batch_size(inner)) is not None:
-            return found
-    return None
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
+from fxcat.draws import Draw, Draws, batch_size, drawn, place_of
 from fxcat.errors import InputError
 from fxcat.slicing import replace_data
+from fxcat.tables import Table
 
 SAMPLES = "fxcat_gates"
 """Attribute of the network under which the gated graph finds the gate values of the current forward pass."""
@@ -55,46 +56,66 @@ class GateLayout:
     repeated: int
 
 
+def _slot_values(
+    sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], parameters: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
+    gates = math.prod(_factors(sample, index))
+    flat = torch.cat(parameters) if parameters else gates.new_empty(0)
+    end = flat.numel() - repeated
+    scaled = (flat * torch.cat([gates[:repeated], gates[:end]])).split(sizes[: len(parameters)])
+    plain = gates[end:].clone().split(sizes[len(parameters) :])
+    return (*(v.to(p.dtype) for v, p in zip(scaled, parameters, strict=True)), *plain)
+
+
+def _factors(sample: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
+    """Of every entry the gates whose product it is."""
+    padded = nn.functional.pad(sample, (1, 0), value=1.0)
+    return [padded.index_select(0, row) for row in index]
+
+
 class _SlotValues(torch.autograd.Function):
     """Values of all slots: products of gates, the first of them times parameters.
 
     One node of the autograd graph: hundreds of small ones, one per slot and op, would cost a few percent of a step.
+    Its backward pass is made of differentiable ops on its inputs, and so can be differentiated again.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], *parameters: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        padded = nn.functional.pad(sample, (1, 0), value=1.0)
-        factors = [padded.index_select(0, row) for row in index]
-        gates = math.prod(factors[1:], start=factors[0])
-        flat = torch.cat(parameters) if parameters else gates.new_empty(0)
-        end = flat.numel() - repeated
-        scales = torch.cat([gates[:repeated], gates[:end]])
-        ctx.save_for_backward(index, scales, flat, *factors)
-        ctx.sizes, ctx.dtypes = sizes, [p.dtype for p in parameters]
-        ctx.gates, ctx.repeated = sample.numel(), repeated
-        scaled = (flat * scales).split(sizes[: len(parameters)])
-        plain = gates[end:].clone().split(sizes[len(parameters) :])
-        return (*(v.to(d) for v, d in zip(scaled, ctx.dtypes, strict=True)), *plain)
+    generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], *parameters: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return _slot_values(sample, index, repeated, sizes, parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # pyright: ignore
+        sample, index, repeated, sizes, *parameters = inputs
+        ctx.save_for_backward(sample, index, *parameters)
+        ctx.repeated, ctx.sizes = repeated, sizes
+
+    @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *gradients: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        index, scales, flat, *factors = ctx.saved_tensors
-        gradient = torch.cat(gradients)
-        scaled = (gradient[: flat.numel()] * scales).split(ctx.sizes[: len(ctx.dtypes)])
-        gradient[: flat.numel()] *= flat
-        of_gates = gradient[ctx.repeated :]
-        of_gates[: ctx.repeated] += gradient[: ctx.repeated]
-        of_sample = gradient.new_zeros(ctx.gates + 1)
+        sample, index, *parameters = ctx.saved_tensors
+        factors = _factors(sample, index)
+        gates, repeated = math.prod(factors), ctx.repeated
+        of_values = torch.cat(gradients)
+        flat = torch.cat(parameters) if parameters else gates.new_empty(0)
+        of_scaled = of_values[: flat.numel()]
+        scales = torch.cat([gates[:repeated], gates[: flat.numel() - repeated]])
+        scaled = (of_scaled * scales).split(ctx.sizes[: len(parameters)])
+        of_gates = torch.cat([of_scaled * flat, of_values[flat.numel() :]])
+        # the first entries stand for two parameters each
+        both = of_gates[repeated : 2 * repeated] + of_gates[:repeated]
+        of_gates = torch.cat([both, of_gates[2 * repeated :]])
+        of_sample = sample.new_zeros(sample.numel() + 1)
         for i, row in enumerate(index):
             others = factors[:i] + factors[i + 1 :]
-            of_sample.index_add_(0, row, math.prod(others, start=of_gates))
-        of_parameters = [g.to(d) for g, d in zip(scaled, ctx.dtypes, strict=True)]
-        return (of_sample[1:].to(factors[0].dtype), None, None, None, *of_parameters)
+            of_sample = of_sample.index_add(0, row, math.prod(others, start=of_gates).to(sample.dtype))
+        of_parameters = [g.to(p.dtype) for g, p in zip(scaled, parameters, strict=True)]
+        return (of_sample[1:], None, None, None, *of_parameters)
 
 
 class GateSamples(nn.Module):
@@ -103,11 +124,9 @@ class GateSamples(nn.Module):
     One gather serves all slots, and one multiplication all parameters that are scaled.
     """
 
-    index: torch.Tensor
-
     def __init__(self, layout: GateLayout, network: nn.Module) -> None:
         super().__init__()
-        self.register_buffer("index", layout.index, persistent=False)
+        self._index = Table(layout.index)
         self._slots = layout.slots
         self._repeated = layout.repeated
         self._sizes = [torch.Size(s.shape).numel() for s in layout.slots]
@@ -118,8 +137,9 @@ class GateSamples(nn.Module):
     def fill(self, sample: torch.Tensor) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass."""
         parameters = [getattr(module, name) for module, name in self._scaled]
+        index = self._index.on(sample.device)
         values: tuple[torch.Tensor, ...] = _SlotValues.apply(
-            *(sample, self.index, self._repeated, self._sizes), *parameters
+            *(sample, index, self._repeated, self._sizes), *parameters
         )
         for slot, value in zip(self._slots, values, strict=True):
             self.__dict__[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
@@ -139,16 +159,17 @@ class GateSamples(nn.Module):
 
 
 class GateVector(nn.Module):
-    """θ of all units, then of all sections, in one parameter of shape (U + S,); its gradient is straight-through."""
+    """θ of all units, then of all sections, in one parameter of shape (U + S,).
+
+    What the loss says of it is in `draws`; `theta.grad` is zero.
+    """
 
     theta: nn.Parameter
-    numbers: torch.Tensor
-    """Of the gates that are left, among those that there were at first; int32, one entry per gate."""
 
     def __init__(self, units: int, sections: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.ones(units + sections, dtype=dtype))
-        self.register_buffer("numbers", torch.arange(units + sections, dtype=torch.int32), persistent=False)
+        self._numbers = Table(torch.arange(units + sections, dtype=torch.int32))
         self.unit_count = units
         self.counts_at_start = (units, sections)
         self.values: Values = "sampled"
@@ -156,7 +177,7 @@ class GateVector(nn.Module):
         """Shares of the units and of the sections that `values="spread"` closes at random."""
         self.explored = 0.0
         """Share of the open sections that are closed at random while gates are sampled."""
-        self.sample: torch.Tensor | None = None
+        self.draws = Draws()
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
         self.seed(0)
@@ -180,24 +201,44 @@ class GateVector(nn.Module):
             raise InputError(f"there is no gate {max(closed)} among {self.theta.numel()}")
         return torch.ones_like(self.theta.detach()).index_fill_(0, numbers, 0.0)
 
-    def draw(self) -> torch.Tensor:
-        """Values of all gates for one forward pass, shape (U + S,): in training as `values` says, hard otherwise."""
-        if self._fixed is not None:
-            return self._fixed
+    @property
+    def numbers(self) -> torch.Tensor:
+        """Of the gates that are left, among those that there were at first; int32, one entry per gate."""
+        return self._numbers.on(self.theta.device)
+
+    def forward(self, arguments: Any = ()) -> torch.Tensor:
+        """Values of all gates for one forward pass, shape (U + S,): in training as `values` says, hard otherwise.
+
+        `arguments`: of that pass. A pass that a running backward pass computes again has the values that it had.
+        """
         if not self.training:
-            return self.hard()
+            return self.hard() if self._fixed is None else self._fixed
+        place = place_of(arguments)
+        draw = self.draws.again(place)
+        if draw is None:
+            draw = Draw(self._sample() if self._fixed is None else self._fixed, batch_size(arguments) or 1, place)
+            self.draws.add(draw)
         theta = self.theta
-        if self.values in ("sampled", "spread") and theta.requires_grad:
+        # `torch.func` puts other tensors in the place of parameters
+        if not (isinstance(theta, nn.Parameter) and theta.requires_grad and torch.is_grad_enabled()):
+            return draw.sample
+        # open or closed, the derivative is that from above
+        values = draw.sample.clamp(min=CLOSED * torch.finfo(theta.dtype).eps)
+        return drawn(theta, values, draw, self.draws)
+
+    def differentiated(self, value: torch.Tensor) -> list[Draw]:
+        """The draws of the forward passes that a scalar was made from, with its derivatives at the gates' values."""
+        torch.autograd.grad(value, self.theta)
+        return self.draws.withdraw()
+
+    def _sample(self) -> torch.Tensor:
+        theta = self.theta.detach()
+        if self.values in ("sampled", "spread") and self.theta.requires_grad:
             probability = self._probability()
             # for the gates that have gone too, so that a shrink does not change the others' samples
             draws = [torch.rand(n, generator=g) for n, g in zip(self.counts_at_start, self._generators, strict=True)]
-            sample = (torch.cat(draws).to(theta.device)[self.numbers] < probability).to(theta.dtype)
-        elif self.values == "theta":
-            sample = theta.detach().clone()
-        else:
-            sample = self.hard()
-        self.sample = sample
-        return sample
+            return (torch.cat(draws).to(theta.device)[self.numbers] < probability).to(theta.dtype)
+        return theta.clone() if self.values == "theta" else self.hard()
 
     def _probability(self) -> torch.Tensor:
         """Of every gate, to be open in one forward pass."""
@@ -218,22 +259,12 @@ class GateVector(nn.Module):
         finally:
             self._fixed = None
 
-    def forward(self, sample: torch.Tensor) -> torch.Tensor:
-        """The sample as a function of θ: the straight-through estimator (arXiv 2205.04650) in training.
-
-        So the derivative at ξ=0 is the one from above.
-        """
-        theta = self.theta
-        if self.training and theta.requires_grad and torch.is_grad_enabled():
-            return sample.clamp(min=CLOSED * torch.finfo(theta.dtype).eps) + (theta - theta.detach())
-        return sample
-
     def restrict(self, origin: torch.Tensor, units: int) -> None:
         """Keep the entries `origin` only, as `units` units and then sections; the parameter object stays the same."""
-        gradient = None if self.theta.grad is None else self.theta.grad[origin]
-        replace_data(self.theta, self.theta.detach()[origin], gradient)
-        self.numbers = self.numbers[origin]
+        replace_data(self.theta, self.theta.detach()[origin], None)
+        self._numbers = Table(self.numbers[origin])
         self.unit_count = units
+        self.draws.forget()
 
     def seed(self, seed: int) -> None:
         """Gates draw from generators of their own, so that dropout and data order stay those of the plain run.

@@ -117,14 +117,15 @@ def taylor(
         for inputs, targets in batches:
             inputs, targets = (v.to(theta.device) if isinstance(v, torch.Tensor) else v for v in (inputs, targets))
             value = loss(net(inputs), targets)
-            (gradient,) = torch.autograd.grad(value, theta)
+            draws = net.gate_vector.differentiated(value)
+            gradient = sum((d.gradient.double() for d in draws if d.gradient is not None), torch.zeros_like(total))
             if not bool(torch.isfinite(gradient).all()):
                 raise TrainingError(
                     f"the loss is {value.detach().item()}, and its derivative in the gates is not finite",
                     where=f"batch {seen}",
                     remedy="check the weights and the data",
                 )
-            total += 0.5 * net.last_batch * gradient.double().square()
+            total += 0.5 * draws[-1].batch * gradient.square()
             seen += 1
     if not seen:
         raise InputError("taylor() got no batch", remedy="pass a loader, or a list of (inputs, targets)")
@@ -136,7 +137,7 @@ def _open_gates(net: GatedModule) -> Generator[None, None, None]:
     """Every gate open and differentiable, every module in `eval()`; all as it was afterwards."""
     vector = net.gate_vector
     theta = vector.theta
-    before, needed, values, sample = theta.detach().clone(), theta.requires_grad, vector.values, vector.sample
+    before, needed, values = theta.detach().clone(), theta.requires_grad, vector.values
     try:
         with in_eval(net), torch.enable_grad():
             vector.train()  # the vector alone: it is differentiable in training only
@@ -145,4 +146,4 @@ def _open_gates(net: GatedModule) -> Generator[None, None, None]:
             yield
     finally:
         theta.requires_grad_(needed).data.copy_(before)
-        vector.values, vector.sample = values, sample
+        vector.values = values

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 
+from fxcat.draws import Draw
 from fxcat.gates import Values
 
 
@@ -25,12 +26,12 @@ class GatePolicy(Protocol):
         """Bool: these stay at zero, and may leave the network."""
         ...
 
-    def observe(self, gradient: torch.Tensor) -> None:
-        """Learn from a training step: the derivative of its loss at the gates' values in it."""
+    def observe(self, draws: Sequence[Draw]) -> None:
+        """Learn from a training step: from the forward passes that it was made from. All processes call it."""
         ...
 
-    def observe_held_out(self, gradient: torch.Tensor) -> None:
-        """Learn from a held-out batch: the derivative of its loss; may change it."""
+    def observe_held_out(self, draws: Sequence[Draw]) -> None:
+        """Learn from the forward pass of a held-out batch. All processes call it."""
         ...
 
     def measure(self, step: int, loss: Callable[[], torch.Tensor]) -> None:

@@ -9,13 +9,13 @@ follows a schedule that falls to the target, as with Bernoulli gates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from fxcat.decisions import Decisions, drift
-from fxcat.distributed import sum_over_processes, world_size
+from fxcat.draws import Draw
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
 from fxcat.gates import Values
@@ -68,13 +68,12 @@ class RatioPolicy:
         """Units that have been left out for so long that they do not come back."""
         return self.decisions.dead
 
-    def observe(self, gradient: torch.Tensor) -> None:
+    def observe(self, draws: Sequence[Draw]) -> None:
         """Nothing: ratios learn on held-out batches alone."""
 
-    def observe_held_out(self, gradient: torch.Tensor) -> None:
+    def observe_held_out(self, draws: Sequence[Draw]) -> None:
         """Measure what units are worth."""
-        sum_over_processes(gradient).div_(world_size())
-        self.worth.update(gradient, self.net.gate_vector.theta.detach(), self.net.last_batch * world_size())
+        self.worth.update(draws)
 
     def measure(self, step: int, loss: Callable[[], torch.Tensor]) -> None:
         """Nothing: there are no sections."""

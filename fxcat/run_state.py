@@ -58,7 +58,7 @@ class RunState:
             "network": tensors_of(net.network),
             "extra": extra_of(net.network),
             "controller": self.controller.state_dict(),
-            "optimizer": optimizer_state(self.controller.optimizer, net.network),
+            "optimizer": optimizer_state(self.weights.optimizer, net.network),
             "scheduler": None if self.weights.scheduler is None else self.weights.scheduler.state_dict(),
             "scaler": self.weights.scaler.state_dict(),
             "processes": from_everyone(own),
@@ -70,7 +70,7 @@ class RunState:
 
         Raises `InputError` if it is that of another run; then nothing has changed.
         """
-        net, optimizer, processes = self.controller.net, self.controller.optimizer, state["processes"]
+        net, optimizer, processes = self.controller.net, self.weights.optimizer, state["processes"]
         own = processes[rank() % len(processes)]
         check_settings(self.settings, state["settings"])
         check_shapes(net.recipe[-1].shapes, state["shapes"])

@@ -11,8 +11,13 @@ a unit; the trapezoid rule does not.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
+from fxcat.distributed import sum_over_processes
+from fxcat.draws import Draw
 from fxcat.per_gate import PerGate
 
 SURE = 4.0
@@ -23,6 +28,11 @@ RECENT = 0.5
 """The same as a share of all steps until then: at first the network changes fastest."""
 
 
+TINY = 1e-300
+LARGEST = 10.0
+"""A derivative counts with at most so many times the usual norm: a single bad batch must not decide."""
+
+
 class Worth(PerGate):
     """Averages of derivatives over the last `window` steps in which a gate was open, or closed; an entry per gate.
 
@@ -31,29 +41,55 @@ class Worth(PerGate):
     """
 
     tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured", "explored")
-    numbers = ("steps",)
+    numbers = ("steps", "norm")
 
     def __init__(self, gates: int, device: torch.device, *, window: int, explored: torch.Tensor) -> None:
         self.window, self.explored, self.steps = window, explored, 0.0
+        self.norm = 0.0
+        """Running mean of the squared norms of the derivatives."""
         self.mean, self.square, self.opened = torch.zeros((3, gates), device=device)
         self.closed_mean, self.closed = torch.zeros((2, gates), device=device)
         self.difference, self.weight = torch.zeros((2, gates), device=device)
         self.is_measured = torch.zeros(gates, dtype=torch.bool, device=device)
 
-    def update(self, gradient: torch.Tensor, sample: torch.Tensor, batch: int) -> None:
-        """Add one step: gradient and sample of shape (gates,), and the examples in the batch."""
-        gradient, is_open = gradient.float(), sample > 0.5
+    def update(self, draws: Sequence[Draw]) -> None:
+        """Add one training step: the forward passes that it was made from, in this process; all others are added.
+
+        What a step is worth to a gate is the sum over its passes, each with gates of its own (accumulated gradients,
+        several views of an image): so each pass says it as often as there are passes. Derivatives that are not finite
+        say nothing.
+        """
+        seen = self._summed(draws)
+        passes, squared = seen.sums[:2].tolist()
+        if not passes:
+            return
         self.steps += 1
-        rate = self._counted(self.opened, is_open)
-        before = self.mean.clone()
-        self.mean.add_(rate * (gradient - self.mean))
+        self.norm += (squared / passes - self.norm) / min(self.steps, self.window)
+        rate = self._counted(self.opened, seen.opened / passes)
+        shift = seen.shift / seen.opened.clamp(min=1)
+        step = rate * shift
         # Welford's update: the averages move meanwhile
-        self.square.add_(rate * (batch * (gradient - before) * (gradient - self.mean) - self.square))
-        # where low precision has made nothing of a closed gate (`gates.CLOSED`), nothing is seen
-        self.closed_mean.add_(self._counted(self.closed, ~is_open & (gradient != 0)) * (gradient - self.closed_mean))
+        spread = (seen.spread - step * seen.weighted) / seen.opened.clamp(min=1)
+        self.mean += step.float()
+        self.square += (rate * (spread - self.square)).float()
+        rate = self._counted(self.closed, seen.closed / passes)
+        self.closed_mean += (rate * (seen.closed_sum / seen.closed.clamp(min=1) - self.closed_mean)).float()
+
+    def _summed(self, draws: Sequence[Draw]) -> _Seen:
+        """Sums over the passes of one step in all processes."""
+        seen = _Seen(torch.zeros(6 * len(self.mean) + 2, dtype=torch.float64, device=self.mean.device), len(self.mean))
+        limit = LARGEST * math.sqrt(self.norm) if self.norm else math.inf
+        for draw in draws:
+            assert draw.gradient is not None
+            gradient = draw.gradient.double() * (len(draws) / draw.scale)
+            norm = float(gradient.norm())
+            if math.isfinite(norm):
+                seen.add(gradient * min(1.0, limit / max(norm, TINY)), draw, self.mean)
+        sum_over_processes(seen.sums)
+        return seen
 
     def _counted(self, count: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Count those that are `seen`; how much what is seen counts in the average, 0 for the others."""
+        """Count what is `seen`, as a share of a step; how much it counts in the average, 0 for the others."""
         counts_for = max(1.0, min(MEMORY * self.window, RECENT * self.steps))
         count.mul_(1 - 1 / counts_for).add_(seen.float())
         return seen / count.clamp(min=1, max=self.window)
@@ -81,3 +117,32 @@ class Worth(PerGate):
     def value(self) -> torch.Tensor:
         """The same without negative values: noise alone must not close a gate."""
         return self.estimate.clamp(min=0.0)
+
+
+class _Seen:
+    """What the passes of a step say of every gate; sums, in double precision, in one tensor for all processes.
+
+    `opened`, `closed`: passes in which it was. `shift`: derivatives less their mean until then, where it was open;
+    `weighted`, `spread`: the same and its square times the examples. `closed_sum`: derivatives where it was closed.
+    """
+
+    def __init__(self, sums: torch.Tensor, gates: int) -> None:
+        self.sums = sums
+        self.passes, self.squared = sums[:2]
+        per_gate = sums[2:].view(6, gates)
+        self.opened, self.shift, self.weighted, self.spread, self.closed, self.closed_sum = per_gate
+
+    def add(self, gradient: torch.Tensor, draw: Draw, mean: torch.Tensor) -> None:
+        """Add one pass."""
+        is_open = draw.sample > 0.5
+        # where low precision has made nothing of a closed gate (`gates.CLOSED`), nothing is seen
+        is_closed = ~is_open & (gradient != 0)
+        shift = torch.where(is_open, gradient - mean, 0.0)
+        self.passes += 1
+        self.squared += gradient.square().sum()
+        self.opened += is_open
+        self.shift += shift
+        self.weighted += draw.batch * shift
+        self.spread += draw.batch * shift.square()
+        self.closed += is_closed
+        self.closed_sum += torch.where(is_closed, gradient, 0.0)

@@ -8,6 +8,7 @@ import torchvision
 from test_targets import prepared
 
 import fxcat
+from fxcat.draws import Draw
 from fxcat.fractions import cost_fractions
 from fxcat.groups import left_to_lose
 from fxcat.pressure import EARLY, FixedPressure, TargetPressure, TargetSchedule
@@ -157,7 +158,7 @@ def test_both_ends_of_a_section_give_what_it_is_worth() -> None:
     for _ in range(600):
         sample = (torch.rand(2, generator=generator) < torch.tensor([0.9, 1.0])).float()
         noise = 0.1 * torch.randn(2, generator=generator)
-        worth.update(quadratic(sample) + noise, sample, batch=100)
+        worth.update([Draw(sample, 100, gradient=quadratic(sample) + noise)])
     both, one = worth.estimate.tolist()
     assert both == pytest.approx(0.3, abs=0.03)
     assert one == pytest.approx(0.5, abs=0.2)  # half the variance times the batch
@@ -167,7 +168,7 @@ def test_what_was_seen_long_ago_no_longer_counts() -> None:
     worth = Worth(1, torch.device("cpu"), window=10, explored=torch.tensor([True]))
     for step in range(400):
         is_open = torch.tensor([float(step >= 40)])
-        worth.update(torch.where(is_open > 0, 0.0, -5.0), is_open, batch=1)
+        worth.update([Draw(is_open, 1, gradient=torch.where(is_open > 0, 0.0, -5.0))])
         if step == 60:
             assert worth.estimate.item() > 1.0
     assert worth.estimate.item() == pytest.approx(0.0, abs=0.01)
@@ -178,7 +179,7 @@ def test_early_on_the_latter_half_counts() -> None:
     worth = Worth(1, torch.device("cpu"), window=200, explored=torch.tensor([True]))
     for step in range(120):
         is_open = torch.tensor([float(step % 2)])
-        worth.update(torch.where(is_open > 0, 0.0, -50.0 if step < 20 else -2.0), is_open, batch=1)
+        worth.update([Draw(is_open, 1, gradient=torch.where(is_open > 0, 0.0, -50.0 if step < 20 else -2.0))])
     assert worth.estimate.item() == pytest.approx(1.0, abs=0.3)
 
 
@@ -186,5 +187,5 @@ def test_a_closed_gate_without_derivative_says_nothing() -> None:
     worth = Worth(1, torch.device("cpu"), window=50, explored=torch.tensor([True]))
     for step in range(100):
         is_open = torch.tensor([float(step % 2)])
-        worth.update(torch.where(is_open > 0, -0.5, 0.0), is_open, batch=0)
+        worth.update([Draw(is_open, 0, gradient=torch.where(is_open > 0, -0.5, 0.0))])
     assert worth.estimate.item() == pytest.approx(0.5)

@@ -81,7 +81,7 @@ def test_shrinking_changes_nothing_but_size(optimizer: str, sampled: bool) -> No
     losses: list[list[float]] = [[], []]
     for step in range(20):
         if step == 5:
-            shrink_all(nets[1], alive, optimizers[1], [averages[1]])
+            shrink_all(nets[1], alive, [optimizers[1]], [averages[1]])
         for i, net in enumerate(nets):
             losses[i].append(train(net, optimizers[i]))
             averages[i].update_parameters(net)
@@ -102,7 +102,7 @@ def test_factored_optimizer_state_follows() -> None:
     nets, alive = two_nets(sampled=False)
     optimizer = torch.optim.Adafactor(nets[0].weight_parameters(), lr=0.01)
     train(nets[0], optimizer)
-    shrink_all(nets[0], alive, optimizer)
+    shrink_all(nets[0], alive, [optimizer])
     train(nets[0], optimizer)
     weight = nets[0].network.get_parameter("stem.0.weight")
     assert optimizer.state[weight]["row_var"].shape == (*weight.shape[:-1], 1)
@@ -117,7 +117,7 @@ def test_state_that_cannot_follow_is_refused_before_anything_changes() -> None:
     optimizer.state[weight]["preconditioner"] = torch.eye(weight.shape[0])
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with pytest.raises(fxcat.InputError, match="'preconditioner'"):
-        shrink_all(net, alive, optimizer)
+        shrink_all(net, alive, [optimizer])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     train(net, optimizer)
 
