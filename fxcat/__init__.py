@@ -3,6 +3,7 @@
 from fxcat import importance
 from fxcat.api import add_bypasses, finalize, find_bypasses, prepare
 from fxcat.controller import GateController
+from fxcat.ddp import rewrap
 from fxcat.distillation import distillation_loss
 from fxcat.errors import (
     CaptureError,
@@ -65,6 +66,7 @@ __all__ = [
     "one_shot",
     "plot_structure",
     "prepare",
+    "rewrap",
     "save",
     "verify",
     "warm_start",

@@ -176,7 +176,7 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
         )
     if net.unfinished is not None:
         warnings.warn(
-            f"{net.unfinished} has not ended: what it has not decided stays; call controller.finish() before finalize()",
+            f"{net.unfinished} has not ended: what is not decided stays; call controller.finish() before finalize()",
             stacklevel=2,
         )
     small = net.finalized()

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule, Shrunk
-from fxcat.optimizers import check_state
-from fxcat.slicing import select
-
-Axes = Mapping[int, torch.Tensor]
+from fxcat.optimizer_shapes import check_state, sliced
 
 
 def shrink_all(
@@ -38,7 +34,7 @@ def shrink_all(
         for name, axes in shrunk.keep.items():
             state = optimizer.state.get(before[name]) if name in before else None
             if state:
-                optimizer.state[before[name]] = _sliced(state, shapes[name], axes)
+                optimizer.state[before[name]] = sliced(state, shapes[name], axes)
         _forget(optimizer, before, left)
     return shrunk
 
@@ -52,21 +48,6 @@ def average_net(average: nn.Module) -> GatedModule:
             remedy="make it from the network that prepare() returned: AveragedModel(net)",
         )
     return found
-
-
-def _sliced(value: Any, shape: torch.Size, axes: Axes) -> Any:
-    """What is left of an optimizer's state of a parameter of a shape."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() <= 1:
-            return value
-        return select(value, {a: index for a, index in axes.items() if value.shape[a] == shape[a]})
-    if isinstance(value, dict):
-        items: dict[Any, Any] = value
-        return {k: _sliced(v, shape, axes) for k, v in items.items()}
-    if isinstance(value, list | tuple):
-        parts: list[Any] = [_sliced(v, shape, axes) for v in value]  # pyright: ignore[reportUnknownVariableType]
-        return parts if isinstance(value, list) else tuple(parts)
-    return value
 
 
 def _forget(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], left: set[int]) -> None:

@@ -18,17 +18,20 @@ from torch import nn
 from fxcat.alignment import nearest_aligned
 from fxcat.bernoulli import BernoulliPolicy
 from fxcat.carry import average_net, shrink_all
+from fxcat.ddp import check_same_weights
 from fxcat.decisions import DEAD
-from fxcat.distributed import from_main
+from fxcat.distributed import from_main, is_same_everywhere
 from fxcat.errors import InputError, TrainingError
 from fxcat.fractions import cost_fractions, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.losses import cross_entropy
-from fxcat.optimizers import Optimizers, Watched, as_list, check_state, check_weights
+from fxcat.optimizer_shapes import check_state
+from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
 from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
 from fxcat.recipe import check_gates
 from fxcat.records import Pressure, Target
+from fxcat.rehearsal import rehearse
 from fxcat.selection import check_reachable, select_structure
 
 Phase = Literal["warm-up", "gated", "plain"]
@@ -65,7 +68,7 @@ class GateController:
     is found; `scaler` is for one that is not), and batches that are skipped do not count.
 
     Under `torchrun`, train through `DistributedDataParallel(net)`: all processes draw the same samples and decide the
-    same. Whenever `step()` returns True, parameters have other sizes: make a new `DistributedDataParallel(net)`.
+    same. When parameters get other sizes, it is prepared for them anew (`rewrap`).
 
     Raises `InputError` (bad phases, optimizers without all weights that are trained, or that cannot follow when these
     shrink) and `TargetError` (unreachable).
@@ -123,8 +126,9 @@ class GateController:
             self.first_gated = self.first_plain = 0  # it asks for nothing
         self.total_steps = total_steps
         self.steps = 0
-        self._unseen = 0
-        gated = self.first_plain - self.first_gated
+        self._shrunk_at = -1
+        self._unseen, self._is_checked = 0, self.phase == "plain"
+        gated = max(1, self.first_plain - self.first_gated)
         self._shrink_at = {self.first_gated + round(gated * i / (shrinks + 1)) for i in range(1, shrinks + 1)}
         objective = pressure or target
         assert objective is not None
@@ -170,7 +174,10 @@ class GateController:
         held-out batch is wanted and there is none.
         """
         phase, wants_held_out = self.phase, self.wants_held_out
+        self._check_optimizers()
         self.steps += 1
+        if self._shrunk_at == self.steps - 1:
+            check_same_weights(self.net.network)
         if phase == "plain":
             return False
         theta = self.net.gate_vector.theta
@@ -193,15 +200,30 @@ class GateController:
         """Whether the gated phase ends in one of the next `steps` steps."""
         return self.steps < self.first_plain <= self.steps + steps
 
+    def _check_optimizers(self) -> None:
+        """Once, when they have state: whether they can follow when weights become smaller."""
+        if self._is_checked or not any(o.state for o in self.optimizers):
+            return
+        check_state(self.net.network, self.optimizers)
+        names = {p: name for name, p in self.net.network.named_parameters()}
+        for optimizer in self.optimizers:
+            rehearse(optimizer, names)
+        self._is_checked = True
+
     def _observe(self, closure: Closure | None) -> None:
         """Learn from the training step that was just made."""
-        draws = self.net.gate_vector.draws
+        vector = self.net.gate_vector
+        draws = vector.draws
         if not draws.made:
             raise TrainingError(
                 "no loss was made from the network with gates since the last step",
                 remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x)",
             )
-        taken = draws.take()
+        made, taken = draws.made, draws.take()
+        if not is_same_everywhere(vector.theta.device, made, len(taken)):  # one of them left a batch out
+            taken, state = [], vector.random_state.to(vector.theta.device)
+            from_main(state)
+            vector.random_state = state.cpu()
         self._unseen = 0 if taken else self._unseen + 1
         if self._unseen == UNSEEN:
             raise TrainingError(
@@ -294,6 +316,8 @@ class GateController:
         """
         units = self.net.gate_vector.unit_count
         shrunk = shrink_all(self.net, keep, self.optimizers, self.averages)
+        self.net.wrappers.follow()
+        self._shrunk_at = self.steps
         origin = shrunk.gate_origin(units).to(keep.device)
         self.policy.restrict(origin)
 

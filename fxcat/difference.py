@@ -11,9 +11,7 @@ from fxcat.gated import GatedModule
 from fxcat.randomness import random_states, set_random_states
 
 
-def loss_difference(
-    net: GatedModule, sample: torch.Tensor, gate: int, loss: Callable[[], torch.Tensor]
-) -> float:
+def loss_difference(net: GatedModule, sample: torch.Tensor, gate: int, loss: Callable[[], torch.Tensor]) -> float:
     """L(ξ=0) − L(ξ=1) of one gate, the others as in `sample`, shape (gates,); averaged over processes.
 
     `loss`: evaluates the network on a batch. Dropout is the same in both evaluations. Buffers (BatchNorm statistics)

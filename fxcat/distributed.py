@@ -76,6 +76,16 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def is_same_everywhere(device: torch.device, *numbers: int) -> bool:
+    """Whether all processes have the same numbers."""
+    if not is_distributed():
+        return True
+    extremes = torch.tensor([*numbers, *(-n for n in numbers)], device=device)
+    distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
+    largest, smallest = extremes.view(2, -1).tolist()
+    return largest == [-n for n in smallest]
+
+
 def from_everyone(value: Any) -> list[Any]:
     """The values of all processes, by rank."""
     if world_size() == 1:

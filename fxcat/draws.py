@@ -7,12 +7,14 @@ clip, scale, add up or forget.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+
+from fxcat.distributed import sum_over_processes, world_size
 
 REMEMBERED = 16
 """So many forward passes may be computed again in a backward pass (activation checkpointing)."""
@@ -41,7 +43,7 @@ class Draws:
 
     A draw counts once a backward pass has come to it and the optimizer has made a step with the weights' gradients of
     the same backward pass. If they are cleared before (a batch that is skipped, a generator's pass through its
-    discriminator), it does not.
+    discriminator), it does not. As long as no optimizer has made a step at all, that is not asked.
     """
 
     def __init__(self) -> None:
@@ -50,6 +52,7 @@ class Draws:
         self._seen: list[Draw] = []
         self.used: list[Draw] = []
         """Those that count since the last `take`."""
+        self._stepped = False
         self._recent: deque[Draw] = deque(maxlen=REMEMBERED)
 
     def add(self, draw: Draw) -> None:
@@ -88,10 +91,12 @@ class Draws:
         for draw in self._seen:
             draw.scale = scale
         self.used += self._seen
-        self._seen = []
+        self._seen, self._stepped = [], True
 
     def take(self) -> list[Draw]:
         """Those that count, once."""
+        if not self._stepped:
+            self.used, self._seen = self._seen, []
         taken, self.used, self.made = self.used, [], 0
         return taken
 
@@ -132,6 +137,18 @@ def drawn(theta: nn.Parameter, values: torch.Tensor, draw: Draw, draws: Draws) -
     draws.made += 1
     result: torch.Tensor = _Drawn.apply(theta, values, draw, draws)
     return result
+
+
+def as_one(draws: Sequence[Draw]) -> list[Draw]:
+    """The draws of all processes as those of one on the joined batch; gradients are what the losses would have without
+    a scale, in double precision. All processes have the same samples, in the same order."""
+    found = [replace(d, gradient=d.gradient.double() / d.scale, scale=1.0) for d in draws if d.gradient is not None]
+    if world_size() == 1 or not found:
+        return found
+    gradients = torch.stack([d.gradient for d in found if d.gradient is not None])
+    sum_over_processes(gradients).div_(world_size())
+    sizes = sum_over_processes(torch.tensor([d.batch for d in found], device=gradients.device)).tolist()
+    return [replace(d, gradient=g, batch=b) for d, g, b in zip(found, gradients, sizes, strict=True)]
 
 
 def place_of(arguments: Any) -> tuple[Any, ...]:

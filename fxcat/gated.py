@@ -15,6 +15,7 @@ from fxcat.apart import call_whole
 from fxcat.appraisal import Appraisal
 from fxcat.consumers import Consumer
 from fxcat.costs import CostModel, CostTerm, cost_graph
+from fxcat.ddp import Wrappers
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
 from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
@@ -156,6 +157,7 @@ class GatedModule(nn.Module):
         self.parts = parts
         self.appraisal = Appraisal(self.gate_vector.theta.numel())
         """What gates were found to be worth in training."""
+        self.wrappers = Wrappers()
         self._is_installed = False
         self._settled: dict[int, frozenset[str]] = {}
         """Gates that left the gate vector while what they gate stayed (the last unit of a group): their numbers at the
@@ -221,6 +223,7 @@ class GatedModule(nn.Module):
     @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
         self.install()
+        self.wrappers.note()
         return self.gate_vector(arguments)
 
     def install(self) -> None:

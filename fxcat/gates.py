@@ -138,9 +138,7 @@ class GateSamples(nn.Module):
         """Publish a sample of all gates, shape (gates,), for one forward pass."""
         parameters = [getattr(module, name) for module, name in self._scaled]
         index = self._index.on(sample.device)
-        values: tuple[torch.Tensor, ...] = _SlotValues.apply(
-            *(sample, index, self._repeated, self._sizes), *parameters
-        )
+        values: tuple[torch.Tensor, ...] = _SlotValues.apply(*(sample, index, self._repeated, self._sizes), *parameters)
         for slot, value in zip(self._slots, values, strict=True):
             self.__dict__[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
 

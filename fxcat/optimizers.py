@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from fxcat.draws import Draws
 from fxcat.errors import InputError
@@ -17,32 +16,38 @@ Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
 
 def as_list(optimizers: Any) -> list[torch.optim.Optimizer]:
-    """One optimizer or several, without what trainers wrap round them (an attribute `optimizer` or `_optimizer`).
+    """All optimizers that there are: one or several, and those inside of others (Lookahead, SAM) and of what trainers
+    wrap round them; of several with one state the innermost.
 
-    Raises `InputError` for anything else.
+    Raises `InputError` where there is none.
     """
     given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]  # pyright: ignore
-    found = [_unwrapped(each) for each in given]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if not found:
+    by_state: dict[int, torch.optim.Optimizer] = {}
+    for each in given:  # pyright: ignore[reportUnknownVariableType]
+        found = _all_in(each)
+        if not found:
+            raise InputError(
+                f"a {type(each).__name__} is no torch.optim.Optimizer",  # pyright: ignore[reportUnknownArgumentType]
+                remedy="pass the optimizer of the weights, or a list of several",
+            )
+        by_state |= {id(o.state): o for o in found}
+    if not by_state:
         raise InputError("there is no optimizer", remedy="pass the optimizer of the weights, or a list of several")
-    return found
+    return list(by_state.values())
 
 
-def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    for name in ("optimizer", "_optimizer"):
-        inner = getattr(optimizer, name, None)
-        if isinstance(inner, torch.optim.Optimizer):
-            return _unwrapped(inner)
-    if not isinstance(optimizer, torch.optim.Optimizer) or not hasattr(optimizer, "_optimizer_step_post_hooks"):
-        raise InputError(
-            f"a {type(optimizer).__name__} is no torch.optim.Optimizer",
-            remedy="pass the optimizer of the weights, or a list of several",
-        )
-    return optimizer
+def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:
+    """Optimizers in an object, the outermost first."""
+    own = [value] if isinstance(value, torch.optim.Optimizer) else []
+    attributes = vars(value) if hasattr(value, "__dict__") else {}
+    inside: list[Any] = [v for k, v in attributes.items() if k not in ("state", "param_groups", "defaults")]
+    inside += [x for v in inside if isinstance(v, list | tuple) for x in v]  # pyright: ignore
+    holders = [v for v in inside if hasattr(v, "param_groups")] if depth else []
+    return [*own, *(o for v in holders for o in _all_in(v, depth - 1))]
 
 
 def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Raise `InputError` unless they hold all weights that are trained; θ is the controller's, and taken out of them."""
+    """Raise `InputError` unless they hold all weights that are trained. θ is the controller's, and taken out."""
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     trained = {n: p for n, p in net.network.named_parameters() if p.requires_grad}
     missing = [n for n, p in trained.items() if id(p) not in held]
@@ -51,8 +56,8 @@ def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer])
         raise InputError(
             f"the optimizer holds {how_many} of the gated network's weights that are trained",
             where=missing[0],
-            remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); of several optimizers pass "
-            "a list; what shall not be trained: requires_grad_(False)",
+            remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); pass several in a list; "
+            "what shall not be trained: requires_grad_(False)",
         )
     theta = net.gate_vector.theta
     for group in (g for o in optimizers for g in o.param_groups):
@@ -75,8 +80,9 @@ class Watched:
             zero_grad(*args, **kwargs)
 
         optimizer.zero_grad = watched_zero_grad
-        optimizer.register_step_pre_hook(self._before)
-        optimizer.register_step_post_hook(self._after)
+        if hasattr(optimizer, "_optimizer_step_post_hooks"):  # else it makes its steps by those inside of it
+            optimizer.register_step_pre_hook(self._before)
+            optimizer.register_step_post_hook(self._after)
 
     def _before(self, *_: Any) -> None:
         scaler = self._arguments[2] or _scaler_of_step()
@@ -99,46 +105,3 @@ def _scaler_of_step() -> torch.amp.GradScaler | None:
             return found
         frame = frame.f_back
     return None
-
-
-def check_state(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Raise `InputError` if what an optimizer keeps of a weight cannot shrink with it."""
-    for name, parameter in network.named_parameters():
-        for optimizer in optimizers:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensor = _immovable(value, parameter.shape)
-                if tensor is not None:
-                    raise _cannot_shrink(optimizer, key, tensor, name, parameter)
-
-
-def _cannot_shrink(
-    optimizer: torch.optim.Optimizer, key: Any, tensor: torch.Tensor, name: str, parameter: nn.Parameter
-) -> InputError:
-    return InputError(
-        f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(tensor.shape)} for a parameter of shape "
-        f"{tuple(parameter.shape)}: it cannot shrink with it",
-        where=name,
-        remedy="use an optimizer whose state has the parameters' shapes (SGD, Adam, AdamW, RMSprop, …)",
-    )
-
-
-def follows(shape: torch.Size, parameter: torch.Size) -> bool:
-    """Whether state of a shape can lose what the parameter loses. Factored second moments (Adafactor) have size 1 along
-    some axes; single numbers stay."""
-    if shape.numel() <= 1:
-        return True
-    return len(shape) == len(parameter) and all(a in (1, b) for a, b in zip(shape, parameter, strict=True))
-
-
-def _immovable(value: Any, shape: torch.Size) -> torch.Tensor | None:
-    """A tensor in a value of an optimizer's state that cannot shrink with a parameter of a shape: of another shape, or
-    in an object that is no container."""
-    if isinstance(value, torch.Tensor):
-        return None if follows(value.shape, shape) else value
-    if isinstance(value, dict):
-        value = list(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if isinstance(value, list | tuple):
-        found = (_immovable(v, shape) for v in value)  # pyright: ignore[reportUnknownVariableType]
-        return next((t for t in found if t is not None), None)
-    inside = vars(value) if hasattr(value, "__dict__") and not isinstance(value, type) else {}
-    return next((t for v in inside.values() if (t := _immovable(v, torch.Size())) is not None), None)

@@ -185,7 +185,6 @@ class TrainingRun:
         if self.controller.phase == "plain":
             recalibrate(self.net, self.recent)
             self.history.shrunk_at = epoch
-        self._model = parallel(self.net)
 
     def _validate(self, loader: Iterable[Any] | None) -> Totals | None:
         from_main(*self.net.buffers())  # statistics of normalisations are each process's own

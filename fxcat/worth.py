@@ -16,8 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fxcat.distributed import sum_over_processes
-from fxcat.draws import Draw
+from fxcat.draws import Draw, as_one
 from fxcat.per_gate import PerGate
 
 SURE = 4.0
@@ -36,15 +35,16 @@ LARGEST = 10.0
 class Worth(PerGate):
     """Averages of derivatives over the last `window` steps in which a gate was open, or closed; an entry per gate.
 
-    `explored`: bool, shape (gates,): those that are closed now and then only to see both ends; the trapezoid rule
-    serves for them. Of the others both ends count as often as they are seen.
+    `explored`: bool, shape (gates,): those that are closed now and then only to see both ends, by default none; the
+    trapezoid rule serves for them. Of the others both ends count as often as they are seen.
     """
 
     tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured", "explored")
     numbers = ("steps", "norm")
 
-    def __init__(self, gates: int, device: torch.device, *, window: int, explored: torch.Tensor) -> None:
-        self.window, self.explored, self.steps = window, explored, 0.0
+    def __init__(self, gates: int, device: torch.device, *, window: int, explored: torch.Tensor | None = None) -> None:
+        self.window, self.steps = window, 0.0
+        self.explored = torch.zeros(gates, dtype=torch.bool, device=device) if explored is None else explored
         self.norm = 0.0
         """Running mean of the squared norms of the derivatives."""
         self.mean, self.square, self.opened = torch.zeros((3, gates), device=device)
@@ -53,40 +53,31 @@ class Worth(PerGate):
         self.is_measured = torch.zeros(gates, dtype=torch.bool, device=device)
 
     def update(self, draws: Sequence[Draw]) -> None:
-        """Add one training step: the forward passes that it was made from, in this process; all others are added.
+        """Add one training step: the forward passes that it was made from, of all processes.
 
-        What a step is worth to a gate is the sum over its passes, each with gates of its own (accumulated gradients,
+        What a step says of a gate is the sum over its passes, each with gates of its own (accumulated gradients,
         several views of an image): so each pass says it as often as there are passes. Derivatives that are not finite
         say nothing.
         """
-        seen = self._summed(draws)
-        passes, squared = seen.sums[:2].tolist()
-        if not passes:
+        seen = _Seen(self.mean)
+        for draw in as_one(draws):
+            gradient = draw.gradient * len(draws)
+            norm = float(gradient.norm())
+            if math.isfinite(norm):
+                limit = LARGEST * math.sqrt(self.norm) if self.norm else norm
+                seen.add(gradient * min(1.0, limit / max(norm, TINY)), draw)
+                self.norm += (min(norm, limit) ** 2 - self.norm) / min(self.steps + 1, self.window)
+        if not seen.passes:
             return
         self.steps += 1
-        self.norm += (squared / passes - self.norm) / min(self.steps, self.window)
-        rate = self._counted(self.opened, seen.opened / passes)
-        shift = seen.shift / seen.opened.clamp(min=1)
-        step = rate * shift
+        rate = self._counted(self.opened, seen.opened / seen.passes)
+        step = rate * seen.shift / seen.opened.clamp(min=1)
         # Welford's update: the averages move meanwhile
         spread = (seen.spread - step * seen.weighted) / seen.opened.clamp(min=1)
         self.mean += step.float()
         self.square += (rate * (spread - self.square)).float()
-        rate = self._counted(self.closed, seen.closed / passes)
+        rate = self._counted(self.closed, seen.closed / seen.passes)
         self.closed_mean += (rate * (seen.closed_sum / seen.closed.clamp(min=1) - self.closed_mean)).float()
-
-    def _summed(self, draws: Sequence[Draw]) -> _Seen:
-        """Sums over the passes of one step in all processes."""
-        seen = _Seen(torch.zeros(6 * len(self.mean) + 2, dtype=torch.float64, device=self.mean.device), len(self.mean))
-        limit = LARGEST * math.sqrt(self.norm) if self.norm else math.inf
-        for draw in draws:
-            assert draw.gradient is not None
-            gradient = draw.gradient.double() * (len(draws) / draw.scale)
-            norm = float(gradient.norm())
-            if math.isfinite(norm):
-                seen.add(gradient * min(1.0, limit / max(norm, TINY)), draw, self.mean)
-        sum_over_processes(seen.sums)
-        return seen
 
     def _counted(self, count: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Count what is `seen`, as a share of a step; how much it counts in the average, 0 for the others."""
@@ -120,26 +111,24 @@ class Worth(PerGate):
 
 
 class _Seen:
-    """What the passes of a step say of every gate; sums, in double precision, in one tensor for all processes.
+    """What the passes of a step say of every gate; sums, in double precision.
 
-    `opened`, `closed`: passes in which it was. `shift`: derivatives less their mean until then, where it was open;
+    `opened`, `closed`: passes in which it was. `shift`: derivatives less their `mean` until then, where it was open;
     `weighted`, `spread`: the same and its square times the examples. `closed_sum`: derivatives where it was closed.
     """
 
-    def __init__(self, sums: torch.Tensor, gates: int) -> None:
-        self.sums = sums
-        self.passes, self.squared = sums[:2]
-        per_gate = sums[2:].view(6, gates)
-        self.opened, self.shift, self.weighted, self.spread, self.closed, self.closed_sum = per_gate
+    def __init__(self, mean: torch.Tensor) -> None:
+        self.passes, self._mean = 0, mean
+        sums = torch.zeros((6, len(mean)), dtype=torch.float64, device=mean.device)
+        self.opened, self.shift, self.weighted, self.spread, self.closed, self.closed_sum = sums
 
-    def add(self, gradient: torch.Tensor, draw: Draw, mean: torch.Tensor) -> None:
+    def add(self, gradient: torch.Tensor, draw: Draw) -> None:
         """Add one pass."""
         is_open = draw.sample > 0.5
         # where low precision has made nothing of a closed gate (`gates.CLOSED`), nothing is seen
         is_closed = ~is_open & (gradient != 0)
-        shift = torch.where(is_open, gradient - mean, 0.0)
+        shift = torch.where(is_open, gradient - self._mean, 0.0)
         self.passes += 1
-        self.squared += gradient.square().sum()
         self.opened += is_open
         self.shift += shift
         self.weighted += draw.batch * shift

@@ -276,8 +276,8 @@ def test_a_loss_of_a_batch_runs_the_network() -> None:
     assert (expected - model.loss(batch)).abs().item() > 1e-6
     for found in (net(batch), net.loss(batch), small(batch), small.loss(batch)):
         assert_same(found, expected)
-    net.train()(batch)
-    assert net.last_batch == 3
+    (draw,) = net.gate_vector.differentiated(net.train()(batch))
+    assert draw.batch == 3
 
 
 def test_layers_of_a_network_are_not_called_one_by_one() -> None:

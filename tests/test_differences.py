@@ -36,7 +36,7 @@ def test_the_difference_is_that_of_the_loss_and_leaves_no_trace() -> None:
     for buffer, before in zip(net.network.buffers(), buffers, strict=True):
         buffer.copy_(before)
     state = torch.get_rng_state()
-    found = loss_difference(net, gate, loss)
+    found = loss_difference(net, net.gate_vector.hard(), gate, loss)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(net.network.buffers(), buffers, strict=True))
     values: list[float] = []

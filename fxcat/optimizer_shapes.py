@@ -1,0 +1,73 @@
+"""What an optimizer keeps of a parameter, when the parameter becomes smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.errors import InputError
+from fxcat.slicing import select
+
+Axes = Mapping[int, torch.Tensor]
+"""Per axis the surviving indices."""
+
+
+def check_state(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Raise `InputError` if what an optimizer keeps of a weight cannot shrink with it."""
+    for name, parameter in network.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensor = _immovable(value, parameter.shape)
+                if tensor is not None:
+                    raise _cannot_shrink(optimizer, key, tensor, name, parameter)
+
+
+def _cannot_shrink(
+    optimizer: torch.optim.Optimizer, key: Any, tensor: torch.Tensor, name: str, parameter: nn.Parameter
+) -> InputError:
+    return InputError(
+        f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(tensor.shape)} for a parameter of shape "
+        f"{tuple(parameter.shape)}: it cannot shrink with it",
+        where=name,
+        remedy="use an optimizer whose state has the parameters' shapes (SGD, Adam, AdamW, RMSprop, …)",
+    )
+
+
+def _follows(shape: torch.Size, parameter: torch.Size) -> bool:
+    """Whether state of a shape can lose what the parameter loses. Factored second moments (Adafactor) have size 1 along
+    some axes; single numbers stay."""
+    if shape.numel() <= 1:
+        return True
+    return len(shape) == len(parameter) and all(a in (1, b) for a, b in zip(shape, parameter, strict=True))
+
+
+def _immovable(value: Any, shape: torch.Size) -> torch.Tensor | None:
+    """A tensor in a value of an optimizer's state that cannot shrink with a parameter of a shape: of another shape, or
+    in an object that is no container."""
+    if isinstance(value, torch.Tensor):
+        return None if _follows(value.shape, shape) else value
+    if isinstance(value, dict):
+        value = list(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(value, list | tuple):
+        found = (_immovable(v, shape) for v in value)  # pyright: ignore[reportUnknownVariableType]
+        return next((t for t in found if t is not None), None)
+    inside = vars(value) if hasattr(value, "__dict__") and not isinstance(value, type) else {}
+    return next((t for v in inside.values() if (t := _immovable(v, torch.Size())) is not None), None)
+
+
+def sliced(value: Any, shape: torch.Size, axes: Axes) -> Any:
+    """What is left of an optimizer's state of a parameter of a shape."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() <= 1:
+            return value
+        return select(value, {a: index for a, index in axes.items() if value.shape[a] == shape[a]})
+    if isinstance(value, dict):
+        items: dict[Any, Any] = value
+        return {k: sliced(v, shape, axes) for k, v in items.items()}
+    if isinstance(value, list | tuple):
+        parts: list[Any] = [sliced(v, shape, axes) for v in value]  # pyright: ignore[reportUnknownVariableType]
+        return parts if isinstance(value, list) else tuple(parts)
+    return value
