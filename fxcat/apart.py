@@ -66,18 +66,19 @@ def _found(network: nn.Module, path: str) -> nn.Module | None:
         return None  # it has left
 
 
-def as_written(forward: Callable[..., Any], layers: Layers, captured: str) -> Callable[..., Any]:
+class AsWritten:
     """A `forward` for arguments of another kind than those that were captured: the model's own, as long as that calls
     `forward` itself with such as were (a loss of a batch) and no layer apart."""
 
-    def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        said = f"forward was captured with {captured}, and is called in another way"
+    def __init__(self, forward: Callable[..., Any], layers: Layers, captured: str) -> None:
+        self._forward, self._layers, self._captured = forward, layers, captured
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        said = f"forward was captured with {self._captured}, and is called in another way"
         if any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
             raise InputError(
                 f"{said}, by a tracer",
                 where=type(module).__name__,
                 remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
             )
-        return call_whole(forward, (module, *args), kwargs, of=module, layers=layers, said=said)
-
-    return run
+        return call_whole(self._forward, (module, *args), kwargs, of=module, layers=self._layers, said=said)

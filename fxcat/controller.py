@@ -22,6 +22,7 @@ from fxcat.ddp import check_same_weights
 from fxcat.decisions import DEAD
 from fxcat.distributed import from_main, is_same_everywhere
 from fxcat.errors import InputError, TrainingError
+from fxcat.following import Led
 from fxcat.fractions import cost_fractions, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.losses import cross_entropy
@@ -29,7 +30,6 @@ from fxcat.optimizer_shapes import check_state
 from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
 from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
-from fxcat.recipe import check_gates
 from fxcat.records import Pressure, Target
 from fxcat.rehearsal import rehearse
 from fxcat.selection import check_reachable, select_structure
@@ -135,7 +135,8 @@ class GateController:
         self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
-        self._watched = [Watched(o, net.gate_vector.draws, scaler) for o in self.optimizers]
+        self._watched = [Watched(o, net, scaler) for o in self.optimizers]
+        net.led = Led(self)
         net.gate_vector.seed(seed)
         if self.phase == "plain":
             self._settle(net.gate_vector.hard())
@@ -321,6 +322,10 @@ class GateController:
         origin = shrunk.gate_origin(units).to(keep.device)
         self.policy.restrict(origin)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.net.led = Led(self)
+
     def state_dict(self) -> dict[str, Any]:
         """All that the gates' training goes on from: tensors and plain data, by name.
 
@@ -343,25 +348,17 @@ class GateController:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, with a network that has just been prepared and its new optimizer.
 
-        What had left the network leaves it again, and the optimizer and the averages too. So call this first, and then
-        `load_state_dict` of the network, the optimizer and the averages.
+        What had left the network leaves it again, and the optimizer and the averages too: so do `load_state_dict` of
+        the network and of the optimizers, in any order.
 
         Raises `InputError` if the state is that of another network or run; then nothing has changed.
         """
-        vector, stage = self.net.gate_vector, self.net.recipe[-1]
+        vector = self.net.gate_vector
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise InputError(f"this is no state of a GateController: it has no {min(missing)!r}")
         check_settings(self._settings, state["settings"])
-        check_gates(stage.gates, tuple((name, count) for name, count in state["gates"]))
-        closed = tuple(tuple(c) for c in state["closed"])
-        if closed[: len(stage.closed)] != stage.closed:
-            raise InputError(
-                "the network has lost other gates than the one that was stored",
-                remedy="call prepare() on the model again",
-            )
-        for numbers in closed[len(stage.closed) :]:
-            self.shrink(vector.open_but(numbers))
+        self.net.follow(tuple((name, count) for name, count in state["gates"]), state["closed"])
         self.steps = state["steps"]
         with torch.no_grad():
             vector.theta.copy_(state["theta"])

@@ -15,6 +15,7 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from fxcat.records import Cost
 from fxcat.tables import Table
@@ -116,10 +117,11 @@ class CostTerm:
     holding: Holding = Holding()
 
 
-class CostModel:
+class CostModel(nn.Module):
     """Evaluates all terms at once; differentiable in θ. Computes on the device of θ."""
 
     def __init__(self, terms: Sequence[CostTerm]) -> None:
+        super().__init__()
         self._tables: dict[str, Table] = {}
         one = Axis.counting(np.zeros(0, dtype=np.int32), 1)
         rows: dict[Axis, int] = {one: 0}
@@ -151,7 +153,7 @@ class CostModel:
     def _store(self, name: str, values: npt.NDArray[np.integer[Any]]) -> None:
         self._tables[name] = Table(torch.from_numpy(values))
 
-    def __call__(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
+    def forward(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
         """MACs and parameters for gates or probabilities of shape (U,) and (S,).
 
         A double tensor of shape (2,): integers up to 2^53 are exact.

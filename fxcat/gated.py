@@ -16,10 +16,11 @@ from fxcat.appraisal import Appraisal
 from fxcat.consumers import Consumer
 from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.ddp import Wrappers
+from fxcat.following import Led, described, left_to_close, of_plain_model, parsed
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
 from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
-from fxcat.recipe import Recipe, attach
+from fxcat.recipe import Gates, Recipe, attach
 from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
 from fxcat.tables import Table
 
@@ -96,6 +97,11 @@ class Program(Protocol):
         """Give layers without a bias one that is zero, in place."""
         ...
 
+    def renewed(self, network: nn.Module) -> tuple[Program, CostModel, Structure]:
+        """The same for modules of which some are others than before. Raises `InputError` if the gates would be others;
+        then nothing has changed."""
+        ...
+
     def unit_axes(self, network: nn.Module) -> Mapping[str, Mapping[int, torch.Tensor]]:
         """Per parameter or buffer, for every axis that carries units: the unit number of each index, −1 for none."""
         ...
@@ -159,10 +165,13 @@ class GatedModule(nn.Module):
         """What gates were found to be worth in training."""
         self.wrappers = Wrappers()
         self._is_installed = False
+        self._places: list[_Place] = []
+        self.led = Led()
         self._settled: dict[int, frozenset[str]] = {}
         """Gates that left the gate vector while what they gate stayed (the last unit of a group): their numbers at the
         start, and the parameters that hold it."""
-        self.train(network.training)
+        self.training = network.training  # its modules keep the modes that they are in
+        self.gate_vector.train(network.training)
         self._own = frozenset(self.__dict__)
 
     def __getattr__(self, name: str) -> Any:
@@ -231,7 +240,13 @@ class GatedModule(nn.Module):
         is, between shrinks or when only the summary is wanted."""
         if not self._is_installed:
             self.program.install(self.network)
+            self._places = _places(self.network)
             self._is_installed = True
+        elif any(home[name] is not module for home, name, module in self._places):
+            self.program, cost_model, structure = self.program.renewed(self.network)
+            self._set_structure(structure, cost_model)
+            self._is_installed = False
+            self.install()
 
     def _set_structure(self, structure: Structure, cost_model: CostModel) -> None:
         """What the network is, and what is derived from it."""
@@ -306,6 +321,43 @@ class GatedModule(nn.Module):
         names = [p.name for p in (*start.groups, *start.sections)]
         return {n: int(part.sum()) for n, part in zip(names, self.live_gates().split(counts), strict=True)}
 
+    def get_extra_state(self) -> torch.Tensor:
+        """How small the network is: `load_state_dict` makes another one as small first. Bytes."""
+        return described(self.recipe)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing is left to do: the network is as small."""
+
+    def follow(self, gates: Gates, closed: Sequence[Sequence[int]]) -> None:
+        """Become as small as a network with these gates at the start that has lost these numbers of them since; what
+        trains this one (`GateController`) follows.
+
+        Raises `InputError` if that is another network, or this one is smaller already."""
+        for numbers in left_to_close(self.recipe, gates, closed):
+            keep = self.gate_vector.open_but(numbers)
+            if self.led.by is None:
+                self.shrink(keep)
+            else:
+                self.led.by.shrink(keep)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes the state of a network that has become smaller, and that of the model."""
+        extra, theta = prefix + "_extra_state", prefix + "gate_vector.theta"
+        names = list(self.network.state_dict())
+        if of_plain_model(state_dict, prefix, names):
+            for name in [n for n in names if prefix + n in state_dict]:
+                state_dict[f"{prefix}network.{name}"] = state_dict.pop(prefix + name)
+            state_dict.setdefault(theta, self.gate_vector.theta.detach())
+        if extra in state_dict:
+            gates, closed, biases = parsed(state_dict[extra])
+            new = [path for path in biases if path not in self.recipe[-1].biases]
+            if new:
+                self.add_biases(new)
+            self.follow(gates, closed)
+        else:
+            state_dict[extra] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def summary(self, target: Target | None = None) -> None:
         """Print groups and sections with their costs, the smallest reachable cost, limits, what is pinned and why, and
         whether the target can be met; once something has gone, what is left; in training what sections are worth."""
@@ -329,6 +381,7 @@ class GatedModule(nn.Module):
         """
         theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
         keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
+        modes = {path: module.training for path, module in self.network.named_modules()}
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
         origin = shrunk.gate_origin(count).to(theta.device)
         self._settle(keep, origin)
@@ -337,7 +390,8 @@ class GatedModule(nn.Module):
         self.recipe = self._recipe_after(keep)
         self._is_installed = False
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
-        self.train(self.training)
+        for path, module in self.network.named_modules():
+            module.training = modes.get(path, self.training)
         return shrunk
 
     def add_biases(self, paths: Sequence[str]) -> None:
@@ -358,6 +412,14 @@ class GatedModule(nn.Module):
 
     def _recipe_after(self, keep: torch.Tensor) -> Recipe:
         return (*self.recipe[:-1], self.recipe[-1].after(keep))
+
+
+_Place = tuple[dict[str, nn.Module | None], str, nn.Module | None]
+"""The children of a module, and the name and value of one of them."""
+
+
+def _places(network: nn.Module) -> list[_Place]:
+    return [(m._modules, name, child) for m in network.modules() for name, child in m._modules.items()]
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

@@ -131,12 +131,13 @@ class GateSamples(nn.Module):
         self._repeated = layout.repeated
         self._sizes = [torch.Size(s.shape).numel() for s in layout.slots]
         scales = [s.scales for s in layout.slots if s.scales is not None]
-        modules = {path: network.get_submodule(path) for path in dict.fromkeys(path for path, _ in scales)}
-        self._scaled = tuple((modules[path], name) for path, name in scales)
+        homes = {path: network.get_submodule(path.rpartition(".")[0]) for path, _ in scales}
+        # by the modules that hold them: people put others in their place (SyncBatchNorm)
+        self._scaled = tuple((homes[path], path.rpartition(".")[2], name) for path, name in scales)
 
     def fill(self, sample: torch.Tensor) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass."""
-        parameters = [getattr(module, name) for module, name in self._scaled]
+        parameters = [getattr(getattr(home, leaf), name) for home, leaf, name in self._scaled]
         index = self._index.on(sample.device)
         values: tuple[torch.Tensor, ...] = _SlotValues.apply(*(sample, index, self._repeated, self._sizes), *parameters)
         for slot, value in zip(self._slots, values, strict=True):

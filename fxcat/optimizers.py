@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fxcat.draws import Draws
 from fxcat.errors import InputError
+from fxcat.following import KEY, described, parsed
 from fxcat.gated import GatedModule
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
@@ -65,15 +65,16 @@ def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer])
 
 
 class Watched:
-    """Tells the draws of a network when an optimizer makes a step, and when it clears the gradients.
+    """Tells the draws of a network when an optimizer makes a step, and when it clears the gradients; its state says how
+    small the network was.
 
     A copy watches the copied optimizer and network.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, draws: Draws, scaler: Any = None) -> None:
-        self._arguments = (optimizer, draws, scaler)
+    def __init__(self, optimizer: torch.optim.Optimizer, net: GatedModule, scaler: Any = None) -> None:
+        self._arguments = (optimizer, net, scaler)
         self._scale = 1.0
-        zero_grad = optimizer.zero_grad
+        zero_grad, draws = optimizer.zero_grad, net.gate_vector.draws
 
         def watched_zero_grad(*args: Any, **kwargs: Any) -> None:
             draws.discard()
@@ -83,6 +84,8 @@ class Watched:
         if hasattr(optimizer, "_optimizer_step_post_hooks"):  # else it makes its steps by those inside of it
             optimizer.register_step_pre_hook(self._before)
             optimizer.register_step_post_hook(self._after)
+            optimizer.register_state_dict_post_hook(self._described)
+            optimizer.register_load_state_dict_pre_hook(self._follow)
 
     def _before(self, *_: Any) -> None:
         scaler = self._arguments[2] or _scaler_of_step()
@@ -90,7 +93,16 @@ class Watched:
         self._scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
 
     def _after(self, *_: Any) -> None:
-        self._arguments[1].use(self._scale)
+        self._arguments[1].gate_vector.draws.use(self._scale)
+
+    def _described(self, _: Any, state: dict[str, Any]) -> None:
+        state[KEY] = described(self._arguments[1].recipe)
+
+    def _follow(self, _: Any, state: dict[str, Any]) -> None:
+        """Before a state is loaded: the network, and the optimizer with it, become as small as they were."""
+        if KEY in state:
+            gates, closed, _ = parsed(state[KEY])
+            self._arguments[1].follow(gates, closed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments

@@ -11,15 +11,22 @@ Keep: TypeAlias = Mapping[str, Mapping[int, torch.Tensor]]
 """Per parameter or buffer, per axis: the surviving indices."""
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the number of axes."""
+
+
 def select(tensor: torch.Tensor, axes: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """The surviving part of a tensor; a meta tensor has only a shape to lose."""
+    """The surviving part of a tensor, in the same memory format; a meta tensor has only a shape to lose."""
+    layout = _CHANNELS_LAST.get(tensor.dim(), torch.contiguous_format)
+    if tensor.dim() not in _CHANNELS_LAST or tensor.stride(1) != 1 or not tensor.is_contiguous(memory_format=layout):
+        layout = torch.contiguous_format
     for axis, index in axes.items():
         if tensor.is_meta:
             shape = [len(index) if a == axis else s for a, s in enumerate(tensor.shape)]
             tensor = tensor.new_empty(shape)
         else:
             tensor = tensor.index_select(axis, index.to(tensor.device))
-    return tensor
+    return tensor.contiguous(memory_format=layout)
 
 
 def replace_data(parameter: torch.nn.Parameter, data: torch.Tensor, gradient: torch.Tensor | None) -> None:

@@ -7,6 +7,7 @@ of their own over the same modules.
 from __future__ import annotations
 
 import builtins
+import importlib
 import inspect
 import itertools
 import keyword
@@ -16,13 +17,15 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 from torch import fx, nn
 
-from fxcat.apart import GENERATED, as_written
+from fxcat.apart import GENERATED, AsWritten
 from fxcat.passes.cleanup import remove_dead
 from fxcat.passes.effects import CALLS, PHASE, RESULTS, needed, returned
+from fxcat.passes.made_classes import make_class
 from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
@@ -89,26 +92,32 @@ _PATTERN = "pattern"
 def _install(root: nn.Module, graph: fx.Graph) -> None:
     """Make the graph, for all ways to call it, the `forward` of `root`."""
     base = original_class(root)
-    members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__, "_captured_class": base}
     ways = split_phases(graph)
     given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
     parameters = _parameters(base, list(given))
     head = _Head(_name_of_module(graph, parameters), parameters, given)
-    names = {"_as_written": as_written(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
+    names = {"_as_written": AsWritten(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
     first = ways[0].graphs[0]
     if len(ways) == len(ways[0].graphs) == 1:
         start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()
-        members["forward"] = _compile(first, head.this, f"def forward({head.text}):", start, names)
+        methods = [_compiled(first, head.this, f"def forward({head.text}):", start, names)]
     else:
-        members |= _dispatched(ways, given, head, names)
-    root.__class__ = type(base.__name__, (base,), members)
+        methods = _dispatched(ways, given, head, names)
+    root.__class__ = _class_with(base, methods)
+
+
+def _class_with(base: type[nn.Module], methods: Sequence[Generated]) -> type[nn.Module]:
+    """A subclass with generated methods."""
+    members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__, "_captured_class": base}
+    members |= {method.name: method.defined() for method in methods}
+    return make_class(base.__name__, base, members, (_class_with, (base, tuple(methods))))
 
 
 def _dispatched(
     ways: Sequence[Way], given: Mapping[str, fx.Node], head: _Head, names: Mapping[str, Any]
-) -> dict[str, Callable[..., Any]]:
+) -> list[Generated]:
     """A function for every way and phase, and the `forward` that chooses one."""
-    members: dict[str, Callable[..., Any]] = {}
+    methods: list[Generated] = []
     lines = [f"def forward({head.text}):"]
     for number, way in enumerate(ways):
         taken = [name for name in given if name not in way.absent]
@@ -116,11 +125,11 @@ def _dispatched(
         lines.append(f"    if {head.fits(way.absent)}:")
         for phase in reversed(range(len(way.graphs))):
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
-            members[name] = _compile(way.graphs[phase], head.this, f"def {name}({parameters}):")
+            methods.append(_compiled(way.graphs[phase], head.this, f"def {name}({parameters}):"))
             condition = f"if {head.this}.training: " if phase else ""
             lines.append(f"        {condition}return {head.this}.{name}({values})")
     lines.append(f"    return _as_written({head.this}, {head.passed})\n")
-    return {**members, "forward": _define("\n".join(lines), "forward", dict(names))}
+    return [*methods, Generated("\n".join(lines), "forward", dict(names))]
 
 
 _PHASES = ("inference", "training")
@@ -344,21 +353,39 @@ def _is_written(path: Any) -> bool:
     return all(part.isascii() and part.isidentifier() and not keyword.iskeyword(part) for part in str(path).split("."))
 
 
-def _compile(
+def _compiled(
     graph: fx.Graph, this: str, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
-) -> Callable[..., Any]:
+) -> Generated:
     """The function of a graph of a module that it calls `this`, with a head of its own, and lines that come first."""
     code = _with_names_as_data(graph).python_code(this)
     lines = [head, *(f"    {line}" for line in start)]
     source = re.sub(r"^def forward\(.*$", lambda _: "\n".join(lines), code.src, count=1, flags=re.MULTILINE)
-    return _define(source, head.removeprefix("def ").partition("(")[0], {**code.globals, **(names or {})})
+    return Generated(source, head.removeprefix("def ").partition("(")[0], {**code.globals, **(names or {})})
 
 
-def _define(source: str, name: str, namespace: dict[str, Any]) -> Callable[..., Any]:
-    """Compile generated source; registered with linecache, as long as it lives, so that tracebacks show it."""
-    filename = f"{GENERATED} {next(_numbers)}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    exec(compile(source, filename, "exec"), namespace)
-    function = namespace[name]
-    weakref.finalize(function, linecache.cache.pop, filename, None)
-    return function
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Source of a function, and what the names in it mean. Can be pickled."""
+
+    source: str
+    name: str
+    namespace: Mapping[str, Any]
+
+    def defined(self) -> Callable[..., Any]:
+        """Compile it; registered with linecache, as long as the function lives, so that tracebacks show it."""
+        filename = f"{GENERATED} {next(_numbers)}>"
+        linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
+        namespace = dict(self.namespace)
+        exec(compile(self.source, filename, "exec"), namespace)
+        function = namespace[self.name]
+        weakref.finalize(function, linecache.cache.pop, filename, None)
+        return function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        modules = {n: v.__name__ for n, v in self.namespace.items() if isinstance(v, ModuleType)}
+        others = {n: v for n, v in self.namespace.items() if n not in modules and n != "__builtins__"}
+        return _generated, (self.source, self.name, others, modules)
+
+
+def _generated(source: str, name: str, names: Mapping[str, Any], modules: Mapping[str, str]) -> Generated:
+    return Generated(source, name, {**names, **{n: importlib.import_module(path) for n, path in modules.items()}})

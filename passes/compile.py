@@ -15,7 +15,7 @@ from torch import nn
 from fxcat.consumers import Consumer
 from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
-from fxcat.errors import NothingToPruneError
+from fxcat.errors import InputError, NothingToPruneError
 from fxcat.gated import GatedModule, GatePart, Program, Shrunk, Structure
 from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
@@ -90,16 +90,26 @@ class Compiled(Program):
         return find_consumers(self.analysis, self.gatings, network, left, units)
 
     def with_biases(self, network: nn.Module, paths: Sequence[str]) -> tuple[Program, CostModel, Structure]:
-        before = self.analysis
-        _remove_gates(network, self)
         for path in paths:
             layer: Any = network.get_submodule(path)
             width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
             layer.bias = nn.Parameter(layer.weight.new_zeros(width))
+        return self.renewed(network)
+
+    def renewed(self, network: nn.Module) -> tuple[Program, CostModel, Structure]:
+        before = self.analysis
+        twin = meta_twin(network)
+        _remove_gates(twin, self)
         # an earlier shrink may have frozen some, and left joins that are no sections
         joins = {s.join for s in before.sections}
-        analysis = analyse(before.captured, meta_twin(network), before.options, _frozen(before), joins)
+        analysis = analyse(before.captured, twin, before.options, _frozen(before), joins)
+        if gate_parts(analysis) != gate_parts(before):
+            raise InputError(
+                "a module was replaced by another one after prepare(), and the network has other gates then",
+                remedy="replace it in the model, and call prepare() again",
+            )
         compiled = _compile(analysis)
+        _remove_gates(network, self)
         _add_gates(network, compiled)
         found = replace(describe(analysis), pinned=describe(before).pinned)
         return compiled, CostModel(analysis.terms), found
@@ -216,7 +226,9 @@ def _remove_gates(network: nn.Module, compiled: Compiled) -> None:
     for region in _inner_regions(compiled):
         del vars(network.get_submodule(region.path))[SAMPLES]
     for path, subclass in compiled.gatings.folded.items():
-        network.get_submodule(path).__class__ = subclass.__bases__[0]
+        module = network.get_submodule(path)
+        if type(module) is subclass:  # else another one was put in its place
+            module.__class__ = subclass.__bases__[0]
 
 
 def _inner_regions(compiled: Compiled) -> list[Region]:

@@ -20,6 +20,7 @@ from fxcat.gates import SAMPLES, GateLayout, GateSlot
 from fxcat.passes.effects import changed_part_of
 from fxcat.passes.gate_sites import Site, folding_at
 from fxcat.passes.labels import Flow
+from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.table import Counting, Folding
 from fxcat.passes.units import NO_UNIT, Units
 
@@ -171,8 +172,7 @@ def _also_ungated(subclass: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, fxcat_ungated: bool = False, **kwargs: Any) -> Any:
         return base.forward(self, *args, **kwargs) if fxcat_ungated else subclass.forward(self, *args, **kwargs)
 
-    made: Any = type(subclass.__name__, (base,), {**vars(subclass), "forward": forward})
-    return made
+    return make_class(subclass.__name__, base, {**vars(subclass), "forward": forward}, (_also_ungated, (subclass,)))
 
 
 def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tensor:

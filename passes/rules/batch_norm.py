@@ -5,6 +5,7 @@ Labels pass through, the shift makes a dead unit non-zero, the gate folds in.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
+from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class BatchNorm(Rule):
             module.num_features = known.shape[0]
 
     def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
-        subclass = _GATED.get(type(module)) if module.weight is not None and module.bias is not None else None
+        subclass = _gated(type(module)) if module.weight is not None and module.bias is not None else None
         return None if subclass is None else Folding(subclass, ("weight", "bias"))
 
     def samples(self) -> tuple[Sample, ...]:
@@ -140,10 +142,13 @@ def _gated_forward(self: nn.BatchNorm2d, input: torch.Tensor, weight: torch.Tens
     )
 
 
-_GATED: dict[Any, Any] = {
-    base: type(f"Gated{base.__name__}", (base,), {"forward": _gated_forward, "__module__": __name__})
-    for base in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-}
+@cache
+def _gated(base: type[nn.Module]) -> type[nn.Module] | None:
+    """The class that takes γ and β; None for one that may do more than `nn.BatchNorm*d`."""
+    if base not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        return None
+    members = {"forward": _gated_forward, "__module__": __name__}
+    return make_class(f"Gated{base.__name__}", base, members, (_gated, (base,)))
 
 
 class _GatedFrozen(FrozenBatchNorm2d):

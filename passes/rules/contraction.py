@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import along, frozen
+from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Term, Zero, per_entry, rule
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Conv(Rule):
         assert isinstance(module, nn.Conv2d | nn.Conv1d | nn.Conv3d)
         fan_in = module.weight[0].numel()
         cheap = fan_in <= shape[2:].numel()
-        subclass = _GATED_CONV.get(type(module)) if cheap else None
+        subclass = _gated_conv(type(module)) if cheap else None
         return None if subclass is None else Folding(subclass)
 
     def samples(self) -> tuple[Sample, ...]:
@@ -305,7 +306,10 @@ def _gated_conv_forward(self: nn.Conv2d, input: torch.Tensor, gate: torch.Tensor
     return self._conv_forward(input, weight, bias)
 
 
-_GATED_CONV: dict[Any, Any] = {
-    base: type(f"Gated{base.__name__}", (base,), {"forward": _gated_conv_forward, "__module__": __name__})
-    for base in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-}
+@cache
+def _gated_conv(base: type[nn.Module]) -> type[nn.Module] | None:
+    """The class that takes the gate of its output; None for one that may do more than `nn.Conv*d`."""
+    if base not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return None
+    members = {"forward": _gated_conv_forward, "__module__": __name__}
+    return make_class(f"Gated{base.__name__}", base, members, (_gated_conv, (base,)))

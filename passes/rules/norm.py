@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import frozen
+from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.counting import (
     gated_group_norm,
     gated_layer_norm,
@@ -132,7 +133,8 @@ def _subclass(base: type[nn.Module], function: Callable[..., Any]) -> type[nn.Mo
         parameters = {n: p for n, p in self.named_parameters(recurse=False)}
         return function(input, size, eps=self.eps, gate=gate, **parameters)
 
-    return type(f"Gated{base.__name__}", (base,), {"forward": forward, "__module__": __name__})
+    members = {"forward": forward, "__module__": __name__}
+    return make_class(f"Gated{base.__name__}", base, members, (_subclass, (base, function)))
 
 
 @rule(nn.LayerNorm)

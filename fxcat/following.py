@@ -1,0 +1,78 @@
+"""A network with gates becomes as small as the one that a state was taken from, and what trains it follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from weakref import ref
+
+import torch
+
+from fxcat.errors import InputError
+from fxcat.recipe import Gates, Recipe, check_gates
+
+KEY = "fxcat"
+"""In an optimizer's state: how small the network was."""
+
+
+class Leader(Protocol):
+    """What removes gates from a network and all that must follow (`GateController`)."""
+
+    def shrink(self, keep: torch.Tensor) -> None:
+        """Remove what `keep` (0/1, shape (gates,)) leaves out."""
+        ...
+
+
+class Led:
+    """The leader of a network, if it has one that is still there. A copy of the network has none."""
+
+    def __init__(self, leader: Leader | None = None) -> None:
+        self._leader = None if leader is None else ref(leader)
+
+    @property
+    def by(self) -> Leader | None:
+        return None if self._leader is None else self._leader()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Led, ()
+
+
+def described(recipe: Recipe) -> torch.Tensor:
+    """How small a network is, as bytes: files of tensors can hold it."""
+    stage = recipe[-1]
+    text = json.dumps({"gates": stage.gates, "closed": stage.closed, "biases": stage.biases})
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def parsed(description: Any) -> tuple[Gates, list[tuple[int, ...]], tuple[str, ...]]:
+    """Gates at the start, the numbers of those that were closed shrink after shrink, and layers with new biases.
+
+    Raises `InputError` for anything that `described` did not give."""
+    try:
+        content = json.loads(bytes(torch.as_tensor(description).to(torch.uint8).tolist()))
+        gates = tuple((str(name), int(count)) for name, count in content["gates"])
+        closed = [tuple(int(g) for g in each) for each in content["closed"]]
+        return gates, closed, tuple(str(path) for path in content["biases"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the state does not say how small its network was: {error}") from error
+
+
+def left_to_close(recipe: Recipe, gates: Gates, closed: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """What a network has still to lose to become as small as another one of the same model.
+
+    Raises `InputError` if it was prepared in another way, or is smaller already."""
+    stage = recipe[-1]
+    check_gates(stage.gates, gates)
+    found = [tuple(each) for each in closed]
+    if tuple(found[: len(stage.closed)]) != stage.closed:
+        raise InputError(
+            "the network has lost gates that the one in the state still has, or others",
+            remedy="load it into a network that has just been prepared: prepare() the model again",
+        )
+    return found[len(stage.closed) :]
+
+
+def of_plain_model(state: Mapping[str, Any], prefix: str, keys: Sequence[str]) -> bool:
+    """Whether a state is that of the model: it has the names of its weights, and none of a network with gates."""
+    return not any(k.startswith(f"{prefix}network.") for k in state) and any(prefix + k in state for k in keys)
