@@ -17,15 +17,19 @@ def shrink_all(
     keep: torch.Tensor,
     optimizers: Sequence[torch.optim.Optimizer],
     averages: Sequence[nn.Module] = (),
+    *,
+    loaded: bool = False,
 ) -> Shrunk:
     """Remove what `keep` (0/1, shape (gates,)) leaves out from a network, its optimizers' state and its averages.
+
+    `loaded`: an optimizer's state may be loaded already from a network that was as small.
 
     Raises `PlanError`, and `InputError` when optimizer state has a shape that says nothing about which entries belong
     to which; then nothing has changed.
     """
     before = dict(net.network.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}
-    check_state(net.network, optimizers)
+    check_state(net.network, optimizers, loaded=loaded)
     shrunk = net.shrink(keep)
     for average in averages:
         average_net(average).shrink(keep)

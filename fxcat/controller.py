@@ -101,9 +101,14 @@ class GateController:
                 f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
                 remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
             )
+        if net.gate_vector.theta.numel() and not net.gate_vector.theta.requires_grad:
+            raise InputError(
+                "the gates of this network have been trained and decided",
+                remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
+            )
         self.optimizers = as_list(optimizer)
         check_weights(net, self.optimizers)
-        check_state(net.network, self.optimizers)
+        check_state(net.network, self.optimizers, loaded=True)
         for average in averages:
             average_net(average)
         if target is not None:
@@ -310,13 +315,15 @@ class GateController:
         vector.draws.forget()
         self.net.unfinished = None
 
-    def shrink(self, keep: torch.Tensor) -> None:
+    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
 
-        Parameters keep their identity. Raises `PlanError` and `InputError`; then nothing has changed.
+        Parameters keep their identity. `loaded`: as a state says that is being loaded.
+
+        Raises `PlanError` and `InputError`; then nothing has changed.
         """
         units = self.net.gate_vector.unit_count
-        shrunk = shrink_all(self.net, keep, self.optimizers, self.averages)
+        shrunk = shrink_all(self.net, keep, self.optimizers, self.averages, loaded=loaded)
         self.net.wrappers.follow()
         self._shrunk_at = self.steps
         origin = shrunk.gate_origin(units).to(keep.device)

@@ -19,8 +19,8 @@ KEY = "fxcat"
 class Leader(Protocol):
     """What removes gates from a network and all that must follow (`GateController`)."""
 
-    def shrink(self, keep: torch.Tensor) -> None:
-        """Remove what `keep` (0/1, shape (gates,)) leaves out."""
+    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
+        """Remove what `keep` (0/1, shape (gates,)) leaves out; `loaded`: as a state says that is being loaded."""
         ...
 
 
@@ -67,7 +67,7 @@ def left_to_close(recipe: Recipe, gates: Gates, closed: Sequence[Sequence[int]])
     found = [tuple(each) for each in closed]
     if tuple(found[: len(stage.closed)]) != stage.closed:
         raise InputError(
-            "the network has lost gates that the one in the state still has, or others",
+            "the network has lost other gates than the one in the state: it may be smaller already",
             remedy="load it into a network that has just been prepared: prepare() the model again",
         )
     return found[len(stage.closed) :]

@@ -14,8 +14,10 @@ from torch import nn
 from fxcat.apart import call_whole
 from fxcat.appraisal import Appraisal
 from fxcat.consumers import Consumer
+from fxcat.contents import shapes_of
 from fxcat.costs import CostModel, CostTerm, cost_graph
 from fxcat.ddp import Wrappers
+from fxcat.errors import InputError
 from fxcat.following import Led, described, left_to_close, of_plain_model, parsed
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
 from fxcat.limits import GateLimits, Limits
@@ -242,7 +244,8 @@ class GatedModule(nn.Module):
             self.program.install(self.network)
             self._places = _places(self.network)
             self._is_installed = True
-        elif any(home[name] is not module for home, name, module in self._places):
+        elif any(home.get(name) is not module for home, name, module in self._places):
+            _check_replaced(self._places)
             self.program, cost_model, structure = self.program.renewed(self.network)
             self._set_structure(structure, cost_model)
             self._is_installed = False
@@ -272,6 +275,11 @@ class GatedModule(nn.Module):
         numbers = part_of[self.gate_vector.numbers.cpu().long()[firsts]].tolist()
         limits = (*self.limits.groups, *self.limits.sections)
         return [(counts[n], limits[n]) for n in numbers]
+
+    @property
+    def last_batch(self) -> int:
+        """Examples in the last batch: the length of the first list or tensor that was passed in."""
+        return self.gate_vector.last_batch
 
     @property
     def gates(self) -> Mapping[str, Gate]:
@@ -338,7 +346,7 @@ class GatedModule(nn.Module):
             if self.led.by is None:
                 self.shrink(keep)
             else:
-                self.led.by.shrink(keep)
+                self.led.by.shrink(keep, loaded=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Takes the state of a network that has become smaller, and that of the model."""
@@ -420,6 +428,20 @@ _Place = tuple[dict[str, nn.Module | None], str, nn.Module | None]
 
 def _places(network: nn.Module) -> list[_Place]:
     return [(m._modules, name, child) for m in network.modules() for name, child in m._modules.items()]
+
+
+def _check_replaced(places: list[_Place]) -> None:
+    """Raise `InputError` if a module was replaced by one with other parameters than it has, or taken away."""
+    for home, name, module in places:
+        new = home.get(name)
+        if new is module or module is None:
+            continue
+        if new is None or shapes_of(new) != shapes_of(module):
+            raise InputError(
+                f"a {type(module).__name__} was replaced after prepare() by a {type(new).__name__} of other shapes",
+                where=name,
+                remedy="replace it in the model, and call prepare() again",
+            )
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

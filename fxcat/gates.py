@@ -177,6 +177,7 @@ class GateVector(nn.Module):
         self.explored = 0.0
         """Share of the open sections that are closed at random while gates are sampled."""
         self.draws = Draws()
+        self.last_batch = 1
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
         self.seed(0)
@@ -210,12 +211,13 @@ class GateVector(nn.Module):
 
         `arguments`: of that pass. A pass that a running backward pass computes again has the values that it had.
         """
+        self.last_batch = batch_size(arguments) or 1
         if not self.training:
             return self.hard() if self._fixed is None else self._fixed
         place = place_of(arguments)
         draw = self.draws.again(place)
         if draw is None:
-            draw = Draw(self._sample() if self._fixed is None else self._fixed, batch_size(arguments) or 1, place)
+            draw = Draw(self._sample() if self._fixed is None else self._fixed, self.last_batch, place)
             self.draws.add(draw)
         theta = self.theta
         # `torch.func` puts other tensors in the place of parameters

@@ -15,13 +15,16 @@ Axes = Mapping[int, torch.Tensor]
 """Per axis the surviving indices."""
 
 
-def check_state(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Raise `InputError` if what an optimizer keeps of a weight cannot shrink with it."""
+def check_state(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer], *, loaded: bool = False) -> None:
+    """Raise `InputError` if what an optimizer keeps of a weight cannot shrink with it.
+
+    `loaded`: it may be that of a network that has become smaller, as which this one is about to be.
+    """
     for name, parameter in network.named_parameters():
         for optimizer in optimizers:
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensor = _immovable(value, parameter.shape)
-                if tensor is not None:
+                if tensor is not None and not (loaded and _is_within(tensor.shape, parameter.shape)):
                     raise _cannot_shrink(optimizer, key, tensor, name, parameter)
 
 
@@ -44,6 +47,10 @@ def _follows(shape: torch.Size, parameter: torch.Size) -> bool:
     return len(shape) == len(parameter) and all(a in (1, b) for a, b in zip(shape, parameter, strict=True))
 
 
+def _is_within(shape: torch.Size, parameter: torch.Size) -> bool:
+    return len(shape) == len(parameter) and all(a <= b for a, b in zip(shape, parameter, strict=True))
+
+
 def _immovable(value: Any, shape: torch.Size) -> torch.Tensor | None:
     """A tensor in a value of an optimizer's state that cannot shrink with a parameter of a shape: of another shape, or
     in an object that is no container."""
@@ -61,8 +68,8 @@ def _immovable(value: Any, shape: torch.Size) -> torch.Tensor | None:
 def sliced(value: Any, shape: torch.Size, axes: Axes) -> Any:
     """What is left of an optimizer's state of a parameter of a shape."""
     if isinstance(value, torch.Tensor):
-        if value.numel() <= 1:
-            return value
+        if value.numel() <= 1 or not _follows(value.shape, shape):
+            return value  # a number, or loaded from a network that was as small already
         return select(value, {a: index for a, index in axes.items() if value.shape[a] == shape[a]})
     if isinstance(value, dict):
         items: dict[Any, Any] = value
