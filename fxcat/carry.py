@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from fxcat.errors import InputError
-from fxcat.gated import GatedModule, Shrunk
+from fxcat.gated import GatedModule
 from fxcat.optimizer_shapes import check_state, sliced
+from fxcat.program import Shrunk
 
 
 def shrink_all(

@@ -8,7 +8,7 @@ network trains on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from fxcat.errors import InputError, TrainingError
 from fxcat.following import Led
 from fxcat.fractions import cost_fractions, target_fractions
 from fxcat.gated import GatedModule
+from fxcat.held_out import HeldOut
 from fxcat.losses import cross_entropy
 from fxcat.optimizer_shapes import check_state
 from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
@@ -373,23 +374,6 @@ class GateController:
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
-
-
-class HeldOut:
-    """Batches over and over."""
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches
-        self._rest: Iterator[Any] = iter(())
-
-    def next(self) -> tuple[Any, Any]:
-        """The next one; the first after the last. Raises `InputError` if there is none at all."""
-        for rest in (self._rest, iter(self._batches)):
-            self._rest = rest
-            found = next(rest, None)
-            if found is not None:
-                return found
-        raise InputError("held_out= has no batch", remedy="give a data loader, or a list of (inputs, targets)")
 
 
 def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def rewrap(ddp: DistributedDataParallel) -> None:
     hooks = list(ddp._comm_hooks)  # pyright: ignore[reportPrivateUsage]
     # hooks of the old one on the parameters go with its reducer
     for name in ("reducer", "logger"):
-        ddp.__dict__.pop(name)
+        delattr(ddp, name)
     ignored = ddp.parameters_to_ignore
     left = [p for n, p in ddp.module.named_parameters() if n not in ignored]
     state |= {"_module_parameters": left, "_comm_hooks": [], "_has_rebuilt_buckets": False}

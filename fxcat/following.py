@@ -73,6 +73,6 @@ def left_to_close(recipe: Recipe, gates: Gates, closed: Sequence[Sequence[int]])
     return found[len(stage.closed) :]
 
 
-def of_plain_model(state: Mapping[str, Any], prefix: str, keys: Sequence[str]) -> bool:
+def is_of_plain_model(state: Mapping[str, Any], prefix: str, keys: Sequence[str]) -> bool:
     """Whether a state is that of the model: it has the names of its weights, and none of a network with gates."""
     return not any(k.startswith(f"{prefix}network.") for k in state) and any(prefix + k in state for k in keys)

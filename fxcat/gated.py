@@ -4,126 +4,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Any, Literal
 
-import networkx as nx
 import torch
 from torch import nn
 
 from fxcat.apart import call_whole
 from fxcat.appraisal import Appraisal
-from fxcat.consumers import Consumer
-from fxcat.contents import shapes_of
-from fxcat.costs import CostModel, CostTerm, cost_graph
+from fxcat.costs import CostModel
 from fxcat.ddp import Wrappers
-from fxcat.errors import InputError
-from fxcat.following import Led, described, left_to_close, of_plain_model, parsed
+from fxcat.following import Led, described, is_of_plain_model, left_to_close, parsed
 from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
 from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
+from fxcat.places import Places
+from fxcat.program import GatePart, Program, Shrunk, Structure
 from fxcat.recipe import Gates, Recipe, attach
-from fxcat.records import Cost, Group, Pinned, SectionInfo, Target
+from fxcat.records import Cost, Target
 from fxcat.tables import Table
 
 Policy = Literal["bernoulli", "ratio"]
 
 
 _HELD = ("_modules", "_parameters", "_buffers")
-
-
-@dataclass(frozen=True, slots=True)
-class GatePart:
-    """A named part of the gate vector."""
-
-    name: str
-    kind: Literal["units", "section"]
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Structure:
-    """What was found.
-
-    `required`: sets of units of which one each must stay: numbers of the set, ascending, and of a unit in it, shape
-    (2, members), int32. `coverage`: share of the MACs in ops with at least one prunable axis or inside a section.
-    `edges`: names of ops, and of the ops that read their results.
-    """
-
-    groups: tuple[Group, ...]
-    sections: tuple[SectionInfo, ...]
-    pinned: tuple[Pinned, ...]
-    cost: Cost[int]
-    required: torch.Tensor
-    coverage: float
-    terms: tuple[CostTerm, ...]
-    edges: tuple[tuple[str, ...], tuple[str, ...]]
-    activation_bytes: Mapping[str, int]
-
-    @property
-    def costs(self) -> nx.DiGraph[str]:
-        """The cost graph: a node per op and per parameter, with `macs`, `params` and `activation_bytes` (of its result,
-        for one example) at full width, and its `terms`."""
-        return cost_graph(self.terms, self.edges, self.activation_bytes)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
-        return self
-
-
-class Program(Protocol):
-    """What the compiler does for a `GatedModule` (implemented in `fxcat.passes`)."""
-
-    def install(self, network: nn.Module) -> None:
-        """Make the graph with gates the network's `forward`."""
-        ...
-
-    def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
-        """A copy of the network without gates and without what is 0. The network is not changed."""
-        ...
-
-    def layers(self) -> frozenset[str]:
-        """Paths of the modules that only generated code may call."""
-        ...
-
-    def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
-        """Remove what is 0 from the network, in place. On an error nothing is changed."""
-        ...
-
-    def consumers(
-        self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor
-    ) -> tuple[tuple[Consumer, ...], tuple[Pinned, ...]]:
-        """The layers that read what a setting closes, and the other places where it meets what stays."""
-        ...
-
-    def with_biases(self, network: nn.Module, paths: Sequence[str]) -> tuple[Program, CostModel, Structure]:
-        """Give layers without a bias one that is zero, in place."""
-        ...
-
-    def renewed(self, network: nn.Module) -> tuple[Program, CostModel, Structure]:
-        """The same for modules of which some are others than before. Raises `InputError` if the gates would be others;
-        then nothing has changed."""
-        ...
-
-    def unit_axes(self, network: nn.Module) -> Mapping[str, Mapping[int, torch.Tensor]]:
-        """Per parameter or buffer, for every axis that carries units: the unit number of each index, −1 for none."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Shrunk:
-    """A network after a shrink: `keep` per parameter axis, and for new units and sections their old numbers."""
-
-    program: Program
-    parts: tuple[GatePart, ...]
-    cost_model: CostModel
-    structure: Structure
-    keep: Mapping[str, Mapping[int, torch.Tensor]]
-    unit_origin: torch.Tensor
-    section_origin: torch.Tensor
-
-    def gate_origin(self, units: int) -> torch.Tensor:
-        """For every gate that is left its old number; there were so many `units`."""
-        return torch.cat([self.unit_origin, self.section_origin + units])
 
 
 class GatedModule(nn.Module):
@@ -167,7 +71,7 @@ class GatedModule(nn.Module):
         """What gates were found to be worth in training."""
         self.wrappers = Wrappers()
         self._is_installed = False
-        self._places: list[_Place] = []
+        self._places: Places | None = None
         self.led = Led()
         self._settled: dict[int, frozenset[str]] = {}
         """Gates that left the gate vector while what they gate stayed (the last unit of a group): their numbers at the
@@ -242,10 +146,9 @@ class GatedModule(nn.Module):
         is, between shrinks or when only the summary is wanted."""
         if not self._is_installed:
             self.program.install(self.network)
-            self._places = _places(self.network)
+            self._places = Places(self.network)
             self._is_installed = True
-        elif any(home.get(name) is not module for home, name, module in self._places):
-            _check_replaced(self._places)
+        elif self._places is not None and self._places.have_changed:
             self.program, cost_model, structure = self.program.renewed(self.network)
             self._set_structure(structure, cost_model)
             self._is_installed = False
@@ -348,22 +251,19 @@ class GatedModule(nn.Module):
             else:
                 self.led.by.shrink(keep, loaded=True)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
         """Takes the state of a network that has become smaller, and that of the model."""
-        extra, theta = prefix + "_extra_state", prefix + "gate_vector.theta"
-        names = list(self.network.state_dict())
-        if of_plain_model(state_dict, prefix, names):
+        if is_of_plain_model(state_dict, prefix, names := list(self.network.state_dict())):
             for name in [n for n in names if prefix + n in state_dict]:
                 state_dict[f"{prefix}network.{name}"] = state_dict.pop(prefix + name)
-            state_dict.setdefault(theta, self.gate_vector.theta.detach())
-        if extra in state_dict:
-            gates, closed, biases = parsed(state_dict[extra])
-            new = [path for path in biases if path not in self.recipe[-1].biases]
-            if new:
-                self.add_biases(new)
-            self.follow(gates, closed)
-        else:
-            state_dict[extra] = self.get_extra_state()
+            state_dict.setdefault(f"{prefix}gate_vector.theta", self.gate_vector.theta.detach())
+        gates, closed, biases = parsed(state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state()))
+        new = [path for path in biases if path not in self.recipe[-1].biases]
+        if new:
+            self.add_biases(new)
+        self.follow(gates, closed)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def summary(self, target: Target | None = None) -> None:
@@ -420,28 +320,6 @@ class GatedModule(nn.Module):
 
     def _recipe_after(self, keep: torch.Tensor) -> Recipe:
         return (*self.recipe[:-1], self.recipe[-1].after(keep))
-
-
-_Place = tuple[dict[str, nn.Module | None], str, nn.Module | None]
-"""The children of a module, and the name and value of one of them."""
-
-
-def _places(network: nn.Module) -> list[_Place]:
-    return [(m._modules, name, child) for m in network.modules() for name, child in m._modules.items()]
-
-
-def _check_replaced(places: list[_Place]) -> None:
-    """Raise `InputError` if a module was replaced by one with other parameters than it has, or taken away."""
-    for home, name, module in places:
-        new = home.get(name)
-        if new is module or module is None:
-            continue
-        if new is None or shapes_of(new) != shapes_of(module):
-            raise InputError(
-                f"a {type(module).__name__} was replaced after prepare() by a {type(new).__name__} of other shapes",
-                where=name,
-                remedy="replace it in the model, and call prepare() again",
-            )
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

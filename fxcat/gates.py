@@ -59,7 +59,7 @@ class GateLayout:
 def _slot_values(
     sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], parameters: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    gates = math.prod(_factors(sample, index))
+    gates = _product(_factors(sample, index))
     flat = torch.cat(parameters) if parameters else gates.new_empty(0)
     end = flat.numel() - repeated
     scaled = (flat * torch.cat([gates[:repeated], gates[:end]])).split(sizes[: len(parameters)])
@@ -71,6 +71,10 @@ def _factors(sample: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
     """Of every entry the gates whose product it is."""
     padded = nn.functional.pad(sample, (1, 0), value=1.0)
     return [padded.index_select(0, row) for row in index]
+
+
+def _product(factors: list[torch.Tensor]) -> torch.Tensor:
+    return math.prod(factors[1:], start=factors[0])
 
 
 class _SlotValues(torch.autograd.Function):
@@ -100,7 +104,7 @@ class _SlotValues(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         sample, index, *parameters = ctx.saved_tensors
         factors = _factors(sample, index)
-        gates, repeated = math.prod(factors), ctx.repeated
+        gates, repeated = _product(factors), ctx.repeated
         of_values = torch.cat(gradients)
         flat = torch.cat(parameters) if parameters else gates.new_empty(0)
         of_scaled = of_values[: flat.numel()]

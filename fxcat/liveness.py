@@ -12,7 +12,7 @@ import torch
 from fxcat.costs import CostTerm
 
 if TYPE_CHECKING:
-    from fxcat.gated import Structure
+    from fxcat.program import Structure
 
 
 def live_gates(structure: Structure, setting: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from fxcat.controller import GateController, HeldOut
+from fxcat.controller import GateController
 from fxcat.distributed import check_loader_is_split, from_main, parallel, set_epoch, sum_over_processes
 from fxcat.errors import TrainingError
+from fxcat.held_out import HeldOut
 from fxcat.history import EpochRecord, History
 from fxcat.losses import count_correct
 from fxcat.progress import Progress

@@ -61,6 +61,7 @@ class Worth(PerGate):
         """
         seen = _Seen(self.mean)
         for draw in as_one(draws):
+            assert draw.gradient is not None
             gradient = draw.gradient * len(draws)
             norm = float(gradient.norm())
             if math.isfinite(norm):

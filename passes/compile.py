@@ -16,7 +16,7 @@ from fxcat.consumers import Consumer
 from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
 from fxcat.errors import InputError, NothingToPruneError
-from fxcat.gated import GatedModule, GatePart, Program, Shrunk, Structure
+from fxcat.gated import GatedModule
 from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
@@ -34,6 +34,7 @@ from fxcat.passes.regions import Region, Tie
 from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
+from fxcat.program import GatePart, Program, Shrunk, Structure
 from fxcat.recipe import Stage, attached, describe_example, parse
 from fxcat.records import Pinned
 

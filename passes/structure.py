@@ -10,8 +10,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from fxcat.costs import Axis, Holding, Integers
-from fxcat.gated import Structure
 from fxcat.passes.analysis import Analysis
+from fxcat.program import Structure
 from fxcat.records import Cost, Group, Pinned, SectionInfo
 
 
