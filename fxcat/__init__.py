@@ -18,7 +18,7 @@ from fxcat.errors import (
     VerificationError,
 )
 from fxcat.exporters.onnx_export import ExportReport, export_onnx
-from fxcat.fit import fit
+from fxcat.fit import EarlyStopping, fit
 from fxcat.gated import GatedModule
 from fxcat.gates import Gate
 from fxcat.history import History
@@ -27,6 +27,7 @@ from fxcat.loading import load
 from fxcat.one_shot import one_shot, warm_start
 from fxcat.passes.bypasses import Bypass, Bypasses
 from fxcat.passes.verification import verify
+from fxcat.recalibrate import recalibrate
 from fxcat.records import Cost, Pressure, Target
 from fxcat.storage import save
 from fxcat.structure_plot import plot_structure
@@ -37,6 +38,7 @@ __all__ = [
     "Bypasses",
     "CaptureError",
     "Cost",
+    "EarlyStopping",
     "ExportError",
     "ExportReport",
     "FxcatError",
@@ -66,6 +68,7 @@ __all__ = [
     "one_shot",
     "plot_structure",
     "prepare",
+    "recalibrate",
     "rewrap",
     "save",
     "verify",

@@ -19,7 +19,7 @@ from fxcat.gated import GatedModule
 from fxcat.packing import pack, unpack
 from fxcat.storage import save
 
-KIND = "fxcat-checkpoint-3"
+KIND = "fxcat-checkpoint-4"
 
 _log = logging.getLogger(__name__)
 

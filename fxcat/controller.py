@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fxcat.alignment import nearest_aligned
+from fxcat.batches import call, read_batch
 from fxcat.bernoulli import BernoulliPolicy
 from fxcat.carry import average_net, shrink_all
 from fxcat.ddp import check_same_weights
@@ -26,7 +27,7 @@ from fxcat.following import Led
 from fxcat.fractions import cost_fractions, target_fractions
 from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
-from fxcat.losses import cross_entropy
+from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
 from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
 from fxcat.policy import GatePolicy
@@ -36,7 +37,6 @@ from fxcat.rehearsal import rehearse
 from fxcat.selection import check_reachable, select_structure
 
 Phase = Literal["warm-up", "gated", "plain"]
-Loss = Callable[[Any, Any], torch.Tensor]
 Closure = Callable[[], torch.Tensor]
 
 POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
@@ -250,11 +250,10 @@ class GateController:
                     remedy="give held_out= a data loader, and loss=, to GateController",
                 )
             batch = self._held_out.next()
-        inputs, targets = batch
         vector = self.net.gate_vector
-        inputs, targets = (v.to(vector.theta.device) if isinstance(v, torch.Tensor) else v for v in (inputs, targets))
+        read = read_batch(batch, self.net).to(vector.theta.device)
         with torch.enable_grad():
-            value = self._loss(self.net(inputs), targets)
+            value = checked(self._loss(call(self.net, self.net, read.inputs), read.targets))
             draws = vector.differentiated(value)
         if not math.isfinite(float(value.detach())):
             raise TrainingError(

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from fxcat.batches import Repeated, Unpack
 from fxcat.checkpoint import Checkpoints
 from fxcat.controller import GateController
 from fxcat.distillation import distillation_loss
 from fxcat.distributed import is_main, joined
 from fxcat.errors import InputError, located
 from fxcat.gated import GatedModule
-from fxcat.history import History
-from fxcat.losses import cross_entropy
+from fxcat.history import EpochRecord, History
+from fxcat.losses import Loss, cross_entropy, own_loss
 from fxcat.modes import in_eval
 from fxcat.progress import Progress
 from fxcat.records import Pressure, Target
 from fxcat.run_state import RunState
 from fxcat.teacher import WEIGHT, DistillationLoss, Teacher, teacher_settings
 from fxcat.tensorboard import TensorBoard
-from fxcat.training_run import Batches, TrainingRun, needs_recent
+from fxcat.training_run import Batches, Metric, TrainingRun, needs_recent
 from fxcat.weight_training import Scheduler, WeightTraining
 
 PathLike = str | os.PathLike[str]
+Callback = Callable[[EpochRecord, GatedModule], Any]
+
+
+class EarlyStopping:
+    """A callback of `fit`: ends the training when the validation (without one the training) loss has not become smaller
+    for `patience` epochs, counted from when the structure is final."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self._best, self._since = float("inf"), 0
+
+    def __call__(self, record: EpochRecord, net: GatedModule) -> bool:
+        """Whether to end after this epoch."""
+        if record.phase != "plain":
+            return False
+        loss = record.train_loss if record.val_loss is None else record.val_loss
+        self._since = 0 if loss < self._best else self._since + 1
+        self._best = min(self._best, loss)
+        return self._since >= self.patience
 
 
 def fit(
@@ -40,8 +60,16 @@ def fit(
     pressure: Pressure | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Scheduler | None = None,
-    loss: Callable[[Any, Any], torch.Tensor] = cross_entropy,
+    loss: Loss | None = cross_entropy,
     lr: float = 0.05,
+    schedule_per: Literal["epoch", "step"] = "epoch",
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    averages: Sequence[Any] = (),
+    steps_per_epoch: int | None = None,
+    unpack: Unpack | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    callbacks: Sequence[Callback] = (),
     warmup: float | None = None,
     until: float = 0.55,
     held_out: Iterable[Any] | None = None,
@@ -59,12 +87,21 @@ def fit(
 ) -> History:
     """Train weights and gates together, shrink the network, and train the small one to the end.
 
-    `train_loader`, `val_loader`, `held_out` yield `(inputs, targets)`; `train_loader` needs a length. `loss(output,
-    targets)` returns a scalar tensor, the mean over a batch. `target` or `pressure`: what decides the size.
+    `train_loader`, `val_loader`, `held_out` yield `(inputs, targets)`: a tensor, or a tuple or dict of arguments of
+    `forward`; or a dict with such names, which is the targets too; or a tensor that is both; `unpack` makes pairs of
+    anything else. `train_loader` needs a length, or `steps_per_epoch`: so many of its batches are an epoch, and the
+    next goes on where it ended. `loss(output, targets)` returns a scalar tensor, the mean over a batch; None: the model
+    returns it (`output.loss`). `target` or `pressure`: what decides the size.
 
     Without `optimizer`: SGD with Nesterov momentum 0.9, weight decay 5e-4, `lr` with a short warm-up and cosine
-    annealing per step. With one, a given `scheduler` is stepped once per epoch. `autocast`: `torch.bfloat16` or
-    `torch.float16`: mixed precision; with the latter the loss is scaled.
+    annealing per step. With one, a given `scheduler` is stepped once per epoch (`ReduceLROnPlateau` by the validation
+    loss), or with `schedule_per="step"` per step. `autocast`: `torch.bfloat16` or `torch.float16`: mixed precision;
+    with the latter the loss is scaled. `clip_norm`: of all weights' gradients together. `accumulate`: batches per step.
+    `averages`: copies (`torch.optim.swa_utils.AveragedModel(net)`) that take in the weights after every step.
+
+    `metrics`: functions of output and targets, averaged over what is validated, by names. `callbacks`: called with the
+    record of every epoch and the network; the training ends when one returns True (`EarlyStopping`). Modules that are
+    in `eval()` while the network is in `train()` stay so (frozen batch normalization).
 
     `warmup`, `until`: the shares of the run at which gates begin and end (see `GateController`). `held_out`: batches
     that the ratios of `policy="ratio"` learn from; without them every fourth training batch of the gated phase serves,
@@ -93,11 +130,19 @@ def fit(
     (unreachable), `StorageError` (a folder or checkpoint that cannot be used), `TrainingError` (a loss that is not
     finite). Source: arXiv 2411.09127; 2010.12021 for `policy="ratio"`.
     """
-    batches = Batches(train_loader, val_loader, held_out)
+    if steps_per_epoch is not None:
+        train_loader = Repeated(train_loader, steps_per_epoch)
+    batches = Batches(train_loader, val_loader, held_out, unpack, accumulate)
     _check(batches, epochs, checkpoint_dir, resume)
+    minimised = own_loss if loss is None else loss
     with joined(device) as place:
         batches.check_split()
-        weights = WeightTraining.begin(net, batches.steps * epochs, place, optimizer, scheduler, lr, autocast)
+        weights = WeightTraining.begin(
+            *(net, batches.steps * epochs, place, optimizer, scheduler, lr, autocast),
+            schedule_per=schedule_per,
+            clip_norm=clip_norm,
+            averages=averages,
+        )
         controller = GateController(
             net,
             weights.optimizer,
@@ -106,20 +151,28 @@ def fit(
             total_steps=batches.steps * epochs,
             warmup=warmup,
             until=until,
-            loss=loss,
+            averages=averages,
+            loss=minimised,
             scaler=weights.scaler,
             seed=seed,
         )
         taught = Teacher.begin(net, teacher, distillation, distillation_weight, place)
-        run = TrainingRun(controller, weights, batches, loss, taught, section_differences=section_differences)
+        run = TrainingRun(
+            *(controller, weights, batches, minimised, taught),
+            section_differences=section_differences,
+            metrics=metrics,
+        )
         with nullcontext() if taught is None else in_eval(taught.module):
-            _train(run, epochs, seed, checkpoint_dir, log_dir, resume=resume, progress=progress)
+            _train(run, epochs, seed, checkpoint_dir, log_dir, callbacks, resume=resume, progress=progress)
     return run.history
 
 
 def _check(batches: Batches, epochs: int, checkpoint_dir: PathLike | None, resume: bool) -> None:
-    if epochs < 1 or not batches.steps:
-        raise InputError("fit() needs epochs ≥ 1 and a training loader that has a length > 0")
+    if epochs < 1 or batches.accumulate < 1 or not batches.batches:
+        raise InputError(
+            "fit() needs epochs ≥ 1, accumulate ≥ 1 and a training loader that has a length > 0",
+            remedy="of a loader without a length say steps_per_epoch=",
+        )
     if resume and checkpoint_dir is None:
         raise InputError("resume=True, and no checkpoints to go on from", remedy="give checkpoint_dir= too")
 
@@ -130,6 +183,7 @@ def _train(
     seed: int,
     checkpoint_dir: PathLike | None,
     log_dir: PathLike | None,
+    callbacks: Sequence[Callback],
     *,
     resume: bool,
     progress: bool,
@@ -146,10 +200,14 @@ def _train(
     bar = Progress(steps * epochs, done * steps, enabled=progress and is_main())
     with TensorBoard(log_dir if is_main() else None) as logs, bar:
         for epoch in range(done, epochs):
-            logs.write(run.epoch(epoch, bar))
-            run.weights.after_epoch()
+            record = run.epoch(epoch, bar)
+            logs.write(record)
+            run.weights.after_epoch(record.train_loss if record.val_loss is None else record.val_loss)
             if checkpoints is not None:
                 _save(run, state, checkpoints)
+            if any([callback(record, run.net) for callback in callbacks]):
+                break
+    run.finish()
     run.net.eval()
 
 

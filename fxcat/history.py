@@ -16,6 +16,7 @@ class EpochRecord:
     """One epoch. Losses are means per example, accuracies and cost fractions lie in [0, 1].
 
     `distillation_loss`: the training loss against the teacher, of which `train_loss` has nothing; None without one.
+    `metrics`: means over the examples that were validated, of what `fit` was asked for.
     `open_sections`: how many sections are open. `open_units`: how many units every group of the start network has left
     (0: it has gone with a section), and 1 or 0 for every section, by their names in the start network.
     """
@@ -33,6 +34,7 @@ class EpochRecord:
     open_units: dict[str, int]
     open_sections: int = 0
     distillation_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(slots=True)

@@ -8,6 +8,20 @@ from contextlib import contextmanager
 from torch import nn
 
 
+class Frozen:
+    """The modules that are in `eval()` in a network that is not: they stay so when it is trained."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+        self._modules = [m for m in root.modules() if not m.training] if root.training else []
+
+    def train(self) -> None:
+        """The network in `train()`, but for these."""
+        self._root.train()
+        for module in self._modules:
+            module.training = False
+
+
 @contextmanager
 def in_eval(root: nn.Module) -> Generator[None, None, None]:
     """A module in `eval()` for a block; afterwards every module in it is in the mode that it was in."""

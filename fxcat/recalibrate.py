@@ -8,35 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from fxcat.batches import call
 from fxcat.gated import GatedModule
 
 
-def recalibrate(net: GatedModule, batches: Iterable[torch.Tensor]) -> None:
+def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
     """Replace all BatchNorm statistics by averages over `batches`, with every gate open or closed as in `eval()`.
+
+    For loops of your own: before a validation while gates are trained, and when the network has become smaller.
+    `batches`: inputs, on the device of the network: a tensor each, or a tuple or dict of arguments of `forward`.
+    Norms that are in `eval()` keep theirs.
 
     Layers that write BatchNorm out may have their momentum in the captured graph, so it is not changed: statistics that
     start at zero say what a batch adds to them.
     """
-    norms = [m for m in _norms(net) if m.track_running_stats and m.training]
+    in_training = net.training
+    norms = [m for m in _norms(net) if m.track_running_stats and (m.training or not in_training)]
     inputs = list(batches)
     if not norms or not inputs:
         return
     before = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
     sums, counts = [torch.zeros_like(_statistics(m)) for m in norms], [0] * len(norms)
-    was_training, values = net.training, net.gate_vector.values
+    modes, values = [(m, m.training) for m in net.modules()], net.gate_vector.values
     net.gate_vector.values = "hard"
     try:
-        net.train()
+        if not in_training:
+            net.train()
         with torch.no_grad():
             for batch in inputs:
                 for norm in norms:
                     for buffer in norm.buffers(recurse=False):
                         buffer.zero_()
-                net(batch)
+                call(net, net, batch)
                 for i, norm in enumerate(norms):
                     found = _statistics(norm)
                     if bool(found[1].any()):  # the pass used it
@@ -50,7 +58,8 @@ def recalibrate(net: GatedModule, batches: Iterable[torch.Tensor]) -> None:
                 norm.get_buffer("running_mean").copy_(total[0] / count)
                 norm.get_buffer("running_var").copy_(total[1] / count)
         net.gate_vector.values = values
-        net.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _statistics(norm: _BatchNorm) -> torch.Tensor:
@@ -69,7 +78,7 @@ def _norms(net: GatedModule) -> list[_BatchNorm]:
 
 
 @contextmanager
-def recalibrated(net: GatedModule, batches: Iterable[torch.Tensor]) -> Generator[None, None, None]:
+def recalibrated(net: GatedModule, batches: Iterable[Any]) -> Generator[None, None, None]:
     """Recalibrated statistics for the duration of a block; afterwards the old ones are back."""
     norms = _norms(net)
     saved = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]

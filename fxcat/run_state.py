@@ -61,6 +61,7 @@ class RunState:
             "optimizer": optimizer_state(self.weights.optimizer, net.network),
             "scheduler": None if self.weights.scheduler is None else self.weights.scheduler.state_dict(),
             "scaler": self.weights.scaler.state_dict(),
+            "averages": [tensors_of(a) for a in self.weights.averages],
             "processes": from_everyone(own),
             "history": {"epochs": [asdict(e) for e in self.history.epochs], "shrunk_at": self.history.shrunk_at},
         }
@@ -86,6 +87,8 @@ class RunState:
         set_optimizer_state(optimizer, net.network, state["optimizer"])
         if self.weights.scheduler is not None:
             self.weights.scheduler.load_state_dict(state["scheduler"])
+        for average, tensors in zip(self.weights.averages, state["averages"], strict=True):
+            put_tensors(average, tensors)
         if state["scaler"]:
             self.weights.scaler.load_state_dict(state["scaler"])
         for name, loader in self.loaders.items():

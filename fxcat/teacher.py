@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcat.batches import call
 from fxcat.contents import tensors_of
 from fxcat.distillation import distillation_loss
 from fxcat.distributed import from_everyone, from_main
@@ -82,10 +83,10 @@ class Teacher:
         digest = checksum({name: t.cpu().contiguous() for name, t in tensors_of(module).items()}, {})
         return cls(module, loss, weight, f"{type(module).__name__} {digest[:SHOWN]}")
 
-    def output(self, inputs: Any) -> Any:
-        """What the teacher makes of a batch; without a history, so that none of its weights gets a gradient."""
+    def output(self, net: GatedModule, inputs: Any) -> Any:
+        """What the teacher makes of inputs; without a history, so that none of its weights gets a gradient."""
         with torch.no_grad():
-            return self.module(inputs)
+            return call(self.module, net, inputs)
 
     def mixed(self, task: torch.Tensor, distillation: torch.Tensor) -> torch.Tensor:
         """What is minimised."""

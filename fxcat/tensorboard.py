@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fxcat.errors import InputError, StorageError
 from fxcat.history import EpochRecord
+
+_log = logging.getLogger(__name__)
 
 
 class TensorBoard:
@@ -47,16 +51,21 @@ class TensorBoard:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):
+                self._writer.close()
 
     def write(self, record: EpochRecord) -> None:
         """Add the scalars of one epoch."""
         if self._writer is None:
             return
-        for name, value in _scalars(record).items():
-            if value is not None:
-                self._writer.add_scalar(name, value, record.epoch + 1)
-        self._writer.flush()
+        try:
+            for name, value in _scalars(record).items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, record.epoch + 1)
+            self._writer.flush()
+        except OSError as error:  # a full disk must not end the training
+            _log.warning("TensorBoard logs end here: %s", error)
+            self._writer = None
 
 
 def _scalars(record: EpochRecord) -> dict[str, float | None]:
@@ -71,5 +80,6 @@ def _scalars(record: EpochRecord) -> dict[str, float | None]:
         "gates/undecided": record.undecided,
         "gates/open sections": record.open_sections,
         "learning_rate": record.learning_rate,
+        **{f"metrics/{name}": value for name, value in record.metrics.items()},
         **{f"live_units/{name}": count for name, count in record.open_units.items()},
     }

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fxcat.batches import Batch, Unpack, call, moved, read_batch
 from fxcat.controller import GateController
 from fxcat.distributed import check_loader_is_split, from_main, parallel, set_epoch, sum_over_processes
-from fxcat.errors import TrainingError
+from fxcat.errors import InputError, TrainingError
 from fxcat.held_out import HeldOut
 from fxcat.history import EpochRecord, History
-from fxcat.losses import count_correct
+from fxcat.losses import Loss, checked, count_correct
+from fxcat.modes import Frozen
 from fxcat.progress import Progress
 from fxcat.recalibrate import recalibrate, recalibrated
 from fxcat.teacher import Teacher
 from fxcat.weight_training import WeightTraining
 
-Loss = Callable[[Any, Any], torch.Tensor]
+Metric = Callable[[Any, Any], Any]
 CALIBRATION_BATCHES = 16
 
 
@@ -69,16 +72,24 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Data loaders; `held_out`: for `policy="ratio"`, without it some of the training batches serve."""
+    """Data loaders; `held_out`: for `policy="ratio"`, without it some of the training batches serve. `unpack`: makes
+    pairs of inputs and targets of what they yield. `accumulate`: training batches per step of the weights."""
 
     train: Iterable[Any]
     validation: Iterable[Any] | None = None
     held_out: Iterable[Any] | None = None
+    unpack: Unpack | None = None
+    accumulate: int = 1
+
+    @property
+    def batches(self) -> int:
+        """Training batches per epoch; 0 if the loader does not say."""
+        return len(self.train) if isinstance(self.train, Sized) else 0
 
     @property
     def steps(self) -> int:
-        """Training batches per epoch; 0 if the loader does not say."""
-        return len(self.train) if isinstance(self.train, Sized) else 0
+        """Steps of the weights per epoch."""
+        return math.ceil(self.batches / self.accumulate)
 
     def check_split(self) -> None:
         """Raise `InputError` if the processes would not train on equal shares of the data."""
@@ -93,7 +104,7 @@ class Batches:
 
 
 class TrainingRun:
-    """State of one call of `fit`. `section_differences`: as there."""
+    """State of one call of `fit`. `section_differences`, `metrics`: as there."""
 
     def __init__(
         self,
@@ -103,78 +114,91 @@ class TrainingRun:
         loss: Loss,
         teacher: Teacher | None,
         *,
-        section_differences: bool,
+        section_differences: bool = False,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         self.net, self.controller, self.weights = controller.net, controller, weights
         self.batches, self.loss, self.teacher = batches, loss, teacher
         self.device, self.section_differences = weights.device, section_differences
         self.history = History()
-        self.recent: deque[torch.Tensor] = deque(maxlen=CALIBRATION_BATCHES)
+        self.recent: deque[Any] = deque(maxlen=CALIBRATION_BATCHES)
+        self.metrics = dict(metrics or {})
+        self._frozen = Frozen(self.net)
         self._model = parallel(self.net)
 
     def restored(self, recent: Iterable[Any]) -> None:
         """Go on after network and controller have taken over a stored state; `recent`: inputs seen before."""
-        self.recent.extend(move(inputs, self.device) for inputs in recent)
+        self.recent.extend(moved(inputs, self.device) for inputs in recent)
         self._model = parallel(self.net)
 
     def epoch(self, epoch: int, bar: Progress) -> EpochRecord:
         """Train for one epoch, and validate."""
         batches = self.batches
-        self.net.train()
+        self._frozen.train()
         set_epoch(batches.train, epoch)
         held_out = None if batches.held_out is None else HeldOut(batches.held_out)
         totals = Totals()
-        for step, (inputs, targets) in enumerate(batches.train):
-            inputs, targets = move(inputs, self.device), move(targets, self.device)
+        for step, group in enumerate(grouped(batches.train, batches.accumulate, batches.batches)):
+            read = [read_batch(found, self.net, batches.unpack).to(self.device) for found in group]
             if self.controller.wants_held_out and held_out is None:
-                self._follow(self.controller.step(held_out=(inputs, targets)), epoch)
+                self._follow(self.controller.step(held_out=(read[0].inputs, read[0].targets)), epoch)
             else:
-                taught = self._taught(inputs)
-                value, correct, distillation = self._train(inputs, targets, taught, epoch, step)
-                totals.add(value, correct, len(inputs), distillation)
-                closure = self._closure(inputs, targets, taught) if self.section_differences else None
+                taught = [self._taught(batch) for batch in read]
+                for batch, its in zip(read, taught, strict=True):
+                    self._backward(batch, its, len(read), totals, f"epoch {epoch}, step {step}")
+                self.weights.step(self.net)
+                closure = self._closure(read[-1], taught[-1]) if self.section_differences else None
                 extra = held_out.next() if held_out is not None and self.controller.wants_held_out else None
                 self._follow(self.controller.step(closure=closure, held_out=extra), epoch)
             self.weights.after_step()
             bar.update(epoch, totals.mean_loss, totals.accuracy, self._expected(), self.controller.undecided)
-        return self._recorded(epoch, totals.joined(self.device), self._validate(batches.validation), bar)
+        training = totals.joined(self.device)
+        return self._recorded(epoch, training, *self._validate(batches.validation), bar)
 
-    def _taught(self, inputs: Any) -> Any:
+    def finish(self) -> None:
+        """End the gated phase if the run has ended before it."""
+        self._follow(self.controller.finish(), len(self.history.epochs) - 1)
+
+    def _taught(self, batch: Batch) -> Any:
         """What the teacher makes of a batch; None without one."""
         if self.teacher is None:
             return None
         with self.weights.cast():
-            return self.teacher.output(inputs)
+            return self.teacher.output(self.net, batch.inputs)
 
-    def _train(self, inputs: Any, targets: Any, taught: Any, epoch: int, step: int) -> tuple[float, int | None, float]:
-        """One step of the weights: the loss before it, how many are right, and the loss against the teacher."""
-        with self.weights.cast():
-            output = self._model(inputs)
-            losses = self._losses(output, targets, taught)
+    def _backward(self, batch: Batch, taught: Any, parts: int, totals: Totals, where: str) -> None:
+        """Add the gradients of a batch, one of several parts of a step, and note its losses."""
+        with torch.enable_grad(), self.weights.cast():
+            output = call(self._model, self.net, batch.inputs)
+            losses = self._losses(output, batch.targets, taught)
         values = [loss.item() for loss in losses]
         for value, by in zip(values, ("loss", "distillation"), strict=False):
             if not math.isfinite(value):
                 raise TrainingError(
                     f"the loss is {value}" + (" against the teacher" if by == "distillation" else ""),
-                    where=f"epoch {epoch}, step {step}; the weights are those before this step",
+                    where=f"{where}; the weights are those before this step",
                     remedy="lower the learning rate or check the data; the last checkpoint, if any, is intact",
                 )
-        self.weights.step(self._objective(losses))
-        self.recent.append(inputs)
-        return values[0], count_correct(output, targets), sum(values[1:])
+        objective = self._objective(losses)
+        if not objective.requires_grad:
+            raise InputError("loss= returned a number that no weight depends on", remedy="do not detach it")
+        self.weights.backward(objective / parts if parts > 1 else objective)
+        self.recent.append(batch.inputs)
+        totals.add(values[0], count_correct(output, batch.targets), batch.size, sum(values[1:]))
 
     def _losses(self, output: Any, targets: Any, taught: Any) -> list[torch.Tensor]:
         """The task's loss, and with a teacher that against it."""
-        losses = [self.loss(output, targets)]
-        return losses if self.teacher is None else [*losses, self.teacher.loss(output, taught)]
+        losses = [checked(self.loss(output, targets))]
+        return losses if self.teacher is None else [*losses, checked(self.teacher.loss(output, taught))]
 
     def _objective(self, losses: list[torch.Tensor]) -> torch.Tensor:
         return losses[0] if self.teacher is None else self.teacher.mixed(losses[0], losses[1])
 
-    def _closure(self, inputs: Any, targets: Any, taught: Any) -> Callable[[], torch.Tensor]:
+    def _closure(self, batch: Batch, taught: Any) -> Callable[[], torch.Tensor]:
         def loss() -> torch.Tensor:
             with self.weights.cast():
-                return self._objective(self._losses(self.net(inputs), targets, taught))
+                output = call(self.net, self.net, batch.inputs)
+                return self._objective(self._losses(output, batch.targets, taught))
 
         return loss
 
@@ -187,22 +211,33 @@ class TrainingRun:
             recalibrate(self.net, self.recent)
             self.history.shrunk_at = epoch
 
-    def _validate(self, loader: Iterable[Any] | None) -> Totals | None:
+    def _validate(self, loader: Iterable[Any] | None) -> tuple[Totals | None, dict[str, float]]:
         from_main(*self.net.buffers())  # statistics of normalisations are each process's own
         if loader is None:
-            return None
+            return None, {}
         gated = self.controller.phase == "gated"
         with recalibrated(self.net, self.recent) if gated else nullcontext():
             self.net.eval()
-            totals = Totals()
+            totals, sums = Totals(), dict.fromkeys(self.metrics, 0.0)
             with torch.no_grad(), self.weights.cast():
-                for inputs, targets in loader:
-                    output, targets = self.net(move(inputs, self.device)), move(targets, self.device)
-                    totals.add(self.loss(output, targets).item(), count_correct(output, targets), len(inputs))
-            self.net.train()
-        return totals.joined(self.device)
+                for found in loader:
+                    batch = read_batch(found, self.net, self.batches.unpack).to(self.device)
+                    output = call(self.net, self.net, batch.inputs)
+                    loss = checked(self.loss(output, batch.targets)).item()
+                    totals.add(loss, count_correct(output, batch.targets), batch.size)
+                    for name, metric in self.metrics.items():
+                        sums[name] += float(metric(output, batch.targets)) * batch.size
+            self._frozen.train()
+        values = torch.tensor([*sums.values()], dtype=torch.float64, device=self.device)
+        joined = totals.joined(self.device)
+        if not joined.examples:
+            raise InputError("val_loader yields nothing", remedy="give a loader with batches, or none")
+        means = (sum_over_processes(values) / joined.examples).tolist()
+        return joined, dict(zip(sums, means, strict=True))
 
-    def _recorded(self, epoch: int, training: Totals, validation: Totals | None, bar: Progress) -> EpochRecord:
+    def _recorded(
+        self, epoch: int, training: Totals, validation: Totals | None, metrics: dict[str, float], bar: Progress
+    ) -> EpochRecord:
         (macs, params), live = self._expected(), self.net.live_units()
         record = EpochRecord(
             epoch,
@@ -218,6 +253,7 @@ class TrainingRun:
             live,
             sum(live[s.name] for s in self.net.start_structure.sections),
             None if self.teacher is None else training.mean_distillation,
+            metrics,
         )
         self.history.epochs.append(record)
         bar.finished(record)
@@ -237,6 +273,8 @@ def needs_recent(controller: GateController, steps: int) -> bool:
     return steps < CALIBRATION_BATCHES or controller.ends_within(CALIBRATION_BATCHES - 1)
 
 
-def move(value: Any, device: torch.device) -> Any:
-    """A tensor on the device; anything else as it is."""
-    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+def grouped(loader: Iterable[Any], size: int, count: int) -> Iterator[list[Any]]:
+    """What a loader yields, at most `count`, in lists of so many; the last one may be shorter."""
+    rest = itertools.islice(loader, count)
+    while group := list(itertools.islice(rest, size)):
+        yield group

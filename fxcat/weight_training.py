@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +27,12 @@ class WeightTraining:
     device: torch.device
     autocast: torch.dtype | None
     scaler: torch.amp.GradScaler
+    per_step: bool = False
+    """The scheduler is stepped per step."""
+    clip_norm: float | None = None
+    """Highest norm of all weights' gradients together."""
+    averages: tuple[Any, ...] = ()
+    """Averaged copies of the network, that take in its weights after every step."""
 
     @classmethod
     def begin(
@@ -37,6 +44,10 @@ class WeightTraining:
         scheduler: Scheduler | None,
         lr: float,
         autocast: torch.dtype | None,
+        *,
+        schedule_per: Literal["epoch", "step"] = "epoch",
+        clip_norm: float | None = None,
+        averages: Sequence[Any] = (),
     ) -> WeightTraining:
         """Move the network to the device; without an optimizer make the default of `fit`, for so many steps.
 
@@ -48,29 +59,43 @@ class WeightTraining:
         is_default = optimizer is None
         if optimizer is None:
             optimizer = torch.optim.SGD(net.weight_parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.1)
+            warm_up = min(0.5, max(0.1, 2 / (steps + 1)))  # two steps at least
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warm_up)
         scaler = torch.amp.GradScaler(device.type, enabled=autocast is torch.float16)
-        return cls(optimizer, scheduler, is_default, device, autocast, scaler)
+        per_step = is_default or schedule_per == "step"
+        return cls(optimizer, scheduler, is_default, device, autocast, scaler, per_step, clip_norm, tuple(averages))
 
     def cast(self) -> torch.autocast:
         """Context of forward passes."""
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
-    def step(self, loss: torch.Tensor) -> None:
-        """One step of the weights down the gradient of the loss."""
-        self.optimizer.zero_grad()
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss's gradients to those of the weights."""
         self.scaler.scale(loss).backward()
+
+    def step(self, net: GatedModule) -> None:
+        """One step of the weights down their gradients, which are cleared."""
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(net.weight_parameters(), self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.optimizer.zero_grad()
+        for average in self.averages:
+            average.update_parameters(net)
 
     def after_step(self) -> None:
         """Follow the schedule, also where the weights have not been trained in a step."""
-        if self.scheduler is not None and self.is_default:
+        if self.scheduler is not None and self.per_step:
             self.scheduler.step()
 
-    def after_epoch(self) -> None:
-        """Follow the schedule."""
-        if self.scheduler is not None and not self.is_default:
+    def after_epoch(self, loss: float) -> None:
+        """Follow the schedule; `loss`: what one that waits for a plateau looks at."""
+        if self.scheduler is None or self.per_step:
+            return
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(loss)
+        else:
             self.scheduler.step()
 
     def settings(self) -> dict[str, Any]:
@@ -81,4 +106,6 @@ class WeightTraining:
             "scheduler": type(self.scheduler).__name__ if named and self.scheduler is not None else None,
             "lr": None if named else self.optimizer.defaults["lr"],
             "autocast": None if self.autocast is None else str(self.autocast),
+            "clip_norm": self.clip_norm,
+            "averages": len(self.averages),
         }

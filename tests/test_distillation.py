@@ -165,7 +165,7 @@ def test_true_is_the_network_as_it_was_given(trained: nn.Module) -> None:
         for parameter in net.weight_parameters():
             parameter.zero_()
         with in_eval(teacher.module):
-            found = teacher.output(images)
+            found = teacher.output(net, images)
     torch.testing.assert_close(found, before)
     assert not found.requires_grad and not any(p.requires_grad for p in teacher.module.parameters())
 
