@@ -22,7 +22,7 @@ from fxcat.carry import average_net, shrink_all
 from fxcat.ddp import check_same_weights
 from fxcat.decisions import DEAD
 from fxcat.distributed import from_main, is_same_everywhere
-from fxcat.errors import InputError, TrainingError
+from fxcat.errors import FxcatError, InputError, TrainingError
 from fxcat.following import Led
 from fxcat.fractions import cost_fractions, target_fractions
 from fxcat.gated import GatedModule
@@ -302,7 +302,13 @@ class GateController:
         from_main(setting)
         with torch.no_grad():
             vector.theta.copy_(setting)
-        self.shrink(setting)
+        # before what wraps the network is prepared for the parameters that are left
+        vector.theta.requires_grad_(False)
+        try:
+            self.shrink(setting)
+        except FxcatError:
+            vector.theta.requires_grad_(True)
+            raise
         self._settle(vector.hard())
 
     def _settle(self, setting: torch.Tensor) -> None:

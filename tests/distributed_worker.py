@@ -63,7 +63,6 @@ def own_loop(folder: Path, *, dies: bool) -> None:
         optimizer.step()
         if controller.step():
             shrinks += 1
-            model = DistributedDataParallel(net)
     state = {"weights": dict(net.network.named_parameters()), "numbers": net.gate_vector.numbers, "shrinks": shrinks}
     torch.save(state, folder / f"{processes}-{rank}.pt")
 
