@@ -16,6 +16,7 @@ import networkx as nx
 import torch
 from torch import fx
 
+from fxcat.passes.arguments import arguments
 from fxcat.passes.effects import NO_GRAD, changed_later, effects, without_result
 from fxcat.passes.guards import asked_sizes
 from fxcat.passes.rules.boundary import region_input, region_output
@@ -66,17 +67,42 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
-    """What does not depend on the input, neither on its values nor on how many examples it has."""
+    """What does not depend on how many examples the input has: neither on its values nor on that size, or on values
+    of all examples together."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
-        sizes = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), int | float | torch.Size)]
-        batch = any(axis in (0, None) for size in sizes for _, axis in asked_sizes(size))
+        facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), _FACTS)]
+        batch = any(axis in (0, None) for fact in facts for _, axis in asked_sizes(fact))
         if node.op == "get_attr" or (
-            made and not batch and all(i in found for i in node.all_input_nodes if i not in sizes)
+            made and not batch and all(i in found for i in node.all_input_nodes if i not in facts)
         ):
             found.add(node)
+        elif made and _joins_examples(node):
+            found.add(node)
     return found
+
+
+_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
+"""What is asked about a value, and is no part of it."""
+
+
+def _joins_examples(node: fx.Node) -> bool:
+    """Whether an op leaves one entry of the batch, or reduces it to one."""
+    if node.target is operator.getitem:
+        index = node.args[1]
+        entries = index if isinstance(index, tuple) else (index,)
+        first = next(iter(entries), None)
+        return isinstance(first, slice) and isinstance(first.stop, int) and isinstance(node.meta["value"], torch.Tensor)
+    if getattr(node.target, "__name__", node.target) not in _REDUCTIONS:
+        return False
+    axes = arguments(node, "input", "dim").get("dim")
+    given = node.all_input_nodes[0].meta["value"] if node.all_input_nodes else None
+    dims = given.dim() if isinstance(given, torch.Tensor) else 0
+    return bool(dims) and any(a % dims == 0 for a in (axes if isinstance(axes, tuple | list) else (axes,)) if isinstance(a, int))
+
+
+_REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "median", "prod", "logsumexp")
 
 
 def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:

@@ -26,6 +26,7 @@ from fxcat.passes.arguments import thaw
 from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
+from fxcat.passes.mode_watch import Modes
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -43,9 +44,10 @@ from fxcat.passes.stand_ins import stand_ins
 class ExampleTracer(fx.Tracer):
     """Trace `root` with the given example inputs; every node's example value is computed on the meta device."""
 
-    def __init__(self, device: torch.device) -> None:
-        """`device`: where the model and its inputs are."""
+    def __init__(self, device: torch.device, modes: Modes) -> None:
+        """`device`: where the model and its inputs are; `modes`: of its modules."""
         super().__init__(param_shapes_constant=False)
+        self._modes = modes
         self.device = device
         self.proxy_buffer_attributes = True
         self.guards: list[Guard] = []
@@ -204,7 +206,9 @@ class ExampleTracer(fx.Tracer):
         outer, self._path = self._path, self.path_of_module(m)
         instead = find_decomposition(m)
         result = NotImplemented if instead is None else instead(m, *args, **kwargs)
-        if instead is None and not is_leaf(m):
+        if is_leaf(m) and self._modes.use(m):
+            result = forward(*args, **kwargs)
+        elif instead is None and not is_leaf(m):
             result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)

@@ -58,7 +58,33 @@ def _running_mean(net: _Net, x: torch.Tensor) -> torch.Tensor:
     return (y - net.ema.view(1, -1, 1, 1)).relu()
 
 
-BLOCKS = (_unread_norm, _unread_layers, _norm_of_inference, _norm_of_each_mode, _running_mean)
+def _frozen_in_forward(net: _Net, x: torch.Tensor) -> torch.Tensor:
+    net.other.eval()
+    net.drop.training = False
+    return net.drop(net.other(net.conv(x))).relu()
+
+
+def _frozen_in_training(net: _Net, x: torch.Tensor) -> torch.Tensor:
+    if net.training:
+        for module in net.modules():
+            if module is net.other:
+                module.eval()
+    return net.other(net.conv(x)).relu()
+
+
+def _frozen_once(net: _Net, x: torch.Tensor) -> torch.Tensor:
+    """A pass that leaves no statistics behind."""
+    mode = net.other.training
+    net.other.eval()
+    before = net.other(x)
+    net.other.train(mode)
+    return net.conv(net.other(x) - before).relu()
+
+
+BLOCKS = (
+    *(_unread_norm, _unread_layers, _norm_of_inference, _norm_of_each_mode, _running_mean),
+    *(_frozen_in_forward, _frozen_in_training, _frozen_once),
+)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -88,3 +114,37 @@ def test_open_gates_train_as_the_model(block: Callable[[nn.Module, torch.Tensor]
     small = fxcat.finalize(net)
     assert difference(small(x), net(x)) <= DOUBLE_TOLERANCE
     assert net.hard_cost().params == sum(p.numel() for p in small.parameters())
+
+
+def test_dropout_that_is_always_on() -> None:
+    class Net(_Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.drop.train()
+            return self.head(self.drop(self.conv(self.stem(x)).relu()))
+
+    model, x = Net(_unread_norm).eval(), torch.randn(2, 3, 4, 4)
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    random_gates(net, 1)
+    small = fxcat.finalize(net)
+    results: list[torch.Tensor] = []
+    for each in (model, net, small):
+        with fixed_seed(0):
+            results.append(each(x))
+    assert not torch.equal(results[0], model(x))
+    gates = net.gate_vector.theta.detach().clone()
+    net.gate_vector.theta.data.fill_(1.0)
+    with fixed_seed(0):
+        torch.testing.assert_close(net(x), results[0])
+    assert gates.min() < 0.5
+    assert results[2].shape == results[1].shape
+
+
+def test_a_mode_that_is_of_the_next_pass_is_refused() -> None:
+    class Net(_Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.other(self.stem(x))
+            self.other.eval()
+            return self.head(self.conv(y).relu())
+
+    with pytest.raises(fxcat.FxcatError, match="in one mode"):
+        fxcat.prepare(Net(_unread_norm), torch.randn(1, 3, 4, 4), verbose=False)
