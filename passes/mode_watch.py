@@ -40,7 +40,7 @@ class Modes:
     def begin(self, training: bool) -> None:
         """Put the twin into a mode, before it is traced."""
         self.tracer = None
-        if any(_sets_mode(type(m)) for m in self._modules):
+        if any(sets_mode(type(m)) for m in self._modules):
             self._modules[0].train(training)
         else:
             for module in self._modules:
@@ -93,6 +93,6 @@ class Modes:
         return type(cls.__name__, (cls,), members)
 
 
-def _sets_mode(cls: type[nn.Module]) -> bool:
+def sets_mode(cls: type[nn.Module]) -> bool:
     """Whether a class has a say in the modes of its modules."""
     return cls.train is not nn.Module.train

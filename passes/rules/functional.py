@@ -183,7 +183,9 @@ class ConvFunction(_Weighted):
         if outer is not None:
             flow.freeze((outer, out), node, "units along an axis that the convolution runs over")
         unite_bias(flow, node, out, bias)
-        terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
+        terms = None  # groups with computed weights may be those of the examples of a batch
+        if sizes.groups == 1 or isinstance(flow.values[weight], Grid) or self.binds(node):
+            terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
 
@@ -236,7 +238,8 @@ class ConvTransposeFunction(_Weighted):
         unite_bias(flow, node, out, given.get("bias"))
         source = flow.one(node.all_input_nodes[0])
         positions = source.numel() // (groups * width_in) * math.prod(weight.meta["value"].shape[2:])
-        terms = (Term(positions * cost[1], cost[0].factors),)
+        by_batch = groups > 1 and flow.values[weight] is not None and not isinstance(flow.values[weight], Grid)
+        terms = None if by_batch else (Term(positions * cost[1], cost[0].factors),)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
 
