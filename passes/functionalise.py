@@ -38,7 +38,7 @@ def functionalise(graph: fx.Graph) -> None:
     order = {n: i for i, n in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.target is operator.setitem:
-            _scatter(graph, node, order)
+            _assign(graph, node, order)
         elif is_inplace(node) and isinstance(node.args[0], fx.Node):
             _read_result(node, node.args[0], order)
 
@@ -46,12 +46,7 @@ def functionalise(graph: fx.Graph) -> None:
 def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> None:
     """What comes after an in-place op reads its result; where nobody sees the change of anything else, it is none."""
     base = changed_part_of(node)
-    if NO_GRAD in node.meta and (base is None or base.op != "get_attr") and NO_GRAD not in changed.meta:
-        raise CaptureError(
-            "a value is changed in place under torch.no_grad()",
-            where=f"module {node.meta.get('path') or '(root)'!r}",
-            remedy="use an op that makes a new value",
-        )
+    _check_gradients(node, changed, base)
     _redirect(changed, node, order, order[node])
     if base is not None and base.op == "get_attr":
         _detach_what_enters(node, base)
@@ -63,6 +58,16 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
     keeps_type = base is None and node.target in INPLACE_OPERATORS and len(kinds) == 1
     if unseen or keeps_type:
         make_plain(node)
+
+
+def _check_gradients(node: fx.Node, changed: fx.Node, base: fx.Node | None) -> None:
+    """Gradients of what is changed without them are those of the value before."""
+    if NO_GRAD in node.meta and (base is None or base.op != "get_attr") and NO_GRAD not in changed.meta:
+        raise CaptureError(
+            "a value is changed in place under torch.no_grad()",
+            where=f"module {node.meta.get('path') or '(root)'!r}",
+            remedy="use an op that makes a new value",
+        )
 
 
 def _make_private(node: fx.Node) -> None:
@@ -130,6 +135,18 @@ def _is_read(value: fx.Node, order: Mapping[fx.Node, int], after: int) -> bool:
     """Whether a value, or a view of it, is read after some place; its sizes do not count."""
     later = any(order.get(u, after) > after and not isinstance(u.meta.get("value"), _FACTS) for u in value.users)
     return later or any(_is_read(view, order, after) for view in _views(value))
+
+
+def _assign(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Item assignment: to a part of a buffer as it is, of a value as another value where it has such a form."""
+    base, changed = changed_part_of(node), node.args[0]
+    if not isinstance(changed, fx.Node):
+        return
+    _check_gradients(node, changed, base)
+    if base is not None and base.op == "get_attr":
+        _detach_what_enters(node, base)
+    else:
+        _scatter(graph, node, order)
 
 
 def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:

@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxcat.errors import CaptureError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
+from fxcat.passes.kept_state import changed_state, check_next
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
 from fxcat.passes.proxy import Guard
@@ -57,12 +58,19 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
     modes = Modes(twin)
     before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
 
-    def trace(training: bool) -> _Phase:
-        found = _trace(twin, device, call, results, modes, training)
+    def take_back() -> None:
         for state, known in before:  # what this pass left there is of another graph than the next one
             kept = {n: v for n, v in state.items() if n not in known and n.startswith("_tensor_constant")}
             state.clear()
-            state.update(known | kept)
+            state.update({n: _shallow(v) for n, v in known.items()} | kept)
+
+    def trace(training: bool) -> _Phase:
+        found = _trace(twin, device, call, results, modes, training)
+        changed = changed_state(before)
+        take_back()
+        if changed:
+            check_next(found.graph, changed, lambda: _trace(twin, device, call, results, modes, training).graph)
+            take_back()
         return found
 
     found = [trace(False)]
