@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arguments import arguments
-from fxcat.passes.effects import NO_GRAD, changed_later, effects, without_result
+from fxcat.passes.effects import NO_GRAD, asserts, changed_later, effects, is_by_the_way, without_result
 from fxcat.passes.guards import asked_sizes
 from fxcat.passes.rules.boundary import region_input, region_output
 
@@ -127,6 +127,7 @@ class _Finder:
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
         self.changed = changed_later(graph.nodes)
+        self.by_the_way = [n for n in graph.nodes if is_by_the_way(n) and not asserts(n)]
 
     def at(self, join: fx.Node) -> Section | None:
         """The section whose branch a sum adds to its shortcut, if it is one."""
@@ -148,9 +149,17 @@ class _Finder:
             u in nodes or u in unread or (n is last and u is join) for n in nodes for u in n.users
         )
         crosses = any(n.target in (region_input, region_output) for n in nodes)
-        if not leaves_only_by_exit or crosses:
+        if not leaves_only_by_exit or crosses or self._changes_for_others(nodes):
             return None
         return Section("", join, entry, last, shortcut, frozenset(nodes))
+
+    def _changes_for_others(self, nodes: Container[fx.Node]) -> bool:
+        """Whether nodes change a buffer for a module that has more to compute: then they stay when the section goes."""
+        for node in self.by_the_way:
+            path = node.meta.get("path") or ""
+            if node in nodes and any(_within(n, path) for n in self.order if n.op.startswith("call") and n not in nodes):
+                return True
+        return False
 
     def _work(self, nodes: Iterable[fx.Node]) -> int:
         return sum(self.weight.get(n, 0) for n in nodes)
@@ -170,6 +179,10 @@ class _Finder:
             if any(u not in nodes and u not in self.unread for u in node.users):
                 nodes.discard(node)
         return nodes
+
+
+def _within(node: fx.Node, path: str) -> bool:
+    return not path or f"{node.meta.get('path') or ''}.".startswith(f"{path}.")
 
 
 def _named(sections: list[Section], weight: Mapping[fx.Node, int]) -> list[Section]:

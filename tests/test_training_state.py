@@ -148,3 +148,93 @@ def test_a_mode_that_is_of_the_next_pass_is_refused() -> None:
 
     with pytest.raises(fxcat.FxcatError, match="in one mode"):
         fxcat.prepare(Net(_unread_norm), torch.randn(1, 3, 4, 4), verbose=False)
+
+
+class _Codebook(_Net):
+    """A residual branch that is quantised, and moves the entries of the codebook that it uses."""
+
+    def __init__(self) -> None:
+        super().__init__(_unread_norm)
+        self.register_buffer("codes", torch.randn(5, 6))
+        self.enter = nn.Conv2d(6, 7, 1)
+        self.leave = nn.Conv2d(7, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.leave(self.enter(x).relu())
+        flat = y.permute(0, 2, 3, 1).reshape(-1, 6)
+        nearest = torch.cdist(flat, self.codes).argmin(1)
+        if self.training:
+            used = nn.functional.one_hot(nearest, 5).to(y.dtype)
+            self.codes.data.mul_(0.9).add_((used.t() @ flat).detach(), alpha=0.1)
+        q = self.codes[nearest].view(len(y), *y.shape[2:], 6).permute(0, 3, 1, 2)
+        return self.head(x + (y + (q - y).detach()))
+
+
+def test_costs_where_a_branch_changes_a_buffer() -> None:
+    net = fxcat.prepare(_Codebook().double(), torch.randn(1, 3, 4, 4, dtype=torch.float64), verbose=False).eval()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for seed in range(3):
+        random_gates(net, seed, sections=0.7)
+        small = fxcat.finalize(net)
+        assert net.hard_cost().params == sum(p.numel() for p in small.parameters())
+        assert difference(small(x), net(x)) <= DOUBLE_TOLERANCE
+
+
+class _Counting(_Net):
+    """Keeps a number or a flag, and goes on from it in the next pass."""
+
+    def __init__(self, count: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(_unread_norm)
+        self.count, self.steps, self.rate, self.begins, self.log = count, 0, 1.0, True, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.count(self, self.conv(self.stem(x))).relu())
+
+
+def _counts_only(net: _Counting, y: torch.Tensor) -> torch.Tensor:
+    net.steps += 1
+    net.rate *= 0.99
+    net.begins = False
+    net.log.append(0)
+    return y
+
+
+def _decides(net: _Counting, y: torch.Tensor) -> torch.Tensor:
+    if net.training:
+        net.steps += 1
+    return y * 2 if net.steps > 2 else y
+
+
+def _is_a_factor(net: _Counting, y: torch.Tensor) -> torch.Tensor:
+    net.rate = 0.9 * net.rate
+    return y * net.rate
+
+
+def _decays_to_a_bound(net: _Counting, y: torch.Tensor) -> torch.Tensor:
+    net.rate = max(0.1, net.rate * 0.9)
+    return y
+
+
+def _is_first(net: _Counting, y: torch.Tensor) -> torch.Tensor:
+    begins, net.begins = net.begins, False
+    return y * 0 if begins else y
+
+
+def _counts_a_list(net: _Counting, y: torch.Tensor) -> torch.Tensor:
+    net.log.append(1)
+    return y * len(net.log)
+
+
+def test_a_number_that_decides_nothing_is_no_matter() -> None:
+    model, x = _Counting(_counts_only), torch.randn(2, 3, 4, 4)
+    net = fxcat.prepare(model, x, verbose=False)
+    torch.testing.assert_close(net.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("count", [_decides, _is_a_factor, _decays_to_a_bound, _is_first, _counts_a_list])
+def test_numbers_that_decide_the_next_pass_are_refused(
+    count: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+) -> None:
+    with pytest.raises(fxcat.FxcatError, match="from one forward pass to the next"):
+        fxcat.prepare(_Counting(count), torch.randn(1, 3, 4, 4), verbose=False)
