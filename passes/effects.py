@@ -49,8 +49,14 @@ SAME = "same"
 """Key in the `meta` of a node that returns its input itself (`nn.Identity`, dropout in inference)."""
 
 
+NEW = "new"
+"""Key in the `meta` of a node whose value has memory of its own, though its example value is that of another node."""
+
+
 def is_view(node: fx.Node) -> bool:
     """Whether the values of a node are in the memory of its input's; those of `reshape` are where that is possible."""
+    if NEW in node.meta:
+        return False
     if SAME in node.meta:
         return not is_inplace(node)
     if not may_be_view(node):

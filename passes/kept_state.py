@@ -43,7 +43,9 @@ def changed_state(states: Sequence[tuple[State, State]]) -> list[tuple[State, st
     found: list[tuple[State, str, Any]] = []
     for now, before in states:
         names = [n for n, v in before.items() if n != "training" and n in now and _differs(v, now[n])]
-        if names and not any(isinstance(v, fx.Proxy) for n in now for v in leaves(now[n]) if now[n] is not before.get(n)):
+        if names and not any(
+            isinstance(v, fx.Proxy) for n in now for v in leaves(now[n]) if now[n] is not before.get(n)
+        ):
             found += [(now, n, now[n]) for n in names]
     return found
 

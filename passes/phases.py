@@ -99,9 +99,7 @@ class _Phase:
     pattern: Any
 
 
-def _trace(
-    twin: nn.Module, device: torch.device, call: Call, results: Results, modes: Modes, training: bool
-) -> _Phase:
+def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, modes: Modes, training: bool) -> _Phase:
     """Trace a copy in one mode. It is one that nobody traced before: models that cache tensors break when traced
     twice."""
     pattern: Any = None

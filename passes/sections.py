@@ -74,11 +74,8 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
         facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), _FACTS)]
         batch = any(axis in (0, None) for fact in facts for _, axis in asked_sizes(fact))
-        if node.op == "get_attr" or (
-            made and not batch and all(i in found for i in node.all_input_nodes if i not in facts)
-        ):
-            found.add(node)
-        elif made and _joins_examples(node):
+        same = not batch and all(i in found for i in node.all_input_nodes if i not in facts)
+        if node.op == "get_attr" or (made and (same or _joins_examples(node))):
             found.add(node)
     return found
 
@@ -99,7 +96,9 @@ def _joins_examples(node: fx.Node) -> bool:
     axes = arguments(node, "input", "dim").get("dim")
     given = node.all_input_nodes[0].meta["value"] if node.all_input_nodes else None
     dims = given.dim() if isinstance(given, torch.Tensor) else 0
-    return bool(dims) and any(a % dims == 0 for a in (axes if isinstance(axes, tuple | list) else (axes,)) if isinstance(a, int))
+    return bool(dims) and any(
+        a % dims == 0 for a in (axes if isinstance(axes, tuple | list) else (axes,)) if isinstance(a, int)
+    )
 
 
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "median", "prod", "logsumexp")
@@ -157,7 +156,9 @@ class _Finder:
         """Whether nodes change a buffer for a module that has more to compute: then they stay when the section goes."""
         for node in self.by_the_way:
             path = node.meta.get("path") or ""
-            if node in nodes and any(_within(n, path) for n in self.order if n.op.startswith("call") and n not in nodes):
+            if node in nodes and any(
+                _within(n, path) for n in self.order if n.op.startswith("call") and n not in nodes
+            ):
                 return True
         return False
 

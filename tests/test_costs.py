@@ -149,6 +149,31 @@ def test_costs_of_one_example_do_not_depend_on_the_batch(kind: type[nn.Module]) 
         assert net.hard_cost().macs == counted_macs(fxcat.finalize(net), one)
 
 
+class _OneExample(nn.Module):
+    """A sequence without a batch axis."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.enter, self.inner, self.head = nn.Linear(6, 8), inner, nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        if isinstance(self.inner, nn.Conv1d):
+            return self.head(self.inner(x.T).T)
+        given = (x, x, x) if isinstance(self.inner, nn.MultiheadAttention) else (x,)
+        return self.head(self.inner(*given)[0].relu())
+
+
+@pytest.mark.parametrize(
+    "inner", [nn.LSTM(8, 8), nn.MultiheadAttention(8, 2), nn.Conv1d(8, 8, 3, padding=1)], ids=lambda m: type(m).__name__
+)
+def test_an_input_without_a_batch_axis_is_one_example(inner: nn.Module) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), _OneExample(inner)), torch.randn(5, 6).double()
+    model = model.double().eval().requires_grad_(False)
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    assert net.start_cost.macs == counted_macs(model, (x,))
+
+
 class _Nested(nn.Module):
     """A layer shared by sections of sections."""
 
