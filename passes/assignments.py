@@ -47,7 +47,7 @@ def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[
         part = parts.pop()
         filled = (torch.masked_fill, part, index, value)
         result = call(*filled) if chosen else _fitted(call, part, base, index, value, numbers)
-        for part, (axis, cut) in zip(reversed(parts), reversed(cuts.items()), strict=True):
+        for part, (axis, cut) in zip(parts[::-1], list(cuts.items())[::-1], strict=True):
             result = _put(call, part, axis, _as_slice(cut), result)
     result.meta |= {"value": base.meta["value"], NEW: True}  # views of the one are views of the other
     return result

@@ -28,7 +28,7 @@ def modes_set_by(root: nn.Module) -> dict[str, _Modes]:
 def keep_modes(root: nn.Module, before: Mapping[str, _Modes]) -> None:
     """Let every `train` that was tried before modules went do the same as then, if by itself it does not run."""
     left = dict(root.named_modules())
-    for path, modes in reversed(before.items()):  # inner ones first
+    for path, modes in list(before.items())[::-1]:  # inner ones first
         if path in left and _tried(left[path]) is None:
             cls = original_class(left[path])
             members: dict[str, Any] = {"train": _train_as(modes), "__module__": cls.__module__}
