@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,22 @@ def test_forms(form: str) -> None:
     failed, units, _ = failures(Between(PRUNED[form]), *IMAGES)
     assert not failed
     assert units
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda y: y.shape[1] / sum(y.shape[2:]),
+        lambda y: (y.size(1) * y.size(3)) ** -0.5,
+        lambda y: math.prod(y.shape[1:]) / 100,
+        lambda y: y.shape[-3] / y.numel(),
+    ],
+)
+def test_numbers_of_widths_and_other_sizes(number: Callable[[torch.Tensor], Any]) -> None:
+    """The width in them is what it was, the sizes are those of the images."""
+    failed, units, _ = failures(Between(lambda m, y, x: y * number(y)), (1, 3, 8, 8), (3, 3, 6, 4))
+    assert not failed
+    assert units == 8
 
 
 class Branch(nn.Module):
