@@ -141,6 +141,14 @@ def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
     if not plain or not is_tensor or not isinstance(base, fx.Node) or is_view(base):
         return
     assert isinstance(value, fx.Node)
+    changed = changed_part_of(node)
+    if changed is not None and changed.op == "get_attr" and CONSTANT not in changed.meta:
+        # the next forward pass finds in a buffer what this one wrote
+        if value.target in INPLACE_OPERATORS:
+            graph.erase_node(node)  # the sum in place has written it
+        else:
+            _detach_what_enters(node, changed)
+        return
     if value.target in INPLACE_OPERATORS:
         value.target = INPLACE_OPERATORS[value.target]
     cut = [(axis, e) for axis, e in enumerate(entries) if e != slice(None)]
