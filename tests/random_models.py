@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from random_checks import broken
 from random_parts import DIMS, OTHER, SPATIAL, STEPS, Writer
+from torch import nn
 
 RESULTS = {
     "tensor": "y",
@@ -167,7 +166,7 @@ def shrunk(program: Program, fails: Callable[[Program], bool]) -> Program:
     return program
 
 
-SCRIPT = '''\"\"\"{failure}
+SCRIPT = """\"\"\"{failure}
 
 seed {seed}
 \"\"\"
@@ -183,7 +182,7 @@ randomise(model, {seed})
 shapes = {shapes}
 example, others = (tuple(torch.randn(s, dtype=torch.float64) for s in several) for several in shapes)
 {wrapped}print(check_on(model, "net", example, others, others, settings=2).failures)
-'''
+"""
 WRAPPED = "example, others = (({f'x{i}': x for i, x in enumerate(several)},) for several in (example, others))\n"
 
 
@@ -191,7 +190,7 @@ def script(program: Program, seed: int, found: str) -> str:
     text, fixed = written(program)
     sizes = SPATIAL[program.dims], (SPATIAL if fixed else OTHER)[program.dims]
     shapes = tuple([(batch, 3, *size)] * program.inputs for batch, size in zip((1, 3), sizes, strict=True))
-    words = {"failure": found.replace('\"\"\"', ""), "seed": seed, "source": text, "shapes": shapes}
+    words = {"failure": found.replace('"""', ""), "seed": seed, "source": text, "shapes": shapes}
     return SCRIPT.format(**words, imports=IMPORTS, wrapped=WRAPPED if program.in_dict else "")
 
 

@@ -60,7 +60,8 @@ NORMS = {
     ),
     "global_response": Part(
         """
-        g = [[torch.norm($x.flatten(2), p=2, dim=2).view(-1, $c, $ones) || $x.flatten(2).norm(dim=-1, keepdim=True).view(-1, $c, $ones)
+        g = [[torch.norm($x.flatten(2), p=2, dim=2).view(-1, $c, $ones)
+            || $x.flatten(2).norm(dim=-1, keepdim=True).view(-1, $c, $ones)
              || torch.linalg.vector_norm($x, dim=$axes, keepdim=True) || ($x * $x).sum($axes, keepdim=True).sqrt()]]
         g = g / (g.mean(dim=1, keepdim=True) + 1e-6)
         h = <<par 1, $c, $ones>> * ($x * g) + <<par 1, $c, $ones>> + $x
@@ -68,7 +69,8 @@ NORMS = {
     ),
     "unit_length": Part(
         """
-        h = [[F.normalize($x, dim=1) || F.normalize($x, p=1, dim=1) || $x / $x.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        h = [[F.normalize($x, dim=1) || F.normalize($x, p=1, dim=1)
+            || $x / $x.norm(dim=1, keepdim=True).clamp(min=1e-6)
             || F.normalize($x.flatten(2), dim=-1).view_as($x) || $x / ($x.abs().sum(1, keepdim=True) + 1)
             || $x / $x.abs().amax(1, keepdim=True).add(1)]]
         h = h * [[<<par 1, $c, $ones>> || 3 || <<par 1>>]]
@@ -83,7 +85,8 @@ NORMS = {
     ),
     "frozen_norm": Part(
         """
-        s = <<buf torch.rand($c) + 0.5>> [[* <<buf torch.rand($c) + 0.5>>.rsqrt() || / <<buf torch.rand($c) + 0.5>>.sqrt() || ]]
+        s = <<buf torch.rand($c) + 0.5>> [[* <<buf torch.rand($c) + 0.5>>.rsqrt()
+            || / <<buf torch.rand($c) + 0.5>>.sqrt() || ]]
         h = $x * s.reshape(1, -1, $ones) + <<buf torch.rand($c)>>.view(1, -1, $ones)
         """
     ),

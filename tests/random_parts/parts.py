@@ -76,7 +76,9 @@ def _layer(w: Writer, text: str, named: dict[str, str]) -> str:
     kind, _, more = made.partition(" ")
     if kind == "conv":
         entering, leaving, *rest = more.split(", ", 3)
-        result = w.conv(int(eval(entering)), int(eval(leaving)), int(rest[0]) if rest else 1, "".join(f", {r}" for r in rest[1:]))
+        result = w.conv(
+            int(eval(entering)), int(eval(leaving)), int(rest[0]) if rest else 1, "".join(f", {r}" for r in rest[1:])
+        )
     elif kind == "lin":
         result = w.layer(f"nn.Linear({more})")
     elif kind == "par":

@@ -13,7 +13,6 @@ ACTIVATIONS = (
 )
 
 
-
 def conv(w: Writer, x: Value, y: Value, n: int) -> None:
     kernel, leaving = 1 + 2 * (n % 2), 4 + n % 5
     more = (
