@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -82,11 +83,15 @@ _RUNNING = (_running_mean, _part_of_running_mean)
 BLOCKS = (_unread_norm, _unread_layers, _norm_of_inference, _norm_of_each_mode, *_RUNNING)
 
 
-@pytest.mark.parametrize("block", [_unread_after_dropout, _assigned_part])
+class Result(NamedTuple):
+    scores: torch.Tensor
+
+
+@pytest.mark.parametrize("block", [_unread_after_dropout, _assigned_part, _unread_norm])
 def test_state_of_what_gives_the_same_in_both_modes(block: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
     class Net(_Net):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.block(self, self.stem(x))) + self.aux(self.more(x))
+        def forward(self, x: torch.Tensor) -> Result:
+            return Result(self.head(self.block(self, self.stem(x))) + self.aux(self.more(x)))
 
     torch.manual_seed(0)
     model, x = Net(block), torch.randn(3, 3, 4, 4, dtype=torch.float64)
@@ -97,7 +102,7 @@ def test_state_of_what_gives_the_same_in_both_modes(block: Callable[[nn.Module, 
             with fixed_seed(seed):
                 each(x)
     buffers = dict(net.network.named_buffers())
-    assert int(buffers["norm.num_batches_tracked"]) == (2 if block is _unread_after_dropout else 0)
+    assert int(buffers["norm.num_batches_tracked"]) == (0 if block is _assigned_part else 2)
     for name, buffer in model.named_buffers():
         assert difference(buffers[name], buffer) <= DOUBLE_TOLERANCE, name
 
