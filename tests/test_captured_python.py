@@ -292,6 +292,16 @@ def test_source_that_is_executed_in_a_dict() -> None:
     assert set(space) == names
 
 
+def apart(y: torch.Tensor) -> torch.Tensor:
+    a, b = torch.cat([y, y.flip(-1)]).split(y.shape[0])
+    return a + torch.stack(torch.cat([b, b]).split(len(b))).sum(0)
+
+
+def test_as_many_pieces_for_any_batch() -> None:
+    """Pieces of the batch's own length."""
+    check(Between(apart), torch.rand(1, 3, 6, 6), torch.rand(3, 3, 6, 6))
+
+
 # in place, drawn -------------------------------------------------------------------------------------------------
 
 
