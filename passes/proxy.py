@@ -251,9 +251,9 @@ def _along_first_axis(pieces: ExampleProxy) -> Any:
     size = given.get("size", given.get("split_size_or_sections", given.get("split_size", 1)))
     if given.get("dim", 0) != 0 or isinstance(size, tuple | list):
         return None
-    length = proxy(node.all_input_nodes[0]).size(0)
-    size = proxy(size) if isinstance(size, fx.Node) else size
-    return length if isinstance(size, int) and size == 1 else (length + (size - 1)) // size
+    length: Any = proxy(node.all_input_nodes[0]).size(0)
+    each: Any = proxy(size) if isinstance(size, fx.Node) else size
+    return length if isinstance(size, int) and size == 1 else (length + (each - 1)) // each
 
 
 def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:

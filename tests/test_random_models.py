@@ -23,7 +23,7 @@ def test_a_random_network_as_an_onnx_file() -> None:
 def test_steps_are_networks(kind: str) -> None:
     """Every step runs alone, whatever its number, for images of all numbers of dimensions that it is for."""
     for dims in DIMS[kind]:
-        for number in range(dims, 10_000, 1_300):
+        for number in range(dims, 10_000, 2_300):
             result = list(RESULTS)[number % len(RESULTS)]
             program = Program((Step(kind, -1, 0, number),), dims, 1 + number % 2, result, number % 5 == 0)
             text, fixed = written(program)
