@@ -252,7 +252,10 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
 
 
 def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: Any) -> fx.Graph:
-    """What a way and phase runs, without what would need arguments that are absent, or what only another way needs."""
+    """What a way and phase runs, without what would need arguments that are absent, or what only another way needs.
+
+    A graph that is there for both phases has what training runs.
+    """
     phase = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -261,7 +264,7 @@ def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: 
     result = fx.map_arg(returned(output, number, way), copies.__getitem__)
     phase.output(result if pattern is None else pack(phase, pattern, result))
     _erase_from(phase, {n for n in phase.nodes if n.op == "placeholder" and n.target in absent})
-    if number == 0:
+    if number == 0 and output.meta.get("phases"):
         remove_dead(phase, number)
     else:
         left = set(phase.nodes)

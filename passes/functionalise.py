@@ -144,10 +144,13 @@ def _assign(node: fx.Node, order: dict[fx.Node, int]) -> None:
     if not isinstance(changed, fx.Node):
         return
     _check_gradients(node, changed, base)
-    if base is not None and base.op == "get_attr":
-        _detach_what_enters(node, base)
-    else:
+    value = node.args[2]
+    if base is None or base.op != "get_attr" or CONSTANT in base.meta:
         _scatter(node, order)
+    elif isinstance(value, fx.Node) and value.target in INPLACE_OPERATORS:
+        node.graph.erase_node(node)  # the sum in place has written it
+    else:
+        _detach_what_enters(node, base)
 
 
 def _scatter(node: fx.Node, order: dict[fx.Node, int]) -> None:

@@ -163,11 +163,12 @@ class ExampleProxy(fx.Proxy):
         return self._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
 
     def __len__(self) -> int:
-        whole: Any = self if isinstance(self.example, torch.Tensor) else None
-        if self.node.target in _AS_MANY_AS_EXAMPLES and _takes_first_axis(self.node):
-            whole = self.tracer.proxy(self.node.all_input_nodes[0])
-        if whole is not None:
-            operator.index(whole.size(0))  # another batch has another length
+        if isinstance(self.example, torch.Tensor):
+            operator.index(self.size(0))  # another batch has another length
+        elif self.node.target in _AS_MANY_AS_EXAMPLES:
+            count = _along_first_axis(self)
+            if count is not None:
+                operator.index(count)
         return len(self.example)  # of a shape, or of pieces: removal does not change it
 
     def __index__(self) -> int:
@@ -242,11 +243,17 @@ class Stale:
 _AS_MANY_AS_EXAMPLES = (torch.split, "split", torch.unbind, "unbind")
 
 
-def _takes_first_axis(node: fx.Node) -> bool:
-    """Whether a node takes a value apart along its first axis, into pieces of a given size."""
+def _along_first_axis(pieces: ExampleProxy) -> Any:
+    """Into how many pieces of a given size a value is taken apart along its first axis, as a number that stays
+    symbolic; None along another axis, or with a list of sizes."""
+    node, proxy = pieces.node, pieces.tracer.proxy
     given = arguments(node, "input", "dim") if "unbind" in str(node.target) else arguments(node, "input", "size", "dim")
-    sizes = given.get("size", given.get("split_size_or_sections", given.get("split_size", 1)))
-    return given.get("dim", 0) == 0 and not isinstance(sizes, tuple | list)
+    size = given.get("size", given.get("split_size_or_sections", given.get("split_size", 1)))
+    if given.get("dim", 0) != 0 or isinstance(size, tuple | list):
+        return None
+    length: Any = proxy(node.all_input_nodes[0]).size(0)
+    each: Any = proxy(size) if isinstance(size, fx.Node) else size
+    return length if isinstance(size, int) and size == 1 else (length + (each - 1)) // each
 
 
 def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:

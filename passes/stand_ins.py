@@ -41,16 +41,18 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
-        helpers = _with_helpers(_python_modules(root))
+        loose = _loose_namespaces(root)
+        helpers = _with_helpers(_python_modules(root) | {name for known in loose for name in _taken_from(known)})
+        places = [(vars(sys.modules[module]), functools.partial(_only_calls, module)) for module in helpers]
+        places += [(known, functools.partial(_only_called, _codes_in(known))) for known in loose]
         try:
-            for module in helpers:
-                known = vars(sys.modules[module])
+            for known, only_calls in places:
                 for name, value in list(known.items()):
                     known[name] = _of_python(value)
                     if known[name] is not value:
                         replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
-                    if name != "int" or _only_calls(module, name):
+                    if name != "int" or only_calls(name):
                         known[name] = _BUILTINS[name]
                         added.append((known, name))
             yield
@@ -59,7 +61,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                 del known[name]
             for known, name, value in replaced:
                 known[name] = value
-            kept = [where for module in helpers for where in _take_proxies(module)]
+            kept = [where for known, _ in places for where in _take_proxies(known)]
     if kept:
         raise CaptureError(
             f"a value of the forward pass is kept in the global {kept[0]}", remedy="keep it in a buffer, or not at all"
@@ -100,9 +102,9 @@ def _called(scripted: torch.jit.ScriptFunction[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _take_proxies(module: str) -> Iterator[str]:
+def _take_proxies(known: dict[str, Any]) -> Iterator[str]:
     """Take proxies out of a Python module's globals, and say where they were."""
-    known = vars(sys.modules[module])
+    module = known.get("__name__")
     for name, value in list(known.items()):
         if isinstance(value, ExampleProxy):
             del known[name]
@@ -124,6 +126,15 @@ def _python_modules(root: nn.Module) -> frozenset[str]:
     return frozenset(n for n in names if n and n.partition(".")[0] not in sys.stdlib_module_names)
 
 
+def _loose_namespaces(root: nn.Module) -> list[dict[str, Any]]:
+    """Globals of the layers' code that are no Python module's: of source that was executed in a dict."""
+    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__}
+    methods = [f for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
+    spaces = {id(f.__globals__): f.__globals__ for f in methods}
+    known = {id(vars(module)) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)}
+    return [space for number, space in spaces.items() if number not in known]
+
+
 def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
     """Python modules, and those from which they have functions and classes, unless these belong to Python, or to a
     package from which traced code has no function."""
@@ -134,7 +145,7 @@ def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
 @cache
 def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     packages = {name.partition(".")[0] for name, _ in modules}
-    packages |= {name.partition(".")[0] for module, _ in modules for name in _taken_from(module)}
+    packages |= {name.partition(".")[0] for module, _ in modules for name in _taken_from(vars(sys.modules[module]))}
     found = {name for name, _ in modules if not name.startswith("torch.")}
     stack = list(found)
     while stack:
@@ -151,9 +162,8 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _taken_from(module: str) -> Iterator[str]:
-    """The Python modules of other packages whose functions the layers of a Python module use."""
-    known = vars(sys.modules[module])
+def _taken_from(known: dict[str, Any]) -> Iterator[str]:
+    """The Python modules of other packages whose functions the layers among a Python module's globals use."""
     for name in _names_used(known):
         value = known.get(name)
         if isinstance(value, types.FunctionType):
@@ -186,7 +196,11 @@ def _names_used(known: dict[str, Any]) -> set[str]:
 @cache
 def _only_calls(module: str, name: str) -> bool:
     """Whether the code of a Python module does nothing with a global but call it."""
-    codes = _codes(module)
+    return _only_called(_codes(module), name)
+
+
+def _only_called(codes: list[types.CodeType], name: str) -> bool:
+    codes = list(codes)
     while codes:
         code = codes.pop()
         for step in dis.get_instructions(code) if name in code.co_names else ():
@@ -206,9 +220,14 @@ def _codes(module: str) -> list[types.CodeType]:
         whole = None
     if isinstance(whole, types.CodeType):
         return [whole]
-    values = list(vars(sys.modules[module]).values())
-    values += [v for c in values if isinstance(c, type) and c.__module__ == module for v in vars(c).values()]
-    return [v.__code__ for v in values if isinstance(v, types.FunctionType) and v.__module__ == module]
+    return _codes_in(vars(sys.modules[module]))
+
+
+def _codes_in(known: dict[str, Any]) -> list[types.CodeType]:
+    """The code of functions and methods that have these globals."""
+    values = list(known.values())
+    values += [v for c in values if isinstance(c, type) for v in vars(c).values()]
+    return [v.__code__ for v in values if isinstance(v, types.FunctionType) and v.__globals__ is known]
 
 
 def _is_loose(name: str) -> bool:

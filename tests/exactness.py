@@ -319,7 +319,7 @@ def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:
     try:
         with torch.enable_grad():
             outputs = tree_leaves(small.train()(*inputs))
-            sum(o.sum() for o in outputs).backward()
+            sum(o.sum() for o in outputs if isinstance(o, torch.Tensor)).backward()
     except RuntimeError as error:
         report.require(False, f"the small network does not train: {error}")
 

@@ -264,6 +264,44 @@ def test_einops() -> None:
     check(Attention(), torch.rand(3, 3, 8, 8), whole=False)
 
 
+EXECUTED = """
+import einops
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        assert isinstance(x, torch.Tensor)
+        y = einops.rearrange(self.a(x), "b c h w -> b c (h w)") / len(x)
+        return self.b(y.view(len(x), -1, int(x.shape[2]), max(x.shape[3], 1)).relu())
+"""
+
+
+def test_source_that_is_executed_in_a_dict() -> None:
+    """Its globals are no Python module's: what stands in for functions is put there too."""
+    pytest.importorskip("einops")
+    space: dict[str, Any] = {}
+    exec(EXECUTED, space)
+    names = set(space)
+    check(space["Net"](), torch.rand(3, 3, 8, 8))
+    assert set(space) == names
+
+
+def apart(y: torch.Tensor) -> torch.Tensor:
+    a, b = torch.cat([y, y.flip(-1)]).split(y.shape[0])
+    return a + torch.stack(torch.cat([b, b]).split(len(b))).sum(0)
+
+
+def test_as_many_pieces_for_any_batch() -> None:
+    """Pieces of the batch's own length."""
+    check(Between(apart), torch.rand(1, 3, 6, 6), torch.rand(3, 3, 6, 6))
+
+
 # in place, drawn -------------------------------------------------------------------------------------------------
 
 

@@ -104,6 +104,21 @@ def test_file_is_deterministic_and_holds_no_paths(tmp_path: Path) -> None:
     assert os.path.basename(__file__).encode() not in content
 
 
+def test_names_that_are_keywords(tmp_path: Path) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.heads = nn.ModuleDict({"class": nn.Conv2d(8, 4, 1), "class_": nn.Conv2d(8, 4, 1)})
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = self.stem(x).relu()
+            return {name: head(y) for name, head in self.heads.items()}
+
+    report = export_onnx(Heads(), tmp_path / "heads.onnx", torch.randn(1, 3, 8, 8))
+    assert report.operators["Conv"] == 3
+
+
 def test_without_verification(tmp_path: Path) -> None:
     report = export_onnx(OtherAlone(), tmp_path / "net.onnx", EXAMPLE, verify=False)
     assert (report.batches, report.max_error, report.provider, report.latency_ms) == ((), None, None, None)

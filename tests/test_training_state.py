@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -81,10 +82,55 @@ def _frozen_once(net: _Net, x: torch.Tensor) -> torch.Tensor:
     return net.conv(net.other(x) - before).relu()
 
 
+def _part_of_running_mean(net: _Net, x: torch.Tensor) -> torch.Tensor:
+    y = net.conv(x)
+    if net.training:
+        net.ema[:2] += y.detach().mean((0, 2, 3))[:2]
+    return (y - net.ema.view(1, -1, 1, 1)).relu()
+
+
+def _assigned_part(net: _Net, x: torch.Tensor) -> torch.Tensor:
+    if net.training:
+        net.ema[3:5] += 1
+        net.ema[:2] = x.amax((0, 2, 3))[:2].detach()
+    return x.relu()
+
+
+def _unread_after_dropout(net: _Net, x: torch.Tensor) -> torch.Tensor:
+    """In both modes the same result, on the way to another one that nobody reads."""
+    net.norm(net.conv(nn.functional.dropout(x, 0.5) if net.training else x))
+    return x.relu()
+
+
 BLOCKS = (
     *(_unread_norm, _unread_layers, _norm_of_inference, _norm_of_each_mode, _running_mean),
+    _part_of_running_mean,
     *(_frozen_in_forward, _frozen_in_training, _frozen_once),
 )
+
+
+class Result(NamedTuple):
+    scores: torch.Tensor
+
+
+@pytest.mark.parametrize("block", [_unread_after_dropout, _assigned_part, _unread_norm])
+def test_state_of_what_gives_the_same_in_both_modes(block: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+    class Net(_Net):
+        def forward(self, x: torch.Tensor) -> Result:
+            return Result(self.head(self.block(self, self.stem(x))) + self.aux(self.more(x)))
+
+    torch.manual_seed(0)
+    model, x = Net(block), torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    model.more = nn.Conv2d(3, 6, 1)
+    net = fxcat.prepare(model.double(), x, verbose=False).train()
+    for seed in range(2):
+        for each in (model.train(), net):
+            with fixed_seed(seed):
+                each(x)
+    buffers = dict(net.network.named_buffers())
+    assert int(buffers["norm.num_batches_tracked"]) == (0 if block is _assigned_part else 2)
+    for name, buffer in model.named_buffers():
+        assert difference(buffers[name], buffer) <= DOUBLE_TOLERANCE, name
 
 
 @pytest.mark.parametrize("block", BLOCKS)

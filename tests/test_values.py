@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,50 @@ def test_forms(form: str) -> None:
     failed, units, _ = failures(Between(PRUNED[form]), *IMAGES)
     assert not failed
     assert units
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda y: y.shape[1] / sum(y.shape[2:]),
+        lambda y: (y.size(1) * y.size(3)) ** -0.5,
+        lambda y: math.prod(y.shape[1:]) / 100,
+        lambda y: y.shape[-3] / y.numel(),
+    ],
+)
+def test_numbers_of_widths_and_other_sizes(number: Callable[[torch.Tensor], Any]) -> None:
+    """The width in them is what it was, the sizes are those of the images."""
+    failed, units, _ = failures(Between(lambda m, y, x: y * number(y)), (1, 3, 8, 8), (3, 3, 6, 4))
+    assert not failed
+    assert units == 8
+
+
+def kernel_of_each(m: Any, y: torch.Tensor, convolution: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Every image is convolved with a kernel of its own."""
+    n, c, *sizes = y.shape
+    kernels = (y.mean((2, 3)) @ m.table).view(n * c // 2, c // 2, 1, 1)
+    return convolution(y[:, ::2].reshape(1, -1, *sizes), kernels, groups=n).view(n, -1, *sizes).repeat(1, 2, 1, 1)
+
+
+@pytest.mark.parametrize("convolution", [F.conv2d, F.conv_transpose2d])
+def test_the_batch_along_the_channels(convolution: Callable[..., torch.Tensor]) -> None:
+    """With an example of one image the two look the same."""
+    failed, _, _ = failures(Between(lambda m, y, x: m.inner(kernel_of_each(m, y, convolution)).relu()), *IMAGES)
+    assert not failed
+
+
+def test_few_channels_at_one_place() -> None:
+    """PyTorch normalises no single value: of channels at one place two stay."""
+    net = fxcat.prepare(
+        Between(lambda m, y, x: y + F.group_norm(m.inner(y.mean((2, 3), keepdim=True)), 1)).double(),
+        torch.rand(1, 3, 8, 8).double(),
+        verbose=False,
+    ).eval()
+    for gate in net.gates.values():
+        gate.set(torch.zeros(gate.count))
+    small, x = fxcat.finalize(net), torch.rand(1, 3, 8, 8).double()
+    assert difference(small(x), net(x)) < 1e-10
+    assert small.first.out_channels == 2
 
 
 class Branch(nn.Module):

@@ -5,6 +5,7 @@ The gated form counts live units only, so that removal is exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,8 @@ class _Groups(Rule):
             return frozen((1,) * node.meta["value"].dim())
         blocks = labels.reshape(self.number(flow, node), -1)
         flow.unite(blocks, blocks[:, :1] if _groups_are_units(*blocks.shape) else blocks[:1])
+        if not _groups_are_units(*blocks.shape) and math.prod(node.meta["value"].shape[2:]) == 1:
+            flow.freeze(blocks[:, :2], node, "of one example PyTorch does not normalise a group of one value")
         self.bind(flow, node, labels)
         return flow.of(source)
 
