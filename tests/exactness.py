@@ -148,8 +148,15 @@ def fixed_seed(seed: int) -> Iterator[None]:
 def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
     """Multiply-adds that PyTorch's own counter sees, and those of `ElementwiseEinsums`."""
     counter = flop_counter()
-    with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
-        module(*inputs, **(named or {}))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:  # PyTorch's counter cannot do with a view of one that a layer gets
+            parameter.requires_grad_(False)
+        with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
+            module(*inputs, **(named or {}))
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2 + einsums.macs
 
 
