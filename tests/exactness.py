@@ -171,7 +171,7 @@ class ElementwiseEinsums(TorchFunctionMode):
         before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
         if func is torch.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
-            letters = args[0].split("->")[0].split(",")
+            letters = args[0].replace(" ", "").split("->")[0].split(",")
             shapes = [operand.shape for operand in args[1:]]
             sizes = {
                 a: n for axes, shape in zip(letters, shapes, strict=True) for a, n in zip(axes, shape, strict=True)
