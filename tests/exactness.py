@@ -325,8 +325,8 @@ def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:
     """The small network still trains: in-place ops must not have hit values that autograd needs."""
     try:
         with torch.enable_grad():
-            outputs = tree_leaves(small.train()(*inputs))
-            sum(o.sum() for o in outputs).backward()
+            outputs = [o for o in tree_leaves(small.train()(*inputs)) if isinstance(o, torch.Tensor)]
+            sum(o.sum() for o in outputs if o.requires_grad).backward()  # pyright: ignore
     except RuntimeError as error:
         report.require(False, f"the small network does not train: {error}")
 
