@@ -112,7 +112,7 @@ def _ordered(value: Any) -> Any:
     """Detections by box where their scores are equal to twelve digits: then rounding alone decides on their order."""
     if isinstance(value, list):
         return [_ordered(v) for v in value]
-    if not isinstance(value, dict) or not {"boxes", "scores"} <= value.keys():
+    if not isinstance(value, dict) or not {"boxes", "scores"} <= value.keys() or value["scores"].dim() != 1:
         return value
     scores = value["scores"].double()
     run = (scores.diff(prepend=scores[:1]).abs() > 1e-12 * scores).cumsum(0).tolist()
