@@ -454,6 +454,31 @@ def test_what_a_pass_has_kept_does_not_decide(kind: str, was_run: bool) -> None:
     check(model, torch.rand(3, 3, 8, 8), *others)
 
 
+class Decoding(Cache):
+    """It writes into a value of its own, with numbers that it was made with: these are no cache."""
+
+    def __init__(self) -> None:
+        super().__init__("class")
+        self.parts = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(super().forward(x))
+
+    def decode(self, y: torch.Tensor) -> torch.Tensor:
+        step = self.parts[1]
+        y = y.clone()
+        y[:, 0::step] = y[:, 0::step].sigmoid()
+        y[:, 1::step] = y[:, 1::step] * self.grid[0]
+        return y
+
+
+def test_numbers_beside_a_cache_stay_what_they_are() -> None:
+    model = Decoding().eval()
+    model(X)
+    net = check(model, torch.rand(1, 3, 12, 12), whole=False)
+    assert not net.program.analysis.regions  # pyright: ignore
+
+
 def test_a_cache_in_onnx(tmp_path: Path) -> None:
     model = Cache("class").eval()
     model(X)
