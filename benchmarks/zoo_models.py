@@ -169,7 +169,7 @@ def _ultralytics_names() -> list[str]:
 def _ultralytics(name: str) -> Built:
     """The smallest scale."""
     ultralytics: Any = importlib.import_module("ultralytics")
-    model: nn.Module = (ultralytics.RTDETR if name.startswith("rtdetr") else ultralytics.YOLO)(f"{name}.yaml").model
+    model: nn.Module = (ultralytics.RTDETR if "rtdetr" in name else ultralytics.YOLO)(f"{name}.yaml").model
     return model, *images(64 if "cls" in name else 128)
 
 
