@@ -5,10 +5,10 @@
     python benchmarks/zoo.py timm --peer 100    # torch-pruning beside it, on a fixed sample
 
 Every model runs in a process of its own with limits of memory and of processor time; finished rows are kept in the JSON
-file and not repeated. Random weights, well scaled; double precision up to 150 M parameters. "exact": with open gates
-the network computes what the model computes in eval() and train(), and under random gate settings what `finalize`
-leaves computes what the gated network does. "costs": MACs and parameters told are those counted. "share": of the MACs,
-that can be pruned. "onnx": for a sample, verified in ONNX Runtime.
+file and not repeated. Random weights, well scaled; double precision up to 150 M parameters, where a model keeps
+to it. "exact": with open gates the network computes what the model computes in eval() and train(), and under random
+gate settings what `finalize` leaves computes what the gated network does. "costs": MACs and parameters told are those
+counted. "share": of the MACs, that can be pruned. "onnx": for a sample, verified in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torch.utils._pytree import tree_map
 from zoo_models import PACKAGES, TooLarge, sample, takes
 
 import fxcat
+from fxcat.passes.verification import Casts
 
 LARGE = 150_000_000
 SETTINGS = 2
@@ -61,11 +62,14 @@ def attempt(package: str, name: str, onnx: bool) -> None:
     except Exception as error:
         report(row | {"step": "not built", "reason": _line(error)})
         return
+    if not takes(model, example):
+        report(row | {"step": "not built", "reason": "it does not run on the example"})
+        return
     params = sum(p.numel() for p in model.parameters())
     row |= {"step": "prepare", "parameters": params}
     report(row)
     in_double = tree_map(_doubled, (example, others))
-    if params <= LARGE and takes(model.double(), in_double[0]):
+    if params <= LARGE and _computes_in_double(model.double(), in_double[0]):
         example, others = in_double
     else:
         model = model.float()
@@ -146,6 +150,13 @@ def attempt_peer(package: str, name: str) -> None:
     except Exception as error:
         row["reason"] = _line(error)
     report(row)
+
+
+def _computes_in_double(model: torch.nn.Module, args: tuple[Any, ...]) -> bool:
+    """Whether a model runs on inputs of double precision, and casts none of its values to a lower one."""
+    with Casts() as casts:
+        runs = takes(model, args)
+    return runs and not casts.types
 
 
 def _doubled(leaf: Any) -> Any:

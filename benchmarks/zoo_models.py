@@ -169,7 +169,7 @@ def _ultralytics_names() -> list[str]:
 def _ultralytics(name: str) -> Built:
     """The smallest scale."""
     ultralytics: Any = importlib.import_module("ultralytics")
-    model: nn.Module = (ultralytics.RTDETR if name.startswith("rtdetr") else ultralytics.YOLO)(f"{name}.yaml").model
+    model: nn.Module = (ultralytics.RTDETR if "rtdetr" in name else ultralytics.YOLO)(f"{name}.yaml").model
     return model, *images(64 if "cls" in name else 128)
 
 
@@ -301,10 +301,10 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
     "cait.CaiT": _VIT | {"cls_depth": 1},
     "learnable_memory_vit.ViT": _VIT,
     "distill.DistillableViT": _VIT,
-    "local_vit.LocalViT": _VIT,
+    "local_vit.LocalViT": _VIT | {"dim": 16, "patch_size": 4},  # it takes no other width than that of its map
     "rvt.RvT": _VIT,
     "vit_with_patch_merger.ViT": _VIT,
-    "sep_vit.SepViT": {"num_classes": 10, "dim": 16, "dim_head": 8, "heads": (1, 2), "depth": (1, 1), "window_size": 4},
+    "sep_vit.SepViT": {"num_classes": 10, "dim": 16, "dim_head": 8, "heads": (1, 2), "depth": (1, 1)},
     "max_vit.MaxViT": {"num_classes": 10, "dim": 16, "dim_head": 8, "depth": (1, 1), "window_size": 4},
     "mobile_vit.MobileViT": {
         "image_size": (64, 64),
@@ -314,7 +314,7 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
     },
     "crossformer.CrossFormer": {
         "num_classes": 10,
-        "dim": (16, 16, 32, 32),
+        "dim": (32, 32, 64, 64),
         "depth": (1, 1, 1, 1),
         "global_window_size": (4, 2, 1, 1),
         "local_window_size": 1,
@@ -385,6 +385,9 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
         "s2_local_patch_size": 4,
         "s3_local_patch_size": 2,
         "s4_local_patch_size": 1,
+        "s2_global_k": 4,
+        "s3_global_k": 4,
+        "s4_global_k": 2,
         "s1_patch_size": 2,
         "s2_patch_size": 2,
         "s3_patch_size": 2,
@@ -412,6 +415,7 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
         "local_patch_kernel_size": 3,
     },
 }
+_SIZES = {"sep_vit.SepViT": 56}  # windows of 7
 
 _BLOCKS: dict[str, Any] = {"block_out_channels": (16, 32), "norm_num_groups": 4, "layers_per_block": 1}
 _DIFFUSERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -505,7 +509,9 @@ def _monai(name: str) -> Built:
 
 def _vit_pytorch(name: str) -> Built:
     module, cls = name.split(".")
-    return getattr(importlib.import_module(f"vit_pytorch.{module}"), cls)(**_VIT_PYTORCH[name]), *images(64)
+    return getattr(importlib.import_module(f"vit_pytorch.{module}"), cls)(**_VIT_PYTORCH[name]), *images(
+        _SIZES.get(name, 64)
+    )
 
 
 def _diffusers(name: str) -> Built:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import inspect
 import types
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -66,8 +67,7 @@ def _before_any_pass(value: Any) -> Any:
 
 @cache
 def _written(cls: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
-    """The attributes that `forward`, or a method that it calls, assigns; and those that it reads where it assigns to
-    elements."""
+    """The attributes that `forward`, or a method that it calls, assigns; and those of which it assigns elements."""
     assigned: set[str] = set()
     holders: set[str] = set()
     seen: set[str] = set()
@@ -77,32 +77,68 @@ def _written(cls: type[nn.Module]) -> tuple[frozenset[str], frozenset[str]]:
         if name in seen:
             continue
         seen.add(name)
-        method = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
-        method = inspect.unwrap(method) if isinstance(method, types.FunctionType) else None
-        if method is None or method.__module__ == nn.Module.__module__:
-            continue
-        stack += method.__code__.co_names
-        names, elements = _stored(method.__code__)
-        assigned |= names
-        holders |= elements
+        for base in cls.__mro__:  # a method may call the one that it overrides
+            method = vars(base).get(name)
+            method = inspect.unwrap(method) if isinstance(method, types.FunctionType) else None
+            if method is None or method.__module__ == nn.Module.__module__:
+                continue
+            stack += method.__code__.co_names
+            names, elements = _stored(method.__code__)
+            assigned |= names
+            holders |= elements
     return frozenset(assigned), frozenset(holders)
 
 
 def _stored(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """The attributes that some code sets to something new, and those that it reads where it sets elements."""
+    """The attributes that some code sets to something new, and those of which it sets elements."""
+    steps = list(dis.get_instructions(code))
     assigned: set[str] = set()
-    read: set[str] = set()
     counted: set[str] = set()
-    elements = False
+    holders: set[str] = set()
     last = ""
-    for step in dis.get_instructions(code):
+    for i, step in enumerate(steps):
         if step.opname == "STORE_ATTR":
             assigned.add(step.argval)
             if last.endswith("="):  # `self.count += 1` goes on from what it was
                 counted.add(step.argval)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            read.add(step.argval)
-        elements = elements or step.opname == "STORE_SUBSCR"
+        elif step.opname == "STORE_SUBSCR":
+            holders |= _indexed(steps, i)
         if step.opname not in ("SWAP", "CACHE"):
             last = step.argrepr if step.opname == "BINARY_OP" else ""
-    return assigned - counted, read if elements else set()
+    return assigned - counted, holders
+
+
+def _indexed(steps: Sequence[dis.Instruction], at: int) -> set[str]:
+    """The attributes of which an instruction may set, or look up, an element: before it come the value that is indexed,
+    and the index."""
+    missing = 1
+    while missing > 0 and at > 0:
+        at -= 1
+        if steps[at].opcode in dis.hasjrel or steps[at].opcode in dis.hasjabs:
+            return _read(steps)
+        missing -= dis.stack_effect(steps[at].opcode, steps[at].arg, jump=False)
+    source = steps[at] if missing < 0 else steps[at - 1]  # one instruction may load both
+    if source.opname == "LOAD_ATTR":
+        return {source.argval}
+    if source.opname == "BINARY_SUBSCR":
+        return _indexed(steps, at - 1)
+    if not source.opname.startswith("LOAD_FAST"):
+        return _read(steps)
+    loaded = source.argval if isinstance(source.argval, tuple) else (source.argval,)
+    name = loaded[0] if missing < 0 else loaded[-1]
+    stored = [i for i, s in enumerate(steps) if name in _set_by(s)]
+    if any(len(_set_by(steps[i])) > 1 for i in stored):
+        return _read(steps)
+    return {steps[i - 1].argval for i in stored if steps[i - 1].opname == "LOAD_ATTR"}
+
+
+def _set_by(step: dis.Instruction) -> tuple[str, ...]:
+    """The local names that an instruction sets."""
+    names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+    if not step.opname.startswith("STORE_FAST"):
+        return ()
+    return names[:1] if step.opname == "STORE_FAST_LOAD_FAST" else names
+
+
+def _read(steps: Sequence[dis.Instruction]) -> set[str]:
+    return {s.argval for s in steps if s.opname in ("LOAD_ATTR", "LOAD_METHOD")}

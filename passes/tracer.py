@@ -26,6 +26,7 @@ from fxcat.passes.arguments import thaw
 from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
+from fxcat.passes.known import known_value
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction
 from fxcat.passes.rules.table import (
@@ -156,7 +157,26 @@ class ExampleTracer(fx.Tracer):
         with self._executing():
             if module is not None:
                 return run_module(module, thaw(node.args), thaw(node.kwargs))
+            try:
+                return run_node(node, self.root)
+            except RuntimeError:
+                if not self._take_numbers(node):
+                    raise
             return run_node(node, self.root)
+
+    def _take_numbers(self, node: fx.Node) -> bool:
+        """Put numbers in the place of tensors of one entry that are the same in every pass, where a function may want
+        numbers (`x.new_full(sizes, self.strides[0])`); returns whether there are any."""
+        numbers: dict[fx.Node, Any] = {}
+        owner = node.args[0] if node.op == "call_method" else None
+        for source in (n for n in node.all_input_nodes if n is not owner):
+            value = source.meta["value"]
+            known = known_value(source, self.root) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+            if known is not None:
+                numbers[source] = known.value.item()
+                self.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
+        return bool(numbers)
 
     @contextmanager
     def _executing(self) -> Generator[None]:

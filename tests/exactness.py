@@ -112,7 +112,7 @@ def _ordered(value: Any) -> Any:
     """Detections by box where their scores are equal to twelve digits: then rounding alone decides on their order."""
     if isinstance(value, list):
         return [_ordered(v) for v in value]
-    if not isinstance(value, dict) or not {"boxes", "scores"} <= value.keys():
+    if not isinstance(value, dict) or not {"boxes", "scores"} <= value.keys() or value["scores"].dim() != 1:
         return value
     scores = value["scores"].double()
     run = (scores.diff(prepend=scores[:1]).abs() > 1e-12 * scores).cumsum(0).tolist()
@@ -148,8 +148,15 @@ def fixed_seed(seed: int) -> Iterator[None]:
 def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
     """Multiply-adds that PyTorch's own counter sees, and those of `ElementwiseEinsums`."""
     counter = flop_counter()
-    with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
-        module(*inputs, **(named or {}))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:  # PyTorch's counter cannot do with a view of one that a layer gets
+            parameter.requires_grad_(False)
+        with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
+            module(*inputs, **(named or {}))
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2 + einsums.macs
 
 
@@ -164,7 +171,7 @@ class ElementwiseEinsums(TorchFunctionMode):
         before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
         if func is torch.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
-            letters = args[0].split("->")[0].split(",")
+            letters = args[0].replace(" ", "").split("->")[0].split(",")
             shapes = [operand.shape for operand in args[1:]]
             sizes = {
                 a: n for axes, shape in zip(letters, shapes, strict=True) for a, n in zip(axes, shape, strict=True)
@@ -318,8 +325,8 @@ def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:
     """The small network still trains: in-place ops must not have hit values that autograd needs."""
     try:
         with torch.enable_grad():
-            outputs = tree_leaves(small.train()(*inputs))
-            sum(o.sum() for o in outputs if isinstance(o, torch.Tensor)).backward()
+            outputs = [o for o in tree_leaves(small.train()(*inputs)) if isinstance(o, torch.Tensor)]
+            sum(o.sum() for o in outputs if o.requires_grad).backward()  # pyright: ignore
     except RuntimeError as error:
         report.require(False, f"the small network does not train: {error}")
 

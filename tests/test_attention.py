@@ -115,3 +115,31 @@ def test_a_decoder_layer() -> None:
     report = check(model, "decoder", (1, 3, 6, 6), (3, 3, 6, 6))
     assert (report.failures, report.coverage) == ([], 1.0)
     assert report.units == 8 + 3 * 2 + 2 * 12  # one weight reads both widths, which so are one
+
+
+class Linear(nn.Module):
+    """Linear attention, in which a row of ones beside the values sums up what these are divided by."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tokens = nn.Linear(3, 8)
+        self.q, self.k, self.v = (nn.Linear(8, 12) for _ in range(3))
+        self.out, self.head = nn.Linear(12, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = self.tokens(x)
+        q, k, v = (layer(t).mT.unflatten(1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
+        v = F.pad(v, (0, 0, 0, 1), value=1.0)
+        y = v @ k.relu().mT @ q.relu()
+        y = y[:, :, :-1] / (y[:, :, -1:] + 1e-6)
+        return self.head(t + self.out(y.flatten(1, 2).mT))
+
+
+@pytest.mark.parametrize(("heads", "units"), [(3, 3), (1, 12)])
+def test_linear_attention_with_a_row_of_ones(heads: int, units: int) -> None:
+    model = Linear(heads).double()
+    randomise(model, 0)
+    report = check(model, "linear attention", (1, 5, 3), (3, 5, 3))
+    assert (report.failures, report.coverage) == ([], 1.0)
+    assert report.units == 8 + units

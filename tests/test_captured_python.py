@@ -242,6 +242,24 @@ def test_numbers_of_numpy(name: str) -> None:
     check(Between(NUMPY[name]))
 
 
+STRIDES = torch.tensor([8.0, 16.0])
+
+TENSORS: dict[str, Middle] = {
+    "new_full": lambda y: y + y.new_full((y.shape[2] * y.shape[3], 1), STRIDES[1], dtype=y.dtype).view(6, -1),
+    "full": lambda y: y * torch.full((1, 1, *y.shape[2:]), STRIDES[0]),
+    "full_like": lambda y: y + torch.full_like(y, STRIDES[0]),
+    "by a computed one": lambda y: y + y.new_full((1,), torch.ones(2, y.shape[3]).sum()),
+    "leaky_relu": lambda y: nn.functional.leaky_relu(y - 1, STRIDES[0] / 80),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_where_numbers_are_wanted(name: str) -> None:
+    others = () if name == "by a computed one" else (torch.rand(3, 3, 8, 8),)
+    net = check(Between(TENSORS[name]), *others)
+    assert not net.program.analysis.regions  # pyright: ignore
+
+
 def test_einops() -> None:
     einops = pytest.importorskip("einops")
     layers = pytest.importorskip("einops.layers.torch")
@@ -472,6 +490,31 @@ def test_what_a_pass_has_kept_does_not_decide(kind: str, was_run: bool) -> None:
         model(X)
     others = [] if kind == "dict" else [torch.rand(1, 3, 12, 12)]  # keys are of one size
     check(model, torch.rand(3, 3, 8, 8), *others)
+
+
+class Decoding(Cache):
+    """It writes into a value of its own, with numbers that it was made with: these are no cache."""
+
+    def __init__(self) -> None:
+        super().__init__("class")
+        self.parts = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(super().forward(x))
+
+    def decode(self, y: torch.Tensor) -> torch.Tensor:
+        step = self.parts[1]
+        y = y.clone()
+        y[:, 0::step] = y[:, 0::step].sigmoid()
+        y[:, 1::step] = y[:, 1::step] * self.grid[0]
+        return y
+
+
+def test_numbers_beside_a_cache_stay_what_they_are() -> None:
+    model = Decoding().eval()
+    model(X)
+    net = check(model, torch.rand(1, 3, 12, 12), whole=False)
+    assert not net.program.analysis.regions  # pyright: ignore
 
 
 def test_a_cache_in_onnx(tmp_path: Path) -> None:

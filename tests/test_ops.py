@@ -212,7 +212,11 @@ def test_noise_in_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "units"), [("raise", 14), ("weight", 14), ("assert", 14), ("caught", 0), ("branch", 0)]
+    ("how", "units"),
+    [
+        *(("raise", 14), ("weight", 14), ("assert", 14), ("mode", 14), ("another caught", 14), ("told", 14)),
+        *(("caught", 0), ("branch", 0), ("base class caught", 0), ("raised again and caught", 0)),
+    ],
 )
 def test_checks_of_the_width(how: str, units: int) -> None:
     """Where the other side of a branch is an error, it decides nothing; where it is caught, or none, it does."""

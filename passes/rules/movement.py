@@ -329,9 +329,22 @@ class Repeat(Movement):
         return given if isinstance(given, tuple | list) else (given,)
 
 
-@rule(torch.stack, torch.repeat_interleave, "repeat_interleave")
+@rule(torch.stack)
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
+
+
+@rule(torch.repeat_interleave, "repeat_interleave")
+class RepeatEach(Movement):
+    """Every slice several times. How long the result is need not be said."""
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = arguments(node, "input", "repeats", "dim")
+        given.pop("output_size", None)
+        count: Any = given.pop("repeats")
+        if isinstance(count, fx.Node) and isinstance(count.meta["value"], int):
+            count = Repeat.kept(count, moved)
+        return Replacement((given.pop("input"), count), given)
 
 
 @rule("expand")
