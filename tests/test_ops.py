@@ -211,23 +211,29 @@ def test_noise_in_training() -> None:
     assert (report.failures, report.coverage, report.units) == ([], 1.0, 8 * len(NOISE))
 
 
-@pytest.mark.parametrize(
-    ("how", "units"), [("raise", 14), ("weight", 14), ("assert", 14), ("caught", 0), ("branch", 0)]
-)
-def test_checks_of_the_width(how: str, units: int) -> None:
-    """Where the other side of a branch is an error, it decides nothing; where it is caught, or none, it does."""
+@pytest.mark.parametrize("how", ["raise", "weight", "assert", "caught", "branch", "number", "among"])
+def test_branches_on_the_width(how: str) -> None:
+    """What widths alone decide is decided for good, whether its other side is an error or not."""
     layer = checked_width(how)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), layer(8, 6, 1), nn.ReLU(), layer(6, 2, 1)).double()
     randomise(model, 0)
-    if not units:
-        with pytest.raises(fxcat.NothingToPruneError, match="a branch depends on the number of units"):
-            fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False)
-        return
-    report = check(model, how, (1, 3, 4, 4), (3, 3, 4, 4), settings=2)
-    assert (report.failures, report.coverage, report.units) == ([], 1.0, units)
+    report = check(model, how, (1, 3, 4, 4), (3, 3, 4, 6), settings=2)
+    assert (report.failures, report.coverage, report.units) == ([], 1.0, 14)
 
 
-def test_a_branch_on_the_shape_of_a_weight_keeps_it() -> None:
+def test_a_branch_on_a_width_and_an_image_size_keeps_the_width() -> None:
+    """Removal would have another image size decide otherwise."""
+
+    class Mixed(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.relu() if x.shape[1] > x.shape[2] else x)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Mixed(8, 6, 1)).double()
+    with pytest.raises(fxcat.NothingToPruneError, match="a branch depends on the number of units"):
+        fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False)
+
+
+def test_a_branch_on_the_shape_of_a_weight() -> None:
     class Odd(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = F.conv2d(x, self.weight, self.bias)
@@ -236,7 +242,7 @@ def test_a_branch_on_the_shape_of_a_weight_keeps_it() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Odd(8, 6, 1), nn.Conv2d(6, 2, 1)).double()
     randomise(model, 0)
     report = check(model, "odd", (1, 3, 4, 4), (3, 3, 4, 4), settings=1)
-    assert (report.failures, report.units) == ([], 8)
+    assert (report.failures, report.units) == ([], 14)
 
 
 def test_selected_channels_are_saved(tmp_path: Any) -> None:
