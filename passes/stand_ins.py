@@ -39,6 +39,8 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         for owner, names in _TAKING_SIZES.items():
             for name in names:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
+        for owner, name, cached in _cached_methods(root):
+            stack.enter_context(patch.object(owner, name, _uncached(cached)))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
         helpers = _with_helpers(_python_modules(root))
@@ -50,7 +52,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                     if known[name] is not value:
                         replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
-                    if name != "int" or _only_calls(module, name):
+                    if name not in ("int", "float") or _only_calls(module, name):
                         known[name] = _BUILTINS[name]
                         added.append((known, name))
             yield
@@ -87,6 +89,12 @@ def _uncached(function: Any) -> Callable[..., Any]:
         return called(*args, **kwargs)
 
     return call
+
+
+def _cached_methods(root: nn.Module) -> list[tuple[type, str, Any]]:
+    """The methods of layers that keep their results."""
+    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__ if c is not nn.Module}
+    return [(c, name, v) for c in classes for name, v in vars(c).items() if isinstance(v, _CACHED)]
 
 
 @cache
@@ -154,7 +162,7 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
 def _taken_from(module: str) -> Iterator[str]:
     """The Python modules of other packages whose functions the layers of a Python module use."""
     known = vars(sys.modules[module])
-    for name in _names_used(known):
+    for name in _names_used(module):
         value = known.get(name)
         if isinstance(value, types.FunctionType):
             owner = value.__module__
@@ -166,20 +174,15 @@ def _taken_from(module: str) -> Iterator[str]:
             yield owner
 
 
-def _names_used(known: dict[str, Any]) -> set[str]:
-    """The names in the code of layers among a Python module's globals, and of functions that have these names."""
-    layers = [v for v in known.values() if isinstance(v, type) and issubclass(v, nn.Module)]
-    methods = [m for c in layers for m in vars(c).values() if isinstance(m, types.FunctionType)]
-    stack = [m.__code__ for m in methods]
+def _names_used(module: str) -> set[str]:
+    """The names in the code of a Python module's functions and methods, wherever these are."""
     used: set[str] = set()
-    while stack:
-        code = stack.pop()
-        stack += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-        for name in set(code.co_names) - used:
-            used.add(name)
-            function = known.get(name)
-            if isinstance(function, types.FunctionType):
-                stack.append(function.__code__)
+    codes = [c for code in _codes(module) for c in (code.co_consts if code.co_name == "<module>" else (code,))]
+    while codes:
+        code = codes.pop()
+        if isinstance(code, types.CodeType):
+            used |= set(code.co_names)
+            codes += code.co_consts
     return used
 
 
@@ -191,7 +194,8 @@ def _only_calls(module: str, name: str) -> bool:
         code = codes.pop()
         for step in dis.get_instructions(code) if name in code.co_names else ():
             # the lowest bit of a global's number: it is about to be called
-            if step.argval == name and not (step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1):
+            called = step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1
+            if step.argval == name and not called and step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                 return False
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
     return sys.version_info >= (3, 11)
@@ -234,24 +238,34 @@ def _length(value: Any) -> Any:
     return len(value)
 
 
-class _AnInteger(type):
-    """The type of `_Integer`."""
+class _OfNumbers(type):
+    """The type of `_Integer` and `_Float`."""
+
+    number: type
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if len(args) == 1 else None
         if isinstance(given, ExampleProxy) and isinstance(given.example, int | float):
-            return given.tracer.create_proxy("call_function", int, args, {})
-        return int(*args, **kwargs)
+            return given.tracer.create_proxy("call_function", cls.number, args, {})
+        return cls.number(*args, **kwargs)
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, cls.number)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
+        return issubclass(subclass, cls.number)
 
 
-class _Integer(metaclass=_AnInteger):
+class _Integer(metaclass=_OfNumbers):
     """`int` for the modules whose code is traced: what is computed from sizes stays symbolic."""
+
+    number = int
+
+
+class _Float(metaclass=_OfNumbers):
+    """`float`, likewise."""
+
+    number = float
 
 
 def _is_instance(value: Any, kinds: Any) -> bool:
@@ -296,7 +310,7 @@ def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BUILTINS: dict[str, Any] = {
-    **{"len": _length, "int": _Integer, "isinstance": _is_instance, "callable": _is_callable},
+    **{"len": _length, "int": _Integer, "float": _Float, "isinstance": _is_instance, "callable": _is_callable},
     **{"min": _extreme(builtins.min), "max": _extreme(builtins.max)},
 }
 """What the modules whose code is traced find under these names."""

@@ -288,6 +288,8 @@ class ExampleTracer(fx.Tracer):
             return self._drawn[id(a)][1].node
         if isinstance(a, numpy.generic):
             return a.item()
+        if isinstance(a, numpy.ndarray):
+            return super().create_arg(torch.from_numpy(a))
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
