@@ -312,6 +312,8 @@ class ExampleTracer(fx.Tracer):
             args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
             return args[0]
         function: Any = target if kind == "call_function" else None
+        if kind == "call_method":
+            function = getattr(torch.Tensor, target, None)
         instead = function_decomposition(function)
         if instead is not None:
             result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))

@@ -9,6 +9,7 @@ from fxcat.passes.rules import (
     contraction,
     creation,
     dropping,
+    einsums,
     elementwise,
     embedding,
     functional,
@@ -22,6 +23,7 @@ from fxcat.passes.rules import (
     recurrent,
     regional,
     selection,
+    softmax,
 )
 from fxcat.passes.rules.table import (
     Labels,
@@ -50,6 +52,7 @@ __all__ = [
     "contraction",
     "creation",
     "dropping",
+    "einsums",
     "elementwise",
     "embedding",
     "find_rule",
@@ -68,4 +71,5 @@ __all__ = [
     "registered",
     "rule",
     "selection",
+    "softmax",
 ]

@@ -11,7 +11,7 @@ from fxcat.passes.arguments import arguments, names_type, thaw
 from fxcat.passes.arrays import along, compress, frozen, reshape
 from fxcat.passes.chains import move
 from fxcat.passes.rules.sizes import sizes_left, units_of_size
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, decomposition, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -52,6 +52,7 @@ class Reshaping(Movement):
     "double",
     "half",
     "bfloat16",
+    *("long", "int", "short", "bool", "cpu"),
     torch.clone,
 )
 class Copy(Movement):
@@ -67,6 +68,7 @@ class Copy(Movement):
 @rule(
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.t, "t"),
     *(torch.swapdims, "swapdims", torch.moveaxis, "moveaxis", torch.movedim, "movedim", torch.unsqueeze, "unsqueeze"),
+    *(torch.adjoint, "adjoint"),
     *(torch.flip, "flip", torch.rot90, "rot90", torch.fliplr, "fliplr", torch.flipud, "flipud"),
 )
 class Axes(Movement):
@@ -329,12 +331,12 @@ class Repeat(Movement):
         return given if isinstance(given, tuple | list) else (given,)
 
 
-@rule(torch.stack, torch.repeat_interleave, "repeat_interleave")
+@rule(torch.stack, torch.repeat_interleave, "repeat_interleave", torch.diagonal, "diagonal")
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
 
 
-@rule("expand")
+@rule("expand", torch.broadcast_to)
 class Expand(Movement):
     """expand: new axes, and axes of size 1 that grow; those with units keep the size they have."""
 
@@ -389,3 +391,16 @@ class Narrow(Movement):
         shape = given["input"].shape
         axis, start = given["dim"] % len(shape), int(given["start"])
         return axis, start % shape[axis] if start < 0 else start, given["length"]
+
+
+@decomposition(torch.broadcast_tensors)
+def broadcast_tensors(*tensors: Any) -> Any:
+    """Each as the one that has the shape of all, if there is one."""
+    if len(tensors) == 1 and isinstance(tensors[0], tuple | list):
+        tensors = tuple(tensors[0])
+    shapes = [(t.node.meta["value"] if isinstance(t, fx.Proxy) else t).shape for t in tensors]
+    whole = torch.broadcast_shapes(*shapes)
+    if whole not in shapes:
+        return NotImplemented
+    first = tensors[shapes.index(whole)]
+    return tuple(t if shape == whole else t.expand_as(first) for t, shape in zip(tensors, shapes, strict=True))

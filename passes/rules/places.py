@@ -74,6 +74,14 @@ class Order(_AlongAxis):
     zero = Zero.BREAKS
 
 
+@rule(torch.tril, torch.triu)
+class Triangle(_AlongAxis):
+    """One half of matrices."""
+
+    def axes(self, node: fx.Node) -> Sequence[int]:
+        return -2, -1
+
+
 @rule(torch.diff, "diff")
 class Differences(_AlongAxis):
     """Differences of neighbours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.counting import (
     gated_amax,
     gated_amin,
+    gated_logsumexp,
     gated_max,
     gated_mean,
     gated_min,
@@ -229,17 +231,15 @@ class Multiplied(_Reduction):
     """Products: over units they would change, since a dead one counts as zero."""
 
 
+@rule(torch.nanmean, torch.nansum)
+class WithoutNan(_Reduction):
+    """Means and sums of what is a number."""
+
+
 @rule(torch.argmax, "argmax", torch.argmin, "argmin")
 @rule(torch.all, "all", torch.any, "any", torch.count_nonzero, "count_nonzero")
 class Finding(_Reduction):
     """Places and truth values: no gate multiplies them."""
-
-    zero = Zero.BREAKS
-
-
-@rule(torch.logsumexp, "logsumexp")
-class LogSumExp(_Reduction):
-    """log Σ exp: not zero for zeros."""
 
     zero = Zero.BREAKS
 
@@ -273,6 +273,16 @@ class _OverOneAxis(_Reduction):
     def known_form(self, node: fx.Node) -> bool:
         """Whether the call has no arguments that keep units from going."""
         return True
+
+
+@rule(torch.logsumexp, "logsumexp")
+class LogSumExp(_OverOneAxis):
+    """log Σ exp: not zero for zeros."""
+
+    zero = Zero.BREAKS
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return Counting(gated_logsumexp, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
 
 
 @rule(torch.amax, "amax", gated=gated_amax)
@@ -384,7 +394,14 @@ class Spread(Mean):
     def known_form(self, node: fx.Node) -> bool:
         given = arguments(node, "input", "dim", "unbiased", "keepdim")
         named = node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
-        return named and not given.get("correction", int(given.get("unbiased", True)))
+        biased = not given.get("correction", int(given.get("unbiased", True)))
+        return named and (biased or self._has_others(node))
+
+    def _has_others(self, node: fx.Node) -> bool:
+        """Whether each unit has several entries along the axes."""
+        shape = node.all_input_nodes[0].meta["value"].shape
+        longest = max(shape[a] for a in self.axes(node))
+        return math.prod(shape[a] for a in self.axes(node)) > longest
 
 
 @rule(torch.var_mean, gated=gated_var_mean)
@@ -408,3 +425,29 @@ class Quantile(_Reduction):
             return super().flow(flow, node)
         flow.freeze(flow.of(node.all_input_nodes[0]), node, "several quantiles at once")
         return frozen((1,) * node.meta["value"].dim())
+
+
+@rule(F.cosine_similarity)
+class Similarity(_Additive):
+    """Cosines of the angles between vectors of one shape."""
+
+    def reduced(self, flow: Flow, node: fx.Node, dims: int) -> torch.Tensor:
+        given = self.pair(node)
+        if given[0].meta["value"].shape != given[1].meta["value"].shape:
+            flow.freeze(tuple(flow.values[g] for g in given), node, "similarity of values of other shapes")
+            return frozen((1,) * dims)
+        flow.unite(flow.of(given[0]), flow.of(given[1]))
+        return super().reduced(flow, node, dims)
+
+    def axes(self, node: fx.Node) -> set[int]:
+        chosen: Any = arguments(node, "x1", "x2", "dim").get("dim", 1)
+        return {chosen % self.pair(node)[0].meta["value"].dim()}
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return self.pair(node) if self.reduces_units(flow, node) else ()
+
+    @staticmethod
+    def pair(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """The two values."""
+        given = arguments(node, "x1", "x2", "dim")
+        return given["x1"], given["x2"]
