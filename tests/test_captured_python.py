@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import multiprocessing
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +180,31 @@ def test_prepare_in_several_threads() -> None:
     sys.setswitchinterval(interval)
     assert not errors
     assert patched == (nn.Module.__call__, nn.Module.__getattr__, torch.zeros, torch.Tensor.view, torch.finfo)
+
+
+class Slow(Between):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.2)
+        return super().forward(x)
+
+
+def prepared_in_a_child() -> None:
+    fxcat.prepare(Between(nn.Tanh()), X, verbose=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_meanwhile() -> None:
+    thread = threading.Thread(target=lambda: fxcat.prepare(Slow(nn.Tanh()), X, verbose=False))
+    thread.start()
+    time.sleep(0.1)
+    child = multiprocessing.get_context("fork").Process(target=prepared_in_a_child)
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    thread.join()
+    assert code == 0
 
 
 # facts -----------------------------------------------------------------------------------------------------------
