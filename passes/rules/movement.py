@@ -313,8 +313,15 @@ class Repeat(Movement):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         counts = self.counts(node)
-        free = [len(counts) == len(moved.shape) and units for units in moved.has_units]
-        left = tuple(c if free[a] or not isinstance(c, fx.Node) else self.kept(c, moved) for a, c in enumerate(counts))
+        if len(counts) != len(moved.shape):
+            left = tuple(self.kept(c, moved) if isinstance(c, fx.Node) else c for c in counts)
+            return Replacement((node.args[0], left), {}) if left != tuple(counts) else None
+        source = node.all_input_nodes[0].meta["value"].shape
+        source = (1,) * (len(counts) - len(source)) + tuple(source)
+        left = tuple(
+            (c if units else self.kept(c, moved)) if isinstance(c, fx.Node) else size if units and one == 1 else c
+            for c, units, one, size in zip(counts, moved.has_units, source, moved.shape, strict=True)
+        )
         return Replacement((node.args[0], left), {}) if left != tuple(counts) else None
 
     @staticmethod
