@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments, names_type, thaw
 from fxcat.passes.arrays import along, compress, frozen, reshape
 from fxcat.passes.chains import move
-from fxcat.passes.rules.sizes import sizes_left, units_of_size
+from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, decomposition, rule
 
 if TYPE_CHECKING:
@@ -353,6 +353,10 @@ class Expand(Movement):
         new = value.dim() - labels.dim()
         labels = labels.reshape((1,) * new + tuple(labels.shape))
         given: Any = _sizes_of_expand(node)
+        whole = shape_read(given)
+        if labels.numel() == 1 and whole is not None:
+            other = flow.values[whole]
+            return other if isinstance(other, torch.Tensor) and other.numel() == max(other.shape) else labels
         if labels.numel() > 1 or not isinstance(given, tuple | list):
             return labels
         grown = [a for a in range(value.dim()) if a < new or source.meta["value"].shape[a - new] == 1 < value.shape[a]]
