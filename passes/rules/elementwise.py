@@ -258,7 +258,6 @@ class Comparison(Elementwise):
 
 
 @rule(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
-@rule(F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 class Loss(Elementwise):
     """Losses of every entry, or over all of them: these keep the units."""
 

@@ -338,7 +338,7 @@ class Repeat(Movement):
         return given if isinstance(given, tuple | list) else (given,)
 
 
-@rule(torch.stack, torch.repeat_interleave, "repeat_interleave", torch.diagonal, "diagonal")
+@rule(torch.stack, torch.repeat_interleave, "repeat_interleave")
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
 

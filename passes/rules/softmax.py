@@ -39,7 +39,7 @@ class Softmax(Rule):
 
     def _counts(self, flow: Flow, node: fx.Node) -> bool:
         labels = flow.of(node.all_input_nodes[0])
-        named = "dim" in node.kwargs or len(node.args) == 2
+        named = len(node.args) == 2 or node.kwargs.get("dim") is not None
         return self.form is not None and named and labels.shape[_dim(node)] == labels.numel() > 1
 
 
