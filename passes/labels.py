@@ -24,7 +24,6 @@ from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rul
 from fxcat.passes.weights import find_weights, flow_weight, settle
 
 
-
 @dataclass(frozen=True, slots=True)
 class Block:
     """A run of labels that one producer owns: `count` labels from `start`."""

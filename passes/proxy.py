@@ -233,7 +233,8 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
 
 
 _OF_ONE_NUMBER = {
-    name: getattr(math, name) for name in ("sqrt", "ceil", "floor", "exp", "log", "log2", "log10", "log1p", "cos", "sin")
+    name: getattr(math, name)
+    for name in ("sqrt", "ceil", "floor", "exp", "log", "log2", "log10", "log1p", "cos", "sin")
 }
 """Functions of one number that NumPy has too; it gives floats only."""
 

@@ -33,7 +33,9 @@ def make_stale(twin: nn.Module) -> bool:
         state = vars(module)
         names, holders = _written(type(module))
         # a buffer that is not saved, and is replaced in every pass, is no more than an attribute
-        state |= {n: module._buffers.pop(n) for n in names & module._non_persistent_buffers_set & module._buffers.keys()}
+        state |= {
+            n: module._buffers.pop(n) for n in names & module._non_persistent_buffers_set & module._buffers.keys()
+        }
         for name in ((names | holders) & state.keys()) - _OF_TORCH:
             value = _before_any_pass(state[name], assigned=name in names)
             if value is state[name]:

@@ -152,8 +152,12 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: y * torch.isclose(y, y) * ((y > 0) ^ (y < 9)) * y.logical_xor(y) + y * y.long() * y.bool(),
         lambda s, y: y + torch.bucketize(y, torch.tensor([-1.0, 0.0]).to(y)) + y.tril() * torch.triu(y, 1),
         lambda s, y: y.adjoint() + y.logcumsumexp(3) + y.nansum(2, keepdim=True) + torch.nanmean(y, 3, keepdim=True),
-        lambda s, y: y.diagonal(dim1=2, dim2=3)[..., None] * y.select(2, 1)[:, :, None] + torch.select(y, -1, 0)[..., None],
-        lambda s, y: y + y.mean(1, keepdim=True).broadcast_to(y.shape) + sum(torch.broadcast_tensors(y.mean((2, 3), True), y)),
+        lambda s, y: (
+            y.diagonal(dim1=2, dim2=3)[..., None] * y.select(2, 1)[:, :, None] + torch.select(y, -1, 0)[..., None]
+        ),
+        lambda s, y: (
+            y + y.mean(1, keepdim=True).broadcast_to(y.shape) + sum(torch.broadcast_tensors(y.mean((2, 3), True), y))
+        ),
         lambda s, y: F.mse_loss(y, y.relu(), reduction="none") + F.smooth_l1_loss(y, -y, reduction="none"),
         lambda s, y: y / torch.linalg.norm(y, dim=1, keepdim=True) + y / torch.linalg.matrix_norm(y, keepdim=True),
         lambda s, y: y * F.cosine_similarity(y, y.flip(2))[:, None] + y / y.std(dim=(1, 2, 3), keepdim=True),
@@ -168,12 +172,16 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: y.slice_scatter(src=y[:, :3] + 1, dim=1, start=-3),
     ],
     "products": [
-        lambda s, y: torch.einsum("...chw,cd->...dhw", y, s.table) + torch.einsum("bchw,cd,de->behw", y, s.table, s.table),
+        lambda s, y: (
+            torch.einsum("...chw,cd->...dhw", y, s.table) + torch.einsum("bchw,cd,de->behw", y, s.table, s.table)
+        ),
         lambda s, y: torch.einsum("bchw,c->bchw", y, s.scale[0]) * torch.einsum("bchw,bchw->bc", y, y)[..., None, None],
         lambda s, y: torch.tensordot(y, s.square, dims=([3], [0])) + torch.inner(y, s.square),
         lambda s, y: F.conv2d(y, s.blur.expand(y.size(1), -1, -1, -1), padding=1, groups=y.size(1)),
         lambda s, y: F.conv2d(y, s.blur.repeat(8, 1, 1, 1), padding=1, groups=8),
-        lambda s, y: F.conv2d(y, torch.ones(3, 3).to(y)[None, None].repeat(y.shape[1], 1, 1, 1), None, 1, 1, 1, y.shape[1]),
+        lambda s, y: F.conv2d(
+            y, torch.ones(3, 3).to(y)[None, None].repeat(y.shape[1], 1, 1, 1), None, 1, 1, 1, y.shape[1]
+        ),
         lambda s, y: F.layer_norm(y, y.shape[2:]) + F.rms_norm(y, [y.size(-1)]),
     ],
 }

@@ -73,7 +73,7 @@ def inner(input: Any, other: Any) -> Any:
 
 
 @decomposition(torch.linalg.norm)
-def norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:  # noqa: N803
+def norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """Norms of vectors along one axis, or of matrices as of vectors."""
     of_vector = isinstance(dim, int) or (isinstance(dim, tuple | list) and len(dim) == 1)
     if not (of_vector or (dim is not None and ord in (None, "fro")) or (dim is None and ord is None)):
@@ -84,7 +84,7 @@ def norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dty
 
 @decomposition(torch.linalg.matrix_norm)
 def matrix_norm(
-    A: Any,  # noqa: N803
+    A: Any,
     ord: Any = "fro",
     dim: Any = (-2, -1),
     keepdim: bool = False,
