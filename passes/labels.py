@@ -17,13 +17,11 @@ import torch
 from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
-from fxcat.passes.arrays import FROZEN, Grid, along, leaves, place, unlabelled
+from fxcat.passes.arrays import FROZEN, Grid, Integers, along, join, leaves, place, unlabelled
 from fxcat.passes.effects import NO_GRAD, changed_part_of, is_inplace
 from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
-
-Integers = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,25 +274,6 @@ _FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 
 CHUNK = 1 << 15
 """How many pairs of labels are united at once: enough to be fast, few enough to need little memory."""
-
-
-def join(parent: Integers, left: Integers, right: Integers) -> None:
-    """Unite numbers pairwise, in place: `parent` holds the smallest member of each number's connected component.
-
-    Vectorised hooking and pointer jumping.
-    """
-    while True:
-        a, b = parent[left], parent[right]
-        differ = a != b
-        if not differ.any():
-            return
-        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
-        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            jumped = parent[parent]
-            if np.array_equal(jumped, parent):
-                break
-            parent[:] = jumped
 
 
 def flow_labels(

@@ -136,6 +136,9 @@ class ExampleProxy(fx.Proxy):
             )
         if function in _UFUNCS:
             return _UFUNCS[function](*(i.item() if isinstance(i, numpy.generic) else i for i in inputs))
+        if function.__name__ in _OF_ONE_NUMBER and len(inputs) == 1:
+            number = self.tracer.create_proxy("call_function", _OF_ONE_NUMBER[function.__name__], inputs, {})
+            return self.tracer.create_proxy("call_function", float, (number,), {})
         return function(*(i._resolve(i.example) if isinstance(i, ExampleProxy) else i for i in inputs))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -185,6 +188,12 @@ class ExampleProxy(fx.Proxy):
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
 
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
     def __floor__(self) -> Any:
         return self.tracer.create_proxy("call_function", _FLOOR, (self,), {})
 
@@ -224,8 +233,24 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
 """What NumPy calls when one of its numbers stands on the left of an operator."""
 
 
+_OF_ONE_NUMBER = {
+    name: getattr(math, name)
+    for name in ("sqrt", "ceil", "floor", "exp", "log", "log2", "log10", "log1p", "cos", "sin")
+}
+"""Functions of one number that NumPy has too; it gives floats only."""
+
+
 class Stale:
-    """What a model kept of the sizes of an earlier forward pass: equal to nothing, so that it is found anew."""
+    """What a model kept of the sizes of an earlier forward pass: equal to nothing and less than anything, so that it is
+    found anew."""
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+    def __gt__(self, other: object) -> bool:
+        return False
+
+    __le__, __ge__ = __lt__, __gt__
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -266,6 +291,15 @@ def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.
     return call
 
 
+def _comparing(function: Callable[[Any, Any], Any]) -> Callable[[ExampleProxy, Any], Any]:
+    def call(self: ExampleProxy, other: Any) -> Any:
+        return self._compare(function, other)
+
+    return call
+
+
+for _operator in (operator.lt, operator.le, operator.gt, operator.ge):
+    setattr(ExampleProxy, f"__{_operator.__name__}__", _comparing(_operator))
 for _operator in INPLACE_OPERATORS:
     setattr(ExampleProxy, f"__{_operator.__name__}__", _changing(_operator))
 

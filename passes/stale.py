@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcat.passes.by_size import BySize
 from fxcat.passes.proxy import Stale
 from fxcat.passes.rules.table import is_leaf
 
 
 def make_stale(twin: nn.Module) -> bool:
-    """Take back what forward passes left in a model: sizes, and tensors that are no buffers. Returns whether any was.
+    """Take back what forward passes left in a model: sizes, and tensors that have none of their values from outside.
 
-    An attribute that its class has too becomes that of the class again.
+    An attribute that its class has too becomes that of the class again. Dicts that `forward` writes to compare sizes
+    as numbers of the graph. Returns whether there was anything of the kind.
     """
     found = False
     for module in twin.modules():
@@ -31,10 +33,12 @@ def make_stale(twin: nn.Module) -> bool:
             continue
         state = vars(module)
         names, holders = _written(type(module))
+        # a buffer that is not saved, and is replaced in every pass, is no more than an attribute
+        state |= {
+            n: module._buffers.pop(n) for n in names & module._non_persistent_buffers_set & module._buffers.keys()
+        }
         for name in ((names | holders) & state.keys()) - _OF_TORCH:
-            if name not in names and type(state[name]) not in (list, dict):
-                continue
-            value = _before_any_pass(state[name])
+            value = _before_any_pass(state[name], assigned=name in names)
             if value is state[name]:
                 continue
             found = True
@@ -48,20 +52,26 @@ def make_stale(twin: nn.Module) -> bool:
 _OF_TORCH = nn.Module().__dict__.keys()
 
 
-def _before_any_pass(value: Any) -> Any:
-    """Something in the place of sizes and tensors that is like none that comes; other values as they are."""
+def _before_any_pass(value: Any, *, assigned: bool) -> Any:
+    """Something in the place of sizes and tensors that is like none that comes; other values as they are.
+
+    `assigned`: the value is; if not, only elements of it are.
+    """
+    if type(value) is dict:
+        known: dict[Any, Any] = value
+        return BySize({} if all(isinstance(v, torch.Tensor | torch.Size) for v in known.values()) else known)
+    if not assigned and type(value) is not list:
+        return value
     if isinstance(value, torch.Tensor):
-        return value.new_empty(0)
+        return value.new_empty((0,) * max(1, value.dim()))
     if type(value) is int or isinstance(value, torch.Size):
         return Stale()
-    if type(value) is dict and all(isinstance(v, torch.Tensor | torch.Size) for v in value.values()):  # pyright: ignore
-        return {} if value else value  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, tuple | list) and value:
         kinds = {type(v) for v in value}  # pyright: ignore[reportUnknownVariableType]
         if kinds == {int}:
             return Stale()
         if kinds <= {torch.Tensor, torch.Size, tuple, list}:
-            return type(value)(_before_any_pass(v) for v in value)  # pyright: ignore
+            return type(value)(_before_any_pass(v, assigned=True) for v in value)  # pyright: ignore
     return value
 
 

@@ -39,10 +39,14 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         for owner, names in _TAKING_SIZES.items():
             for name in names:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
+        for owner, name, cached in _cached_methods(root):
+            stack.enter_context(patch.object(owner, name, _uncached(cached)))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
         loose = _loose_namespaces(root)
-        helpers = _with_helpers(_python_modules(root) | {name for known in loose for name in _taken_from(known)})
+        helpers = _with_helpers(
+            _python_modules(root) | {name for known in loose for name in _taken_from(known, _codes_in(known))}
+        )
         places = [(vars(sys.modules[module]), functools.partial(_only_calls, module)) for module in helpers]
         places += [(known, functools.partial(_only_called, _codes_in(known))) for known in loose]
         try:
@@ -52,7 +56,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                     if known[name] is not value:
                         replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
-                    if name != "int" or only_calls(name):
+                    if name not in ("int", "float") or only_calls(name):
                         known[name] = _BUILTINS[name]
                         added.append((known, name))
             yield
@@ -89,6 +93,12 @@ def _uncached(function: Any) -> Callable[..., Any]:
         return called(*args, **kwargs)
 
     return call
+
+
+def _cached_methods(root: nn.Module) -> list[tuple[type, str, Any]]:
+    """The methods of layers that keep their results."""
+    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__ if c is not nn.Module}
+    return [(c, name, v) for c in classes for name, v in vars(c).items() if isinstance(v, _CACHED)]
 
 
 @cache
@@ -145,7 +155,11 @@ def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
 @cache
 def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     packages = {name.partition(".")[0] for name, _ in modules}
-    packages |= {name.partition(".")[0] for module, _ in modules for name in _taken_from(vars(sys.modules[module]))}
+    packages |= {
+        name.partition(".")[0]
+        for module, _ in modules
+        for name in _taken_from(vars(sys.modules[module]), _codes(module))
+    }
     found = {name for name, _ in modules if not name.startswith("torch.")}
     stack = list(found)
     while stack:
@@ -162,9 +176,9 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _taken_from(known: dict[str, Any]) -> Iterator[str]:
-    """The Python modules of other packages whose functions the layers among a Python module's globals use."""
-    for name in _names_used(known):
+def _taken_from(known: dict[str, Any], codes: list[types.CodeType]) -> Iterator[str]:
+    """The Python modules of other packages whose functions code with these globals uses."""
+    for name in _names_used(codes):
         value = known.get(name)
         if isinstance(value, types.FunctionType):
             owner = value.__module__
@@ -176,20 +190,15 @@ def _taken_from(known: dict[str, Any]) -> Iterator[str]:
             yield owner
 
 
-def _names_used(known: dict[str, Any]) -> set[str]:
-    """The names in the code of layers among a Python module's globals, and of functions that have these names."""
-    layers = [v for v in known.values() if isinstance(v, type) and issubclass(v, nn.Module)]
-    methods = [m for c in layers for m in vars(c).values() if isinstance(m, types.FunctionType)]
-    stack = [m.__code__ for m in methods]
+def _names_used(codes: list[types.CodeType]) -> set[str]:
+    """The names in code of functions and methods, wherever these are."""
     used: set[str] = set()
+    stack = [c for code in codes for c in (code.co_consts if code.co_name == "<module>" else (code,))]
     while stack:
         code = stack.pop()
-        stack += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-        for name in set(code.co_names) - used:
-            used.add(name)
-            function = known.get(name)
-            if isinstance(function, types.FunctionType):
-                stack.append(function.__code__)
+        if isinstance(code, types.CodeType):
+            used |= set(code.co_names)
+            stack += code.co_consts
     return used
 
 
@@ -205,7 +214,8 @@ def _only_called(codes: list[types.CodeType], name: str) -> bool:
         code = codes.pop()
         for step in dis.get_instructions(code) if name in code.co_names else ():
             # the lowest bit of a global's number: it is about to be called
-            if step.argval == name and not (step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1):
+            called = step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1
+            if step.argval == name and not called and step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                 return False
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
     return sys.version_info >= (3, 11)
@@ -253,24 +263,34 @@ def _length(value: Any) -> Any:
     return len(value)
 
 
-class _AnInteger(type):
-    """The type of `_Integer`."""
+class _OfNumbers(type):
+    """The type of `_Integer` and `_Float`."""
+
+    number: type
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if len(args) == 1 else None
         if isinstance(given, ExampleProxy) and isinstance(given.example, int | float):
-            return given.tracer.create_proxy("call_function", int, args, {})
-        return int(*args, **kwargs)
+            return given.tracer.create_proxy("call_function", cls.number, args, {})
+        return cls.number(*args, **kwargs)
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, cls.number)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
+        return issubclass(subclass, cls.number)
 
 
-class _Integer(metaclass=_AnInteger):
+class _Integer(metaclass=_OfNumbers):
     """`int` for the modules whose code is traced: what is computed from sizes stays symbolic."""
+
+    number = int
+
+
+class _Float(metaclass=_OfNumbers):
+    """`float`, likewise."""
+
+    number = float
 
 
 def _is_instance(value: Any, kinds: Any) -> bool:
@@ -315,7 +335,7 @@ def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BUILTINS: dict[str, Any] = {
-    **{"len": _length, "int": _Integer, "isinstance": _is_instance, "callable": _is_callable},
+    **{"len": _length, "int": _Integer, "float": _Float, "isinstance": _is_instance, "callable": _is_callable},
     **{"min": _extreme(builtins.min), "max": _extreme(builtins.max)},
 }
 """What the modules whose code is traced find under these names."""

@@ -312,6 +312,8 @@ class ExampleTracer(fx.Tracer):
             return self._drawn[id(a)][1].node
         if isinstance(a, numpy.generic):
             return a.item()
+        if isinstance(a, numpy.ndarray):
+            return super().create_arg(torch.from_numpy(a))
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
@@ -334,6 +336,8 @@ class ExampleTracer(fx.Tracer):
             args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
             return args[0]
         function: Any = target if kind == "call_function" else None
+        if kind == "call_method":
+            function = getattr(torch.Tensor, target, None)
         instead = function_decomposition(function)
         if instead is not None:
             result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))

@@ -172,6 +172,8 @@ class ElementwiseEinsums(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func is torch.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
             letters = args[0].replace(" ", "").split("->")[0].split(",")
+            if min(map(len, letters)) < 2:
+                return result  # a factor of every entry, as in any other product
             shapes = [operand.shape for operand in args[1:]]
             sizes = {
                 a: n for axes, shape in zip(letters, shapes, strict=True) for a, n in zip(axes, shape, strict=True)

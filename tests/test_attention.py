@@ -65,6 +65,14 @@ FORMS: dict[str, tuple[Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
         lambda m, t, x: function(m, *(s.transpose(0, 1) for s in (t + m.pos, t, t))).transpose(0, 1),
         {"batch_first": True},
     ),
+    "of one example": (
+        lambda m, t, x: torch.stack([m.attention(r + m.pos[0], r, r, need_weights=False)[0] for r in t.unbind(1)], 1),
+        {},
+    ),
+    "of one example, with weights": (
+        lambda m, t, x: torch.stack([(lambda y, w: w @ y)(*m.attention(r, r, r)) for r in t.unbind(1)], 1),
+        {},
+    ),
     "weights averaged": (
         lambda m, t, x: (lambda y, w: y + 0.1 * w.mean((1, 2))[:, None, None])(*m.attention(t, m.memory(x), t)),
         {"batch_first": True},
@@ -81,6 +89,44 @@ def test_attention_of_several_values(name: str) -> None:
     assert report.failures == []
     assert report.coverage == 1.0
     assert report.units >= 3 + 12
+
+
+def test_keys_that_several_heads_share() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(a, b) for a, b in ((3, 16), (3, 8), (3, 8), (16, 2)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    model = Shared().double()
+    randomise(model, 0)
+    report = check(model, "shared", (1, 5, 3), (3, 6, 3))
+    assert (report.failures, report.coverage) == ([], 1.0)
+
+
+def test_parts_of_a_table_that_are_not_used() -> None:
+    """Shifts and scales from a table and a layer (arXiv 2310.00426), of which some are left out."""
+
+    class Modulated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.all, self.head = nn.Linear(3, 8), nn.Linear(8, 48), nn.Linear(8, 2)
+            self.table = nn.Parameter(torch.randn(6, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.enter(x)
+            parts = self.all(x.mean(1).relu()).reshape(x.shape[0], 6, -1)
+            shift, scale, *_ = (self.table[None] + parts).chunk(6, dim=1)
+            return self.head(x * (1 + scale) + shift)
+
+    model = Modulated().double()
+    randomise(model, 0)
+    report = check(model, "modulated", (1, 5, 3), (3, 5, 3))
+    assert (report.failures, report.coverage, report.units) == ([], 1.0, 8)
 
 
 def test_a_mask_of_each_head_keeps_the_heads() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,23 @@ def test_names_that_are_keywords(tmp_path: Path) -> None:
 
     report = export_onnx(Heads(), tmp_path / "heads.onnx", torch.randn(1, 3, 8, 8))
     assert report.operators["Conv"] == 3
+
+
+def test_in_several_threads(tmp_path: Path) -> None:
+    errors: list[Exception] = []
+
+    def export(name: str) -> None:
+        try:
+            fxcat.export_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), tmp_path / name, torch.zeros(1, 3, 4, 4))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=export, args=(f"{i}.onnx",)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
 
 
 def test_without_verification(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from fxcat.passes.rules import (
     contraction,
     creation,
     dropping,
+    einsums,
     elementwise,
     embedding,
     functional,
@@ -20,8 +21,10 @@ from fxcat.passes.rules import (
     pooling,
     product,
     recurrent,
+    reductions,
     regional,
     selection,
+    softmax,
 )
 from fxcat.passes.rules.table import (
     Labels,
@@ -50,6 +53,7 @@ __all__ = [
     "contraction",
     "creation",
     "dropping",
+    "einsums",
     "elementwise",
     "embedding",
     "find_rule",
@@ -64,8 +68,10 @@ __all__ = [
     "pooling",
     "product",
     "recurrent",
+    "reductions",
     "regional",
     "registered",
     "rule",
     "selection",
+    "softmax",
 ]

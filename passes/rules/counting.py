@@ -110,6 +110,36 @@ def _mean_beside(
     return gated_mean(input, dim, keepdim, gate=gate)
 
 
+def gated_logsumexp(input: torch.Tensor, dim: Any, keepdim: bool = False, *, gate: torch.Tensor) -> torch.Tensor:
+    """`torch.logsumexp` over what a gate, broadcastable to the input, leaves open."""
+    most = gated_amax(input.detach(), dim, keepdim=True, gate=gate)
+    total = _exponentials(input, most, gate).sum(dim, keepdim)
+    return torch.where(total > 0, total, 1.0).log() + most.sum(dim, keepdim)
+
+
+def gated_softmax(
+    input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None, *, gate: torch.Tensor
+) -> torch.Tensor:
+    """`torch.softmax` over what a gate, broadcastable to the input, leaves open; zero elsewhere."""
+    input = input if dtype is None else input.to(dtype)
+    found = _exponentials(input, gated_amax(input.detach(), dim, keepdim=True, gate=gate), gate)
+    total = found.sum(dim, keepdim=True)
+    return found / torch.where(total > 0, total, 1.0)
+
+
+def gated_log_softmax(
+    input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None, *, gate: torch.Tensor
+) -> torch.Tensor:
+    """`torch.log_softmax`, likewise."""
+    input = input if dtype is None else input.to(dtype)
+    return (input - gated_logsumexp(input, dim, True, gate=gate)) * gate
+
+
+def _exponentials(input: torch.Tensor, most: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """exp of what is left of the largest open entry; a closed one may be larger."""
+    return (input - most).clamp(max=0).exp() * gate
+
+
 @cache
 def spared(function: Callable[..., Any]) -> Callable[..., Any]:
     """An elementwise function that is not finite for some inputs, or whose gradient is not: where a gate, broadcastable

@@ -37,8 +37,9 @@ class Dropping(Elementwise):
 
 
 @decomposition(nn.Identity)
-def _identity(_: nn.Module, *args: Any) -> Any:
+def _identity(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What it is given, if that is a tuple, or something else that is no tensor."""
+    args = (*args, *kwargs.values())
     given = args[0] if args else None
     is_tensor = isinstance(given, fx.Proxy) and isinstance(given.node.meta["value"], torch.Tensor)
     return NotImplemented if is_tensor or len(args) != 1 else given

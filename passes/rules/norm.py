@@ -22,6 +22,7 @@ from fxcat.passes.rules.counting import (
     gated_local_response_norm,
     gated_rms_norm,
 )
+from fxcat.passes.rules.sizes import sizes_left
 from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -120,8 +121,9 @@ class _LastAxesFunction(_OverLastAxes):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node)
-        given["normalized_shape"] = moved.shape[-len(thaw(given["normalized_shape"])) :]
-        return Replacement((given.pop("input"), given.pop("normalized_shape")), given)
+        sizes = given.pop("normalized_shape")
+        left = sizes_left(sizes, moved.shape[-len(thaw(sizes)) :], moved)
+        return Replacement((given.pop("input"), left), given)
 
 
 @cache
