@@ -219,14 +219,23 @@ def check(
 
 
 def check_on(
-    model: nn.Module, name: str, example: Inputs, inputs: Inputs, training: Inputs | None, *, settings: int = 3
+    model: nn.Module,
+    name: str,
+    example: Inputs,
+    inputs: Inputs,
+    training: Inputs | None,
+    *,
+    settings: int = 3,
+    net: GatedModule | None = None,
 ) -> Report:
-    """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none)."""
+    """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none);
+    `net`: the model prepared, if it is already."""
     report = Report(name)
     tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
     before = {k: v.clone() for k, v in model.state_dict().items()}
     start = time.perf_counter()
-    net = fxcat.prepare(model, example, verbose=False)
+    if net is None:
+        net = fxcat.prepare(model, example, verbose=False)
     report.prepare_seconds = time.perf_counter() - start
     report.pinned = net.structure.pinned
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
