@@ -45,7 +45,8 @@ def summary(tool: str, package: str, rows: list[Row]) -> str:
     onnx = [r for r in own if "onnx" in r]
     other = sum(r["library"] != library() for r in rows)
     return (
-        f"{package}: {len(done)} of {len(own)} prepared, {len(good)} exact with true costs, {len(stopped)} did not end, "
+        f"{package}: {len(done)} of {len(own)} prepared, {len(good)} exact with true costs, "
+        f"{len(stopped)} did not end, "
         f"{sum(r['share'] >= 0.95 for r in done)} with at least 95 % of their MACs prunable; "
         f"ONNX {sum(r['onnx'] is True for r in onnx)} of {len(onnx)}; {len(left)} left out for their size, "
         f"{len(not_built)} not built; {other} rows of other versions"

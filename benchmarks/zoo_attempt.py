@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from common import library
-from exactness import check_on, randomise
+from exactness import DOUBLE_TOLERANCE, SINGLE_TOLERANCE, check_on, randomise
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from zoo_models import PACKAGES, Built, TooLarge, takes
 
 import fxcat
@@ -23,6 +24,7 @@ from fxcat.gated import GatedModule
 
 LARGE = 150_000_000
 SETTINGS = 2
+DOUBLE = "double"
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -43,12 +45,13 @@ def attempt(package: str, name: str, onnx: bool, send: Report) -> None:
 
     report({})
     try:
-        model, example, others = _ready(PACKAGES[package][1](name))
+        precision, (model, example, others) = _ready(PACKAGES[package][1](name))
     except Exception as error:
         report({"step": "left out" if _lacks_memory(error) else "not built", "reason": _line(error)})
         return
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    report({"step": "prepare", "parameters": sum(p.numel() for p in model.parameters())})
+    params = sum(p.numel() for p in model.parameters())
+    report({"step": "prepare", "parameters": params, "precision": precision})
     begin = time.perf_counter()
     try:
         net = fxcat.prepare(model, example, verify=False, verbose=False)
@@ -58,24 +61,45 @@ def attempt(package: str, name: str, onnx: bool, send: Report) -> None:
         report(step | {"reason": raw + _line(error)})
         return
     report({"step": "check", "prepared": True, "prepare s": round(time.perf_counter() - begin, 2)} | _found(net))
-    report(_checked(model, net, state, example, others))
+    tolerance = DOUBLE_TOLERANCE if precision == DOUBLE else SINGLE_TOLERANCE
+    report(_checked(model, net, state, (example, others), tolerance))
     if onnx and row.get("exact"):
         report({"step": "onnx"})
         row["onnx"] = _exported(model.float().eval(), tree_map(_single, example))
     report({"step": "done" if "exact" in row else "left out", "seconds": round(time.perf_counter() - start, 1)})
 
 
-def _ready(built: Built) -> Built:
+def _ready(built: Built) -> tuple[str, Built]:
     """With random weights, and in double precision if it is not too large for that and takes it."""
     model, example, others = built
-    in_double = tree_map(_doubled, (example, others))
-    if sum(p.numel() for p in model.parameters()) <= LARGE and takes(model.double(), in_double[0]):
-        example, others = in_double
-    else:
-        model = model.float()
+    precision, in_double = DOUBLE, tree_map(_doubled, (example, others))
+    with Narrowings() as narrowings:
+        if sum(p.numel() for p in model.parameters()) <= LARGE and takes(model.double(), in_double[0]):
+            example, others = in_double
+        else:
+            model, precision = model.float(), "single"
+    if precision == DOUBLE and narrowings.found:
+        precision = "single inside"
     randomise(model, 0)
     model.train()
-    return model, example, others if takes(model, others) else example  # or it takes one image only
+    return precision, (model, example, others if takes(model, others) else example)  # or it takes one image only
+
+
+class Narrowings(TorchDispatchMode):
+    """Finds whether an op makes values of single precision from others of double precision: some models do so in their
+    norms, and are no more exact than that."""
+
+    found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.found and torch.float32 in _dtypes(result):
+            self.found = torch.float64 in _dtypes((args, kwargs))
+        return result
+
+
+def _dtypes(value: Any) -> set[torch.dtype]:
+    return {leaf.dtype for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)}
 
 
 def _found(net: GatedModule) -> Row:
@@ -88,8 +112,15 @@ def _found(net: GatedModule) -> Row:
     }
 
 
-def _checked(model: nn.Module, net: GatedModule, state: Row, example: tuple[Any, ...], others: tuple[Any, ...]) -> Row:
-    """Whether it is exact with true costs, in training too if the model trains on these inputs."""
+def _checked(
+    model: nn.Module,
+    net: GatedModule,
+    state: Row,
+    inputs: tuple[tuple[Any, ...], tuple[Any, ...]],
+    tolerance: float,
+) -> Row:
+    """Whether it is exact with true costs, in training too if the model trains on these inputs. `state`: before it was prepared."""
+    example, others = inputs
     unchanged = all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     try:
         with torch.no_grad():
@@ -99,10 +130,10 @@ def _checked(model: nn.Module, net: GatedModule, state: Row, example: tuple[Any,
         training = None
     model.load_state_dict(state)
     try:
-        failures = check_on(model, "", example, others, training, settings=SETTINGS, net=net).failures
+        report = check_on(model, "", example, others, training, settings=SETTINGS, net=net, tolerance=tolerance)
     except Exception as error:
         return {"reason": _line(error)} | ({} if _lacks_memory(error) else {"exact": False, "costs": False})
-    failures += [] if unchanged else ["prepare changed the caller's model"]
+    failures = report.failures + ([] if unchanged else ["prepare changed the caller's model"])
     costs = [f for f in failures if f.startswith("I3")]
     row: Row = {"exact": len(costs) == len(failures), "costs": not costs, "trained": training is not None}
     return row | ({"reason": failures[0]} if failures else {})

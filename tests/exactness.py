@@ -148,9 +148,22 @@ def fixed_seed(seed: int) -> Iterator[None]:
 def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
     """Multiply-adds that PyTorch's own counter sees, and those of `ElementwiseEinsums`."""
     counter = flop_counter()
-    with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
+    with without_gradients(module), counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
         module(*inputs, **(named or {}))
     return counter.get_total_flops() // 2 + einsums.macs
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """PyTorch's counter fails under `no_grad` where a layer is given a parameter as its input."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 class ElementwiseEinsums(TorchFunctionMode):
@@ -227,11 +240,13 @@ def check_on(
     *,
     settings: int = 3,
     net: GatedModule | None = None,
+    tolerance: float | None = None,
 ) -> Report:
     """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none);
-    `net`: the model prepared, if it is already."""
+    `net`: the model prepared, if it is already; `tolerance`: by default that of the parameters' precision."""
     report = Report(name)
-    tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
+    if tolerance is None:
+        tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
     before = {k: v.clone() for k, v in model.state_dict().items()}
     start = time.perf_counter()
     if net is None:
