@@ -119,7 +119,10 @@ def _checked(
     inputs: tuple[tuple[Any, ...], tuple[Any, ...]],
     tolerance: float,
 ) -> Row:
-    """Whether it is exact with true costs, in training too if the model trains on these inputs. `state`: before it was prepared."""
+    """Whether it is exact with true costs, in training too if the model trains on these inputs.
+
+    `state`: what the model held before it was prepared.
+    """
     example, others = inputs
     unchanged = all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     try:
