@@ -8,7 +8,7 @@
 Every model runs in a process of its own with limits of memory and of processor time; finished rows are kept in the JSON
 file and not repeated, unless another version of the library gave them (`--keep`: those neither). Random weights, well
 scaled; double precision up to 150 M parameters, unless the model goes to single precision inside; a model whose own
-result depends on the last digit of its inputs by more than a tenth of the tolerance has that for one. "exact": with
+result depends on the last digits of its numbers by more than a tenth of the tolerance has that for one. "exact": with
 open gates the network computes what the model computes in eval() and train(), and under random gate settings what
 `finalize` leaves computes what the gated network does. "costs": MACs and parameters told are those counted. "share":
 of the MACs, that can be pruned. "onnx": for a sample, verified in ONNX Runtime.

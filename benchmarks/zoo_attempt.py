@@ -51,7 +51,9 @@ def attempt(package: str, name: str, onnx: bool, send: Report) -> None:
         return
     state = {k: v.clone() for k, v in model.state_dict().items()}
     params = sum(p.numel() for p in model.parameters())
-    report({"step": "prepare", "parameters": params, "precision": precision})
+    own = 10 * _of_rounding(model, state, others) if precision == DOUBLE else SINGLE_TOLERANCE
+    tolerance = float(f"{min(max(DOUBLE_TOLERANCE, own), SINGLE_TOLERANCE):.1e}")
+    report({"step": "prepare", "parameters": params, "precision": precision, "tolerance": tolerance})
     begin = time.perf_counter()
     try:
         net = fxcat.prepare(model, example, verify=False, verbose=False)
@@ -61,9 +63,7 @@ def attempt(package: str, name: str, onnx: bool, send: Report) -> None:
         report(step | {"reason": raw + _line(error)})
         return
     report({"step": "check", "prepared": True, "prepare s": round(time.perf_counter() - begin, 2)} | _found(net))
-    tolerance = max(DOUBLE_TOLERANCE, 10 * _of_rounding(model, others)) if precision == DOUBLE else SINGLE_TOLERANCE
-    report({"tolerance": float(f"{min(tolerance, SINGLE_TOLERANCE):.1e}")})
-    report(_checked(model, net, state, (example, others), row["tolerance"]))
+    report(_checked(model, net, state, (example, others), tolerance))
     if onnx and row.get("exact"):
         report({"step": "onnx"})
         row["onnx"] = _exported(model.float().eval(), tree_map(_single, example))
@@ -86,21 +86,24 @@ def _ready(built: Built) -> tuple[str, Built]:
     return precision, (model, example, others if takes(model, others) else example)  # or it takes one image only
 
 
-def _of_rounding(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """How much of a model's result depends on the last digit of its inputs: it is no more exact than that."""
+def _of_rounding(model: nn.Module, state: Row, inputs: tuple[Any, ...]) -> float:
+    """How much of a model's result depends on the last digit of inputs and weights: it is no more exact than that."""
     generator = torch.Generator().manual_seed(0)
 
     def rounded(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or leaf.dtype != torch.float64:
             return leaf
-        signs = torch.randint(2, leaf.shape, generator=generator) * 2 - 1
+        signs = torch.randint(2, leaf.shape, generator=generator).double() * 2 - 1
         return leaf * (1 + torch.finfo(torch.float64).eps * signs)
 
     model.eval()
     with torch.no_grad(), fixed_seed(0):
         expected = model(*inputs)
+    model.load_state_dict({k: rounded(v) for k, v in state.items()})
     with torch.no_grad(), fixed_seed(0):
-        return difference(model(*tree_map(rounded, inputs)), expected)
+        found = difference(model(*tree_map(rounded, inputs)), expected)
+    model.load_state_dict(state)
+    return found
 
 
 class Narrowings(TorchDispatchMode):
