@@ -37,6 +37,9 @@ class Section:
     """Of all sections that add to the same values, the number of the first."""
 
 
+_SIZES = (int, float, torch.Size)
+
+
 def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
     """All sections, outer ones first in graph order of their joins. `weight`: MACs per node, to tell a projection."""
     joins = [n for n in graph.nodes if n.target in SUMS and _two_values(n)]
@@ -70,7 +73,7 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
-        sizes = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), int | float | torch.Size)]
+        sizes = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), _SIZES)]
         batch = any(axis in (0, None) for size in sizes for _, axis in asked_sizes(size))
         if node.op == "get_attr" or (
             made and not batch and all(i in found for i in node.all_input_nodes if i not in sizes)
@@ -80,11 +83,15 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
 
 
 def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none."""
+    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none.
+
+    Ways are those of values: where a size comes from does not count, unless a node takes nothing else.
+    """
     edges: list[tuple[object, fx.Node]] = []
     source = "entry"
     for node in graph.nodes:
         inputs = [i for i in node.all_input_nodes if i not in constants]
+        inputs = [i for i in inputs if not isinstance(i.meta.get("value"), _SIZES)] or inputs
         edges += [(i, node) for i in inputs] or [(source, node)]
     flow: nx.DiGraph[object] = nx.DiGraph(edges)
     return nx.immediate_dominators(flow, source)
