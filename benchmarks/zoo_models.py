@@ -72,15 +72,21 @@ def _timm_names() -> list[str]:
     return timm.list_models()
 
 
-def _timm(name: str) -> Built:
+def _timm_parameters(name: str) -> int:
+    """Without weights; 0 where a model computes with them when it is made."""
     import timm
-    import timm_families
 
     with torch.device("meta"):
         try:
-            size = sum(p.numel() for p in timm.create_model(name).parameters()) * 4
-        except Exception:  # it computes with weights when it is made
-            size = 0
+            return sum(p.numel() for p in timm.create_model(name).parameters())
+        except Exception:
+            return 0
+
+
+def _timm(name: str) -> Built:
+    import timm_families
+
+    size = 4 * _timm_parameters(name)
     if size > LIMIT:
         raise TooLarge(f"weights of {size / 1e9:.1f} GB")
     model, one, three = timm_families.build(name)
@@ -552,6 +558,9 @@ PACKAGES: dict[str, tuple[Callable[[], list[str]], Callable[[str], Built]]] = {
     "diffusers": (partial(list, _DIFFUSERS), _diffusers),
     "vit-pytorch": (partial(list, _VIT_PYTORCH), _vit_pytorch),
 }
+
+PARAMETERS: dict[str, Callable[[str], int]] = {"timm": _timm_parameters}
+"""How many a name has, where that is quickly told."""
 
 
 def sample(names: list[str], count: int) -> Iterator[str]:

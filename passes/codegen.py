@@ -26,6 +26,8 @@ from fxcat.passes.effects import CALLS, PHASE, RESULTS, needed, returned
 from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
+from fxcat.passes.uncast import NAMES as UNCAST_NAMES
+from fxcat.passes.uncast import with_blocks, with_marks
 
 _numbers = itertools.count()
 
@@ -351,10 +353,11 @@ def _compile(
     graph: fx.Graph, this: str, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
 ) -> Callable[..., Any]:
     """The function of a graph of a module that it calls `this`, with a head of its own, and lines that come first."""
-    code = _with_names_as_data(graph).python_code(this)
+    code = with_marks(_with_names_as_data(graph)).python_code(this)
     lines = [head, *(f"    {line}" for line in start)]
     source = re.sub(r"^def forward\(.*$", lambda _: "\n".join(lines), code.src, count=1, flags=re.MULTILINE)
-    return _define(source, head.removeprefix("def ").partition("(")[0], {**code.globals, **(names or {})})
+    namespace = {**code.globals, **UNCAST_NAMES, **(names or {})}
+    return _define(with_blocks(source), head.removeprefix("def ").partition("(")[0], namespace)
 
 
 def _define(source: str, name: str, namespace: dict[str, Any]) -> Callable[..., Any]:

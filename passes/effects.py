@@ -45,6 +45,10 @@ CONSTANT = "constant"
 NO_GRAD = "no_grad"
 """Key in the `meta` of a node that the model runs under `torch.no_grad()`."""
 
+UNCAST = "uncast"
+"""Key in the `meta` of a node that the model runs in `torch.autocast(device_type, enabled=False)`: the type of the
+device, None if it is that of the values."""
+
 SAME = "same"
 """Key in the `meta` of a node that returns its input itself (`nn.Identity`, dropout in inference)."""
 

@@ -124,6 +124,12 @@ class Flow:
         self.count += count
         return torch.arange(self.count - count, self.count, dtype=torch.int32)
 
+    def has_producer(self, labels: torch.Tensor) -> bool:
+        """Whether a producer owns some of these labels, and not parameters and buffers, which are read as values."""
+        starts = torch.tensor([block.start for block in self.blocks])
+        owners = torch.searchsorted(starts, labels[labels != FROZEN].unique(), right=True) - 1
+        return any(self.blocks[i].producer for i in owners.unique().tolist())
+
     def of(self, node: fx.Node) -> torch.Tensor:
         """Labels of a node whose value is one tensor."""
         labels = self.values[node]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from fxcat.passes.effects import PHASE
+from fxcat.passes.effects import PHASE, UNCAST
 
 
 def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -73,7 +73,7 @@ def key_of(node: fx.Node, copies: Mapping[fx.Node, fx.Node], *, flags: bool = Tr
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: copies.get(n, n))
     if not flags:
         args, kwargs = map_aggregate((args, kwargs), lambda a: "flag" if isinstance(a, bool | float) else a)
-    return node.op, node.target, repr(args), repr(kwargs)
+    return node.op, node.target, repr(args), repr(kwargs), node.meta.get(UNCAST, False)
 
 
 def _has_flag(node: fx.Node) -> bool:

@@ -38,6 +38,10 @@ class Section:
     """Of all sections that add to the same values, the number of the first."""
 
 
+_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
+"""What is asked about a value, and is no part of it."""
+
+
 def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
     """All sections, outer ones first in graph order of their joins. `weight`: MACs per node, to tell a projection."""
     joins = [n for n in graph.nodes if n.target in SUMS and _two_values(n)]
@@ -80,10 +84,6 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
-"""What is asked about a value, and is no part of it."""
-
-
 def _joins_examples(node: fx.Node) -> bool:
     """Whether an op leaves one entry of the batch, or reduces it to one."""
     if node.target is operator.getitem:
@@ -105,11 +105,15 @@ _REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm"
 
 
 def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none."""
+    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none.
+
+    Ways are those of values: where a size comes from does not count, unless a node takes nothing else.
+    """
     edges: list[tuple[object, fx.Node]] = []
     source = "entry"
     for node in graph.nodes:
         inputs = [i for i in node.all_input_nodes if i not in constants]
+        inputs = [i for i in inputs if not isinstance(i.meta.get("value"), _FACTS)] or inputs
         edges += [(i, node) for i in inputs] or [(source, node)]
     flow: nx.DiGraph[object] = nx.DiGraph(edges)
     return nx.immediate_dominators(flow, source)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
-from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME
+from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME, UNCAST
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
 from fxcat.passes.known import known_value
@@ -62,6 +62,8 @@ class ExampleTracer(fx.Tracer):
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
+        self.uncast: list[str] = []
+        """The types of devices for which the model has switched autocast off where it is now."""
         self.asked: list[object] = []
         """The instructions that asked for integers since the last node."""
 
@@ -150,6 +152,9 @@ class ExampleTracer(fx.Tracer):
                 node.meta[CONSTANT] = True
         elif not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
+        if self.uncast and kind.startswith("call"):
+            device = self.uncast[-1]
+            node.meta[UNCAST] = None if device == self.device.type else device
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:

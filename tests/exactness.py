@@ -148,16 +148,22 @@ def fixed_seed(seed: int) -> Iterator[None]:
 def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
     """Multiply-adds that PyTorch's own counter sees, and those of `ElementwiseEinsums`."""
     counter = flop_counter()
+    with without_gradients(module), counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
+        module(*inputs, **(named or {}))
+    return counter.get_total_flops() // 2 + einsums.macs
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """PyTorch's counter fails under `no_grad` where a layer is given a parameter as its input."""
     trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     try:
-        for parameter in trained:  # PyTorch's counter cannot do with a view of one that a layer gets
-            parameter.requires_grad_(False)
-        with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
-            module(*inputs, **(named or {}))
+        yield
     finally:
         for parameter in trained:
-            parameter.requires_grad_(True)
-    return counter.get_total_flops() // 2 + einsums.macs
+            parameter.requires_grad_()
 
 
 class ElementwiseEinsums(TorchFunctionMode):
@@ -228,14 +234,25 @@ def check(
 
 
 def check_on(
-    model: nn.Module, name: str, example: Inputs, inputs: Inputs, training: Inputs | None, *, settings: int = 3
+    model: nn.Module,
+    name: str,
+    example: Inputs,
+    inputs: Inputs,
+    training: Inputs | None,
+    *,
+    settings: int = 3,
+    net: GatedModule | None = None,
+    tolerance: float | None = None,
 ) -> Report:
-    """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none)."""
+    """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none);
+    `net`: the model prepared, if it is already; `tolerance`: by default that of the parameters' precision."""
     report = Report(name)
-    tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
+    if tolerance is None:
+        tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
     before = {k: v.clone() for k, v in model.state_dict().items()}
     start = time.perf_counter()
-    net = fxcat.prepare(model, example, verbose=False)
+    if net is None:
+        net = fxcat.prepare(model, example, verbose=False)
     report.prepare_seconds = time.perf_counter() - start
     report.pinned = net.structure.pinned
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)

@@ -140,6 +140,33 @@ def test_a_mask_of_each_head_keeps_the_heads() -> None:
     assert (report.failures, report.units) == ([], 12)
 
 
+class Placed(nn.Module):
+    """Attention with a bias for each head, which layers compute from a table of places."""
+
+    def __init__(self, places: torch.Tensor) -> None:
+        super().__init__()
+        self.stem, self.qkv = nn.Linear(5, 6), nn.Linear(6, 3 * 12)
+        self.out, self.head = nn.Linear(12, 6), nn.Linear(6, 2)
+        self.bias = nn.Sequential(nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, 3))
+        self.register_buffer("places", places)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).view(x.shape[0], 4, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        bias = self.bias(self.places).view(-1, 4, 3).permute(2, 0, 1)
+        scores = (q @ k.mT + bias).softmax(-1)
+        return self.head(x + self.out((scores @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2), (16, 2), (1, 4, 4, 2)])
+def test_layers_of_a_table(shape: tuple[int, ...]) -> None:
+    model = Placed(torch.randn(shape)).double()
+    randomise(model, 0)
+    report = check(model, "places", (1, 4, 5), (3, 4, 5))
+    assert (report.failures, report.coverage) == ([], 1.0)
+    assert report.units == 6 + 3 + 7
+
+
 class Decoding(nn.Module):
     """DETR in small: an encoder layer, a decoder layer, and queries that are learned."""
 

@@ -56,6 +56,8 @@ SECTIONS: dict[str, Form] = {
     "quotient by itself": lambda m, y, x: (lambda z: z / z.norm(dim=1, keepdim=True))(m.a(y)),
     "root": lambda m, y, x: m.a(y).abs() ** 0.5,
     "positions": lambda m, y, x: F.grid_sample(m.a(y), m.b(y).tanh()[:, :2].permute(0, 2, 3, 1), align_corners=False),
+    "sizes from before": lambda m, y, x: m.a(y).flatten(2).view(-1, 8, x.shape[2], x.size(3)),
+    "made of sizes": lambda m, y, x: m.a(y) * torch.arange(x.shape[3], dtype=y.dtype),
     "addcmul": lambda m, y, x: torch.addcmul(m.a(y), m.b(y), m.b(y).sigmoid()),
     "attention": lambda m, y, x: F.scaled_dot_product_attention(
         m.a(y).flatten(2), m.b(y).flatten(2), m.b(y).flatten(2)

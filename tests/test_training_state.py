@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from exactness import DOUBLE_TOLERANCE, difference, fixed_seed, random_gates
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -133,7 +135,28 @@ def test_state_of_what_gives_the_same_in_both_modes(block: Callable[[nn.Module, 
         assert difference(buffers[name], buffer) <= DOUBLE_TOLERANCE, name
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+NORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "group norm": lambda x: F.group_norm(x, 2),
+    "group norm of one group": lambda x: F.group_norm(x, 1),
+    "batch norm without statistics": lambda x: F.batch_norm(x, None, None, training=True),
+    "instance norm": F.instance_norm,
+    "response norm": lambda x: F.local_response_norm(x, 3),
+}
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+def _drawn(norm: str, layout: str, net: _Net, x: torch.Tensor) -> torch.Tensor:
+    """Dropout draws its numbers in the order in which its input lies in memory."""
+    return net.drop(NORMS[norm](LAYOUTS[layout](net.conv(x))))
+
+
+DRAWN = [pytest.param(partial(_drawn, n, o), id=f"{n}, {o}") for n in NORMS for o in LAYOUTS]
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, *DRAWN])
 def test_open_gates_train_as_the_model(block: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
     torch.manual_seed(0)
     model = _Net(block).double()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._prims_common import suggest_memory_format
 from torch.utils._pytree import tree_map
 
 
@@ -220,7 +221,7 @@ def gated_local_response_norm(input: torch.Tensor, *args: Any, gate: torch.Tenso
     """
     order = _is_closed(gate.detach().reshape(-1)).int().argsort(stable=True)
     result = F.local_response_norm((input * gate).index_select(1, order), *args, **options)
-    return result.index_select(1, order.argsort())
+    return torch.empty_like(input).copy_(result.index_select(1, order.argsort()))  # with the same strides
 
 
 def gated_group_norm(
@@ -237,6 +238,8 @@ def gated_group_norm(
     blocks = input.reshape(input.shape[0], num_groups, channels // num_groups, -1)
     of_group = gate.reshape(num_groups, -1, 1)[:1].expand(-1, -1, blocks.shape[-1])
     result = gated_layer_norm(blocks, list(blocks.shape[2:]), eps=eps, gate=of_group[0]).reshape(input.shape)
+    # as F.group_norm lays it out: dropout draws its numbers in the order in which values lie in memory
+    result = result.contiguous(memory_format=suggest_memory_format(input))
     shape = [1, channels] + [1] * (input.dim() - 2)
     result = result if weight is None else result * weight.reshape(shape)
     return result if bias is None else result + (bias * gate).reshape(shape)
