@@ -243,7 +243,10 @@ def without_result(graph: fx.Graph) -> set[fx.Node]:
 
 def asserts(node: fx.Node) -> bool:
     """Whether a node asserts something."""
-    return node.target is torch._assert  # pyright: ignore[reportPrivateUsage]
+    return node.target in _ASSERTING
+
+
+_ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage]
 
 
 def _layers(node: fx.Node, found: Container[fx.Node]) -> bool:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
+from fxcat.passes.checks import checks_traced
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import is_random
 from fxcat.passes.proxy import ExampleProxy
@@ -36,6 +37,7 @@ def intercepted(tracer: ExampleTracer) -> Generator[None]:
         patch.object(torch.autograd.Function, "apply", _applying(tracer)),
         patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
         patch.object(torch.autocast, "__enter__", _entering(tracer, torch.autocast.__enter__)),
+        checks_traced(tracer),
         _Dispatch(tracer),
     ):
         yield
