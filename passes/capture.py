@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
     renamed = {n: n for n in graph.nodes}
     if len(found.graphs) > 1:
         graph, renamed = merge(*found.graphs, differ=found.patterns[0] != found.patterns[-1])
-        guards = tuple(Guard(renamed[g.node], g.value) for g in guards)
+        guards = tuple(replace(g, node=renamed[g.node]) for g in guards)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     modes = 2 if output.meta.get("phases") else 1
     patterns = list(found.patterns[:modes])

@@ -257,6 +257,21 @@ class Flow:
                 start, pending = i + 1, 0
         return parent
 
+    def unit_roots(self) -> tuple[Integers, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """The roots, and which of them are units, as far as is known by now: not frozen, and a producer's."""
+        roots = self.roots()
+        are_units = np.zeros(self.count, dtype=bool)
+        for block in self.blocks:
+            if block.producer:
+                are_units[roots[block.start : block.start + block.count]] = True
+        are_units[FROZEN] = False
+        return roots, are_units
+
+    def has_units(self, labels: torch.Tensor) -> bool:
+        """Whether there are units among labels, as far as is known by now."""
+        roots, are_units = self.unit_roots()
+        return bool(are_units[roots[labels.reshape(-1).numpy()]].any())
+
     def release(self) -> None:
         """Forget what was united, once units are resolved: thousands of small tensors."""
         self._left.clear()
