@@ -48,6 +48,9 @@ NO_GRAD = "no_grad"
 SAME = "same"
 """Key in the `meta` of a node that returns its input itself (`nn.Identity`, dropout in inference)."""
 
+FACTS = (int, float, torch.Size, torch.dtype, torch.device)
+"""What is asked about a tensor, and is no part of its values."""
+
 
 NEW = "new"
 """Key in the `meta` of a node whose value has memory of its own, though its example value is that of another node."""

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, Grid, along, leaves, place, unlabelled
-from fxcat.passes.effects import NO_GRAD, changed_part_of, is_inplace
+from fxcat.passes.effects import FACTS, NO_GRAD, changed_part_of, is_inplace
 from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
@@ -286,9 +286,6 @@ class Flow:
             found.clear()
 
 
-_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
-"""What is asked about a tensor, and is no part of its values."""
-
 CHUNK = 1 << 15
 """How many pairs of labels are united at once: enough to be fast, few enough to need little memory."""
 
@@ -435,7 +432,7 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
 
 def _is_bound(node: fx.Node) -> bool:
     """Whether all that reads a parameter binds its axes one by one."""
-    users = [u for u in node.users if not isinstance(u.meta.get("value"), _FACTS)]
+    users = [u for u in node.users if not isinstance(u.meta.get("value"), FACTS)]
     rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
     return all(r is not None and _count(node, u) == r.binds(u).count(node) for r, u in zip(rules, users, strict=True))
 

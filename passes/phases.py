@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +89,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
 
 
 def _shallow(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict) else value
+    return value.copy() if type(value) in (list, dict, set, OrderedDict) else value  # hooks are in the last kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arguments import arguments
-from fxcat.passes.effects import NO_GRAD, asserts, changed_later, effects, is_by_the_way, without_result
+from fxcat.passes.effects import FACTS, NO_GRAD, asserts, changed_later, effects, is_by_the_way, without_result
 from fxcat.passes.guards import asked_sizes
 from fxcat.passes.rules.boundary import region_input, region_output
 
@@ -72,8 +72,9 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
-        facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), _FACTS)]
-        batch = any(axis in (0, None) for fact in facts for _, axis in asked_sizes(fact))
+        facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), FACTS)]
+        asked = [(tensor, axis) for fact in facts for tensor, axis in asked_sizes(fact)]
+        batch = any(axis in (0, None) and tensor not in found for tensor, axis in asked)
         same = not batch and all(i in found for i in node.all_input_nodes if i not in facts)
         if node.op == "get_attr" or (made and (same or _joins_examples(node))):
             found.add(node)

@@ -67,7 +67,7 @@ def randomise(model: nn.Module, seed: int) -> None:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() > 1:
-                    normal(parameter, (2.0 / parameter[0].numel()) ** 0.5)
+                    normal(parameter, (2.0 / max(1, parameter[0].numel())) ** 0.5)
                 elif name == "weight":
                     uniform(parameter, 0.5, 1.5)
                 else:
