@@ -81,10 +81,6 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
-"""What is asked about a value, and is no part of it."""
-
-
 def _joins_examples(node: fx.Node) -> bool:
     """Whether an op leaves one entry of the batch, or reduces it to one."""
     if node.target is operator.getitem:
@@ -105,6 +101,17 @@ def _joins_examples(node: fx.Node) -> bool:
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "median", "prod", "logsumexp")
 
 
+def _of_sizes(graph: fx.Graph) -> set[fx.Node]:
+    """What does not depend on the values of inputs, though it may on their sizes; numbers and shapes are such."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        computed = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
+        is_fact = isinstance(node.meta.get("value"), FACTS)
+        if node.op == "get_attr" or (computed and (is_fact or all(i in found for i in node.all_input_nodes))):
+            found.add(node)
+    return found
+
+
 def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
     """For every node the nearest one that all its ways from the inputs pass; not a node where there is none."""
     edges: list[tuple[object, fx.Node]] = []
@@ -123,7 +130,7 @@ class _Finder:
         self.weight = weight
         self.constants = constant_nodes(graph)
         self.of_one_batch = _of_one_batch(graph)
-        self.dominators = dominators(graph, self.constants)
+        self.dominators = dominators(graph, _of_sizes(graph))
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
         self.changed = changed_later(graph.nodes)

@@ -263,6 +263,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 _METHODS: dict[str, Rule] = {}
+_BY_NATURE: list[tuple[Callable[[nn.Module], bool], Rule]] = []
 _DECOMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 _OVERRIDABLE = ("forward", "_conv_forward")
 
@@ -338,7 +339,12 @@ def module_rule(module: nn.Module) -> Rule | None:
         if found is not None:
             unchanged = base is cls or all(getattr(cls, m, None) is getattr(base, m, None) for m in _OVERRIDABLE)
             return found if unchanged else None
-    return None
+    return next((found for takes, found in _BY_NATURE if takes(module)), None)
+
+
+def rule_by_nature(found: Rule, takes: Callable[[nn.Module], bool]) -> None:
+    """Register a rule for modules of classes that nobody can list."""
+    _BY_NATURE.append((takes, found))
 
 
 def decomposition(cls: Callable[..., Any]) -> Callable[[F], F]:
