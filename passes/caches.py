@@ -6,8 +6,9 @@ What they return for proxies, or for the copy of a model that is traced, is of t
 from __future__ import annotations
 
 import functools
+import sys
 import types
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -37,23 +38,26 @@ def forgetting(function: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def methods_forget(root: nn.Module) -> Generator[None]:
-    """While a model is traced: no method of its layers keeps results, nor what decorators hide in a method."""
+def results_forgotten(root: nn.Module, modules: Iterable[str]) -> Generator[None]:
+    """While a model is traced: no method of its layers keeps results, nor what decorators hide in a method or in a
+    function of these Python modules."""
     classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__ if issubclass(c, nn.Module)}
+    functions = [f for name in modules for f in list(vars(sys.modules[name]).values())]
     with ExitStack() as stack:
         for cls in classes:
             for name, value in list(vars(cls).items()):
+                functions.append(value)
                 if keeps_results(value):
                     stack.enter_context(patch.object(cls, name, forgetting(value)))
-                for cell in _hidden(value):
-                    stack.callback(setattr, cell, "cell_contents", cell.cell_contents)
-                    cell.cell_contents = forgetting(cell.cell_contents)
+        for cell in _hidden(functions):
+            stack.callback(setattr, cell, "cell_contents", cell.cell_contents)
+            cell.cell_contents = forgetting(cell.cell_contents)
         yield
 
 
-def _hidden(value: Any) -> Iterator[types.CellType]:
-    """The places in the closures of a function, and of functions in these, of what keeps results."""
-    stack, seen = [getattr(value, "__func__", value)], set[int]()
+def _hidden(values: Iterable[Any]) -> Iterator[types.CellType]:
+    """The places in the closures of functions, and of functions in these, of what keeps results."""
+    stack, seen = [getattr(v, "__func__", v) for v in values], set[int]()
     while stack:
         function = stack.pop()
         if not isinstance(function, types.FunctionType) or id(function) in seen:
@@ -66,4 +70,5 @@ def _hidden(value: Any) -> Iterator[types.CellType]:
                 continue
             if keeps_results(held):
                 yield cell
-            stack.append(held)
+            elif isinstance(held, types.FunctionType):
+                stack.append(held)

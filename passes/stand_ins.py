@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules import transformer
 
 from fxcat.errors import CaptureError
-from fxcat.passes.caches import forgetting, keeps_results, methods_forget
+from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
@@ -39,10 +39,10 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         for owner, names in _TAKING_SIZES.items():
             for name in names:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
-        stack.enter_context(methods_forget(root))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
         helpers = _with_helpers(_python_modules(root))
+        stack.enter_context(results_forgotten(root, helpers))
         try:
             for module in helpers:
                 known = vars(sys.modules[module])

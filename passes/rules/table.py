@@ -327,6 +327,9 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     return next(c for c in type(module).__mro__ if c in _WITH_FUNCTIONS)
 
 
+ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage]
+"""Functions that assert something."""
+
 HOOKED = "hooked"
 """Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
 
