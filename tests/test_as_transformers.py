@@ -347,6 +347,25 @@ def test_a_table_is_no_shortcut() -> None:
         assert torch.allclose(fxcat.finalize(net)(three), net(three), rtol=0, atol=1e-12)
 
 
+class Tokens(nn.Module):
+    """As DINOv3 without registers: an empty parameter between a class token and the image's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 4, stride=4)
+        self.first, self.registers = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.zeros(1, 0, 6))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x).flatten(2).transpose(1, 2)
+        first, none = (p.expand(len(x), -1, -1) for p in (self.first, self.registers))
+        return self.head(torch.cat([first, none, y], dim=1))
+
+
+def test_tokens_that_there_are_none_of() -> None:
+    assert_exact(Tokens())
+
+
 def test_parts_of_parameters_are_counted() -> None:
     layer, table = nn.Linear(4, 5), nn.Parameter(torch.rand(3, 8))
     with flop_counter() as counter, torch.no_grad():
