@@ -100,8 +100,9 @@ _OWN: dict[str, dict[str, Any]] = {
         **{"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2, "num_self_attention_heads": 4},
         **{"num_cross_attention_heads": 1, "image_size": 224},
     },
-    **dict.fromkeys(("PPOCRV5ServerDetConfig", "PPOCRV6MediumDetConfig"), {"intraclass_block_config": _INTRACLASS}),
-    "PPOCRV6SmallDetConfig": {"layer_list_out_channels": (96, 96, 192, 384)},
+    "PPOCRV5ServerDetConfig": {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]},
+    "PPOCRV6MediumDetConfig": {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]},
+    "PPOCRV6SmallDetConfig": {"layer_list_out_channels": (384, 384, 384, 384)},
     "Sapiens2HeadConfig": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
     "Siglip2VisionConfig": {"num_patches": 16},
     "MllamaVisionConfig": {"num_global_layers": 1, "intermediate_layers_indices": [0, 1], "vision_output_dim": 192},
@@ -142,7 +143,10 @@ def build(name: str) -> tuple[nn.Module, Images]:
     transformers: Any = importlib.import_module("transformers")
     cls = getattr(transformers, name)
     default = vars(cls.config_class())
-    plain = all(isinstance(default.get(key), int) for key in ("patch_size", "image_size", "num_hidden_layers"))
+    plain = (
+        all(isinstance(default.get(key), int) for key in ("patch_size", "num_hidden_layers"))
+        and "image_size" in default
+    )
     config = small(cls.config_class, **(_PATCHES if plain else {}))
     return cls(config), inputs(config)
 
