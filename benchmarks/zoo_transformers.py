@@ -47,8 +47,6 @@ _QUARTERS = {
 _DEPTHS = ("depths", "depth", "num_block_repeats", "n_attn_blocks")
 _PYRAMID = {"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}
 _WINDOWS = {"embed_dim": 24, "image_size": 128, "window_size": 4, "depths": (2, 1, 1, 1)}
-_PATCHES = {"patch_size": 4, "image_size": 32}
-"""Patches that cost as small a share as in models of the usual size."""
 _INTRACLASS = {
     **{"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]},
     **{
@@ -143,11 +141,11 @@ def build(name: str) -> tuple[nn.Module, Images]:
     transformers: Any = importlib.import_module("transformers")
     cls = getattr(transformers, name)
     default = vars(cls.config_class())
-    plain = (
-        all(isinstance(default.get(key), int) for key in ("patch_size", "num_hidden_layers"))
-        and "image_size" in default
-    )
-    config = small(cls.config_class, **(_PATCHES if plain else {}))
+    patches: dict[str, Any] = {}
+    if "image_size" in default and all(isinstance(default.get(k), int) for k in ("patch_size", "num_hidden_layers")):
+        # they cost as small a share then as in models of the usual size
+        patches = {"patch_size": 4, "image_size": 32 if isinstance(default["image_size"], int) else (32, 32)}
+    config = small(cls.config_class, **patches)
     return cls(config), inputs(config)
 
 

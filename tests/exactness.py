@@ -73,6 +73,8 @@ def randomise(model: nn.Module, seed: int) -> None:
                 else:
                     normal(parameter, 0.3)
             for name, buffer in module.named_buffers(recurse=False):
+                if not buffer.is_floating_point():
+                    continue
                 if name == "running_mean":
                     normal(buffer, 0.3)
                 elif name in ("running_var", "weight"):
