@@ -47,17 +47,6 @@ _QUARTERS = {
 _DEPTHS = ("depths", "depth", "num_block_repeats", "n_attn_blocks")
 _PYRAMID = {"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}
 _WINDOWS = {"embed_dim": 24, "image_size": 128, "window_size": 4, "depths": (2, 1, 1, 1)}
-_INTRACLASS = {
-    **{"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]},
-    **{
-        f"{way}_{size}ratio": [kernel, [1, 1], [k // 2 for k in kernel]]
-        for size, k in (("long", 7), ("mid", 5), ("short", 3))
-        for way, kernel in (
-            *(("vertical_long_to_small_conv", [k, 1]), ("horizontal_small_to_long_conv", [1, k])),
-            ("symmetric_conv_long", [k, k]),
-        )
-    },
-}
 _SEQUENCES = {"backbone_config": {"reshape_hidden_states": False}}
 _OWN: dict[str, dict[str, Any]] = {
     "TimmBackboneConfig": {"backbone": "test_resnet"},
@@ -98,9 +87,6 @@ _OWN: dict[str, dict[str, Any]] = {
         **{"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2, "num_self_attention_heads": 4},
         **{"num_cross_attention_heads": 1, "image_size": 224},
     },
-    "PPOCRV5ServerDetConfig": {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]},
-    "PPOCRV6MediumDetConfig": {"intraclass_block_config": _INTRACLASS, "kernel_list": [3, 2, 2]},
-    "PPOCRV6SmallDetConfig": {"layer_list_out_channels": (384, 384, 384, 384)},
     "Sapiens2HeadConfig": {"upsample_out_channels": [32, 32], "conv_out_channels": [32]},
     "Siglip2VisionConfig": {"num_patches": 16},
     "MllamaVisionConfig": {"num_global_layers": 1, "intermediate_layers_indices": [0, 1], "vision_output_dim": 192},
@@ -178,6 +164,8 @@ def _taken(backbone: Any) -> dict[str, Any]:
 def inputs(config: Any) -> Images:
     """What a model takes: images or videos, and for some of them more; one, and three."""
     size = getattr(config, "image_size", None) or getattr(config, "crop_size", None) or 64
+    if config.model_type == "depth_pro":  # it looks at a quarter of the image too
+        size = 4 * config.patch_size
     sizes = (size, size) if isinstance(size, int) else tuple(size)
     generator = torch.Generator().manual_seed(0)
 

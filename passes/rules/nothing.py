@@ -18,7 +18,7 @@ def without_nothing(tensors: Any, dim: int = 0, **more: Any) -> Any:
     if more or not isinstance(tensors, tuple | list):
         return NotImplemented
     given: list[Any] = list(tensors)  # pyright: ignore[reportUnknownArgumentType]
-    left = [t for t in given if not (isinstance(t, fx.Proxy) and _is_nothing(t.node))]
+    left: list[Any] = [t for t in given if not (isinstance(t, fx.Proxy) and _is_nothing(t.node))]
     if len(left) == len(given) or not left:
         return NotImplemented
     return left[0] if len(left) == 1 else torch.cat(left, dim)
