@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zoo_transformers
 from torch import nn
 
 Built = tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]
@@ -95,71 +96,10 @@ def _timm(name: str) -> Built:
 
 # -- transformers -----------------------------------------------------------------------------------------------------
 
-_TASKS = (
-    *("IMAGE", "IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION", "DEPTH_ESTIMATION"),
-    *("UNIVERSAL_SEGMENTATION", "MASKED_IMAGE_MODELING", "KEYPOINT_DETECTION"),
-)
-_FEW = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers")
-_WIDTHS = {
-    **{
-        "hidden_size": 64,
-        "d_model": 64,
-        "embed_dim": 64,
-        "intermediate_size": 96,
-        "mlp_dim": 96,
-        "num_attention_heads": 4,
-    },
-    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96},
-    **{"decoder_hidden_size": 64, "num_queries": 10, "vocab_size": 99},
-}
-
-
-def _transformers_names() -> list[str]:
-    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
-    found: dict[str, None] = {}
-    for task in _TASKS:
-        names = getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", None) or getattr(
-            auto, f"MODEL_{task}_MAPPING_NAMES", {}
-        )
-        if task == "IMAGE":
-            names = getattr(auto, "MODEL_FOR_IMAGE_MAPPING_NAMES", {})
-        for classes in names.values():
-            for name in classes if isinstance(classes, tuple) else (classes,):
-                found[name] = None
-    return sorted(found)
-
 
 def _transformers(name: str) -> Built:
-    """From the smallest of some configurations with which the model runs on an image."""
-    transformers: Any = importlib.import_module("transformers")
-    cls = getattr(transformers, name)
-    refused: Exception | None = None
-    for widths, size in ((_WIDTHS, 64), ({}, 64), (_WIDTHS, None), ({}, None)):
-        try:
-            config = cls.config_class()
-            few = {key: 2 for key in _FEW if isinstance(getattr(config, key, None), int)}
-            few |= {key: value for key, value in widths.items() if isinstance(getattr(config, key, None), int)}
-            if size is not None and isinstance(getattr(config, "image_size", None), int):
-                few["image_size"] = size
-            for key, value in few.items():
-                setattr(config, key, value)
-            with torch.device("meta"):
-                params = sum(p.numel() for p in cls(config).parameters())
-            if params * 4 > LIMIT:
-                raise TooLarge(f"weights of {params * 4 / 1e9:.1f} GB")
-            stated = getattr(config, "image_size", None) or size or 224
-            example, others = images(
-                stated if isinstance(stated, int) else tuple(stated), getattr(config, "num_channels", 3)
-            )
-            model = cls(config)
-        except Exception as error:
-            refused = error
-            continue
-        if takes(model, example):
-            return cls(config), example, others
-        refused = RuntimeError("it does not run on an image")
-    assert refused is not None
-    raise refused
+    model, (example, others) = zoo_transformers.build(name)
+    return model, example, others
 
 
 # -- ultralytics ------------------------------------------------------------------------------------------------------
@@ -551,7 +491,7 @@ def _diffusers(name: str) -> Built:
 PACKAGES: dict[str, tuple[Callable[[], list[str]], Callable[[str], Built]]] = {
     "torchvision": (_torchvision_names, _torchvision),
     "timm": (_timm_names, _timm),
-    "transformers": (_transformers_names, _transformers),
+    "transformers": (zoo_transformers.names, _transformers),
     "ultralytics": (_ultralytics_names, _ultralytics),
     "segmentation-models-pytorch": (_smp_names, _smp),
     "MONAI": (partial(list, _MONAI), _monai),

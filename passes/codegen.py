@@ -244,13 +244,13 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
     patterns = output.meta.get(RESULTS, (None,) * len(ways) * modes)
     if len(ways) == modes == 1 and patterns == (None,):
         return (Way((), (graph,)),)
-    return tuple(
-        Way(
-            absent,
-            tuple(_part(graph, (i, p), absent, patterns[i * modes + p]) for p in range(modes)),
-        )
-        for i, absent in enumerate(ways)
-    )
+    found: list[Way] = []
+    for i, absent in enumerate(ways):
+        own = patterns[i * modes : (i + 1) * modes]
+        inference, training = (_part(graph, (i, p), absent, own[p % modes]) for p in range(2))
+        same = modes == 1 and len(inference.nodes) == len(training.nodes)
+        found.append(Way(absent, (inference,) if same else (inference, training)))
+    return tuple(found)
 
 
 def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: Any) -> fx.Graph:

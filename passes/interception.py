@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
+from fxcat.passes.checks import checks_traced
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import is_random
 from fxcat.passes.proxy import ExampleProxy
@@ -37,6 +38,7 @@ def intercepted(tracer: ExampleTracer) -> Generator[None]:
         patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
         patch.object(torch.autocast, "__enter__", _entering(tracer, torch.autocast.__enter__)),
         patch.object(torch.autocast, "__exit__", _leaving(tracer, torch.autocast.__exit__)),
+        checks_traced(tracer),
         _Dispatch(tracer),
     ):
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,11 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
     def trace(training: bool) -> _Phase:
         found = _trace(twin, device, call, results, modes, training)
         changed = changed_state(before)
+        hooks = [(s, n, s[n]) for s, known in before for n, v in known.items() if type(v) is OrderedDict and v != s[n]]
         take_back()
         if changed:
+            for state, name, registered in hooks:
+                state[name] = registered
             check_next(found.graph, changed, lambda: _trace(twin, device, call, results, modes, training).graph)
             take_back()
         return found
@@ -88,7 +92,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
 
 
 def _shallow(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict) else value
+    return value.copy() if type(value) in (list, dict, set, OrderedDict) else value  # hooks are in the last kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class ExampleProxy(fx.Proxy):
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """What NumPy's functions do with a proxy: operators are those of Python; others want numbers."""
-        if method != "__call__" or options or any(_is_tensor(i) for i in inputs if function not in _UFUNCS):
+        if method != "__call__" or options or any(is_tensor(i) for i in inputs if function not in _UFUNCS):
             raise CaptureError(
                 f"numpy.{function.__name__} of a tensor",
                 where=self.tracer.location(),
@@ -153,17 +153,29 @@ class ExampleProxy(fx.Proxy):
 
     def __bool__(self) -> bool:
         if isinstance(self.example, torch.Tensor):
-            known = known_value(self.node, self.tracer.root)
-            if known is not None:
-                self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
-                return bool(known.value)
+            return self._truth(sys._getframe(1))
+        value = bool(self.example)
+        return self._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
+
+    def _truth(self, frame: types.FrameType) -> bool:
+        """Which way a tensor sends Python: a known one its own; another is asserted where all else is an error, or
+        for values that are not finite."""
+        known = known_value(self.node, self.tracer.root)
+        if known is not None and not known.sizes and not known.finite:
+            return bool(known.value)
+        for value in (True, False) if known is None else (bool(known.value),):
+            if (known is not None and known.finite) or raises_otherwise(frame, value):
+                holds: Any = self if value else torch.logical_not(self)  # pyright: ignore[reportArgumentType]
+                torch._assert(holds, "a branch was captured that is not taken for these values")  # pyright: ignore[reportPrivateUsage]
+                return value
+        if known is None:
             raise CaptureError(
                 "a branch depends on the values of a tensor",
                 where=self.tracer.location(),
                 remedy="move the branch out of the model, or list the module in ignore=",
             )
-        value = bool(self.example)
-        return self._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
+        self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+        return bool(known.value)
 
     def __len__(self) -> int:
         if isinstance(self.example, torch.Tensor):
@@ -213,7 +225,8 @@ class ExampleProxy(fx.Proxy):
         return any(bool(part == item) for part in self)
 
 
-def _is_tensor(value: object) -> bool:
+def is_tensor(value: object) -> bool:
+    """Whether a value stands for a tensor."""
     return isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor)
 
 

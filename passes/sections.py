@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arguments import arguments
-from fxcat.passes.effects import NO_GRAD, asserts, changed_later, effects, is_by_the_way, without_result
+from fxcat.passes.effects import FACTS, NO_GRAD, asserts, changed_later, effects, is_by_the_way, without_result
 from fxcat.passes.guards import asked_sizes
 from fxcat.passes.rules.boundary import region_input, region_output
 
@@ -76,8 +76,9 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
-        facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), _FACTS)]
-        batch = any(axis in (0, None) for fact in facts for _, axis in asked_sizes(fact))
+        facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), FACTS)]
+        asked = [(tensor, axis) for fact in facts for tensor, axis in asked_sizes(fact)]
+        batch = any(axis in (0, None) and tensor not in found for tensor, axis in asked)
         same = not batch and all(i in found for i in node.all_input_nodes if i not in facts)
         if node.op == "get_attr" or (made and (same or _joins_examples(node))):
             found.add(node)
@@ -104,6 +105,17 @@ def _joins_examples(node: fx.Node) -> bool:
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "median", "prod", "logsumexp")
 
 
+def _of_sizes(graph: fx.Graph) -> set[fx.Node]:
+    """What does not depend on the values of inputs, though it may on their sizes; numbers and shapes are such."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        computed = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
+        is_fact = isinstance(node.meta.get("value"), FACTS)
+        if node.op == "get_attr" or (computed and (is_fact or all(i in found for i in node.all_input_nodes))):
+            found.add(node)
+    return found
+
+
 def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
     """For every node the nearest one that all its ways from the inputs pass; not a node where there is none.
 
@@ -126,7 +138,7 @@ class _Finder:
         self.weight = weight
         self.constants = constant_nodes(graph)
         self.of_one_batch = _of_one_batch(graph)
-        self.dominators = dominators(graph, self.constants)
+        self.dominators = dominators(graph, _of_sizes(graph))
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
         self.changed = changed_later(graph.nodes)

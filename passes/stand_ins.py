@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules import transformer
 
 from fxcat.errors import CaptureError
-from fxcat.passes.nested import leaves
+from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
@@ -39,8 +39,6 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         for owner, names in _TAKING_SIZES.items():
             for name in names:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
-        for owner, name, cached in _cached_methods(root):
-            stack.enter_context(patch.object(owner, name, _uncached(cached)))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
         loose = _loose_namespaces(root)
@@ -49,6 +47,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         )
         places = [(vars(sys.modules[module]), functools.partial(_only_calls, module)) for module in helpers]
         places += [(known, functools.partial(_only_called, _codes_in(known))) for known in loose]
+        stack.enter_context(results_forgotten(root, helpers))
         try:
             for known, only_calls in places:
                 for name, value in list(known.items()):
@@ -75,30 +74,11 @@ def stand_ins(root: nn.Module) -> Generator[None]:
 def _of_python(value: Any) -> Any:
     """For a compiled function the one that was compiled; for a scripted one what makes a node of it; for one that
     keeps its results one that forgets those of proxies."""
-    if isinstance(value, _CACHED):
-        return _uncached(value)
+    if keeps_results(value):
+        return forgetting(value)
     if isinstance(value, torch.jit.ScriptFunction):
         return _deferred(_called(value))
     return vars(value).get("_torchdynamo_orig_callable", value) if isinstance(value, types.FunctionType) else value
-
-
-_CACHED: Any = type(cache(len))
-
-
-def _uncached(function: Any) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        given = leaves((args, kwargs))
-        called = function.__wrapped__ if any(isinstance(a, ExampleProxy) for a in given) else function
-        return called(*args, **kwargs)
-
-    return call
-
-
-def _cached_methods(root: nn.Module) -> list[tuple[type, str, Any]]:
-    """The methods of layers that keep their results."""
-    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__ if c is not nn.Module}
-    return [(c, name, v) for c in classes for name, v in vars(c).items() if isinstance(v, _CACHED)]
 
 
 @cache

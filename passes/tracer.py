@@ -28,7 +28,7 @@ from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
 from fxcat.passes.known import known_value
 from fxcat.passes.mode_watch import Modes
-from fxcat.passes.proxy import ExampleProxy, Guard, instruction
+from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
     find_decomposition,
@@ -328,6 +328,8 @@ class ExampleTracer(fx.Tracer):
         if kind == "call_function" and not args and getattr(target, "__module__", None) == nn.init.__name__:
             kwargs = dict(kwargs)
             args = (kwargs.pop("tensor"),)
+        if target is torch._assert and is_tensor(args[0]):  # pyright: ignore[reportPrivateUsage]
+            target = torch._assert_async  # pyright: ignore[reportPrivateUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
         if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx
@@ -404,12 +403,7 @@ _STATISTICS: dict[Any, _Statistic] = {
 
 def settle(flow: Flow) -> None:
     """Decide what depends on which axes of weights turn out to have units."""
-    roots = flow.roots()
-    has_units = np.zeros(flow.count, dtype=bool)
-    for block in flow.blocks:
-        if block.producer:
-            has_units[roots[block.start : block.start + block.count]] = True
-    has_units[FROZEN] = False
+    roots, has_units = flow.unit_roots()
 
     def are_units(labels: torch.Tensor) -> bool:
         return bool(has_units[roots[labels.numpy()]].any())

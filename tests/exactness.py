@@ -67,12 +67,14 @@ def randomise(model: nn.Module, seed: int) -> None:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() > 1:
-                    normal(parameter, (2.0 / parameter[0].numel()) ** 0.5)
+                    normal(parameter, (2.0 / max(1, parameter[0].numel())) ** 0.5)
                 elif name == "weight":
                     uniform(parameter, 0.5, 1.5)
                 else:
                     normal(parameter, 0.3)
             for name, buffer in module.named_buffers(recurse=False):
+                if not buffer.is_floating_point():
+                    continue
                 if name == "running_mean":
                     normal(buffer, 0.3)
                 elif name in ("running_var", "weight"):

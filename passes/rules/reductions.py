@@ -26,10 +26,19 @@ from fxcat.passes.rules.counting import (
     gated_var_mean,
 )
 from fxcat.passes.rules.elementwise import broadcast
-from fxcat.passes.rules.table import Counting, Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import ASSERTING, Counting, Labels, Rule, Zero, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
+
+
+def _is_asserted(node: fx.Node) -> bool:
+    """Whether a value is there for an assertion alone: of units that go, nothing is asserted any more."""
+    ways = [u.target in ASSERTING or (u.target in _TRUTHS and _is_asserted(u)) for u in node.users]
+    return bool(ways) and all(ways) and node.meta["value"].dtype == torch.bool
+
+
+_TRUTHS = (torch.logical_not, torch.all, torch.any, "all", "any", "logical_not")
 
 
 class _Reduction(Rule):
@@ -63,7 +72,8 @@ class _Reduction(Rule):
 
     def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor, dims: int) -> torch.Tensor:
         """Labels of the result where the input has units along an axis that is reduced: all are frozen."""
-        flow.freeze(labels, node, "reduced over the units")
+        if not _is_asserted(node):
+            flow.freeze(labels, node, "reduced over the units")
         return frozen((1,) * dims)
 
     def axes(self, node: fx.Node) -> set[int]:

@@ -264,6 +264,7 @@ C = TypeVar("C", bound=Callable[..., Any])
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 _METHODS: dict[str, Rule] = {}
+_BY_NATURE: list[tuple[Callable[[nn.Module], bool], Rule]] = []
 _DECOMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 _OVERRIDABLE = ("forward", "_conv_forward")
 
@@ -327,6 +328,9 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     return next(c for c in type(module).__mro__ if c in _WITH_FUNCTIONS)
 
 
+ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage]
+"""Functions that assert something."""
+
 HOOKED = "hooked"
 """Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
 
@@ -339,7 +343,12 @@ def module_rule(module: nn.Module) -> Rule | None:
         if found is not None:
             unchanged = base is cls or all(getattr(cls, m, None) is getattr(base, m, None) for m in _OVERRIDABLE)
             return found if unchanged else None
-    return None
+    return next((found for takes, found in _BY_NATURE if takes(module)), None)
+
+
+def rule_by_nature(found: Rule, takes: Callable[[nn.Module], bool]) -> None:
+    """Register a rule for modules of classes that nobody can list."""
+    _BY_NATURE.append((takes, found))
 
 
 def decomposition(cls: Callable[..., Any]) -> Callable[[C], C]:
