@@ -114,8 +114,11 @@ def _version(measures_library: bool) -> dict[str, str]:
 
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Whole or not at all: a run that is stopped while it writes keeps what it has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment(), "rows": list(rows)}, indent=1) + "\n")
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps({"environment": environment(), "rows": list(rows)}, indent=1) + "\n")
+    unfinished.replace(path)
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -26,18 +26,32 @@ naflexvit_base_patch16_gap qwen3_vit_88m vgg11 gemma4_vit_167m_enc deepseek_vit_
 FAMILIES = tuple(_NAMES.split())
 
 
+_SIZES: tuple[tuple[int, bool], ...] = ((64, False), (112, True), (128, True), (128, False), (240, False))
+"""Of the image, and whether the model is made for it: many with attention take only the size that they are made for."""
+
+
 def build(name: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
     """A model without pretrained weights, with example inputs of a small size that it takes."""
     import timm
 
-    model: Any = timm.create_model(name, num_classes=10).eval()
-    full = model.default_cfg["input_size"][-1]
-    for size in sorted({128, 240, full}):
+    size, options = _taken(name)
+    # a fresh one: what the other has cached may be of another size
+    return timm.create_model(name, **options), (1, 3, size, size), (3, 3, size, size)
+
+
+def _taken(name: str) -> tuple[int, dict[str, Any]]:
+    """The first size that it takes, and the arguments that it is made with."""
+    import timm
+
+    made: Any = timm.create_model(name, num_classes=10)
+    full: int = made.default_cfg["input_size"][-1]
+    for size, for_it in (*_SIZES, (full, False)):
+        options: dict[str, Any] = {"num_classes": 10} | ({"img_size": size} if for_it else {})
         try:
+            model: Any = timm.create_model(name, **options) if for_it else made
             with torch.no_grad():
-                model(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError, ValueError):
+                model.eval()(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError):
             continue
-        # what it has cached is of this size
-        return timm.create_model(name, num_classes=10), (1, 3, size, size), (3, 3, size, size)
+        return size, options
     raise ValueError(f"{name} takes no image of {full} pixels")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zoo_transformers
 from torch import nn
 
 Built = tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]
@@ -72,15 +73,21 @@ def _timm_names() -> list[str]:
     return timm.list_models()
 
 
-def _timm(name: str) -> Built:
+def _timm_parameters(name: str) -> int:
+    """Without weights; 0 where a model computes with them when it is made."""
     import timm
-    import timm_families
 
     with torch.device("meta"):
         try:
-            size = sum(p.numel() for p in timm.create_model(name).parameters()) * 4
-        except Exception:  # it computes with weights when it is made
-            size = 0
+            return sum(p.numel() for p in timm.create_model(name).parameters())
+        except Exception:
+            return 0
+
+
+def _timm(name: str) -> Built:
+    import timm_families
+
+    size = 4 * _timm_parameters(name)
     if size > LIMIT:
         raise TooLarge(f"weights of {size / 1e9:.1f} GB")
     model, one, three = timm_families.build(name)
@@ -89,71 +96,10 @@ def _timm(name: str) -> Built:
 
 # -- transformers -----------------------------------------------------------------------------------------------------
 
-_TASKS = (
-    *("IMAGE", "IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION", "DEPTH_ESTIMATION"),
-    *("UNIVERSAL_SEGMENTATION", "MASKED_IMAGE_MODELING", "KEYPOINT_DETECTION"),
-)
-_FEW = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers")
-_WIDTHS = {
-    **{
-        "hidden_size": 64,
-        "d_model": 64,
-        "embed_dim": 64,
-        "intermediate_size": 96,
-        "mlp_dim": 96,
-        "num_attention_heads": 4,
-    },
-    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96},
-    **{"decoder_hidden_size": 64, "num_queries": 10, "vocab_size": 99},
-}
-
-
-def _transformers_names() -> list[str]:
-    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
-    found: dict[str, None] = {}
-    for task in _TASKS:
-        names = getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES", None) or getattr(
-            auto, f"MODEL_{task}_MAPPING_NAMES", {}
-        )
-        if task == "IMAGE":
-            names = getattr(auto, "MODEL_FOR_IMAGE_MAPPING_NAMES", {})
-        for classes in names.values():
-            for name in classes if isinstance(classes, tuple) else (classes,):
-                found[name] = None
-    return sorted(found)
-
 
 def _transformers(name: str) -> Built:
-    """From the smallest of some configurations with which the model runs on an image."""
-    transformers: Any = importlib.import_module("transformers")
-    cls = getattr(transformers, name)
-    refused: Exception | None = None
-    for widths, size in ((_WIDTHS, 64), ({}, 64), (_WIDTHS, None), ({}, None)):
-        try:
-            config = cls.config_class()
-            few = {key: 2 for key in _FEW if isinstance(getattr(config, key, None), int)}
-            few |= {key: value for key, value in widths.items() if isinstance(getattr(config, key, None), int)}
-            if size is not None and isinstance(getattr(config, "image_size", None), int):
-                few["image_size"] = size
-            for key, value in few.items():
-                setattr(config, key, value)
-            with torch.device("meta"):
-                params = sum(p.numel() for p in cls(config).parameters())
-            if params * 4 > LIMIT:
-                raise TooLarge(f"weights of {params * 4 / 1e9:.1f} GB")
-            stated = getattr(config, "image_size", None) or size or 224
-            example, others = images(
-                stated if isinstance(stated, int) else tuple(stated), getattr(config, "num_channels", 3)
-            )
-            model = cls(config)
-        except Exception as error:
-            refused = error
-            continue
-        if takes(model, example):
-            return cls(config), example, others
-        refused = RuntimeError("it does not run on an image")
-    assert refused is not None
-    raise refused
+    model, (example, others) = zoo_transformers.build(name)
+    return model, example, others
 
 
 # -- ultralytics ------------------------------------------------------------------------------------------------------
@@ -169,7 +115,7 @@ def _ultralytics_names() -> list[str]:
 def _ultralytics(name: str) -> Built:
     """The smallest scale."""
     ultralytics: Any = importlib.import_module("ultralytics")
-    model: nn.Module = (ultralytics.RTDETR if name.startswith("rtdetr") else ultralytics.YOLO)(f"{name}.yaml").model
+    model: nn.Module = (ultralytics.RTDETR if "rtdetr" in name else ultralytics.YOLO)(f"{name}.yaml").model
     return model, *images(64 if "cls" in name else 128)
 
 
@@ -301,10 +247,10 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
     "cait.CaiT": _VIT | {"cls_depth": 1},
     "learnable_memory_vit.ViT": _VIT,
     "distill.DistillableViT": _VIT,
-    "local_vit.LocalViT": _VIT,
+    "local_vit.LocalViT": _VIT | {"dim": 16, "patch_size": 4},  # it takes no other width than that of its map
     "rvt.RvT": _VIT,
     "vit_with_patch_merger.ViT": _VIT,
-    "sep_vit.SepViT": {"num_classes": 10, "dim": 16, "dim_head": 8, "heads": (1, 2), "depth": (1, 1), "window_size": 4},
+    "sep_vit.SepViT": {"num_classes": 10, "dim": 16, "dim_head": 8, "heads": (1, 2), "depth": (1, 1)},
     "max_vit.MaxViT": {"num_classes": 10, "dim": 16, "dim_head": 8, "depth": (1, 1), "window_size": 4},
     "mobile_vit.MobileViT": {
         "image_size": (64, 64),
@@ -314,7 +260,7 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
     },
     "crossformer.CrossFormer": {
         "num_classes": 10,
-        "dim": (16, 16, 32, 32),
+        "dim": (32, 32, 64, 64),
         "depth": (1, 1, 1, 1),
         "global_window_size": (4, 2, 1, 1),
         "local_window_size": 1,
@@ -385,6 +331,9 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
         "s2_local_patch_size": 4,
         "s3_local_patch_size": 2,
         "s4_local_patch_size": 1,
+        "s2_global_k": 4,
+        "s3_global_k": 4,
+        "s4_global_k": 2,
         "s1_patch_size": 2,
         "s2_patch_size": 2,
         "s3_patch_size": 2,
@@ -412,6 +361,7 @@ _VIT_PYTORCH: dict[str, dict[str, Any]] = {
         "local_patch_kernel_size": 3,
     },
 }
+_SIZES = {"sep_vit.SepViT": 56}  # windows of 7
 
 _BLOCKS: dict[str, Any] = {"block_out_channels": (16, 32), "norm_num_groups": 4, "layers_per_block": 1}
 _DIFFUSERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -505,7 +455,9 @@ def _monai(name: str) -> Built:
 
 def _vit_pytorch(name: str) -> Built:
     module, cls = name.split(".")
-    return getattr(importlib.import_module(f"vit_pytorch.{module}"), cls)(**_VIT_PYTORCH[name]), *images(64)
+    return getattr(importlib.import_module(f"vit_pytorch.{module}"), cls)(**_VIT_PYTORCH[name]), *images(
+        _SIZES.get(name, 64)
+    )
 
 
 def _diffusers(name: str) -> Built:
@@ -539,13 +491,16 @@ def _diffusers(name: str) -> Built:
 PACKAGES: dict[str, tuple[Callable[[], list[str]], Callable[[str], Built]]] = {
     "torchvision": (_torchvision_names, _torchvision),
     "timm": (_timm_names, _timm),
-    "transformers": (_transformers_names, _transformers),
+    "transformers": (zoo_transformers.names, _transformers),
     "ultralytics": (_ultralytics_names, _ultralytics),
     "segmentation-models-pytorch": (_smp_names, _smp),
     "MONAI": (partial(list, _MONAI), _monai),
     "diffusers": (partial(list, _DIFFUSERS), _diffusers),
     "vit-pytorch": (partial(list, _VIT_PYTORCH), _vit_pytorch),
 }
+
+PARAMETERS: dict[str, Callable[[str], int]] = {"timm": _timm_parameters}
+"""How many a name has, where that is quickly told."""
 
 
 def sample(names: list[str], count: int) -> Iterator[str]:

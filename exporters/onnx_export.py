@@ -24,6 +24,7 @@ from fxcat.exporters.staging import staged
 from fxcat.exporters.tracing import trace_program
 from fxcat.exporters.verify import BATCHES, FileFacts, check_file, compare_outputs, trials
 from fxcat.gated import GatedModule
+from fxcat.passes.exclusive import ONE_AT_A_TIME
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def export_onnx(
     if isinstance(module, GatedModule):
         raise InputError("the module still has gates", remedy="export fxcat.finalize(net) instead")
     target = Path(path)
-    with staged(target) as temporary:
+    with ONE_AT_A_TIME, staged(target) as temporary:
         arguments = example_arguments(module, example_inputs)
         reference = inference_copy(module)
         images = has_images(arguments)

@@ -8,6 +8,7 @@ allows some batch sizes only, quietly narrows the dynamic batch to those (seen i
 from __future__ import annotations
 
 import copy
+import keyword
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], opset: int |
                 remedy=remedy,
             ) from error
         _plain_pooling(exported)
+        _without_keywords(exported)
         try:
             return torch.onnx.export(
                 exported,
@@ -86,6 +88,20 @@ def _plain_pooling(exported: torch.export.ExportedProgram) -> None:
         if node.target is _aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             node.target = _aten.mean.dim
             node.args = (node.args[0], [-2, -1], True)
+
+
+def _without_keywords(exported: torch.export.ExportedProgram) -> None:
+    """Tensors that lie under a keyword (`heads.class.weight`) get another name: torch writes names into code."""
+    renamed: dict[str, str] = {}
+    for tensors in (exported.state_dict, exported.constants):
+        for old in [name for name in tensors if any(map(keyword.iskeyword, name.split(".")))]:
+            new = ".".join(f"{part}_" if keyword.iskeyword(part) else part for part in old.split("."))
+            while new in tensors:
+                new += "_"
+            tensors[new] = tensors.pop(old)
+            renamed[old] = new
+    for spec in exported.graph_signature.input_specs:
+        spec.target = renamed.get(spec.target or "", spec.target)
 
 
 def strip_metadata(model: Any) -> None:

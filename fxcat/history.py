@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, get_origin, get_type_hints
 
 from fxcat.errors import InputError, StorageError
 from fxcat.figures import new_figure, save_figure
@@ -64,8 +65,8 @@ class History:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
         try:
             found = json.loads(Path(path).read_text())
-            return cls([EpochRecord(**e) for e in found["epochs"]], found["shrunk_at"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return cls([_record(e) for e in found["epochs"]], _of_type("shrunk_at", found["shrunk_at"], int | None))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(
                 f"no history can be read: {type(error).__name__}: {error}",
                 where=str(path),
@@ -104,3 +105,21 @@ class History:
         top.legend()
         bottom.legend()
         save_figure(figure, path)
+
+
+def _record(content: dict[str, Any]) -> EpochRecord:
+    """A record from JSON. Raises `TypeError` if a value is of another type."""
+    for name, kind in get_type_hints(EpochRecord).items():
+        if name in content:
+            _of_type(name, content[name], kind)
+    return EpochRecord(**content)
+
+
+def _of_type(name: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is dict:
+        fits = isinstance(value, dict) and all(isinstance(v, int) for v in value.values())  # pyright: ignore
+    else:
+        fits = isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
+    if not fits:
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    return value

@@ -6,6 +6,7 @@ That determines its structure: replaying it on the same model makes the same net
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -108,7 +109,8 @@ def make_example(description: Any) -> Any:
     for name, (shape, kind, *value) in description["tensors"].items():
         dtype, filled = _TYPES[kind], next(iter(value), None)
         device = "meta" if dtype.is_floating_point and filled is None else "cpu"
-        tensors[name] = torch.full(shape, filled or 0, dtype=dtype, device=device)
+        # one number in memory, whatever the shape is
+        tensors[name] = torch.full((), filled or 0, dtype=dtype, device=device).expand(shape)
     return unpack(description["layout"], tensors)
 
 
@@ -129,21 +131,44 @@ def parse(text: str) -> tuple[Recipe, Shapes]:
     try:
         content = json.loads(text)
         return tuple(_stage(s) for s in content["stages"]), _shapes(content["result"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError("the recipe of the structure cannot be read", remedy="save the network again") from error
 
 
 def _stage(content: dict[str, Any]) -> Stage:
-    options: dict[str, Any] = content["options"]
     return Stage(
-        {str(name): value for name, value in options.items()},
+        _options(content["options"]),
         bool(content["in_regions"]),
-        content["example"],
+        _example(content["example"]),
         _shapes(content["shapes"]),
         tuple((str(name), int(count)) for name, count in content["gates"]),
         tuple(tuple(int(g) for g in closed) for closed in content["closed"]),
         tuple(str(path) for path in content.get("biases", ())),
     )
+
+
+def _options(content: dict[str, Any]) -> dict[str, Any]:
+    """What `prepare` was asked for, if it is of the right types."""
+    flags = {name: content[name] for name in ("units", "sections", "inputs")}
+    ignored = content["ignore"]
+    if not all(isinstance(flag, bool) for flag in flags.values()) or not isinstance(ignored, list):
+        raise ValueError("options of other types")
+    return {**flags, "ignore": [str(path) for path in ignored]}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _example(content: Any) -> Any:
+    """A description of example inputs, if one can be made from it: at most so many numbers as memory could hold."""
+    if content is None:
+        return None
+    for shape, kind, *value in content["tensors"].values():
+        sizes = all(type(n) is int and n >= 0 for n in shape) and math.prod(shape) < _MOST
+        if not sizes or kind not in _TYPES or not all(v is None or isinstance(v, int | float) for v in value):
+            raise ValueError(f"an example of shape {shape} and type {kind}")
+    unpack(content["layout"], content["tensors"])
+    return content
+
+
+_MOST = 1 << 40
 
 
 def _shapes(content: dict[str, Any]) -> Shapes:

@@ -71,7 +71,9 @@ def read(path: str | os.PathLike[str]) -> Stored:
             recipe, shapes = parse(texts["recipe"])
         if not recipe or not all(stage.closed for stage in recipe):
             raise ValueError("a stage that was not finished")
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(extra, dict):
+            raise ValueError("extra state without names")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError("the file lacks a part", where=str(path), remedy="save the network again") from error
     return Stored(recipe, shapes, {n: t for n, t in tensors.items() if n in shapes}, extra)
 
@@ -85,5 +87,11 @@ def put(module: nn.Module, stored: Stored) -> None:
             f"the structure that the recipe gives is not the one of the values: {differs}",
             remedy="use the version of fxcat that has written the file",
         )
-    put_tensors(module, stored.tensors)
-    put_extra(module, stored.extra)
+    try:
+        put_tensors(module, stored.tensors)
+        put_extra(module, stored.extra)
+    except Exception as error:  # what a module makes of state that is not its own
+        raise StorageError(
+            f"the values cannot be put into this model: {type(error).__name__}: {error}",
+            remedy="make the model with the same constructor and arguments",
+        ) from error

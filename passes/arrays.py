@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import fx
+
+Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +118,22 @@ def place(node: fx.Node) -> str:
         return str(node.target)
     path = node.meta.get("path") or "(root)"
     return f"{path}: {getattr(node.target, '__name__', str(node.target))}"
+
+
+def join(parent: Integers, left: Integers, right: Integers) -> None:
+    """Unite numbers pairwise, in place: `parent` holds the smallest member of each number's connected component.
+
+    Vectorised hooking and pointer jumping.
+    """
+    while True:
+        a, b = parent[left], parent[right]
+        differ = a != b
+        if not differ.any():
+            return
+        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
+        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
+        while True:
+            jumped = parent[parent]
+            if np.array_equal(jumped, parent):
+                break
+            parent[:] = jumped

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dis
 import sys
 import types
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 _RAISING = ("RAISE_VARARGS", "RERAISE")
@@ -23,7 +25,7 @@ def is_message(frame: types.FrameType) -> bool:
 
 @cache
 def _tells(code: types.CodeType, at: int) -> bool:
-    steps = list(dis.get_instructions(code))
+    steps, _ = _steps(code)
     here = next((i for i, step in enumerate(steps) if step.offset == at), 0)
     start = next((i for i in range(here, -1, -1) if steps[i].opname.startswith(_ENDING)), 0)
     end = next((i for i in range(here, len(steps)) if steps[i].opname.startswith(_ENDING)), len(steps) - 1)
@@ -38,61 +40,134 @@ _ENDING = ("POP_TOP", "STORE_", "RETURN_", "RAISE_VARARGS", "RESUME")
 def raises_otherwise(frame: types.FrameType, value: bool) -> bool:
     """Whether a frame is at a branch that a truth value decides, on whose other side is nothing but a `raise` that
     neither it nor a caller catches."""
-    if sys.version_info < (3, 11) or not _other_side_raises(frame.f_code, frame.f_lasti, value):
+    if sys.version_info < (3, 11):
         return False
-    caller = frame.f_back
-    while caller is not None and caller.f_code.co_name != "trace_module":
-        ours = caller.f_globals.get("__name__", "").startswith(("fxcat.", "torch."))
-        if not ours and _catches(caller.f_code, caller.f_lasti):
-            return False
-        caller = caller.f_back
+    other = _other_side(frame.f_code, frame.f_lasti, value)
+    if other is None:
+        return False
+    steps = _steps(frame.f_code)[0]
+    known = _Errors.of([steps[i] for i in other], frame)
+    places = [steps[i].offset for i in other if steps[i].opname in _RAISING]
+    at: types.FrameType | None = frame
+    while at is not None and at.f_code.co_name != "trace_module":
+        if not at.f_globals.get("__name__", "").startswith(("fxcat.", "torch.")):
+            left = _leaving(at, places, known)
+            if left is None:
+                return False
+            known = left
+        at = at.f_back
+        places = [] if at is None else [at.f_lasti]
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Errors:
+    """Classes of which an error is one; none where that is not known."""
+
+    classes: tuple[type[BaseException], ...] = ()
+
+    @classmethod
+    def of(cls, steps: Sequence[dis.Instruction], frame: types.FrameType) -> _Errors:
+        """Those that some instructions name."""
+        named = [AssertionError if s.opname == "LOAD_ASSERTION_ERROR" else _global(s, frame) for s in steps]
+        return cls(tuple(n for n in named if isinstance(n, type) and issubclass(n, BaseException)))
+
+    def may_be(self, other: _Errors) -> bool:
+        """Whether an `except` of other classes may catch them."""
+        return not self.classes or not other.classes or any(issubclass(c, other.classes) for c in self.classes)
+
+
+def _global(step: dis.Instruction, frame: types.FrameType) -> object:
+    """The value of the global that an instruction loads, if it does."""
+    if step.opname not in ("LOAD_GLOBAL", "LOAD_NAME"):
+        return None
+    return frame.f_globals.get(step.argval, frame.f_builtins.get(step.argval))
+
+
 @cache
-def _other_side_raises(code: types.CodeType, at: int, value: bool) -> bool:
+def _steps(code: types.CodeType) -> tuple[list[dis.Instruction], dict[int, int]]:
+    """The instructions of a code, and where they are among them by their offsets."""
     steps = list(dis.get_instructions(code))
-    place = {step.offset: i for i, step in enumerate(steps)}
+    return steps, {step.offset: i for i, step in enumerate(steps)}
+
+
+@cache
+def _other_side(code: types.CodeType, at: int, value: bool) -> frozenset[int] | None:
+    """The instructions on the other side of a branch, if there is a branch and they all lead to a `raise`."""
+    steps, place = _steps(code)
     branch = place.get(at, len(steps))
     while branch < len(steps) and steps[branch].opname in ("TO_BOOL", "CACHE", "EXTENDED_ARG"):
         branch += 1
     jump = steps[branch].opname if branch < len(steps) else ""
     if not jump.startswith("POP_JUMP") or not jump.endswith(("_IF_TRUE", "_IF_FALSE")):
-        return False
+        return None
     sides = branch + 1, place[steps[branch].argval]
     taken, other = sides if jump.endswith("_IF_TRUE") != value else sides[::-1]
-    stack, seen = [other], set[int]()
+    return _until_raised(code, other, taken)
+
+
+def _until_raised(
+    code: types.CodeType, start: int, taken: int = -1, ends: Container[int] = ()
+) -> frozenset[int] | None:
+    """The instructions that may run from one on until an error is raised; None if anything else may come, such as the
+    instruction `taken`. `ends`: those that do not go on to the next one."""
+    steps, place = _steps(code)
+    stack, seen = [start], set[int]()
     while stack:
         now = stack.pop()
         if now in seen:
             continue
-        if now == taken or now >= len(steps) or steps[now].opname in _LEAVING or _catches(code, steps[now].offset):
-            return False
+        if now == taken or now >= len(steps) or steps[now].opname in _LEAVING:
+            return None
         seen.add(now)
         step = steps[now]
         if step.opname in _RAISING:
             continue
-        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+        # a `with` does not keep an error
+        if (step.opcode in dis.hasjrel or step.opcode in dis.hasjabs) and not _exits(steps, now):
             stack.append(place[step.argval])
-        if step.opname not in _JUMPING:
+        if step.opname not in _JUMPING and now not in ends:
             stack.append(now + 1)
-    return True
+    return frozenset(seen)
 
 
-@cache
-def _catches(code: types.CodeType, at: int) -> bool:
-    """Whether an error at some place of a code is caught there: `with` and `finally` raise it again."""
-    steps = list(dis.get_instructions(code))
-    place = {step.offset: i for i, step in enumerate(steps)}
-    entries = dis._parse_exception_table(code)  # pyright: ignore  # what dis.Bytecode shows, and nobody else
-    return any(e.start <= at < e.end and _handles(steps, place[e.target]) for e in entries)
+def _exits(steps: Sequence[dis.Instruction], at: int) -> bool:
+    """Whether an instruction jumps where the end of a `with` takes an error for done with."""
+    before = at - 1
+    while steps[before].opname in ("TO_BOOL", "CACHE"):
+        before -= 1
+    return steps[before].opname == "WITH_EXCEPT_START"
 
 
-def _handles(steps: list[dis.Instruction], start: int) -> bool:
-    """Whether a handler looks at the error: then it may go on."""
-    for step in steps[start:]:
-        if step.opname in ("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "POP_EXCEPT"):
-            return True
-        if step.opname in ("RERAISE", "WITH_EXCEPT_START"):
-            return False
-    return False
+def _leaving(frame: types.FrameType, places: Sequence[int], errors: _Errors) -> _Errors | None:
+    """What leaves a frame of errors at some places of its code; None if a handler may go on after one."""
+    steps, place = _steps(frame.f_code)
+    entries = dis._parse_exception_table(frame.f_code)  # pyright: ignore  # what dis.Bytecode shows, and nobody else
+    for handler in {e.target for at in places for e in entries if e.start <= at < e.end}:
+        start = place[handler]
+        others = {i + 1 for i in range(start, len(steps)) if _asks_for_others(steps, i, frame, errors)}
+        found = _until_raised(frame.f_code, start, ends=others)
+        if found is None:
+            return None
+        raising = [steps[i] for i in found if steps[i].opname in _RAISING]
+        inside = [(e.start, e.end) for e in entries if e.target == handler]
+        outside = [s.offset for s in raising if not any(a <= s.offset < b for a, b in inside)]
+        new = _Errors() if any(s.opname == "RAISE_VARARGS" for s in raising) else errors
+        left = _leaving(frame, outside, new)
+        if left is None:
+            return None
+        errors = left
+    return errors
+
+
+def _asks_for_others(steps: Sequence[dis.Instruction], at: int, frame: types.FrameType, errors: _Errors) -> bool:
+    """Whether an instruction asks whether an error is of some classes, and these errors are not."""
+    if steps[at].opname != "CHECK_EXC_MATCH":
+        return False
+    first = at - 1
+    if steps[first].opname == "BUILD_TUPLE":
+        first -= steps[first].arg or 0
+    asked = steps[first:at]
+    wanted = _Errors.of(asked, frame)
+    plain = sum(s.opname.startswith("LOAD_") for s in asked) == len(wanted.classes)
+    return plain and not errors.may_be(wanted)

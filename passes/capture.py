@@ -7,9 +7,8 @@ behaves differently in training, the graph holds both behaviours, with the nodes
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from fxcat.errors import CaptureError, InputError
 from fxcat.passes.discovery import find_regions
 from fxcat.passes.effects import CALLS, RESULTS, returned
 from fxcat.passes.example import argument_forms
+from fxcat.passes.exclusive import ONE_AT_A_TIME
 from fxcat.passes.guards import assert_guards
 from fxcat.passes.merging import merge
 from fxcat.passes.nested import CONSTANTS, Slot, is_plain, leaves, lost_in_copy, map_leaves, template
@@ -62,15 +62,11 @@ def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -
     for args, kwargs in argument_forms(model, example_inputs):
         try:
             call = _bind(model, args, kwargs)
-            with _LOCK:
+            with ONE_AT_A_TIME:
                 return _capture(model, call, in_regions=in_regions)
         except (CaptureError, InputError) as error:
             refused.append(error)
     raise refused[0]
-
-
-_LOCK = threading.RLock()
-"""While a model is captured, functions of PyTorch and of the model's Python are replaced: one at a time."""
 
 
 def _capture(model: nn.Module, call: Call, *, in_regions: bool) -> Captured:
@@ -148,7 +144,7 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
     renamed = {n: n for n in graph.nodes}
     if len(found.graphs) > 1:
         graph, renamed = merge(*found.graphs, differ=found.patterns[0] != found.patterns[-1])
-        guards = tuple(Guard(renamed[g.node], g.value) for g in guards)
+        guards = tuple(replace(g, node=renamed[g.node]) for g in guards)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     modes = 2 if output.meta.get("phases") else 1
     patterns = list(found.patterns[:modes])

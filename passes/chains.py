@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from fxcat.passes.arguments import thaw
-from fxcat.passes.arrays import Grid, Labels, compress, is_wide, leaves, place, varying_axis
+from fxcat.passes.arrays import FROZEN, Grid, Labels, compress, is_wide, join, leaves, place, varying_axis
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -96,6 +97,7 @@ def _settle_attribute(flow: Flow, node: fx.Node, roots: torch.Tensor) -> None:
     if is_wide(_resolve(labels, roots)):
         assert isinstance(labels, torch.Tensor)
         axis = _axis_of_units(flow, labels, roots)
+        axis = _axis_of_most(labels, roots) if axis is None else axis
         if axis is not None:
             flow.unite(labels, _first_along(labels, axis))
             return
@@ -125,6 +127,20 @@ def _axis_of_units(flow: Flow, labels: torch.Tensor, roots: torch.Tensor) -> int
         if bool(((low == high) | (high < 0)).all()) and int((high >= 0).sum()) > 1:
             return axis
     return None
+
+
+def _axis_of_most(labels: torch.Tensor, roots: torch.Tensor) -> int | None:
+    """The axis along which most units are left when all that lies beside each index goes together; None if no axis has
+    two."""
+    found: dict[int, int] = {}
+    for axis in [a for a, size in enumerate(labels.shape) if size > 1]:
+        rows = roots[labels].movedim(axis, 0).flatten(1)
+        parent = np.arange(len(roots), dtype=np.int32)
+        join(parent, rows[:, :1].expand_as(rows).reshape(-1).numpy(), rows.reshape(-1).numpy())
+        left = np.unique(parent[rows[:, 0].numpy()])
+        found[axis] = int((left != FROZEN).sum())
+    best = max(found, key=found.__getitem__, default=None)
+    return best if best is not None and found[best] > 1 else None
 
 
 def _components(nodes: list[fx.Node]) -> list[list[fx.Node]]:

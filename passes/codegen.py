@@ -29,6 +29,8 @@ from fxcat.passes.made_classes import make_class
 from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
+from fxcat.passes.uncast import NAMES as UNCAST_NAMES
+from fxcat.passes.uncast import with_blocks, with_marks
 
 _numbers = itertools.count()
 
@@ -251,17 +253,20 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
     patterns = output.meta.get(RESULTS, (None,) * len(ways) * modes)
     if len(ways) == modes == 1 and patterns == (None,):
         return (Way((), (graph,)),)
-    return tuple(
-        Way(
-            absent,
-            tuple(_part(graph, (i, p), absent, patterns[i * modes + p]) for p in range(modes)),
-        )
-        for i, absent in enumerate(ways)
-    )
+    found: list[Way] = []
+    for i, absent in enumerate(ways):
+        own = patterns[i * modes : (i + 1) * modes]
+        inference, training = (_part(graph, (i, p), absent, own[p % modes]) for p in range(2))
+        same = modes == 1 and len(inference.nodes) == len(training.nodes)
+        found.append(Way(absent, (inference,) if same else (inference, training)))
+    return tuple(found)
 
 
 def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: Any) -> fx.Graph:
-    """What a way and phase runs, without what would need arguments that are absent, or what only another way needs."""
+    """What a way and phase runs, without what would need arguments that are absent, or what only another way needs.
+
+    A graph that is there for both phases has what training runs.
+    """
     phase = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -270,7 +275,7 @@ def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: 
     result = fx.map_arg(returned(output, number, way), copies.__getitem__)
     phase.output(result if pattern is None else pack(phase, pattern, result))
     _erase_from(phase, {n for n in phase.nodes if n.op == "placeholder" and n.target in absent})
-    if number == 0:
+    if number == 0 and output.meta.get("phases"):
         remove_dead(phase, number)
     else:
         left = set(phase.nodes)
@@ -357,10 +362,11 @@ def _compiled(
     graph: fx.Graph, this: str, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
 ) -> Generated:
     """The function of a graph of a module that it calls `this`, with a head of its own, and lines that come first."""
-    code = _with_names_as_data(graph).python_code(this)
+    code = with_marks(_with_names_as_data(graph)).python_code(this)
     lines = [head, *(f"    {line}" for line in start)]
     source = re.sub(r"^def forward\(.*$", lambda _: "\n".join(lines), code.src, count=1, flags=re.MULTILINE)
-    return Generated(source, head.removeprefix("def ").partition("(")[0], {**code.globals, **(names or {})})
+    namespace = {**code.globals, **UNCAST_NAMES, **(names or {})}
+    return Generated(with_blocks(source), head.removeprefix("def ").partition("(")[0], namespace)
 
 
 @dataclass(frozen=True, slots=True)

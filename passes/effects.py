@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fxcat.passes.rules.boundary import region_output
-from fxcat.passes.rules.table import Rule, function_rule, method_rule
+from fxcat.passes.rules.table import ASSERTING, Rule, function_rule, method_rule
 
 PHASE = "phase"
 """Key in a node's `meta`: 0 if only inference runs the node, 1 if only training does; both do if there is none."""
@@ -45,12 +45,25 @@ CONSTANT = "constant"
 NO_GRAD = "no_grad"
 """Key in the `meta` of a node that the model runs under `torch.no_grad()`."""
 
+UNCAST = "uncast"
+"""Key in the `meta` of a node that the model runs in `torch.autocast(device_type, enabled=False)`: the type of the
+device, None if it is that of the values."""
+
 SAME = "same"
 """Key in the `meta` of a node that returns its input itself (`nn.Identity`, dropout in inference)."""
+
+FACTS = (int, float, torch.Size, torch.dtype, torch.device)
+"""What is asked about a tensor, and is no part of its values."""
+
+
+NEW = "new"
+"""Key in the `meta` of a node whose value has memory of its own, though its example value is that of another node."""
 
 
 def is_view(node: fx.Node) -> bool:
     """Whether the values of a node are in the memory of its input's; those of `reshape` are where that is possible."""
+    if NEW in node.meta:
+        return False
     if SAME in node.meta:
         return not is_inplace(node)
     if not may_be_view(node):
@@ -237,7 +250,7 @@ def without_result(graph: fx.Graph) -> set[fx.Node]:
 
 def asserts(node: fx.Node) -> bool:
     """Whether a node asserts something."""
-    return node.target is torch._assert  # pyright: ignore[reportPrivateUsage]
+    return node.target in ASSERTING
 
 
 def _layers(node: fx.Node, found: Container[fx.Node]) -> bool:

@@ -18,9 +18,24 @@ _MISSING = {} if _ON_CPU in flop_registry else {_ON_CPU: _attention_flops}
 """Formulas of shapes. Fused attention on a CPU is counted from PyTorch 2.15 on."""
 
 
+class _NoModules:
+    """In the place of what tells modules apart: it asks inputs for their backward functions, and fails with parameters
+    among them where gradients are off."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def flop_counter() -> FlopCounterMode:
-    """A counter that prints nothing."""
-    return FlopCounterMode(display=False, custom_mapping=_MISSING)
+    """A counter of the whole, that prints nothing."""
+    counter = FlopCounterMode(display=False, custom_mapping=_MISSING)
+    counter.mod_tracker = _NoModules()  # pyright: ignore[reportAttributeAccessIssue]
+    return counter
 
 
 FORMULAS = flop_counter().flop_registry

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import fx
 
 from fxcat.errors import CaptureError
-from fxcat.passes.arguments import thaw
+from fxcat.passes.assignments import assigned
 from fxcat.passes.effects import (
     CHANGES,
     CONSTANT,
@@ -33,12 +32,12 @@ _FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 def functionalise(graph: fx.Graph) -> None:
     """What reads a value after an in-place op changed it reads the op's result instead.
 
-    Assignments of a value to slices become `slice_scatter`; other changes of a part stay as they are: see `effects`.
+    Assignments to slices become values too; other changes of a part stay as they are: see `effects`.
     """
     order = {n: i for i, n in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.target is operator.setitem:
-            _scatter(graph, node, order)
+            _assign(node, order)
         elif is_inplace(node) and isinstance(node.args[0], fx.Node):
             _read_result(node, node.args[0], order)
 
@@ -46,12 +45,9 @@ def functionalise(graph: fx.Graph) -> None:
 def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> None:
     """What comes after an in-place op reads its result; where nobody sees the change of anything else, it is none."""
     base = changed_part_of(node)
-    if NO_GRAD in node.meta and (base is None or base.op != "get_attr") and NO_GRAD not in changed.meta:
-        raise CaptureError(
-            "a value is changed in place under torch.no_grad()",
-            where=f"module {node.meta.get('path') or '(root)'!r}",
-            remedy="use an op that makes a new value",
-        )
+    _check_gradients(node, changed, base)
+    if base is not None and base.op != "get_attr" and _scatter_what_is_seen(node, changed, base, order):
+        return
     _redirect(changed, node, order, order[node])
     if base is not None and base.op == "get_attr":
         _detach_what_enters(node, base)
@@ -63,6 +59,16 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
     keeps_type = base is None and node.target in INPLACE_OPERATORS and len(kinds) == 1
     if unseen or keeps_type:
         make_plain(node)
+
+
+def _check_gradients(node: fx.Node, changed: fx.Node, base: fx.Node | None) -> None:
+    """Gradients of what is changed without them are those of the value before."""
+    if NO_GRAD in node.meta and (base is None or base.op != "get_attr") and NO_GRAD not in changed.meta:
+        raise CaptureError(
+            "a value is changed in place under torch.no_grad()",
+            where=f"module {node.meta.get('path') or '(root)'!r}",
+            remedy="use an op that makes a new value",
+        )
 
 
 def _make_private(node: fx.Node) -> None:
@@ -132,34 +138,52 @@ def _is_read(value: fx.Node, order: Mapping[fx.Node, int], after: int) -> bool:
     return later or any(_is_read(view, order, after) for view in _views(value))
 
 
-def _scatter(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """`base[slices] = value` as a new value; `base[slices] += x` has computed the value by an in-place sum."""
+def _assign(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Item assignment: to a part of a buffer as it is, of a value as another value where it has such a form."""
+    base, changed = changed_part_of(node), node.args[0]
+    if not isinstance(changed, fx.Node):
+        return
+    _check_gradients(node, changed, base)
+    value = node.args[2]
+    if base is None or base.op != "get_attr" or CONSTANT in base.meta:
+        _scatter(node, order)
+    elif isinstance(value, fx.Node) and value.target in INPLACE_OPERATORS:
+        node.graph.erase_node(node)  # the sum in place has written it
+    else:
+        _detach_what_enters(node, base)
+
+
+def _scatter(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """`base[index] = value` as a new value; `base[index] += x` has computed the value by an in-place sum."""
     base, index, value = node.args
-    entries: Any = index if isinstance(index, tuple) else (index,)
-    plain = all(isinstance(e, slice) and e.step in (None, 1) for e in entries)
-    is_tensor = isinstance(value, fx.Node) and isinstance(value.meta["value"], torch.Tensor)
-    if not plain or not is_tensor or not isinstance(base, fx.Node) or is_view(base):
+    if not isinstance(base, fx.Node) or is_view(base):
         return
-    assert isinstance(value, fx.Node)
-    if value.target in INPLACE_OPERATORS:
-        value.target = INPLACE_OPERATORS[value.target]
-    cut = [(axis, e) for axis, e in enumerate(entries) if e != slice(None)]
-    if not cut:
+    result = assigned(node, base, index, value, order)
+    if result is None:
         return
-    path = node.meta.get("path")
-
-    def call(function: Any, *args: Any) -> fx.Node:
-        new = graph.call_function(function, args)
-        new.meta.update(path=path, value=function(*thaw(args)))
-        order[new] = order[node]
-        return new
-
-    with graph.inserting_before(node):
-        parts = [base]
-        for axis, entry in cut[:-1]:
-            parts.append(call(operator.getitem, parts[-1], (*[slice(None)] * axis, entry)))
-        result = value
-        for part, (axis, entry) in zip(reversed(parts), reversed(cut), strict=True):
-            result = call(torch.slice_scatter, part, result, axis, entry.start, entry.stop)
+    if isinstance(value, fx.Node) and value.target in INPLACE_OPERATORS and changed_part_of(value) is base:
+        make_plain(value)
     _redirect(base, result, order, order[node])
-    graph.erase_node(node)
+    node.graph.erase_node(node)
+
+
+def _scatter_what_is_seen(node: fx.Node, changed: fx.Node, base: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """A change of a value through slices of it (`base[index].add_(x)`) as a new value. Returns whether it is one."""
+    if node.op == "call_module" or changed.target is not operator.getitem or changed.args[0] is not base:
+        return False
+    index = changed.args[1]
+    if any(u.target is operator.setitem and u.args == (base, index, node) for u in node.users):
+        return False  # by an assignment
+    result, after = assigned(node, base, index, node, order), order[node]
+    if result is None:
+        return False
+    make_plain(node)
+    later = [u for u in node.users if order.get(u, after) > after]
+    if later:
+        with node.graph.inserting_after(result):
+            seen = node.graph.node_copy(changed, lambda n: result if n is base else n)
+        order[seen] = after
+        for user in later:
+            user.replace_input_with(node, seen)
+    _redirect(base, result, order, after)
+    return True

@@ -227,6 +227,7 @@ def folding_at(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | t
         return None
     if node.op == "call_function":
         return rule.folding_call(node) or None
-    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+    value = node.meta["value"]
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(value, torch.Tensor):
         return None
-    return rule.folding(flow.module(node), node.meta["value"].shape)
+    return rule.folding(flow.module(node), value.shape)

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arguments import thaw
-from fxcat.passes.arrays import Grid, place
+from fxcat.passes.arrays import FROZEN, Grid, place
 from fxcat.passes.effects import PHASE
 from fxcat.passes.labels import Flow
 from fxcat.passes.proxy import Guard
@@ -24,15 +24,32 @@ from fxcat.passes.proxy import Guard
 def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
     """Freeze the axes whose sizes reach a guard; axes of two values that are found to be equal go together.
 
-    A check, on whose other side is an error, freezes nothing: it is asserted as long as it holds.
+    A check, on whose other side is an error, freezes nothing: it is asserted as long as it holds. Nor does what widths
+    alone decide: no input changes them, and what is removed changes nothing of what was decided for the whole model.
     """
     for guard in guards:
-        if guard.checks:
+        if guard.checks or _is_of_widths(flow, guard):
             continue
         if guard.node.target in (operator.eq, operator.ne) and (_is_settled(guard) or _tie_shapes(flow, guard)):
             continue
         for tensor, axis in asked_sizes(guard.node):
             freeze_axis(flow, tensor, axis, place(guard.node), "a branch depends on the number of units")
+
+
+def _is_of_widths(flow: Flow, guard: Guard) -> bool:
+    """Whether a guard asks for nothing but sizes of parameters, and of axes that have a unit at every index."""
+    asked = list(asked_sizes(guard.node))
+    return bool(asked) and all(_is_width(flow, tensor, axis) for tensor, axis in asked)
+
+
+def _is_width(flow: Flow, tensor: fx.Node, axis: int | None) -> bool:
+    if tensor.op == "get_attr":
+        return True
+    labels = flow.values[tensor]
+    if axis is None or not isinstance(labels, torch.Tensor):
+        return False
+    line = labels.movedim(axis, 0).flatten(1)[:, 0]
+    return bool((line > FROZEN).all()) and len(line.unique()) == tensor.meta["value"].shape[axis]
 
 
 def _is_settled(guard: Guard) -> bool:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
+from fxcat.passes.checks import checks_traced
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import is_random
 from fxcat.passes.proxy import ExampleProxy
@@ -36,6 +37,8 @@ def intercepted(tracer: ExampleTracer) -> Generator[None]:
         patch.object(torch.autograd.Function, "apply", _applying(tracer)),
         patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
         patch.object(torch.autocast, "__enter__", _entering(tracer, torch.autocast.__enter__)),
+        patch.object(torch.autocast, "__exit__", _leaving(tracer, torch.autocast.__exit__)),
+        checks_traced(tracer),
         _Dispatch(tracer),
     ):
         yield
@@ -104,18 +107,29 @@ def _descending(tracer: ExampleTracer, function: Callable[..., Any]) -> Callable
 
 
 def _entering(tracer: ExampleTracer, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What entering autocast does: no graph says that a part of it has a precision of its own."""
+    """What entering autocast does: nodes say that they run without it, but none that it has a precision of its own."""
 
-    def refuse(context: torch.autocast) -> Any:
-        if tracer.is_executing:
-            return enter(context)
-        raise CaptureError(
-            "autocast is switched in the forward pass",
-            where=tracer.location(),
-            remedy="switch it outside of the model, or only around calls of its modules",
-        )
+    def call(context: torch.autocast) -> Any:
+        if not tracer.is_executing:
+            if context._enabled:
+                raise CaptureError(
+                    "autocast is switched on in the forward pass",
+                    where=tracer.location(),
+                    remedy="switch it on outside of the model, or only around calls of its modules",
+                )
+            tracer.uncast.append(context.device)
+        return enter(context)
 
-    return refuse
+    return call
+
+
+def _leaving(tracer: ExampleTracer, leave: Callable[..., Any]) -> Callable[..., Any]:
+    def call(context: torch.autocast, *error: Any) -> Any:
+        if not tracer.is_executing:
+            tracer.uncast.pop()
+        return leave(context, *error)
+
+    return call
 
 
 def _applying(tracer: ExampleTracer) -> Any:

@@ -19,10 +19,24 @@ from fxcat.passes.rules.table import function_rule, method_rule
 
 @dataclass(slots=True)
 class Known:
-    """A value that was found, and the numbers, computed from sizes, that it may depend on."""
+    """A value that was found, and the numbers, computed from sizes, that it may depend on.
+
+    `finite`: it is that where values, which are not known, are finite.
+    """
 
     value: torch.Tensor
+    sizes: list[fx.Node]
+    finite: bool = False
+
+
+@dataclass(slots=True)
+class _Search:
+    """What is found on the way to a value."""
+
+    root: nn.Module
+    found: dict[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
     sizes: list[fx.Node] = field(default_factory=list[fx.Node])
+    finite: bool = False
 
 
 class _Unknown(Exception):
@@ -32,15 +46,15 @@ class _Unknown(Exception):
 def known_value(node: fx.Node, root: nn.Module) -> Known | None:
     """The value of a node that inputs, parameters, buffers and chance do not change; None if they do."""
     if _cannot_be_below(node):
-        return Known(torch.tensor(False))
-    sizes: list[fx.Node] = []
+        return Known(torch.tensor(False), [])
+    search = _Search(root)
     try:
-        value = _evaluate(node, root, {}, sizes)
+        value = _evaluate(node, search)
     except _Unknown:
         return None
     except Exception:  # what the model's op does with values that it never has
         return None
-    return Known(value, sizes)
+    return Known(value, search.sizes, search.finite)
 
 
 def _cannot_be_below(node: fx.Node) -> bool:
@@ -52,7 +66,8 @@ def _cannot_be_below(node: fx.Node) -> bool:
     return is_rate and isinstance(drawn, fx.Node) and getattr(drawn.target, "__name__", "") == "rand"
 
 
-def _evaluate(node: fx.Node, root: nn.Module, found: dict[fx.Node, Any], sizes: list[fx.Node]) -> Any:
+def _evaluate(node: fx.Node, search: _Search) -> Any:
+    found = search.found
     if node in found:
         return found[node]
     value = node.meta["value"]
@@ -60,24 +75,22 @@ def _evaluate(node: fx.Node, root: nn.Module, found: dict[fx.Node, Any], sizes: 
         found[node] = value
         return value
     if node.op == "get_attr" and CONSTANT in node.meta:
-        constant: torch.Tensor = operator.attrgetter(str(node.target))(root)
+        constant: torch.Tensor = operator.attrgetter(str(node.target))(search.root)
         if constant.is_meta:
             raise _Unknown
         sure = False
     elif node.op in ("call_function", "call_method") and not is_random(node.target) and not _is_changed(node):
-        constant, sure = _compute(node, root, found, sizes)
+        constant, sure = _compute(node, search)
     else:
         raise _Unknown
     if not sure or constant.numel() == 0 or bool((constant != constant.flatten()[0]).any()):
         # not the same number everywhere: it may be another one for other sizes
-        sizes += [n for n in _numbers(node) if n not in sizes]
+        search.sizes += [n for n in _numbers(node) if n not in search.sizes]
     found[node] = constant
     return constant
 
 
-def _compute(
-    node: fx.Node, root: nn.Module, found: dict[fx.Node, Any], sizes: list[fx.Node]
-) -> tuple[torch.Tensor, bool]:
+def _compute(node: fx.Node, search: _Search) -> tuple[torch.Tensor, bool]:
     """The value of a call, and whether it is the same number everywhere, whatever the sizes are, if its inputs are."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     shape_only = name in _LIKE
@@ -87,10 +100,16 @@ def _compute(
             return argument
         if shape_only and argument is node.args[0]:
             return torch.empty_like(argument.meta["value"], device="cpu")
-        return _evaluate(argument, root, found, sizes)
+        return _evaluate(argument, search)
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n)
-    args, kwargs = map_aggregate((args, kwargs), value)
+    try:
+        args, kwargs = map_aggregate((args, kwargs), value)
+    except _Unknown:
+        if name not in _FINITE:
+            raise
+        search.finite = True
+        return torch.full(node.meta["value"].shape, name == "isfinite"), True
     kwargs = {k: "cpu" if k == "device" else v for k, v in kwargs.items()}
     args = tuple("cpu" if isinstance(a, torch.device) else a for a in args)
     function = getattr(args[0], name) if node.op == "call_method" else node.target
@@ -108,6 +127,9 @@ def _compute(
 _FILLED = ("ones", "zeros", "ones_like", "zeros_like", "new_ones", "new_zeros")
 _LIKE = ("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full")
 """Functions that ask a tensor for its shape and type only."""
+
+_FINITE = ("isfinite", "isinf", "isnan", "isposinf", "isneginf")
+"""Functions that ask whether values are numbers: those of a forward pass that does what it should are."""
 
 _EXTREMES = ("all", "any", "amin", "amax", "min", "max")
 _SAME = (

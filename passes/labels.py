@@ -17,13 +17,11 @@ import torch
 from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
-from fxcat.passes.arrays import FROZEN, Grid, along, leaves, place, unlabelled
-from fxcat.passes.effects import NO_GRAD, changed_part_of, is_inplace
+from fxcat.passes.arrays import FROZEN, Grid, Integers, along, join, leaves, place, unlabelled
+from fxcat.passes.effects import FACTS, NO_GRAD, changed_part_of, is_inplace
 from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
-
-Integers = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +123,12 @@ class Flow:
         self.blocks.append(Block(self.count, count, owner, producer))
         self.count += count
         return torch.arange(self.count - count, self.count, dtype=torch.int32)
+
+    def has_producer(self, labels: torch.Tensor) -> bool:
+        """Whether a producer owns some of these labels, and not parameters and buffers, which are read as values."""
+        starts = torch.tensor([block.start for block in self.blocks])
+        owners = torch.searchsorted(starts, labels[labels != FROZEN].unique(), right=True) - 1
+        return any(self.blocks[i].producer for i in owners.unique().tolist())
 
     def of(self, node: fx.Node) -> torch.Tensor:
         """Labels of a node whose value is one tensor."""
@@ -257,6 +261,21 @@ class Flow:
                 start, pending = i + 1, 0
         return parent
 
+    def unit_roots(self) -> tuple[Integers, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """The roots, and which of them are units, as far as is known by now: not frozen, and a producer's."""
+        roots = self.roots()
+        are_units = np.zeros(self.count, dtype=bool)
+        for block in self.blocks:
+            if block.producer:
+                are_units[roots[block.start : block.start + block.count]] = True
+        are_units[FROZEN] = False
+        return roots, are_units
+
+    def has_units(self, labels: torch.Tensor) -> bool:
+        """Whether there are units among labels, as far as is known by now."""
+        roots, are_units = self.unit_roots()
+        return bool(are_units[roots[labels.reshape(-1).numpy()]].any())
+
     def release(self) -> None:
         """Forget what was united, once units are resolved: thousands of small tensors."""
         self._left.clear()
@@ -271,30 +290,8 @@ class Flow:
             found.clear()
 
 
-_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
-"""What is asked about a tensor, and is no part of its values."""
-
 CHUNK = 1 << 15
 """How many pairs of labels are united at once: enough to be fast, few enough to need little memory."""
-
-
-def join(parent: Integers, left: Integers, right: Integers) -> None:
-    """Unite numbers pairwise, in place: `parent` holds the smallest member of each number's connected component.
-
-    Vectorised hooking and pointer jumping.
-    """
-    while True:
-        a, b = parent[left], parent[right]
-        differ = a != b
-        if not differ.any():
-            return
-        left, right, a, b = left[differ], right[differ], a[differ], b[differ]
-        np.minimum.at(parent, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            jumped = parent[parent]
-            if np.array_equal(jumped, parent):
-                break
-            parent[:] = jumped
 
 
 def flow_labels(
@@ -420,7 +417,7 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
 
 def _is_bound(node: fx.Node) -> bool:
     """Whether all that reads a parameter binds its axes one by one."""
-    users = [u for u in node.users if not isinstance(u.meta.get("value"), _FACTS)]
+    users = [u for u in node.users if not isinstance(u.meta.get("value"), FACTS)]
     rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
     return all(r is not None and _count(node, u) == r.binds(u).count(node) for r, u in zip(rules, users, strict=True))
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from fxcat.passes.effects import PHASE, is_by_the_way
+from fxcat.passes.effects import PHASE, UNCAST
 
 
 def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -55,7 +55,8 @@ def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.
             if phase and found in place:
                 found.meta.pop(PHASE, None)
             copies[node] = found
-    differ |= repr(outputs[0]) != repr(outputs[1]) or any(PHASE in n.meta and is_by_the_way(n) for n in merged.nodes)
+    # of what only one mode runs another must not run anything, even if no result takes it: norms, dropout
+    differ |= repr(outputs[0]) != repr(outputs[1]) or any(PHASE in n.meta for n in merged.nodes)
     result = merged.output(tuple(outputs) if differ else outputs[0])
     if differ:
         result.meta["phases"] = True
@@ -72,7 +73,7 @@ def key_of(node: fx.Node, copies: Mapping[fx.Node, fx.Node], *, flags: bool = Tr
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: copies.get(n, n))
     if not flags:
         args, kwargs = map_aggregate((args, kwargs), lambda a: "flag" if isinstance(a, bool | float) else a)
-    return node.op, node.target, repr(args), repr(kwargs)
+    return node.op, node.target, repr(args), repr(kwargs), node.meta.get(UNCAST, False)
 
 
 def _has_flag(node: fx.Node) -> bool:

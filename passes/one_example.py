@@ -22,10 +22,11 @@ from fxcat.passes.rules.table import find_rule
 def of_one_example(graph: fx.Graph, root: nn.Module, batch: int) -> Mapping[fx.Node, Any]:
     """Example values of inference for a batch of one, of the nodes where they are not those of the example batch.
 
-    None are, if the network does not take a batch of one: then its inputs as they are are one example.
+    None are, if the network does not take a batch of one, or a layer takes its input for one without a batch axis: then
+    the inputs as they are are one example.
     """
     ones: dict[fx.Node, Any] = {}
-    if batch == 1:
+    if batch == 1 or any(_takes_no_batch(node, root) for node in graph.nodes):
         return ones
     for node in graph.nodes:
         value = node.meta.get("value")
@@ -45,6 +46,18 @@ def of_one_example(graph: fx.Graph, root: nn.Module, batch: int) -> Mapping[fx.N
             if _differs(one, value):
                 ones[node] = one
     return ones
+
+
+def _takes_no_batch(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a layer that takes inputs with and without a batch axis has one without."""
+    if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    module, value = _module(node, root), node.args[0].meta["value"]
+    if not isinstance(value, torch.Tensor):
+        return False
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return value.dim() == len(module.kernel_size) + 1
+    return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and value.dim() == 2
 
 
 def _counts(node: fx.Node) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import fx, nn
 from fxcat.errors import CaptureError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
+from fxcat.passes.kept_state import changed_state, check_next
+from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
 from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call
-from fxcat.passes.rules.table import is_leaf
 from fxcat.passes.stale import make_stale
 from fxcat.passes.tracer import ExampleTracer
 
@@ -54,78 +56,71 @@ def _device(model: nn.Module, call: Call) -> torch.device:
 
 
 def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results) -> Phases:
-    reads, patterns = _watch_training(twin), list[Any]()
+    modes = Modes(twin)
+    before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
+
+    def take_back() -> None:
+        for state, known in before:  # what this pass left there is of another graph than the next one
+            kept = {n: v for n, v in state.items() if n not in known and n.startswith("_tensor_constant")}
+            state.clear()
+            state.update({n: _shallow(v) for n, v in known.items()} | kept)
+
+    def trace(training: bool) -> _Phase:
+        found = _trace(twin, device, call, results, modes, training)
+        changed = changed_state(before)
+        hooks = [(s, n, s[n]) for s, known in before for n, v in known.items() if type(v) is OrderedDict and v != s[n]]
+        take_back()
+        if changed:
+            for state, name, registered in hooks:
+                state[name] = registered
+            check_next(found.graph, changed, lambda: _trace(twin, device, call, results, modes, training).graph)
+            take_back()
+        return found
+
+    found = [trace(False)]
+    if modes.matter:
+        known = modes.known
+        found.append(trace(True))
+        if modes.known > known:  # the layers whose modes training sets are functions in inference too
+            found[0] = trace(False)
+    return Phases(
+        tuple(f.graph for f in found),
+        tuple(guard for f in found for guard in f.guards),
+        {n: c for f in found for n, c in f.constants.items()},
+        tuple(f.pattern for f in found),
+    )
+
+
+def _shallow(value: Any) -> Any:
+    return value.copy() if type(value) in (list, dict, set, OrderedDict) else value  # hooks are in the last kind
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    graph: fx.Graph
+    guards: tuple[Guard, ...]
+    constants: dict[str, torch.Tensor]
+    pattern: Any
+
+
+def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, modes: Modes, training: bool) -> _Phase:
+    """Trace a copy in one mode. It is one that nobody traced before: models that cache tensors break when traced
+    twice."""
+    pattern: Any = None
 
     def forward(function: Callable[..., Any], module: nn.Module, *values: Any) -> Any:
+        nonlocal pattern
         result, pattern = results(call, values, function, module)
-        patterns.append(pattern)
         return result
 
     named = all(isinstance(a, Slot) for a in call.arguments.values())
     names = list(call.arguments) if named else [f"input_{i}" for i in range(len(call.inputs))]
-    inputs = dict(zip(names, call.inputs, strict=True))
-    before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
-    graph, guards, constants = _trace(twin, device, inputs, forward, training=False)
-    if not reads:
-        return Phases((graph,), guards, constants, tuple(patterns))
-    for state, known in before:  # what the first pass left there is of another graph
-        kept = {n: v for n, v in state.items() if n not in known and n.startswith("_tensor_constant")}
-        state.clear()
-        state.update(known | kept)
-    training, more, others = _trace(twin, device, inputs, forward, training=True)
-    return Phases((graph, training), (*guards, *more), constants | others, tuple(patterns))
-
-
-def _shallow(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict) else value
-
-
-def _trace(
-    twin: nn.Module,
-    device: torch.device,
-    inputs: Mapping[str, Any],
-    call: Callable[..., Any] | None,
-    *,
-    training: bool,
-) -> tuple[fx.Graph, tuple[Guard, ...], dict[str, torch.Tensor]]:
     known = set(vars(twin))
-    # A copy that nobody traced before: models that cache tensors break when traced twice.
-    modules = list(twin.modules())
-    if any(type(m).train is not nn.Module.train for m in modules):
-        twin.train(training)
-    else:
-        for module in modules:
-            vars(module)["training"] = training
-    for module in modules:
-        # a leaf's example run must not check batch sizes or update statistics
-        if is_leaf(module):
-            module.training = False
-    tracer = ExampleTracer(device)
-    graph = tracer.trace_module(twin, inputs, call, training=training)
+    modes.begin(training)
+    tracer = modes.tracer = ExampleTracer(device, modes)
+    graph = tracer.trace_module(twin, dict(zip(names, call.inputs, strict=True)), forward, training=training)
+    modes.end()
     functionalise(graph)
     detach_without_grad(graph)
     constants = {n: v for n, v in vars(twin).items() if n not in known and isinstance(v, torch.Tensor)}
-    return graph, tuple(tracer.guards), constants
-
-
-def _watch_training(twin: nn.Module) -> list[str]:
-    """Give every container a `training` property that notes who read it; leaves handle the mode themselves."""
-    reads: list[str] = []
-    classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-    def read(module: nn.Module) -> bool:
-        reads.append(type(module).__name__)
-        return module.__dict__["training"]
-
-    def write(module: nn.Module, value: bool) -> None:
-        module.__dict__["training"] = value
-
-    for module in twin.modules():
-        if is_leaf(module):
-            continue
-        cls = type(module)
-        if cls not in classes:
-            members = {"training": property(read, write), "__module__": cls.__module__}
-            classes[cls] = type(cls.__name__, (cls,), members)
-        module.__class__ = classes[cls]
-    return reads
+    return _Phase(graph, tuple(tracer.guards), constants, pattern)

@@ -23,6 +23,7 @@ from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.effects import asserts, reads_type
 from fxcat.passes.emptied import drop_emptied
 from fxcat.passes.execute import propagate
+from fxcat.passes.numbers import as_before, in_proportion, keep_numbers, paired_inputs
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.selection import ENTRY, known_selection
 from fxcat.passes.rules.table import Labels, Moved, Rule, Share, Size
@@ -340,7 +341,7 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     rule = analysis.flow.rules.get(old)
     if rule is None or type(rule).reshaped is Rule.reshaped:
         if isinstance(old.meta.get("value"), torch.Tensor):
-            _keep_numbers(setting, copies[old], old)
+            keep_numbers(setting.number, copies, old)
         return
     source = next((i for i in old.all_input_nodes if analysis.flow.values[i] is not None), None)
     before, after = () if source is None else setting.of_value(source), setting.of_value(old)
@@ -359,20 +360,12 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     replacement = rule.reshaped(old, moved)
     if replacement is not None:
         new = copies[old]
-        new_inputs = dict(_inputs(old, new))
+        new_inputs = dict(paired_inputs(old, new))
         args = [_with_sizes(setting, copies, old, a) for a in replacement.args]
         new.args = fx.map_arg(tuple(args), lambda n: new_inputs.get(n, n))
         new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
         if replacement.target is not None:
             new.target = replacement.target
-
-
-def _inputs(old: fx.Node, new: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-    """The inputs of a node and of its copy, pairwise; after a bypass one new node may stand for two old ones."""
-    sides: tuple[list[fx.Node], list[fx.Node]] = [], []
-    for node, found in zip((old, new), sides, strict=True):
-        fx.map_arg((node.args, node.kwargs), found.append)
-    return list(zip(*sides, strict=True))
 
 
 def _with_sizes(setting: _Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node, argument: Any) -> Any:
@@ -388,35 +381,9 @@ def _computed(setting: _Setting, copies: Mapping[fx.Node, fx.Node], graph: fx.Gr
     if isinstance(size, Size):
         return graph.call_function(operator.getitem, (copies[size.shape], size.axis))
     if isinstance(size, Share):
-        number = _as_before(setting, copies, graph, size.number)
-        return _in_proportion(graph, number, size.live, size.number.meta["value"])
+        number = as_before(setting.number, copies, graph, size.number)
+        return in_proportion(graph, number, size.live, size.number.meta["value"])
     return size
-
-
-def _as_before(setting: _Setting, copies: Mapping[fx.Node, fx.Node], graph: fx.Graph, number: fx.Node) -> fx.Node:
-    """A node of the new graph that gives what a number, computed from sizes, was before units went, for any batch."""
-    before, after = number.meta["value"], setting.number(number)
-    if not all(isinstance(i.meta["value"], int | float) for i in number.all_input_nodes):
-        return copies[number] if after == before else _in_proportion(graph, copies[number], before, after)
-    inputs = {i: _as_before(setting, copies, graph, i) for i in number.all_input_nodes}
-    if all(new is copies[i] for i, new in inputs.items()):
-        return copies[number]
-    return graph.node_copy(number, inputs.__getitem__)
-
-
-def _in_proportion(graph: fx.Graph, number: fx.Node, share: int, whole: int) -> fx.Node:
-    """A node for `share` of every `whole` that a number counts."""
-    product = graph.call_function(operator.mul, (number, share))
-    return graph.call_function(operator.floordiv, (product, whole))
-
-
-def _keep_numbers(setting: _Setting, new: fx.Node, old: fx.Node) -> None:
-    """An op on tensors that takes a number made from the size of an axis with units (√width) keeps that number."""
-    for before, after in _inputs(old, new):
-        number = before.meta.get("value")
-        if isinstance(number, int | float) and setting.number(before) != number:
-            new.args = fx.map_arg(new.args, lambda n, a=after, v=number: v if n is a else n)
-            new.kwargs = fx.map_arg(new.kwargs, lambda n, a=after, v=number: v if n is a else n)
 
 
 def _untouched(live: Any) -> bool:

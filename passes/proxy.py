@@ -128,7 +128,7 @@ class ExampleProxy(fx.Proxy):
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """What NumPy's functions do with a proxy: operators are those of Python; others want numbers."""
-        if method != "__call__" or options or any(_is_tensor(i) for i in inputs if function not in _UFUNCS):
+        if method != "__call__" or options or any(is_tensor(i) for i in inputs if function not in _UFUNCS):
             raise CaptureError(
                 f"numpy.{function.__name__} of a tensor",
                 where=self.tracer.location(),
@@ -136,6 +136,9 @@ class ExampleProxy(fx.Proxy):
             )
         if function in _UFUNCS:
             return _UFUNCS[function](*(i.item() if isinstance(i, numpy.generic) else i for i in inputs))
+        if function.__name__ in _OF_ONE_NUMBER and len(inputs) == 1:
+            number = self.tracer.create_proxy("call_function", _OF_ONE_NUMBER[function.__name__], inputs, {})
+            return self.tracer.create_proxy("call_function", float, (number,), {})
         return function(*(i._resolve(i.example) if isinstance(i, ExampleProxy) else i for i in inputs))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
@@ -150,24 +153,37 @@ class ExampleProxy(fx.Proxy):
 
     def __bool__(self) -> bool:
         if isinstance(self.example, torch.Tensor):
-            known = known_value(self.node, self.tracer.root)
-            if known is not None:
-                self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
-                return bool(known.value)
+            return self._truth(sys._getframe(1))
+        value = bool(self.example)
+        return self._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
+
+    def _truth(self, frame: types.FrameType) -> bool:
+        """Which way a tensor sends Python: a known one its own; another is asserted where all else is an error, or
+        for values that are not finite."""
+        known = known_value(self.node, self.tracer.root)
+        if known is not None and not known.sizes and not known.finite:
+            return bool(known.value)
+        for value in (True, False) if known is None else (bool(known.value),):
+            if (known is not None and known.finite) or raises_otherwise(frame, value):
+                holds: Any = self if value else torch.logical_not(self)  # pyright: ignore[reportArgumentType]
+                torch._assert(holds, "a branch was captured that is not taken for these values")  # pyright: ignore[reportPrivateUsage]
+                return value
+        if known is None:
             raise CaptureError(
                 "a branch depends on the values of a tensor",
                 where=self.tracer.location(),
                 remedy="move the branch out of the model, or list the module in ignore=",
             )
-        value = bool(self.example)
-        return self._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
+        self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+        return bool(known.value)
 
     def __len__(self) -> int:
-        whole: Any = self if isinstance(self.example, torch.Tensor) else None
-        if self.node.target in _AS_MANY_AS_EXAMPLES and _takes_first_axis(self.node):
-            whole = self.tracer.proxy(self.node.all_input_nodes[0])
-        if whole is not None:
-            operator.index(whole.size(0))  # another batch has another length
+        if isinstance(self.example, torch.Tensor):
+            operator.index(self.size(0))  # another batch has another length
+        elif self.node.target in _AS_MANY_AS_EXAMPLES:
+            count = _along_first_axis(self)
+            if count is not None:
+                operator.index(count)
         return len(self.example)  # of a shape, or of pieces: removal does not change it
 
     def __index__(self) -> int:
@@ -183,6 +199,12 @@ class ExampleProxy(fx.Proxy):
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
 
     def __floor__(self) -> Any:
         return self.tracer.create_proxy("call_function", _FLOOR, (self,), {})
@@ -203,7 +225,8 @@ class ExampleProxy(fx.Proxy):
         return any(bool(part == item) for part in self)
 
 
-def _is_tensor(value: object) -> bool:
+def is_tensor(value: object) -> bool:
+    """Whether a value stands for a tensor."""
     return isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor)
 
 
@@ -223,8 +246,24 @@ _UFUNCS: dict[Any, Callable[..., Any]] = {
 """What NumPy calls when one of its numbers stands on the left of an operator."""
 
 
+_OF_ONE_NUMBER = {
+    name: getattr(math, name)
+    for name in ("sqrt", "ceil", "floor", "exp", "log", "log2", "log10", "log1p", "cos", "sin")
+}
+"""Functions of one number that NumPy has too; it gives floats only."""
+
+
 class Stale:
-    """What a model kept of the sizes of an earlier forward pass: equal to nothing, so that it is found anew."""
+    """What a model kept of the sizes of an earlier forward pass: equal to nothing and less than anything, so that it is
+    found anew."""
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+    def __gt__(self, other: object) -> bool:
+        return False
+
+    __le__, __ge__ = __lt__, __gt__
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -242,11 +281,17 @@ class Stale:
 _AS_MANY_AS_EXAMPLES = (torch.split, "split", torch.unbind, "unbind")
 
 
-def _takes_first_axis(node: fx.Node) -> bool:
-    """Whether a node takes a value apart along its first axis, into pieces of a given size."""
+def _along_first_axis(pieces: ExampleProxy) -> Any:
+    """Into how many pieces of a given size a value is taken apart along its first axis, as a number that stays
+    symbolic; None along another axis, or with a list of sizes."""
+    node, proxy = pieces.node, pieces.tracer.proxy
     given = arguments(node, "input", "dim") if "unbind" in str(node.target) else arguments(node, "input", "size", "dim")
-    sizes = given.get("size", given.get("split_size_or_sections", given.get("split_size", 1)))
-    return given.get("dim", 0) == 0 and not isinstance(sizes, tuple | list)
+    size = given.get("size", given.get("split_size_or_sections", given.get("split_size", 1)))
+    if given.get("dim", 0) != 0 or isinstance(size, tuple | list):
+        return None
+    length: Any = proxy(node.all_input_nodes[0]).size(0)
+    each: Any = proxy(size) if isinstance(size, fx.Node) else size
+    return length if isinstance(size, int) and size == 1 else (length + (each - 1)) // each
 
 
 def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:
@@ -259,6 +304,15 @@ def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.
     return call
 
 
+def _comparing(function: Callable[[Any, Any], Any]) -> Callable[[ExampleProxy, Any], Any]:
+    def call(self: ExampleProxy, other: Any) -> Any:
+        return self._compare(function, other)
+
+    return call
+
+
+for _operator in (operator.lt, operator.le, operator.gt, operator.ge):
+    setattr(ExampleProxy, f"__{_operator.__name__}__", _comparing(_operator))
 for _operator in INPLACE_OPERATORS:
     setattr(ExampleProxy, f"__{_operator.__name__}__", _changing(_operator))
 

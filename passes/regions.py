@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -160,7 +160,7 @@ class Regions:
                 if node.op in ("call_module", "get_attr"):
                     copy.target = f"{prefix}{node.target}"
                 copy.meta["path"] = f"{prefix}{node.meta.get('path') or ''}".rstrip(".")
-        self.guards += [Guard(copies[g.node], g.value) for g in traced.guards]
+        self.guards += [replace(g, node=copies[g.node]) for g in traced.guards]
         self.constants |= {f"{prefix}{name}": value for name, value in traced.constants.items()}
         known = [(n.args[0], n.args[2]) for n in results[0]]
         for node in (n for nodes in results[1:] for n in nodes if (n.args[0], n.args[2]) not in known):

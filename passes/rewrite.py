@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 
 from torch import fx, nn
 
+from fxcat.passes.own_modes import keep_modes, modes_set_by
 from fxcat.passes.plan import Plan
 from fxcat.passes.regions import Region
 from fxcat.passes.slicing import add_buffers, slice_modules
@@ -69,6 +70,8 @@ def apply(root: nn.Module, before: fx.Graph, plan: Plan, regions: Sequence[Regio
     """Make `root` (with weights, without gates) the small network. The plan was checked: nothing here can fail."""
     slice_modules(root, plan.graph, plan.keep, plan.entering)
     add_buffers(root, plan.buffers)
+    modes = modes_set_by(root)
     remove_unused(root, before, plan.graph, regions)
+    keep_modes(root, modes)
     for path in plan.out_of_place:
         setattr(root.get_submodule(path), "inplace", False)  # noqa: B010  (modules declare no such attribute)

@@ -16,7 +16,8 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fxcat.passes.effects import NO_GRAD, changed_later, effects, without_result
+from fxcat.passes.arguments import arguments
+from fxcat.passes.effects import FACTS, NO_GRAD, asserts, changed_later, effects, is_by_the_way, without_result
 from fxcat.passes.guards import asked_sizes
 from fxcat.passes.rules.boundary import region_input, region_output
 
@@ -35,6 +36,10 @@ class Section:
     nodes: frozenset[fx.Node]
     stream: int = 0
     """Of all sections that add to the same values, the number of the first."""
+
+
+_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
+"""What is asked about a value, and is no part of it."""
 
 
 def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
@@ -66,25 +71,61 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
-    """What does not depend on the input, neither on its values nor on how many examples it has."""
+    """What does not depend on how many examples the input has: neither on its values nor on that size, or on values
+    of all examples together."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
-        sizes = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), int | float | torch.Size)]
-        batch = any(axis in (0, None) for size in sizes for _, axis in asked_sizes(size))
-        if node.op == "get_attr" or (
-            made and not batch and all(i in found for i in node.all_input_nodes if i not in sizes)
-        ):
+        facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), FACTS)]
+        asked = [(tensor, axis) for fact in facts for tensor, axis in asked_sizes(fact)]
+        batch = any(axis in (0, None) and tensor not in found for tensor, axis in asked)
+        same = not batch and all(i in found for i in node.all_input_nodes if i not in facts)
+        if node.op == "get_attr" or (made and (same or _joins_examples(node))):
+            found.add(node)
+    return found
+
+
+def _joins_examples(node: fx.Node) -> bool:
+    """Whether an op leaves one entry of the batch, or reduces it to one."""
+    if node.target is operator.getitem:
+        index = node.args[1]
+        entries = index if isinstance(index, tuple) else (index,)
+        first = next(iter(entries), None)
+        return isinstance(first, slice) and isinstance(first.stop, int) and isinstance(node.meta["value"], torch.Tensor)
+    if getattr(node.target, "__name__", node.target) not in _REDUCTIONS:
+        return False
+    axes = arguments(node, "input", "dim").get("dim")
+    given = node.all_input_nodes[0].meta["value"] if node.all_input_nodes else None
+    dims = given.dim() if isinstance(given, torch.Tensor) else 0
+    return bool(dims) and any(
+        a % dims == 0 for a in (axes if isinstance(axes, tuple | list) else (axes,)) if isinstance(a, int)
+    )
+
+
+_REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "median", "prod", "logsumexp")
+
+
+def _of_sizes(graph: fx.Graph) -> set[fx.Node]:
+    """What does not depend on the values of inputs, though it may on their sizes; numbers and shapes are such."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        computed = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
+        is_fact = isinstance(node.meta.get("value"), FACTS)
+        if node.op == "get_attr" or (computed and (is_fact or all(i in found for i in node.all_input_nodes))):
             found.add(node)
     return found
 
 
 def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none."""
+    """For every node the nearest one that all its ways from the inputs pass; not a node where there is none.
+
+    Ways are those of values: where a size comes from does not count, unless a node takes nothing else.
+    """
     edges: list[tuple[object, fx.Node]] = []
     source = "entry"
     for node in graph.nodes:
         inputs = [i for i in node.all_input_nodes if i not in constants]
+        inputs = [i for i in inputs if not isinstance(i.meta.get("value"), _FACTS)] or inputs
         edges += [(i, node) for i in inputs] or [(source, node)]
     flow: nx.DiGraph[object] = nx.DiGraph(edges)
     return nx.immediate_dominators(flow, source)
@@ -97,10 +138,11 @@ class _Finder:
         self.weight = weight
         self.constants = constant_nodes(graph)
         self.of_one_batch = _of_one_batch(graph)
-        self.dominators = dominators(graph, self.constants)
+        self.dominators = dominators(graph, _of_sizes(graph))
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
         self.changed = changed_later(graph.nodes)
+        self.by_the_way = [n for n in graph.nodes if is_by_the_way(n) and not asserts(n)]
 
     def at(self, join: fx.Node) -> Section | None:
         """The section whose branch a sum adds to its shortcut, if it is one."""
@@ -122,9 +164,19 @@ class _Finder:
             u in nodes or u in unread or (n is last and u is join) for n in nodes for u in n.users
         )
         crosses = any(n.target in (region_input, region_output) for n in nodes)
-        if not leaves_only_by_exit or crosses:
+        if not leaves_only_by_exit or crosses or self._changes_for_others(nodes):
             return None
         return Section("", join, entry, last, shortcut, frozenset(nodes))
+
+    def _changes_for_others(self, nodes: Container[fx.Node]) -> bool:
+        """Whether nodes change a buffer for a module that has more to compute: then they stay when the section goes."""
+        for node in self.by_the_way:
+            path = node.meta.get("path") or ""
+            if node in nodes and any(
+                _within(n, path) for n in self.order if n.op.startswith("call") and n not in nodes
+            ):
+                return True
+        return False
 
     def _work(self, nodes: Iterable[fx.Node]) -> int:
         return sum(self.weight.get(n, 0) for n in nodes)
@@ -144,6 +196,10 @@ class _Finder:
             if any(u not in nodes and u not in self.unread for u in node.users):
                 nodes.discard(node)
         return nodes
+
+
+def _within(node: fx.Node, path: str) -> bool:
+    return not path or f"{node.meta.get('path') or ''}.".startswith(f"{path}.")
 
 
 def _named(sections: list[Section], weight: Mapping[fx.Node, int]) -> list[Section]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def _shorter(model: nn.Module, call: Call, whole: Phases, results: Results, abse
             return None
         output = next(n for n in reversed(part.nodes) if n.op == "output")
         values.append(fx.map_arg(output.args[0], places.__getitem__))
-        guards += [Guard(places[g.node], g.value) for g in found.guards if g.node in places]
+        guards += [replace(g, node=places[g.node]) for g in found.guards if g.node in places]
     patterns = tuple(found.patterns[p % len(found.graphs)] for p in range(len(values)))
     return Shorter(absent, tuple(values), patterns, tuple(guards))
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules import transformer
 
 from fxcat.errors import CaptureError
-from fxcat.passes.nested import leaves
+from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
@@ -41,16 +41,21 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
         for name in ("finfo", "iinfo"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
-        helpers = _with_helpers(_python_modules(root))
+        loose = _loose_namespaces(root)
+        helpers = _with_helpers(
+            _python_modules(root) | {name for known in loose for name in _taken_from(known, _codes_in(known))}
+        )
+        places = [(vars(sys.modules[module]), functools.partial(_only_calls, module)) for module in helpers]
+        places += [(known, functools.partial(_only_called, _codes_in(known))) for known in loose]
+        stack.enter_context(results_forgotten(root, helpers))
         try:
-            for module in helpers:
-                known = vars(sys.modules[module])
+            for known, only_calls in places:
                 for name, value in list(known.items()):
                     known[name] = _of_python(value)
                     if known[name] is not value:
                         replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
-                    if name != "int" or _only_calls(module, name):
+                    if name not in ("int", "float") or only_calls(name):
                         known[name] = _BUILTINS[name]
                         added.append((known, name))
             yield
@@ -59,7 +64,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                 del known[name]
             for known, name, value in replaced:
                 known[name] = value
-            kept = [where for module in helpers for where in _take_proxies(module)]
+            kept = [where for known, _ in places for where in _take_proxies(known)]
     if kept:
         raise CaptureError(
             f"a value of the forward pass is kept in the global {kept[0]}", remedy="keep it in a buffer, or not at all"
@@ -69,24 +74,11 @@ def stand_ins(root: nn.Module) -> Generator[None]:
 def _of_python(value: Any) -> Any:
     """For a compiled function the one that was compiled; for a scripted one what makes a node of it; for one that
     keeps its results one that forgets those of proxies."""
-    if isinstance(value, _CACHED):
-        return _uncached(value)
+    if keeps_results(value):
+        return forgetting(value)
     if isinstance(value, torch.jit.ScriptFunction):
         return _deferred(_called(value))
     return vars(value).get("_torchdynamo_orig_callable", value) if isinstance(value, types.FunctionType) else value
-
-
-_CACHED: Any = type(cache(len))
-
-
-def _uncached(function: Any) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        given = leaves((args, kwargs))
-        called = function.__wrapped__ if any(isinstance(a, ExampleProxy) for a in given) else function
-        return called(*args, **kwargs)
-
-    return call
 
 
 @cache
@@ -100,9 +92,9 @@ def _called(scripted: torch.jit.ScriptFunction[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _take_proxies(module: str) -> Iterator[str]:
+def _take_proxies(known: dict[str, Any]) -> Iterator[str]:
     """Take proxies out of a Python module's globals, and say where they were."""
-    known = vars(sys.modules[module])
+    module = known.get("__name__")
     for name, value in list(known.items()):
         if isinstance(value, ExampleProxy):
             del known[name]
@@ -124,6 +116,15 @@ def _python_modules(root: nn.Module) -> frozenset[str]:
     return frozenset(n for n in names if n and n.partition(".")[0] not in sys.stdlib_module_names)
 
 
+def _loose_namespaces(root: nn.Module) -> list[dict[str, Any]]:
+    """Globals of the layers' code that are no Python module's: of source that was executed in a dict."""
+    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__}
+    methods = [f for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
+    spaces = {id(f.__globals__): f.__globals__ for f in methods}
+    known = {id(vars(module)) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)}
+    return [space for number, space in spaces.items() if number not in known]
+
+
 def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
     """Python modules, and those from which they have functions and classes, unless these belong to Python, or to a
     package from which traced code has no function."""
@@ -134,7 +135,11 @@ def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
 @cache
 def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     packages = {name.partition(".")[0] for name, _ in modules}
-    packages |= {name.partition(".")[0] for module, _ in modules for name in _taken_from(module)}
+    packages |= {
+        name.partition(".")[0]
+        for module, _ in modules
+        for name in _taken_from(vars(sys.modules[module]), _codes(module))
+    }
     found = {name for name, _ in modules if not name.startswith("torch.")}
     stack = list(found)
     while stack:
@@ -151,10 +156,9 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _taken_from(module: str) -> Iterator[str]:
-    """The Python modules of other packages whose functions the layers of a Python module use."""
-    known = vars(sys.modules[module])
-    for name in _names_used(known):
+def _taken_from(known: dict[str, Any], codes: list[types.CodeType]) -> Iterator[str]:
+    """The Python modules of other packages whose functions code with these globals uses."""
+    for name in _names_used(codes):
         value = known.get(name)
         if isinstance(value, types.FunctionType):
             owner = value.__module__
@@ -166,32 +170,32 @@ def _taken_from(module: str) -> Iterator[str]:
             yield owner
 
 
-def _names_used(known: dict[str, Any]) -> set[str]:
-    """The names in the code of layers among a Python module's globals, and of functions that have these names."""
-    layers = [v for v in known.values() if isinstance(v, type) and issubclass(v, nn.Module)]
-    methods = [m for c in layers for m in vars(c).values() if isinstance(m, types.FunctionType)]
-    stack = [m.__code__ for m in methods]
+def _names_used(codes: list[types.CodeType]) -> set[str]:
+    """The names in code of functions and methods, wherever these are."""
     used: set[str] = set()
+    stack = [c for code in codes for c in (code.co_consts if code.co_name == "<module>" else (code,))]
     while stack:
         code = stack.pop()
-        stack += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-        for name in set(code.co_names) - used:
-            used.add(name)
-            function = known.get(name)
-            if isinstance(function, types.FunctionType):
-                stack.append(function.__code__)
+        if isinstance(code, types.CodeType):
+            used |= set(code.co_names)
+            stack += code.co_consts
     return used
 
 
 @cache
 def _only_calls(module: str, name: str) -> bool:
     """Whether the code of a Python module does nothing with a global but call it."""
-    codes = _codes(module)
+    return _only_called(_codes(module), name)
+
+
+def _only_called(codes: list[types.CodeType], name: str) -> bool:
+    codes = list(codes)
     while codes:
         code = codes.pop()
         for step in dis.get_instructions(code) if name in code.co_names else ():
             # the lowest bit of a global's number: it is about to be called
-            if step.argval == name and not (step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1):
+            called = step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1
+            if step.argval == name and not called and step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
                 return False
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
     return sys.version_info >= (3, 11)
@@ -206,9 +210,14 @@ def _codes(module: str) -> list[types.CodeType]:
         whole = None
     if isinstance(whole, types.CodeType):
         return [whole]
-    values = list(vars(sys.modules[module]).values())
-    values += [v for c in values if isinstance(c, type) and c.__module__ == module for v in vars(c).values()]
-    return [v.__code__ for v in values if isinstance(v, types.FunctionType) and v.__module__ == module]
+    return _codes_in(vars(sys.modules[module]))
+
+
+def _codes_in(known: dict[str, Any]) -> list[types.CodeType]:
+    """The code of functions and methods that have these globals."""
+    values = list(known.values())
+    values += [v for c in values if isinstance(c, type) for v in vars(c).values()]
+    return [v.__code__ for v in values if isinstance(v, types.FunctionType) and v.__globals__ is known]
 
 
 def _is_loose(name: str) -> bool:
@@ -234,24 +243,34 @@ def _length(value: Any) -> Any:
     return len(value)
 
 
-class _AnInteger(type):
-    """The type of `_Integer`."""
+class _OfNumbers(type):
+    """The type of `_Integer` and `_Float`."""
+
+    number: type
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if len(args) == 1 else None
         if isinstance(given, ExampleProxy) and isinstance(given.example, int | float):
-            return given.tracer.create_proxy("call_function", int, args, {})
-        return int(*args, **kwargs)
+            return given.tracer.create_proxy("call_function", cls.number, args, {})
+        return cls.number(*args, **kwargs)
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, cls.number)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
+        return issubclass(subclass, cls.number)
 
 
-class _Integer(metaclass=_AnInteger):
+class _Integer(metaclass=_OfNumbers):
     """`int` for the modules whose code is traced: what is computed from sizes stays symbolic."""
+
+    number = int
+
+
+class _Float(metaclass=_OfNumbers):
+    """`float`, likewise."""
+
+    number = float
 
 
 def _is_instance(value: Any, kinds: Any) -> bool:
@@ -296,7 +315,7 @@ def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BUILTINS: dict[str, Any] = {
-    **{"len": _length, "int": _Integer, "isinstance": _is_instance, "callable": _is_callable},
+    **{"len": _length, "int": _Integer, "float": _Float, "isinstance": _is_instance, "callable": _is_callable},
     **{"min": _extreme(builtins.min), "max": _extreme(builtins.max)},
 }
 """What the modules whose code is traced find under these names."""

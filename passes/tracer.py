@@ -23,10 +23,12 @@ from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import thaw
-from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME
+from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME, UNCAST
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
-from fxcat.passes.proxy import ExampleProxy, Guard, instruction
+from fxcat.passes.known import known_value
+from fxcat.passes.mode_watch import Modes
+from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
     find_decomposition,
@@ -43,9 +45,10 @@ from fxcat.passes.stand_ins import stand_ins
 class ExampleTracer(fx.Tracer):
     """Trace `root` with the given example inputs; every node's example value is computed on the meta device."""
 
-    def __init__(self, device: torch.device) -> None:
-        """`device`: where the model and its inputs are."""
+    def __init__(self, device: torch.device, modes: Modes) -> None:
+        """`device`: where the model and its inputs are; `modes`: of its modules."""
         super().__init__(param_shapes_constant=False)
+        self._modes = modes
         self.device = device
         self.proxy_buffer_attributes = True
         self.guards: list[Guard] = []
@@ -59,6 +62,8 @@ class ExampleTracer(fx.Tracer):
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
+        self.uncast: list[str] = []
+        """The types of devices for which the model has switched autocast off where it is now."""
         self.asked: list[object] = []
         """The instructions that asked for integers since the last node."""
 
@@ -147,6 +152,9 @@ class ExampleTracer(fx.Tracer):
                 node.meta[CONSTANT] = True
         elif not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
+        if self.uncast and kind.startswith("call"):
+            device = self.uncast[-1]
+            node.meta[UNCAST] = None if device == self.device.type else device
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
@@ -154,7 +162,26 @@ class ExampleTracer(fx.Tracer):
         with self._executing():
             if module is not None:
                 return run_module(module, thaw(node.args), thaw(node.kwargs))
+            try:
+                return run_node(node, self.root)
+            except RuntimeError:
+                if not self._take_numbers(node):
+                    raise
             return run_node(node, self.root)
+
+    def _take_numbers(self, node: fx.Node) -> bool:
+        """Put numbers in the place of tensors of one entry that are the same in every pass, where a function may want
+        numbers (`x.new_full(sizes, self.strides[0])`); returns whether there are any."""
+        numbers: dict[fx.Node, Any] = {}
+        owner = node.args[0] if node.op == "call_method" else None
+        for source in (n for n in node.all_input_nodes if n is not owner):
+            value = source.meta["value"]
+            known = known_value(source, self.root) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+            if known is not None:
+                numbers[source] = known.value.item()
+                self.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
+        return bool(numbers)
 
     @contextmanager
     def _executing(self) -> Generator[None]:
@@ -204,7 +231,9 @@ class ExampleTracer(fx.Tracer):
         outer, self._path = self._path, self.path_of_module(m)
         instead = find_decomposition(m)
         result = NotImplemented if instead is None else instead(m, *args, **kwargs)
-        if instead is None and not is_leaf(m):
+        if is_leaf(m) and self._modes.use(m):
+            result = forward(*args, **kwargs)
+        elif instead is None and not is_leaf(m):
             result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)
@@ -288,6 +317,8 @@ class ExampleTracer(fx.Tracer):
             return self._drawn[id(a)][1].node
         if isinstance(a, numpy.generic):
             return a.item()
+        if isinstance(a, numpy.ndarray):
+            return super().create_arg(torch.from_numpy(a))
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
@@ -297,6 +328,8 @@ class ExampleTracer(fx.Tracer):
         if kind == "call_function" and not args and getattr(target, "__module__", None) == nn.init.__name__:
             kwargs = dict(kwargs)
             args = (kwargs.pop("tensor"),)
+        if target is torch._assert and is_tensor(args[0]):  # pyright: ignore[reportPrivateUsage]
+            target = torch._assert_async  # pyright: ignore[reportPrivateUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
         if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):
@@ -310,6 +343,8 @@ class ExampleTracer(fx.Tracer):
             args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
             return args[0]
         function: Any = target if kind == "call_function" else None
+        if kind == "call_method":
+            function = getattr(torch.Tensor, target, None)
         instead = function_decomposition(function)
         if instead is not None:
             result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxcat.passes.arrays import FROZEN, Grid, Labels, compress, leaves
+from fxcat.passes.arrays import FROZEN, Grid, Integers, Labels, compress, join, leaves
 from fxcat.passes.chains import Chain
-from fxcat.passes.labels import Flow, Integers, join
+from fxcat.passes.labels import Flow
 from fxcat.records import Pinned
 
 NO_UNIT = -1

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxcat.errors import CaptureError, VerificationError
 from fxcat.gated import GatedModule
@@ -67,7 +68,9 @@ def verify_open(net: GatedModule, model: nn.Module, example_inputs: Any) -> tupl
                 what = f"with all gates open it does not run in {mode}(): {type(error).__name__}: {error}"
                 raise CaptureError(what, where=name, remedy=_REMEDY) from error
             known, own = expected.buffers(), found.buffers()
-            left = {key: value for key, value in known.items() if key in own}
+            saved = found.module.state_dict().keys()
+            # a buffer that is not saved, and has another shape now, is made anew in every pass
+            left = {k: v for k, v in known.items() if k in own and (k in saved or v.shape == own[k].shape)}
             worst = max(
                 difference(given, wanted),
                 difference({key: own[key] for key in left}, left, "state"),
@@ -132,6 +135,12 @@ class Runner:
     def buffers(self) -> dict[str, torch.Tensor]:
         """Its running statistics and what else it remembers."""
         return dict(self.module.named_buffers())
+
+    def cast_to(self, call: Call, training: bool) -> set[torch.dtype]:
+        """The types of lower precision to which it casts values."""
+        with Casts() as casts:
+            self(call, training)
+        return casts.types
 
     def observed(self, call: Call, training: bool) -> dict[str, torch.Tensor]:
         """The first result of every layer, in the order of their calls."""
@@ -208,7 +217,10 @@ def _tensors(value: Any, path: str, depth: int = 6) -> Iterator[tuple[str, torch
 
 
 def _is_rounding(found: Difference, wanted: Any, expected: Runner, call: Call, training: bool) -> bool:
-    """Whether a network that is rounded differently is about as far from itself, or gives something else each time."""
+    """Whether it computes in a lower precision itself, is about as far from itself when it is rounded differently, or
+    gives something else each time."""
+    if found.size <= max(map(_of_type, expected.cast_to(call, training)), default=0.0):
+        return True
     jumps = [difference(expected(call, training), wanted).size]
     jumps += [difference(expected.rounded(call, training, seed), wanted).size for seed in range(2)]
     return found.size <= 10 * max(jumps)
@@ -225,8 +237,30 @@ def _first_place(found: Runner, expected: Runner, call: Call, training: bool) ->
 
 
 def _tolerance(module: nn.Module) -> float:
-    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()} or {torch.float32}
-    return max(_TOLERANCES.get(dtype, 8 * torch.finfo(dtype).eps) for dtype in dtypes)
+    return max(map(_of_type, {p.dtype for p in module.parameters() if p.is_floating_point()} or {torch.float32}))
+
+
+def _of_type(dtype: torch.dtype) -> float:
+    return _TOLERANCES.get(dtype, 8 * torch.finfo(dtype).eps)
+
+
+class Casts(TorchDispatchMode):
+    """Notes to which types of lower precision values are cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _CASTING and isinstance(result, torch.Tensor) and result.is_floating_point():
+            given = next(a for a in reversed(args) if isinstance(a, torch.Tensor))
+            if given.is_floating_point() and torch.finfo(given.dtype).eps < torch.finfo(result.dtype).eps:
+                self.types.add(result.dtype)
+        return result
+
+
+_CASTING = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 def _prepared(inputs: Any, module: nn.Module) -> Call:

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import FROZEN, Grid, Labels, along
+from fxcat.passes.arrays import FROZEN, Grid, Labels, along, frozen
 from fxcat.passes.effects import is_inplace
 from fxcat.passes.rules import counting
+from fxcat.passes.rules.creation import Alike
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.movement import ReshapeAs, Reshaping
+from fxcat.passes.rules.movement import Concatenation, Expand, Repeat, ReshapeAs, Reshaping
 from fxcat.passes.rules.product import Einsum, Matmul, multiplied, weight_factor
 from fxcat.passes.rules.table import Contraction, Counting, Rule, Term, find_rule
 
@@ -54,8 +54,9 @@ def find_weights(graph: fx.Graph) -> dict[fx.Node, Rule | None]:
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
-    """The inputs of a node that are tensors, or several of them."""
-    return [i for i in node.all_input_nodes if _has_tensors(i)]
+    """The inputs of a node that are tensors, or several of them; not those that only give it a type."""
+    given = [i for i in node.all_input_nodes if _has_tensors(i)]
+    return given[:1] if node.target in ("to", "type_as") else given
 
 
 def _has_tensors(node: fx.Node) -> bool:
@@ -103,6 +104,10 @@ def _rule_for(node: fx.Node) -> Rule | None:
         return _POINTWISE
     if node.target is F.pad:
         return _PADDED
+    if isinstance(rule, Concatenation):
+        return _JOINED
+    if isinstance(rule, Alike) and node.target in _SAME_FOR_ALL:
+        return _POINTWISE
     if isinstance(rule, Matmul | Einsum):
         return None if rule.operands(node) is None else _PRODUCT
     if isinstance(rule, ReshapeAs) or (rule is not None and rule.movement and len(_tensors(node)) == 1):
@@ -125,6 +130,7 @@ def flow_weight(flow: Flow, node: fx.Node, rule: Rule) -> Labels:
     flow.values[source] = whole
     if isinstance(node.meta["value"], torch.Tensor):
         result = _with_axes(flow, node, moved)
+        result = _grown(flow, node, result) if isinstance(rule, Expand | Repeat) else result
         return _same(flow, node, result, node.all_input_nodes[-1]) if isinstance(rule, ReshapeAs) else result
     pieces = zip(*moved, strict=True) if moved else ([] for _ in node.meta["value"])  # pyright: ignore
     return tuple(_with_axes(flow, node, list(piece)) for piece in pieces)
@@ -148,6 +154,15 @@ def _with_axes(flow: Flow, node: fx.Node, moved: list[Labels]) -> Grid:
         else:
             flow.freeze_if_units(layer, node, "a weight of one unit is used apart")
     return Grid(tuple(kept))
+
+
+def _grown(flow: Flow, node: fx.Node, grid: Grid) -> Grid:
+    """Where one slice is taken many times, how often is a matter of what reads it."""
+    before, after = node.all_input_nodes[0].meta["value"].shape, node.meta["value"].shape
+    before = (1,) * (len(after) - len(before)) + tuple(before)
+    grown = [a for a, (one, many) in enumerate(zip(before, after, strict=True)) if one == 1 < many]
+    fresh = [along(flow.fresh(after[a], str(node), producer=False), a, len(after)) for a in grown]
+    return Grid((*grid.layers, *fresh))
 
 
 def _same(flow: Flow, node: fx.Node, grid: Grid, like: fx.Node) -> Grid:
@@ -239,7 +254,32 @@ class _Padded(OnWeights):
         return Grid(tuple(kept))
 
 
-_POINTWISE, _PRODUCT, _PADDED = _Pointwise(), _ProductOfWeights(), _Padded()
+class _Joined(OnWeights):
+    """Weights one behind the other."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        dims, pieces = node.meta["value"].dim(), _tensors(node)
+        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        lines = [flow.lines(piece) for piece in pieces]
+        sizes = [piece.meta["value"].shape[given] for piece in pieces]
+        found: list[torch.Tensor | None] = []
+        for axis in range(dims):
+            parts = [line[axis] for line in lines]
+            known = [part for part in parts if part is not None]
+            if axis == given % dims:
+                ends = [frozen((n,)) if x is None else x.expand(n) for x, n in zip(parts, sizes, strict=True)]
+                found.append(torch.cat(ends) if known else None)
+                continue
+            for part in known[1:]:
+                flow.unite(known[0], part)
+            if known and len(known) < len(parts):
+                flow.freeze_if_units(known[0], node, "an axis with units meets one without")
+            found.append(known[0] if known else None)
+        return Grid(tuple(along(x, axis, dims) for axis, x in enumerate(found) if x is not None))
+
+
+_POINTWISE, _PRODUCT, _PADDED, _JOINED = _Pointwise(), _ProductOfWeights(), _Padded(), _Joined()
+_SAME_FOR_ALL = (torch.zeros_like, torch.ones_like, torch.full_like)
 _NAMES = ("sqrt", "rsqrt", "reciprocal", "log", "log2", "pow", "sign", "trunc", "frac", "float_power")
 _ENTRYWISE: set[Any] = {*_NAMES, *(getattr(torch, name) for name in _NAMES)}
 """Functions of every entry whose value or derivative at zero is not finite: a weight's dead entries are not zero."""
@@ -261,10 +301,15 @@ class _Statistic(OnWeights):
     spread: bool = False
     """It is defined for two entries or more, unless it is the biased form."""
 
+    whole: bool = False
+    """Only over all axes at once is it a function of one value that gives one."""
+
     def has_form(self, node: fx.Node) -> bool:
         given = arguments(node, *self.names)
         power = given.get("p", given.get("ord", 2))
         statistics = given.get("running_mean") is None and given.get("training", True)
+        if self.whole and len(node.args) + len(node.kwargs) > 1:
+            return False
         return statistics and (power in (None, "fro") or (isinstance(power, int | float) and power >= 1))
 
     def axes(self, node: fx.Node) -> set[int]:
@@ -333,6 +378,10 @@ _STATISTICS: dict[Any, _Statistic] = {
         ((torch.std, "std"), _Statistic(_DIM, counting.gated_std, spread=True)),
         ((torch.var_mean,), _Statistic(_DIM, counting.gated_var_mean, spread=True)),
         ((torch.std_mean,), _Statistic(_DIM, counting.gated_std_mean, spread=True)),
+        ((torch.amax, "amax"), _Statistic(_DIM, counting.gated_amax)),
+        ((torch.amin, "amin"), _Statistic(_DIM, counting.gated_amin)),
+        ((torch.max, "max"), _Statistic(_DIM, counting.gated_amax, whole=True)),
+        ((torch.min, "min"), _Statistic(_DIM, counting.gated_amin, whole=True)),
         ((torch.norm, "norm"), _Statistic(_NORM, counting.gated_norm)),
         ((torch.linalg.vector_norm,), _Statistic(("x", "ord", "dim"), counting.gated_vector_norm)),
         ((F.normalize,), _Statistic(_NORM, counting.gated_normalize, default=1)),
@@ -354,12 +403,7 @@ _STATISTICS: dict[Any, _Statistic] = {
 
 def settle(flow: Flow) -> None:
     """Decide what depends on which axes of weights turn out to have units."""
-    roots = flow.roots()
-    has_units = np.zeros(flow.count, dtype=bool)
-    for block in flow.blocks:
-        if block.producer:
-            has_units[roots[block.start : block.start + block.count]] = True
-    has_units[FROZEN] = False
+    roots, has_units = flow.unit_roots()
 
     def are_units(labels: torch.Tensor) -> bool:
         return bool(has_units[roots[labels.numpy()]].any())

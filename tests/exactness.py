@@ -67,12 +67,14 @@ def randomise(model: nn.Module, seed: int) -> None:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() > 1:
-                    normal(parameter, (2.0 / parameter[0].numel()) ** 0.5)
+                    normal(parameter, (2.0 / max(1, parameter[0].numel())) ** 0.5)
                 elif name == "weight":
                     uniform(parameter, 0.5, 1.5)
                 else:
                     normal(parameter, 0.3)
             for name, buffer in module.named_buffers(recurse=False):
+                if not buffer.is_floating_point():
+                    continue
                 if name == "running_mean":
                     normal(buffer, 0.3)
                 elif name in ("running_var", "weight"):
@@ -112,7 +114,7 @@ def _ordered(value: Any) -> Any:
     """Detections by box where their scores are equal to twelve digits: then rounding alone decides on their order."""
     if isinstance(value, list):
         return [_ordered(v) for v in value]
-    if not isinstance(value, dict) or not {"boxes", "scores"} <= value.keys():
+    if not isinstance(value, dict) or not {"boxes", "scores"} <= value.keys() or value["scores"].dim() != 1:
         return value
     scores = value["scores"].double()
     run = (scores.diff(prepend=scores[:1]).abs() > 1e-12 * scores).cumsum(0).tolist()
@@ -148,9 +150,22 @@ def fixed_seed(seed: int) -> Iterator[None]:
 def counted_macs(module: nn.Module, inputs: Inputs, named: dict[str, Any] | None = None) -> int:
     """Multiply-adds that PyTorch's own counter sees, and those of `ElementwiseEinsums`."""
     counter = flop_counter()
-    with counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
+    with without_gradients(module), counter, ElementwiseEinsums(counter) as einsums, torch.no_grad():
         module(*inputs, **(named or {}))
     return counter.get_total_flops() // 2 + einsums.macs
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """PyTorch's counter fails under `no_grad` where a layer is given a parameter as its input."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 class ElementwiseEinsums(TorchFunctionMode):
@@ -164,7 +179,9 @@ class ElementwiseEinsums(TorchFunctionMode):
         before = self.counter.get_total_flops()
         result = func(*args, **(kwargs or {}))
         if func is torch.einsum and len(args) > 2 and self.counter.get_total_flops() == before:
-            letters = args[0].split("->")[0].split(",")
+            letters = args[0].replace(" ", "").split("->")[0].split(",")
+            if min(map(len, letters)) < 2:
+                return result  # a factor of every entry, as in any other product
             shapes = [operand.shape for operand in args[1:]]
             sizes = {
                 a: n for axes, shape in zip(letters, shapes, strict=True) for a, n in zip(axes, shape, strict=True)
@@ -219,14 +236,25 @@ def check(
 
 
 def check_on(
-    model: nn.Module, name: str, example: Inputs, inputs: Inputs, training: Inputs | None, *, settings: int = 3
+    model: nn.Module,
+    name: str,
+    example: Inputs,
+    inputs: Inputs,
+    training: Inputs | None,
+    *,
+    settings: int = 3,
+    net: GatedModule | None = None,
+    tolerance: float | None = None,
 ) -> Report:
-    """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none)."""
+    """The same with inputs of any kind; `training`: those that the model takes in train mode (None: it has none);
+    `net`: the model prepared, if it is already; `tolerance`: by default that of the parameters' precision."""
     report = Report(name)
-    tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
+    if tolerance is None:
+        tolerance = SINGLE_TOLERANCE if next(model.parameters()).dtype == torch.float32 else DOUBLE_TOLERANCE
     before = {k: v.clone() for k, v in model.state_dict().items()}
     start = time.perf_counter()
-    net = fxcat.prepare(model, example, verbose=False)
+    if net is None:
+        net = fxcat.prepare(model, example, verbose=False)
     report.prepare_seconds = time.perf_counter() - start
     report.pinned = net.structure.pinned
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
@@ -318,8 +346,8 @@ def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:
     """The small network still trains: in-place ops must not have hit values that autograd needs."""
     try:
         with torch.enable_grad():
-            outputs = tree_leaves(small.train()(*inputs))
-            sum(o.sum() for o in outputs).backward()
+            outputs = [o for o in tree_leaves(small.train()(*inputs)) if isinstance(o, torch.Tensor)]
+            sum(o.sum() for o in outputs if o.requires_grad).backward()  # pyright: ignore
     except RuntimeError as error:
         report.require(False, f"the small network does not train: {error}")
 

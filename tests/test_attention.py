@@ -65,6 +65,14 @@ FORMS: dict[str, tuple[Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
         lambda m, t, x: function(m, *(s.transpose(0, 1) for s in (t + m.pos, t, t))).transpose(0, 1),
         {"batch_first": True},
     ),
+    "of one example": (
+        lambda m, t, x: torch.stack([m.attention(r + m.pos[0], r, r, need_weights=False)[0] for r in t.unbind(1)], 1),
+        {},
+    ),
+    "of one example, with weights": (
+        lambda m, t, x: torch.stack([(lambda y, w: w @ y)(*m.attention(r, r, r)) for r in t.unbind(1)], 1),
+        {},
+    ),
     "weights averaged": (
         lambda m, t, x: (lambda y, w: y + 0.1 * w.mean((1, 2))[:, None, None])(*m.attention(t, m.memory(x), t)),
         {"batch_first": True},
@@ -83,6 +91,44 @@ def test_attention_of_several_values(name: str) -> None:
     assert report.units >= 3 + 12
 
 
+def test_keys_that_several_heads_share() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(a, b) for a, b in ((3, 16), (3, 8), (3, 8), (16, 2)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    model = Shared().double()
+    randomise(model, 0)
+    report = check(model, "shared", (1, 5, 3), (3, 6, 3))
+    assert (report.failures, report.coverage) == ([], 1.0)
+
+
+def test_parts_of_a_table_that_are_not_used() -> None:
+    """Shifts and scales from a table and a layer (arXiv 2310.00426), of which some are left out."""
+
+    class Modulated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.all, self.head = nn.Linear(3, 8), nn.Linear(8, 48), nn.Linear(8, 2)
+            self.table = nn.Parameter(torch.randn(6, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.enter(x)
+            parts = self.all(x.mean(1).relu()).reshape(x.shape[0], 6, -1)
+            shift, scale, *_ = (self.table[None] + parts).chunk(6, dim=1)
+            return self.head(x * (1 + scale) + shift)
+
+    model = Modulated().double()
+    randomise(model, 0)
+    report = check(model, "modulated", (1, 5, 3), (3, 5, 3))
+    assert (report.failures, report.coverage, report.units) == ([], 1.0, 8)
+
+
 def test_a_mask_of_each_head_keeps_the_heads() -> None:
     def form(m: Any, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         mask = m.each.expand(len(x) * 3, -1, -1)
@@ -92,6 +138,33 @@ def test_a_mask_of_each_head_keeps_the_heads() -> None:
     randomise(model, 0)
     report = check(model, "own mask", (1, 5, 3), (3, 5, 3))
     assert (report.failures, report.units) == ([], 12)
+
+
+class Placed(nn.Module):
+    """Attention with a bias for each head, which layers compute from a table of places."""
+
+    def __init__(self, places: torch.Tensor) -> None:
+        super().__init__()
+        self.stem, self.qkv = nn.Linear(5, 6), nn.Linear(6, 3 * 12)
+        self.out, self.head = nn.Linear(12, 6), nn.Linear(6, 2)
+        self.bias = nn.Sequential(nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, 3))
+        self.register_buffer("places", places)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        q, k, v = self.qkv(x).view(x.shape[0], 4, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        bias = self.bias(self.places).view(-1, 4, 3).permute(2, 0, 1)
+        scores = (q @ k.mT + bias).softmax(-1)
+        return self.head(x + self.out((scores @ v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2), (16, 2), (1, 4, 4, 2)])
+def test_layers_of_a_table(shape: tuple[int, ...]) -> None:
+    model = Placed(torch.randn(shape)).double()
+    randomise(model, 0)
+    report = check(model, "places", (1, 4, 5), (3, 4, 5))
+    assert (report.failures, report.coverage) == ([], 1.0)
+    assert report.units == 6 + 3 + 7
 
 
 class Decoding(nn.Module):
@@ -115,3 +188,31 @@ def test_a_decoder_layer() -> None:
     report = check(model, "decoder", (1, 3, 6, 6), (3, 3, 6, 6))
     assert (report.failures, report.coverage) == ([], 1.0)
     assert report.units == 8 + 3 * 2 + 2 * 12  # one weight reads both widths, which so are one
+
+
+class Linear(nn.Module):
+    """Linear attention, in which a row of ones beside the values sums up what these are divided by."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.tokens = nn.Linear(3, 8)
+        self.q, self.k, self.v = (nn.Linear(8, 12) for _ in range(3))
+        self.out, self.head = nn.Linear(12, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = self.tokens(x)
+        q, k, v = (layer(t).mT.unflatten(1, (self.heads, -1)) for layer in (self.q, self.k, self.v))
+        v = F.pad(v, (0, 0, 0, 1), value=1.0)
+        y = v @ k.relu().mT @ q.relu()
+        y = y[:, :, :-1] / (y[:, :, -1:] + 1e-6)
+        return self.head(t + self.out(y.flatten(1, 2).mT))
+
+
+@pytest.mark.parametrize(("heads", "units"), [(3, 3), (1, 12)])
+def test_linear_attention_with_a_row_of_ones(heads: int, units: int) -> None:
+    model = Linear(heads).double()
+    randomise(model, 0)
+    report = check(model, "linear attention", (1, 5, 3), (3, 5, 3))
+    assert (report.failures, report.coverage) == ([], 1.0)
+    assert report.units == 8 + units

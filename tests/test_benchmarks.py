@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import attempts
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from frontier_methods import applicable, macs_of, width_for
 from frontier_tasks import TASKS, part_of
 from gpu_frontier import makespan
 from workers import Job, pool_of, run_jobs
+from zoo_processes import apart
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,14 @@ def test_jobs_are_given_up_at_the_deadline(tmp_path: Path) -> None:
     with pool_of(1) as pool:
         assert run_jobs(tmp_path / "rows.json", jobs, pool=pool, deadline=start + 1) == []
     assert time.monotonic() - start < 30
+
+
+def test_a_process_of_its_own_says_how_far_it_came() -> None:
+    rows = {f: apart(f, limit=1, memory=2) for f in (attempts.ends, attempts.fails, attempts.takes_memory)}
+    assert rows[attempts.ends] == {"step": "done"}
+    assert rows[attempts.fails] == {"step": "stopped", "reason": "in begin: exit code 1"}
+    assert rows[attempts.takes_memory] == {"step": "no memory"}
+    assert apart(attempts.takes_long, limit=1, memory=2) == {"step": "stopped", "reason": "in begin: more than 1 s"}
 
 
 def test_makespan() -> None:

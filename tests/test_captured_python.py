@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import multiprocessing
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import einops
 import numpy as np
 import pytest
 import torch
@@ -177,6 +182,31 @@ def test_prepare_in_several_threads() -> None:
     assert patched == (nn.Module.__call__, nn.Module.__getattr__, torch.zeros, torch.Tensor.view, torch.finfo)
 
 
+class Slow(Between):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.2)
+        return super().forward(x)
+
+
+def prepared_in_a_child() -> None:
+    fxcat.prepare(Between(nn.Tanh()), X, verbose=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_process_that_is_forked_meanwhile() -> None:
+    thread = threading.Thread(target=lambda: fxcat.prepare(Slow(nn.Tanh()), X, verbose=False))
+    thread.start()
+    time.sleep(0.1)
+    child = multiprocessing.get_context("fork").Process(target=prepared_in_a_child)
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    thread.join()
+    assert code == 0
+
+
 # facts -----------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +264,7 @@ NUMPY: dict[str, Middle] = {
     "prod": lambda y: y / np.prod(y.shape[2:]),
     "function of a size": lambda y: y * np.log(y.shape[2]) + np.sqrt(y.shape[3] * 1.0),
     "size": lambda y: y * (np.float64(0.5) * y.shape[2]),
+    "order": lambda y: y[:, np.array([1, 0, 3, 2, 5, 4, 7, 6])],
 }
 
 
@@ -242,8 +273,25 @@ def test_numbers_of_numpy(name: str) -> None:
     check(Between(NUMPY[name]))
 
 
+STRIDES = torch.tensor([8.0, 16.0])
+
+TENSORS: dict[str, Middle] = {
+    "new_full": lambda y: y + y.new_full((y.shape[2] * y.shape[3], 1), STRIDES[1], dtype=y.dtype).view(6, -1),
+    "full": lambda y: y * torch.full((1, 1, *y.shape[2:]), STRIDES[0]),
+    "full_like": lambda y: y + torch.full_like(y, STRIDES[0]),
+    "by a computed one": lambda y: y + y.new_full((1,), torch.ones(2, y.shape[3]).sum()),
+    "leaky_relu": lambda y: nn.functional.leaky_relu(y - 1, STRIDES[0] / 80),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_where_numbers_are_wanted(name: str) -> None:
+    others = () if name == "by a computed one" else (torch.rand(3, 3, 8, 8),)
+    net = check(Between(TENSORS[name]), *others)
+    assert not net.program.analysis.regions  # pyright: ignore
+
+
 def test_einops() -> None:
-    einops = pytest.importorskip("einops")
     layers = pytest.importorskip("einops.layers.torch")
 
     class Attention(nn.Module):
@@ -262,6 +310,44 @@ def test_einops() -> None:
             return self.head(einops.reduce(x, "b n d -> b d", "mean"))
 
     check(Attention(), torch.rand(3, 3, 8, 8), whole=False)
+
+
+EXECUTED = """
+import einops
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        assert isinstance(x, torch.Tensor)
+        y = einops.rearrange(self.a(x), "b c h w -> b c (h w)") / len(x)
+        return self.b(y.view(len(x), -1, int(x.shape[2]), max(x.shape[3], 1)).relu())
+"""
+
+
+def test_source_that_is_executed_in_a_dict() -> None:
+    """Its globals are no Python module's: what stands in for functions is put there too."""
+    pytest.importorskip("einops")
+    space: dict[str, Any] = {}
+    exec(EXECUTED, space)
+    names = set(space)
+    check(space["Net"](), torch.rand(3, 3, 8, 8))
+    assert set(space) == names
+
+
+def apart(y: torch.Tensor) -> torch.Tensor:
+    a, b = torch.cat([y, y.flip(-1)]).split(y.shape[0])
+    return a + torch.stack(torch.cat([b, b]).split(len(b))).sum(0)
+
+
+def test_as_many_pieces_for_any_batch() -> None:
+    """Pieces of the batch's own length."""
+    check(Between(apart), torch.rand(1, 3, 6, 6), torch.rand(3, 3, 6, 6))
 
 
 # in place, drawn -------------------------------------------------------------------------------------------------
@@ -339,6 +425,32 @@ def test_masks_of_ones_decide() -> None:
         fxcat.prepare(Between(written), X, verbose=False)
 
 
+SYMBOLIC: dict[str, Middle] = {
+    "root": lambda y: y / np.sqrt(y.shape[-1]) + math.sqrt(y.shape[2]),
+    "ceil": lambda y: nn.functional.pad(y, (0, int(np.ceil(y.shape[-1] / 4) * 4 - y.shape[-1]))),
+    "float": lambda y: y / float(sum(y.shape[-2:])),
+    "divmod": lambda y: y * divmod(y.shape[-1], 3)[0] + divmod(100, y.shape[-1])[1],
+}
+
+
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_numbers_of_sizes_are_found_anew(name: str) -> None:
+    check(Between(SYMBOLIC[name]), torch.rand(3, 3, 8, 8), torch.rand(1, 3, 11, 10))
+
+
+TABLE: dict[str, Middle] = {"shuffle": lambda y: einops.rearrange(y, "b (g c) h w -> b (c g) h w", g=2)}
+
+
+def test_functions_of_packages_in_tables() -> None:
+    """What is used by functions that no layer's code names is seen too."""
+    check(Between(TABLE["shuffle"]))
+
+
+def test_identity_by_name() -> None:
+    same = nn.Identity(3, unused=True)
+    check(Between(lambda y: same(input=y)))
+
+
 def test_identity_of_a_tuple() -> None:
     class Neck(nn.Module):
         def __init__(self) -> None:
@@ -400,6 +512,11 @@ class Cache(nn.Module):
         self.a, self.c, self.kind = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1), kind
         self.last, self.grids, self.h = None, [torch.empty(0)], 0
         self.known: dict[Any, torch.Tensor] = {}
+        self.register_buffer("buffer", torch.zeros(0), persistent=False)
+
+    @functools.cache  # noqa: B019
+    def kept(self, h: int, w: int) -> torch.Tensor:
+        return torch.stack(torch.meshgrid(torch.arange(w), torch.arange(h), indexing="xy"))
 
     def make(self, y: torch.Tensor) -> torch.Tensor:
         h, w = y.shape[-2:]
@@ -423,17 +540,69 @@ class Cache(nn.Module):
             if key not in self.known:
                 self.known[key] = self.make(y)
             self.grid = self.known[key]
+        elif self.kind == "dict, found twice":
+            for grow in (1, 2, 1):
+                found = self.known.get((y.shape[2] * grow, y.device))
+                if found is None:
+                    found = self.known.setdefault((y.shape[2] * grow, y.device), self.make(y) * grow)
+                self.grid = found
+        elif self.kind == "none" and (self.last is None or self.last.size(1) != y.size(2)):
+            self.grid = self.last = self.make(y)
+        elif self.kind == "longest":
+            if y.shape[2] > self.h:
+                self.long, self.h = self.make(y), y.shape[2]
+            self.grid = self.long[:, : y.shape[2], : y.shape[2]]
+        elif self.kind == "buffer":
+            if self.buffer.numel() != 2 * y.shape[2] * y.shape[3]:
+                self.buffer = self.make(y)
+            self.grid = self.buffer
+        elif self.kind == "cached":
+            self.grid = self.kept(*y.shape[2:])
         return torch.cat((y[:, :2] + self.grid, y[:, 2:]), 1)
 
 
-@pytest.mark.parametrize("kind", ["class", "instance", "numbers", "list", "dict"])
+KINDS = ("class", "instance", "numbers", "list", "dict", "dict, found twice", "none", "longest", "buffer", "cached")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("was_run", [False, True])
 def test_what_a_pass_has_kept_does_not_decide(kind: str, was_run: bool) -> None:
     model = Cache(kind).eval()
     if was_run:
         model(X)
-    others = [] if kind == "dict" else [torch.rand(1, 3, 12, 12)]  # keys are of one size
-    check(model, torch.rand(3, 3, 8, 8), *others)
+    check(model, torch.rand(3, 3, 8, 8), torch.rand(1, 3, 12, 12))
+
+
+def test_a_dict_of_sizes_that_no_pass_writes_decides() -> None:
+    model = Between(lambda y: y * {6: 1.0, 5: 2.0}.get(y.shape[-1], 3.0))
+    net = fxcat.prepare(model.eval(), torch.rand(1, 3, 9, 9), verbose=False)
+    with pytest.raises(AssertionError, match="sizes decide otherwise"):
+        net(X)
+
+
+class Decoding(Cache):
+    """It writes into a value of its own, with numbers that it was made with: these are no cache."""
+
+    def __init__(self) -> None:
+        super().__init__("class")
+        self.parts = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(super().forward(x))
+
+    def decode(self, y: torch.Tensor) -> torch.Tensor:
+        step = self.parts[1]
+        y = y.clone()
+        y[:, 0::step] = y[:, 0::step].sigmoid()
+        y[:, 1::step] = y[:, 1::step] * self.grid[0]
+        return y
+
+
+def test_numbers_beside_a_cache_stay_what_they_are() -> None:
+    model = Decoding().eval()
+    model(X)
+    net = check(model, torch.rand(1, 3, 12, 12), whole=False)
+    assert not net.program.analysis.regions  # pyright: ignore
 
 
 def test_a_cache_in_onnx(tmp_path: Path) -> None:

@@ -103,6 +103,25 @@ class _Folded(nn.Module):
         return self.head(heads.view(n, 3, count, 5).transpose(1, 2).flatten(2))
 
 
+class _OwnKernels(nn.Module):
+    """A kernel for each channel of each example, and a mixture of kernels for each example: groups of one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.kernels, self.head = nn.Linear(6, 4), nn.Linear(4, 4 * 3), nn.Linear(4, 2)
+        self.mixed, self.choice = nn.Parameter(torch.randn(2, 4, 4, 3)), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x).transpose(1, 2)
+        n, channels, count = x.shape
+        own = self.kernels(x.mean(2)).view(n * channels, 1, 3)
+        x = F.conv1d(x.reshape(1, n * channels, count), own, padding=1, groups=n * channels).view(x.shape)
+        mixed = (self.choice(x.mean(2)).sigmoid() @ self.mixed.flatten(1)).view(n * 4, 4, 3)
+        x = F.conv1d(x.reshape(1, n * channels, count), mixed, padding=1, groups=n).view(x.shape)
+        x = F.conv_transpose1d(x.reshape(1, n * channels, count), mixed, padding=1, groups=n).view(x.shape)
+        return self.head(x.transpose(1, 2))
+
+
 class _Unlike(nn.Module):
     """Images, and sentences that are not as many."""
 
@@ -115,7 +134,7 @@ class _Unlike(nn.Module):
         return self.image(x) @ self.text(text).T
 
 
-@pytest.mark.parametrize("kind", [_Tables, _Folded, _Unlike])
+@pytest.mark.parametrize("kind", [_Tables, _Folded, _OwnKernels, _Unlike])
 def test_costs_of_one_example_do_not_depend_on_the_batch(kind: type[nn.Module]) -> None:
     model = kind().eval().requires_grad_(False)
     more = (torch.randn(11, 3),) if kind is _Unlike else ()
@@ -128,6 +147,31 @@ def test_costs_of_one_example_do_not_depend_on_the_batch(kind: type[nn.Module]) 
         net.shrink()
         assert net.start_cost.macs == counted_macs(model, one)
         assert net.hard_cost().macs == counted_macs(fxcat.finalize(net), one)
+
+
+class _OneExample(nn.Module):
+    """A sequence without a batch axis."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.enter, self.inner, self.head = nn.Linear(6, 8), inner, nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        if isinstance(self.inner, nn.Conv1d):
+            return self.head(self.inner(x.T).T)
+        given = (x, x, x) if isinstance(self.inner, nn.MultiheadAttention) else (x,)
+        return self.head(self.inner(*given)[0].relu())
+
+
+@pytest.mark.parametrize(
+    "inner", [nn.LSTM(8, 8), nn.MultiheadAttention(8, 2), nn.Conv1d(8, 8, 3, padding=1)], ids=lambda m: type(m).__name__
+)
+def test_an_input_without_a_batch_axis_is_one_example(inner: nn.Module) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), _OneExample(inner)), torch.randn(5, 6).double()
+    model = model.double().eval().requires_grad_(False)
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    assert net.start_cost.macs == counted_macs(model, (x,))
 
 
 class _Nested(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,38 @@ def test_file_is_deterministic_and_holds_no_paths(tmp_path: Path) -> None:
     assert content == (tmp_path / "b.onnx").read_bytes()
     assert os.path.dirname(torch.__file__).encode() not in content
     assert os.path.basename(__file__).encode() not in content
+
+
+def test_names_that_are_keywords(tmp_path: Path) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.heads = nn.ModuleDict({"class": nn.Conv2d(8, 4, 1), "class_": nn.Conv2d(8, 4, 1)})
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            y = self.stem(x).relu()
+            return {name: head(y) for name, head in self.heads.items()}
+
+    report = export_onnx(Heads(), tmp_path / "heads.onnx", torch.randn(1, 3, 8, 8))
+    assert report.operators["Conv"] == 3
+
+
+def test_in_several_threads(tmp_path: Path) -> None:
+    errors: list[Exception] = []
+
+    def export(name: str) -> None:
+        try:
+            fxcat.export_onnx(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), tmp_path / name, torch.zeros(1, 3, 4, 4))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=export, args=(f"{i}.onnx",)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
 
 
 def test_without_verification(tmp_path: Path) -> None:

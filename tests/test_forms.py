@@ -74,6 +74,13 @@ FORMS: dict[str, Form] = {
     "tensor viewed by sizes": lambda m, y, x: y * m.held.view(1, y.shape[1], 1, 1).expand(len(y), -1, 1, 1),
     "tensor repeated": lambda m, y, x: y + torch.ones(1, 1, 1, 8).repeat(len(y), 1, 1, 1),
     "named results": lambda m, y, x: y * y.max(dim=2, keepdim=True).values,
+    "repeated each": lambda m, y, x: (
+        y.repeat_interleave(2, dim=1, output_size=y.shape[1] * 2).unflatten(1, (-1, 2)).sum(2)
+    ),
+    "repeated each as said": lambda m, y, x: torch.repeat_interleave(y, 3, 1, output_size=24)[:, ::3],
+    "repeated as often as a size": lambda m, y, x: (
+        y * y.mean((2, 3)).repeat_interleave(y.shape[1], 1)[:, ::8, None, None]
+    ),
     "divided by its norm": lambda m, y, x: y / (y.norm(dim=1, keepdim=True) + 0.1),
 }
 

@@ -13,6 +13,13 @@ from torch import nn
 
 import fxcat
 
+
+def add_through_a_view(y: torch.Tensor) -> torch.Tensor:
+    part = y[:, :, :4]
+    part += 1
+    return y
+
+
 IN_PLACE: dict[str, Form] = {
     "module": lambda m, y, x: run(m.relu(y), y),
     "function": lambda m, y, x: run(F.relu(y, inplace=True), y),
@@ -29,6 +36,7 @@ IN_PLACE: dict[str, Form] = {
         y.permute(0, 2, 3, 1).contiguous()
     ),
     "identity": lambda m, y, x: (lambda i: run(m.relu(y), i))(m.same(y)),
+    "a part": lambda m, y, x: add_through_a_view(y),
     "a view that nobody else reads": lambda m, y, x: m.relu(y.flatten(1)).view(y.shape),
 }
 
@@ -50,18 +58,11 @@ def add_to(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def add_through_a_view(y: torch.Tensor) -> torch.Tensor:
-    part = y[:, :, :4]
-    part += 1
-    return y
-
-
 def test_augmented_assignments_are_seen_under_other_names() -> None:
     assert failures(Between(lambda m, y, x: add_to(y, x)), *IMAGES)[:2] == ([], 8)
 
 
 KEPT: dict[str, Form] = {
-    "a part": lambda m, y, x: add_through_a_view(y),
     "cast to its own type": lambda m, y, x: (lambda i: run(i.relu_(), y))(y.to(x.dtype)),
     "expanded as it is": lambda m, y, x: (lambda i: run(i.relu_(), y))(y.expand_as(y)),
     "dropout of nothing": lambda m, y, x: (lambda i: run(i.relu_(), y + i))(F.dropout(y, 0.0)),
@@ -123,6 +124,43 @@ def test_buffers_that_python_changes(change: str) -> None:
     assert any(not torch.equal(b, a) for a, b in zip(before, net.network.buffers(), strict=True))
 
 
+def write_an_entry(module: Any, y: torch.Tensor) -> None:
+    with torch.no_grad():
+        module.mean[0] = y.mean()
+
+
+def add_to_entries(module: Any, y: torch.Tensor) -> None:
+    with torch.no_grad():
+        module.mean[2:4] += y.mean((0, 2, 3))[2:4]
+
+
+PARTS_OF_BUFFERS: dict[str, Callable[[Any, torch.Tensor], Any]] = {
+    "an entry": write_an_entry,
+    "entries": add_to_entries,
+    "a slice": lambda m, y: m.mean.__setitem__(slice(0, 3), y.detach().mean((0, 2, 3))[:3]),
+    "all": lambda m, y: m.mean.__setitem__(slice(None), y.detach().mean((0, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("change", PARTS_OF_BUFFERS)
+def test_buffers_that_python_changes_in_part(change: str) -> None:
+    def made(always: bool) -> Statistics:
+        model = Statistics(PARTS_OF_BUFFERS[change], always)
+        model.last = nn.Sequential(model.last, nn.ReLU(), nn.Conv2d(4, 2, 1))
+        return model
+
+    assert not failures(made(False), *IMAGES)[0]
+    model = made(True)
+    net = fxcat.prepare(model, torch.randn(1, 3, 8, 8), verbose=False)
+    for seed in range(3):
+        for each in (model, net):
+            each.zero_grad()
+            each(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))).sum().backward()
+        torch.testing.assert_close(net.network.mean, model.mean)
+        found = {n: p.grad for n, p in net.network.named_parameters() if p.grad is not None}
+        torch.testing.assert_close(found, {n: p.grad for n, p in model.named_parameters()})
+
+
 def test_what_runs_without_gradients_gets_none() -> None:
     class Frozen(nn.Module):
         def __init__(self) -> None:
@@ -153,6 +191,11 @@ def test_changes_that_cannot_be_captured_are_refused() -> None:
             y.clamp_(0.0)
         return y
 
+    def clear(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y[:, 0] = 0
+        return y
+
     def count(module: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         module.held += 1
         return y * module.held
@@ -169,6 +212,6 @@ def test_changes_that_cannot_be_captured_are_refused() -> None:
         KEPT_VALUES["positions"] = torch.arange(y.shape[-1])
         return y + KEPT_VALUES["positions"]
 
-    for form in (add, clamp, count, decay, mix, keep):
+    for form in (add, clamp, clear, count, decay, mix, keep):
         with pytest.raises(fxcat.FxcatError):
             fxcat.prepare(Between(form), torch.randn(1, 3, 8, 8), verbose=False)

@@ -56,6 +56,8 @@ SECTIONS: dict[str, Form] = {
     "quotient by itself": lambda m, y, x: (lambda z: z / z.norm(dim=1, keepdim=True))(m.a(y)),
     "root": lambda m, y, x: m.a(y).abs() ** 0.5,
     "positions": lambda m, y, x: F.grid_sample(m.a(y), m.b(y).tanh()[:, :2].permute(0, 2, 3, 1), align_corners=False),
+    "sizes from before": lambda m, y, x: m.a(y).flatten(2).view(-1, 8, x.shape[2], x.size(3)),
+    "made of sizes": lambda m, y, x: m.a(y) * torch.arange(x.shape[3], dtype=y.dtype),
     "addcmul": lambda m, y, x: torch.addcmul(m.a(y), m.b(y), m.b(y).sigmoid()),
     "attention": lambda m, y, x: F.scaled_dot_product_attention(
         m.a(y).flatten(2), m.b(y).flatten(2), m.b(y).flatten(2)
@@ -83,3 +85,24 @@ def test_positions_are_no_shortcut() -> None:
             return self.head(self.patches(x) + self.places(torch.arange(x.shape[1])[None]))
 
     assert failures(Embedded(), (1, 5, 3), (3, 5, 3)) == ([], 8, 0)
+
+
+ONE_FOR_ALL: dict[str, Form] = {
+    "grid": lambda m, y, x: m.b(torch.linspace(0, 1, y.shape[3], dtype=x.dtype).expand(1, 8, y.shape[2], -1)),
+    "mean of all examples": lambda m, y, x: y.mean(0, keepdim=True),
+    "largest of all examples": lambda m, y, x: y.max(dim=0, keepdim=True)[0].relu(),
+    "first example": lambda m, y, x: y[:1],
+}
+
+
+@pytest.mark.parametrize("form", ONE_FOR_ALL)
+def test_what_all_examples_share_is_no_shortcut(form: str) -> None:
+    """With one example it has the shape of the branch that is added to it."""
+
+    class Net(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.relu(self.stem(x))
+            return self.head(self.form(self, y, x) + self.a(y))
+
+    failed, _, sections = failures(Net(ONE_FOR_ALL[form]), *IMAGES)
+    assert (failed, sections) == ([], 0)

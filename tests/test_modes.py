@@ -201,3 +201,65 @@ def test_new_values_of_computed_sizes() -> None:
     randomise(model, 0)
     report = checked(model)
     assert (report.units, report.coverage) == (8, 1.0)
+
+
+class FrozenStages(nn.Module):
+    """Its `train` keeps norms, by name, and the stem as they are in `eval()`, as detectors do with their backbones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.norm1, self.norm2 = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.enter = nn.ModuleList(nn.Conv2d(8, 6, 1) for _ in range(2))
+        self.leave = nn.ModuleList(nn.Conv2d(6, 8, 1) for _ in range(2))
+        self.last = nn.BatchNorm2d(8)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.stem.eval()
+        self.norm1.eval()
+        self.norm2.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.leave[0](self.norm1(self.enter[0](x)).relu())
+        return self.last(x + self.leave[1](self.norm2(self.enter[1](x)).relu()))
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head = FrozenStages(), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.backbone.norm2.training = False
+        self.neck.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.neck(self.backbone(x)))
+
+
+def test_a_train_of_its_own_that_names_what_has_gone() -> None:
+    model = Detector().double()
+    randomise(model, 0)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    for closed in ((0,), (1,), (0, 1)):
+        net = fxcat.prepare(model, x, verbose=False).train()
+        sections = [g for g in net.gates.values() if g.kind == "section"]
+        for number in closed:
+            sections[number].set(0.0)
+        small = fxcat.finalize(net)
+        net.shrink()
+        left = {path: m.training for path, m in net.train().network.named_modules()}
+        for each in (small.train(), net.network):
+            modes = {path: m.training for path, m in each.named_modules()}
+            frozen = {p for p, m in each.named_modules() if isinstance(m, nn.BatchNorm2d) and not modes[p]}
+            names = {"backbone.norm1", "backbone.norm2"} - {f"backbone.norm{number + 1}" for number in closed}
+            assert frozen == {"neck", "backbone.stem.1", *names}
+            assert modes["backbone.last"]
+            assert modes == {path: left[path] for path in modes}
+        assert difference(small.eval()(x), net.eval()(x)) < 1e-10
+        assert not any(m.training for m in small.modules())

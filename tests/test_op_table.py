@@ -34,6 +34,7 @@ UNTRIED = {
     **{f"torch.{name}": "takes no tensor" for name in _WITHOUT},
     **{f"torch.{name}_like": "draws other numbers for a smaller value" for name in ("rand", "randn")},
     **{f"{owner}.bernoulli": "draws other numbers for a smaller value" for owner in ("torch", "Tensor")},
+    **dict.fromkeys(("operator.floordiv", "operator.ifloordiv", "torch.floor_divide"), "has no derivative"),
     **{f"{owner}.heaviside": "has no derivative" for owner in ("torch", "Tensor")},
     **{f"F.max_unpool{n}d": "takes the places that a pooling gives: test_ops" for n in (1, 2, 3)},
     **{f"torchvision.ops.roi_{n}.roi_{n}": "takes boxes of a batch: test_regions" for n in ("align", "pool")},

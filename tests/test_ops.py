@@ -31,6 +31,8 @@ class Branches(nn.Module):
         self.register_buffer("order", torch.tensor([3, 1, 0, 2, 7, 5, 4, 6]))
         self.register_buffer("some", torch.tensor([6, 0, 3, 5]), persistent=False)
         self.register_buffer("variance", torch.rand(8) + 0.5)
+        self.table, self.square = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("blur", torch.rand(1, 1, 3, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branches = zip(self.enter, self.ops, self.leave, strict=True)
@@ -141,10 +143,51 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: torch.cat([y.narrow(1, 3, 5), torch.narrow(y, 1, 0, 3)], 1),
         lambda s, y: y.select_scatter(y[:, :, 0] * 2, dim=2, index=1),
     ],
+    "other names": [
+        lambda s, y: y.clamp(-1, 1).exp_() + y.clone().sin_().tanh_() + torch.special.expit(y) + torch.special.erf(y),
+        lambda s, y: F.leaky_relu_(y.clone()) + F.hardtanh_(y.clone()) + y.clone().mul_(2).add_(1).sigmoid_() + (+y),
+        lambda s, y: torch.rsub(y, 1) + torch.fmax(y, -y) + y.erfinv().nan_to_num(0.0, 0.0, 0.0) + y.ldexp(s.power),
+        lambda s, y: y.abs().add(0.5).lgamma() + y.sigmoid().logit() + torch.addcdiv(y, y, y.abs() + 1),
+        lambda s, y: y % 2 + torch.fmod(y, 3) + torch.remainder(y, y.abs() + 1) + y.float_power(2),
+        lambda s, y: y * torch.isclose(y, y) * ((y > 0) ^ (y < 9)) * y.logical_xor(y) + y * y.long() * y.bool(),
+        lambda s, y: y + torch.bucketize(y, torch.tensor([-1.0, 0.0]).to(y)) + y.tril() * torch.triu(y, 1),
+        lambda s, y: y.adjoint() + y.logcumsumexp(3) + y.nansum(2, keepdim=True) + torch.nanmean(y, 3, keepdim=True),
+        lambda s, y: (
+            y.diagonal(dim1=2, dim2=3)[..., None] * y.select(2, 1)[:, :, None] + torch.select(y, -1, 0)[..., None]
+        ),
+        lambda s, y: (
+            y + y.mean(1, keepdim=True).broadcast_to(y.shape) + sum(torch.broadcast_tensors(y.mean((2, 3), True), y))
+        ),
+        lambda s, y: F.mse_loss(y, y.relu(), reduction="none") + F.smooth_l1_loss(y, -y, reduction="none"),
+        lambda s, y: y / torch.linalg.norm(y, dim=1, keepdim=True) + y / torch.linalg.matrix_norm(y, keepdim=True),
+        lambda s, y: y * F.cosine_similarity(y, y.flip(2))[:, None] + y / y.std(dim=(1, 2, 3), keepdim=True),
+    ],
+    "softmax over units": [
+        lambda s, y: y * y.softmax(1) + F.softmax(y, dim=1),
+        lambda s, y: torch.log_softmax(y, 1) + F.log_softmax(y, dim=-3),
+        lambda s, y: y - y.logsumexp(1, keepdim=True) + torch.logsumexp(y, dim=1)[:, None],
+    ],
+    "assigned": [
+        lambda s, y: torch.slice_scatter(y, y[:, 4:] * 2, 1, 0, 4),
+        lambda s, y: y.slice_scatter(src=y[:, :3] + 1, dim=1, start=-3),
+    ],
+    "products": [
+        lambda s, y: (
+            torch.einsum("...chw,cd->...dhw", y, s.table) + torch.einsum("bchw,cd,de->behw", y, s.table, s.table)
+        ),
+        lambda s, y: torch.einsum("bchw,c->bchw", y, s.scale[0]) * torch.einsum("bchw,bchw->bc", y, y)[..., None, None],
+        lambda s, y: torch.tensordot(y, s.square, dims=([3], [0])) + torch.inner(y, s.square),
+        lambda s, y: F.conv2d(y, s.blur.expand(y.size(1), -1, -1, -1), padding=1, groups=y.size(1)),
+        lambda s, y: F.conv2d(y, s.blur.repeat(8, 1, 1, 1), padding=1, groups=8),
+        lambda s, y: F.conv2d(
+            y, torch.ones(3, 3).to(y)[None, None].repeat(y.shape[1], 1, 1, 1), None, 1, 1, 1, y.shape[1]
+        ),
+        lambda s, y: F.layer_norm(y, y.shape[2:]) + F.rms_norm(y, [y.size(-1)]),
+    ],
 }
 
 
-UNITS = {"selections": 8 * 5 + 4, "parts": 8 * 5 + 4}
+UNITS = {"selections": 8 * 5 + 4, "parts": 8 * 5 + 4, "assigned": 4 + 5}
 """Where a branch adds channels to others."""
 
 
@@ -161,7 +204,7 @@ def test_ops_pin_nothing(kind: str) -> None:
     assert (report.coverage, report.units) == (1.0, UNITS.get(kind, 8 * len(OPS[kind])))
 
 
-@pytest.mark.parametrize("kind", ["not finite at zero", "quotients", "norms", "places"])
+@pytest.mark.parametrize("kind", ["not finite at zero", "quotients", "norms", "places", "softmax over units"])
 def test_training_where_units_are_closed(kind: str) -> None:
     """There a closed gate is not quite zero."""
     model = Branches(OPS[kind]).double()
@@ -212,22 +255,43 @@ def test_noise_in_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "units"), [("raise", 14), ("weight", 14), ("assert", 14), ("caught", 0), ("branch", 0)]
+    "how",
+    [
+        "raise",
+        "weight",
+        "assert",
+        "caught",
+        "branch",
+        "another caught",
+        "told",
+        "base class caught",
+        "raised again and caught",
+        "number",
+        "among",
+    ],
 )
-def test_checks_of_the_width(how: str, units: int) -> None:
-    """Where the other side of a branch is an error, it decides nothing; where it is caught, or none, it does."""
+def test_branches_on_the_width(how: str) -> None:
+    """What widths alone decide is decided for good, whether its other side is an error or not."""
     layer = checked_width(how)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), layer(8, 6, 1), nn.ReLU(), layer(6, 2, 1)).double()
     randomise(model, 0)
-    if not units:
-        with pytest.raises(fxcat.NothingToPruneError, match="a branch depends on the number of units"):
-            fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False)
-        return
-    report = check(model, how, (1, 3, 4, 4), (3, 3, 4, 4), settings=2)
-    assert (report.failures, report.coverage, report.units) == ([], 1.0, units)
+    report = check(model, how, (1, 3, 4, 4), (3, 3, 4, 6), settings=2)
+    assert (report.failures, report.coverage, report.units) == ([], 1.0, 14)
 
 
-def test_a_branch_on_the_shape_of_a_weight_keeps_it() -> None:
+def test_a_branch_on_a_width_and_an_image_size_keeps_the_width() -> None:
+    """Removal would have another image size decide otherwise."""
+
+    class Mixed(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.relu() if x.shape[1] > x.shape[2] else x)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Mixed(8, 6, 1)).double()
+    with pytest.raises(fxcat.NothingToPruneError, match="a branch depends on the number of units"):
+        fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False)
+
+
+def test_a_branch_on_the_shape_of_a_weight() -> None:
     class Odd(nn.Conv2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = F.conv2d(x, self.weight, self.bias)
@@ -236,7 +300,7 @@ def test_a_branch_on_the_shape_of_a_weight_keeps_it() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Odd(8, 6, 1), nn.Conv2d(6, 2, 1)).double()
     randomise(model, 0)
     report = check(model, "odd", (1, 3, 4, 4), (3, 3, 4, 4), settings=1)
-    assert (report.failures, report.units) == ([], 8)
+    assert (report.failures, report.units) == ([], 14)
 
 
 def test_selected_channels_are_saved(tmp_path: Any) -> None:

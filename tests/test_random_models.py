@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from random_models import STEPS, Program, Step, build, draw, failure, images, script, shrunk, source
+from random_models import RESULTS, Program, Step, build, draw, failure, images, script, shrunk, source, written
+from random_parts import DIMS, OTHER, STEPS
 
 
 @pytest.mark.parametrize("seed", range(1, 49))
@@ -20,14 +21,14 @@ def test_a_random_network_as_an_onnx_file() -> None:
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_steps_are_networks(kind: str) -> None:
-    """Every step runs alone, whatever its number, in every number of dimensions."""
-    for dims in (1, 2, 3):
-        for number in range(dims, 420, 31):
-            program = Program(
-                (Step(kind, -1, 0, number),), dims, 1 + number % 2, ("tensor", "pair", "dict")[number % 3]
-            )
+    """Every step runs alone, whatever its number, for images of all numbers of dimensions that it is for."""
+    for dims in DIMS[kind]:
+        for number in range(dims, 10_000, 2_300):
+            result = list(RESULTS)[number % len(RESULTS)]
+            program = Program((Step(kind, -1, 0, number),), dims, 1 + number % 2, result, number % 5 == 0)
+            text, fixed = written(program)
             with torch.no_grad():
-                build(source(program))(*images(program, 2, 0))
+                build(text)(*images(program, 2, 0, () if fixed else OTHER[dims]))
 
 
 def test_what_fails_is_cut_down() -> None:

@@ -102,3 +102,17 @@ def test_a_learned_state_has_the_hidden_units() -> None:
     randomise(model, 0)
     report = check(model, "starting", (1, 5, 4), (3, 7, 4))
     assert (report.failures, report.units) == ([], 8 + 6 + 5)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_product_with_the_last_state(kind: Any) -> None:
+    class Product(Reader):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y, state = self.layer(torch.relu(self.enter(x)))
+            last = state[0] if isinstance(state, tuple) else state
+            return self.out(torch.relu(self.more(y * last[-1][:, None])))
+
+    model = Product(kind(8, 6, batch_first=True), 6).double()
+    randomise(model, 0)
+    report = check(model, "product", (1, 5, 4), (3, 7, 4))
+    assert (report.failures, report.units) == ([], 8 + 6 + 5)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from exactness import SINGLE_TOLERANCE, Report, check_on, difference, randomise
+from exactness import SINGLE_TOLERANCE, Report, check, check_on, difference, randomise
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxcat
 
@@ -274,6 +275,54 @@ class Mixed(nn.Module):
             features = self.body(x)
         with torch.autocast("cpu", enabled=False):
             return self.head(features.float())
+
+
+class Uncast(nn.Module):
+    """Two products in the precision of their values, whatever the caller wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.q, self.k, self.head = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.stem(x))
+        q, k = self.q(y).flatten(2), self.k(y).flatten(2)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = q.float().mT @ k.float()
+        return self.head(y + self.read(y.flatten(2), scores.softmax(-1)).view(y.shape))
+
+    @torch.autocast("cpu", enabled=False)
+    def read(self, values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return values.float() @ scores.mT
+
+
+class _Products(TorchDispatchMode):
+    """The precisions in which values are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.bmm.default:
+            self.seen.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_autocast_is_switched_off_where_the_model_does_so() -> None:
+    model = Uncast()
+    randomise(model, 0)
+    report = check(model, "uncast", (1, 3, 4, 4), (2, 3, 4, 4))
+    assert (report.failures, report.coverage, report.units) == ([], 1.0, 8 + 6)
+    net, x = fxcat.prepare(model, torch.randn(1, 3, 4, 4), verbose=False).eval(), torch.randn(2, 3, 4, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net(x), model.eval()(x))
+        net.gates["q"].theta[::2] = 0.0
+        with _Products() as products:
+            fxcat.finalize(net)(x)
+        assert torch.is_autocast_enabled("cpu")
+    assert set(products.seen) == {torch.float32}
 
 
 def test_parts_keep_their_precision() -> None:

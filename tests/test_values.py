@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,50 @@ def test_forms(form: str) -> None:
     assert units
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda y: y.shape[1] / sum(y.shape[2:]),
+        lambda y: (y.size(1) * y.size(3)) ** -0.5,
+        lambda y: math.prod(y.shape[1:]) / 100,
+        lambda y: y.shape[-3] / y.numel(),
+    ],
+)
+def test_numbers_of_widths_and_other_sizes(number: Callable[[torch.Tensor], Any]) -> None:
+    """The width in them is what it was, the sizes are those of the images."""
+    failed, units, _ = failures(Between(lambda m, y, x: y * number(y)), (1, 3, 8, 8), (3, 3, 6, 4))
+    assert not failed
+    assert units == 8
+
+
+def kernel_of_each(m: Any, y: torch.Tensor, convolution: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Every image is convolved with a kernel of its own."""
+    n, c, *sizes = y.shape
+    kernels = (y.mean((2, 3)) @ m.table).view(n * c // 2, c // 2, 1, 1)
+    return convolution(y[:, ::2].reshape(1, -1, *sizes), kernels, groups=n).view(n, -1, *sizes).repeat(1, 2, 1, 1)
+
+
+@pytest.mark.parametrize("convolution", [F.conv2d, F.conv_transpose2d])
+def test_the_batch_along_the_channels(convolution: Callable[..., torch.Tensor]) -> None:
+    """With an example of one image the two look the same."""
+    failed, _, _ = failures(Between(lambda m, y, x: m.inner(kernel_of_each(m, y, convolution)).relu()), *IMAGES)
+    assert not failed
+
+
+def test_few_channels_at_one_place() -> None:
+    """PyTorch normalises no single value: of channels at one place two stay."""
+    net = fxcat.prepare(
+        Between(lambda m, y, x: y + F.group_norm(m.inner(y.mean((2, 3), keepdim=True)), 1)).double(),
+        torch.rand(1, 3, 8, 8).double(),
+        verbose=False,
+    ).eval()
+    for gate in net.gates.values():
+        gate.set(torch.zeros(gate.count))
+    small, x = fxcat.finalize(net), torch.rand(1, 3, 8, 8).double()
+    assert difference(small(x), net(x)) < 1e-10
+    assert small.first.out_channels == 2
+
+
 class Branch(nn.Module):
     """A residual branch into a part of which something is written."""
 
@@ -72,21 +117,88 @@ def set_a_channel(z: torch.Tensor) -> None:
     z[:, 0] = 0.3
 
 
-WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
-    "+= on a column": add_to_a_column,
-    "a channel": set_a_channel,
-    "a view": lambda z: z[:, :, 0].add_(1.0),
-    "a view of a view, twice": lambda z: z.transpose(2, 3)[:, :, 0].mul_(3).add_(1),
-    "a slice by another name": lambda z: z.narrow(1, 2, 3).sub_(0.5),
+def clear_where(z: torch.Tensor) -> None:
+    z[z < 0] = 0
+
+
+def add_by_steps(z: torch.Tensor) -> None:
+    z[:, :, ::2] += 1
+
+
+def double_a_view(z: torch.Tensor) -> None:
+    part = z[:, :4]
+    part += 1
+    part *= z[:, 4:]
+
+
+def change_what_was_set(z: torch.Tensor) -> None:
+    z[:, :, 1] = z[:, :, 0]
+    z[:, :, 1].mul_(2)
+
+
+def set_a_vector(z: torch.Tensor) -> None:
+    z[:, :2, 1:] = torch.arange(8, dtype=z.dtype)
+
+
+WRITES: dict[str, tuple[Callable[[torch.Tensor], Any], int]] = {
+    "+= on a column": (add_to_a_column, 6 + 8),
+    "a channel": (set_a_channel, 6 + 7),  # of the channel alone nothing can go
+    "a view": (lambda z: z[:, :, 0].add_(1.0), 6 + 8),
+    "a mask": (clear_where, 6 + 8),
+    "steps": (add_by_steps, 6 + 8),
+    "a view, twice": (double_a_view, 6 + 4),
+    "what was set": (change_what_was_set, 6 + 8),
+    "the same for all": (set_a_vector, 6 + 8),
+    "a view of a view, twice": (lambda z: z.transpose(2, 3)[:, :, 0].mul_(3).add_(1), 6),
+    # the channels beside the slice, of the stream and so of the branch, are none of its
+    "a slice by another name": (lambda z: z.narrow(1, 2, 3).sub_(0.5), 6 + 5),
 }
 
 
 @pytest.mark.parametrize("write", WRITES)
 def test_writes_into_a_part_of_a_branch(write: str) -> None:
-    failed, units, _ = failures(Branch(WRITES[write]), *IMAGES)
+    change, expected = WRITES[write]
+    failed, units, _ = failures(Branch(change), *IMAGES)
     assert not failed
-    # the channels beside the slice, of the stream and so of the branch, are none of its
-    assert units == (6 + 5 if write == "a slice by another name" else 6)
+    assert units == expected
+
+
+class Tokens(nn.Module):
+    """Tokens that are written over, by what is the same for all examples of a batch, and by what is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.inner, self.leave = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 8)
+        self.first, self.head = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        x = x + self.leave(self.inner(x).relu())
+        x[:, 0] = self.first
+        x[:, -1] = x[:, :-1].mean(1)
+        x[:, 1:2] = self.first[None]
+        return self.head(x)
+
+
+def test_tokens_that_are_written_over() -> None:
+    assert failures(Tokens(), (1, 5, 3), (3, 5, 3)) == ([], 8 + 6, 1)
+
+
+def test_a_convolution_of_some_channels() -> None:
+    """As FasterNet has it: it may have fewer channels than what it is written into."""
+
+    class Partial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.part, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            y = x.clone()
+            y[:, :3, :, :] = self.part(x[:, :3, :, :])
+            return self.last(y)
+
+    assert failures(Partial(), *IMAGES) == ([], 8 + 3, 0)
 
 
 def test_an_earlier_view_of_a_branch_sees_what_is_written_later() -> None:

@@ -174,6 +174,33 @@ def test_large_networks_are_checked_on_demand(monkeypatch: pytest.MonkeyPatch) -
         fxcat.prepare(model, IMAGE, verify=True, verbose=False)
 
 
+class Single(Twice):
+    """As norms that are stable in half precision: their statistics are of single precision."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        variance = x.float().pow(2).mean(1, keepdim=True)
+        return 2 * x * torch.rsqrt(variance + 1e-6)
+
+
+def off(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return type(module).forward(module, x) * module.factor  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("middle", "factor", "refused"),
+    [(Single(), 1.0, False), (Single(), 1 + 1e-6, False), (Single(), 1.001, True), (Twice(), 1 + 1e-6, True)],
+)
+def test_models_that_cast_to_single_precision_are_held_to_that(middle: Any, factor: float, refused: bool) -> None:
+    decomposition(type(middle))(off)
+    middle.factor = factor
+    model = network(middle).double()
+    if not refused:
+        fxcat.prepare(model, IMAGE.double(), verify=True, verbose=False)
+        return
+    with pytest.raises(fxcat.CaptureError, match="computes something else"):
+        fxcat.prepare(model, IMAGE.double(), verify=True, verbose=False)
+
+
 @pytest.mark.parametrize(
     ("found", "expected", "text"),
     [

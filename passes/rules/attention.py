@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from fxcat.passes.rules.table import decomposition
 
@@ -26,7 +26,7 @@ def multihead_attention(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> Any:
-    """Attention over batches, with or without masks; without a batch axis it is left to the module."""
+    """Attention over batches or one example, with or without masks."""
     separate = module.q_proj_weight, module.k_proj_weight, module.v_proj_weight
     packed = module.in_proj_weight
     attention = _Attention(
@@ -82,6 +82,15 @@ def multihead_attention_function(
     return attention(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
 
 
+@decomposition(F.scaled_dot_product_attention)
+def grouped_attention(query: Any, key: Any, value: Any, *rest: Any, enable_gqa: bool = False, **named: Any) -> Any:
+    """Where several heads of queries share keys and values: these once for each of them."""
+    if not enable_gqa or len({_heads(x) for x in (query, key, value)}) == 1:
+        return NotImplemented
+    key, value = (x.repeat_interleave(_heads(query) // _heads(x), -3) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, *rest, **named)
+
+
 @dataclass(frozen=True, slots=True)
 class _Attention:
     """What both have. `weights`: those of query, key and value, in one or three."""
@@ -107,8 +116,10 @@ class _Attention:
         average_attn_weights: bool,
         is_causal: bool,
     ) -> Any:
-        if query.dim() != 3 or (is_causal and attn_mask is None):
+        if is_causal and attn_mask is None:
             return NotImplemented
+        if query.dim() == 2:
+            return self._of_one(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights)
         is_causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if attn_mask is None or is_causal else self._over_heads(_added(attn_mask, query))
         if key_padding_mask is not None:
@@ -134,6 +145,15 @@ class _Attention:
         result = self.out_proj(result.permute(2, 0, 1, 3).flatten(-2))
         return (result.transpose(0, 1) if self.batch_first else result), weights
 
+    def _of_one(self, query: Any, key: Any, value: Any, padding: Any, *rest: Any) -> Any:
+        """Without a batch axis."""
+        axis = 0 if self.batch_first else 1
+        q = query.unsqueeze(axis)
+        k = q if key is query else key.unsqueeze(axis)
+        v = q if value is query else k if value is key else value.unsqueeze(axis)
+        result, weights = self(q, k, v, None if padding is None else padding.unsqueeze(0), *rest, is_causal=False)
+        return result.squeeze(axis), None if weights is None else weights.squeeze(0)
+
     def _projected(self, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
         """Queries, keys and values, batch first."""
         if query is key is value and not isinstance(self.weights, tuple):
@@ -154,6 +174,11 @@ class _Attention:
         """A mask that lets through what is added to keys."""
         added = (self.bias_k is not None) + self.add_zero_attn
         return F.pad(mask, (0, added)) if added else mask
+
+
+def _heads(value: Any) -> int:
+    """How many heads a value has, without a guard: units go from that number."""
+    return (value.node.meta["value"] if isinstance(value, fx.Proxy) else value).shape[-3]
 
 
 def _added(mask: Any, query: Any) -> Any:

@@ -22,7 +22,8 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
     """Labels of the input axis that a contraction sums over, 1-D; and those along axes that it leaves alone, if any.
 
     Where both vary, an index along the summed axis goes everywhere at once; but units along the batch axis (heads that
-    were folded into it) go as a whole. A value without a batch axis is frozen.
+    were folded into it) go as a whole. A value without a batch axis is frozen. Rows of a table (positions, queries) are
+    units only where something else makes them such.
     """
     source = node.all_input_nodes[0]
     labels, size = flow.of(source), source.meta["value"].shape[axis]
@@ -30,11 +31,16 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
     if axis == 0:
         flow.unite(labels, frozen(labels.shape))
         return frozen((size,)), frozen((1,) * labels.dim())
-    if axis > 0 and (labels.shape[axis] == 1 < labels.numel() or labels.shape[0] > 1):
+    apart = labels.shape[axis] == 1 < labels.numel()
+    if axis > 0 and (apart or labels.shape[0] > 1):
         outer = labels.narrow(axis, 0, 1)
-        flow.unite(labels, outer)
-        flow.outer[node] = outer
-        return frozen((size,)), outer
+        if flow.has_units(outer):
+            flow.unite(labels, outer)
+            flow.outer[node] = outer
+            return frozen((size,)), outer
+    if apart:
+        flow.unite(labels, frozen(labels.shape))
+        return frozen((size,)), None
     if labels.numel() == labels.shape[axis]:
         return flow.line(labels, size), None
     first = labels

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._prims_common import suggest_memory_format
 from torch.utils._pytree import tree_map
 
 
@@ -110,6 +111,36 @@ def _mean_beside(
     return gated_mean(input, dim, keepdim, gate=gate)
 
 
+def gated_logsumexp(input: torch.Tensor, dim: Any, keepdim: bool = False, *, gate: torch.Tensor) -> torch.Tensor:
+    """`torch.logsumexp` over what a gate, broadcastable to the input, leaves open."""
+    most = gated_amax(input.detach(), dim, keepdim=True, gate=gate)
+    total = _exponentials(input, most, gate).sum(dim, keepdim)
+    return torch.where(total > 0, total, 1.0).log() + most.sum(dim, keepdim)
+
+
+def gated_softmax(
+    input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None, *, gate: torch.Tensor
+) -> torch.Tensor:
+    """`torch.softmax` over what a gate, broadcastable to the input, leaves open; zero elsewhere."""
+    input = input if dtype is None else input.to(dtype)
+    found = _exponentials(input, gated_amax(input.detach(), dim, keepdim=True, gate=gate), gate)
+    total = found.sum(dim, keepdim=True)
+    return found / torch.where(total > 0, total, 1.0)
+
+
+def gated_log_softmax(
+    input: torch.Tensor, dim: int, _stacklevel: int = 3, dtype: Any = None, *, gate: torch.Tensor
+) -> torch.Tensor:
+    """`torch.log_softmax`, likewise."""
+    input = input if dtype is None else input.to(dtype)
+    return (input - gated_logsumexp(input, dim, True, gate=gate)) * gate
+
+
+def _exponentials(input: torch.Tensor, most: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """exp of what is left of the largest open entry; a closed one may be larger."""
+    return (input - most).clamp(max=0).exp() * gate
+
+
 @cache
 def spared(function: Callable[..., Any]) -> Callable[..., Any]:
     """An elementwise function that is not finite for some inputs, or whose gradient is not: where a gate, broadcastable
@@ -190,7 +221,7 @@ def gated_local_response_norm(input: torch.Tensor, *args: Any, gate: torch.Tenso
     """
     order = _is_closed(gate.detach().reshape(-1)).int().argsort(stable=True)
     result = F.local_response_norm((input * gate).index_select(1, order), *args, **options)
-    return result.index_select(1, order.argsort())
+    return torch.empty_like(input).copy_(result.index_select(1, order.argsort()))  # with the same strides
 
 
 def gated_group_norm(
@@ -207,6 +238,8 @@ def gated_group_norm(
     blocks = input.reshape(input.shape[0], num_groups, channels // num_groups, -1)
     of_group = gate.reshape(num_groups, -1, 1)[:1].expand(-1, -1, blocks.shape[-1])
     result = gated_layer_norm(blocks, list(blocks.shape[2:]), eps=eps, gate=of_group[0]).reshape(input.shape)
+    # as F.group_norm lays it out: dropout draws its numbers in the order in which values lie in memory
+    result = result.contiguous(memory_format=suggest_memory_format(input))
     shape = [1, channels] + [1] * (input.dim() - 2)
     result = result if weight is None else result * weight.reshape(shape)
     return result if bias is None else result + (bias * gate).reshape(shape)

@@ -11,7 +11,8 @@ from torchvision.ops import StochasticDepth, stochastic_depth
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.table import Sample, Zero, decomposition, rule
+from fxcat.passes.rules.noise import multiplies_by_noise
+from fxcat.passes.rules.table import Sample, Zero, decomposition, rule, rule_by_nature
 
 
 @rule(
@@ -28,7 +29,7 @@ class Dropping(Elementwise):
         if isinstance(module, nn.Identity):
             return True
         if module is not None:
-            return not training or bool(module.p == 0)
+            return not training or bool(getattr(module, "p", None) == 0)
         given = thaw(arguments(node))
         return not given.get("training", True) or given.get("p", 0.5) == 0
 
@@ -36,9 +37,13 @@ class Dropping(Elementwise):
         return Sample(nn.Dropout(0.5), (2, 6, 3, 3)), Sample(nn.Identity(), (2, 6, 3, 3))
 
 
+rule_by_nature(Dropping(), multiplies_by_noise)
+
+
 @decomposition(nn.Identity)
-def _identity(_: nn.Module, *args: Any) -> Any:
+def _identity(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What it is given, if that is a tuple, or something else that is no tensor."""
+    args = (*args, *kwargs.values())
     given = args[0] if args else None
     is_tensor = isinstance(given, fx.Proxy) and isinstance(given.node.meta["value"], torch.Tensor)
     return NotImplemented if is_tensor or len(args) != 1 else given

@@ -106,7 +106,7 @@ class Elementwise(Rule):
         torch.positive,
         "positive",
     ),
-    *(torch.copysign, "copysign", torch.rad2deg, torch.deg2rad),
+    *(torch.copysign, "copysign", torch.rad2deg, torch.deg2rad, operator.pos, torch.special.round),
     keeps_infinity=True,
 )
 @rule(
@@ -115,6 +115,7 @@ class Elementwise(Rule):
     *(F.tanhshrink, torch.relu, torch.relu_, torch.tanh, torch.sin, torch.tan, torch.asin, torch.atan, torch.atanh),
     *(torch.erf, torch.expm1, torch.sign, "relu", "relu_", "tanh", "tanh_", "sin", "tan", "asin", "atan", "atanh"),
     *("erf", "expm1", "sign", "zero_", torch.sgn, "sgn", torch.nan_to_num, "nan_to_num"),
+    *(torch.erfinv, torch.special.i1, torch.special.i1e),
     keeps_infinity=False,
 )
 class ZeroToZero(Elementwise):
@@ -136,7 +137,8 @@ class ZeroToZero(Elementwise):
     *("sigmoid", "sigmoid_", "exp", "exp2", "cos", "cosh", "clamp", "clamp_", "clamp_min", "clamp_max", "clip"),
     *(nn.Hardtanh, F.hardtanh, F.threshold, F.alpha_dropout, F.feature_alpha_dropout, torch.clamp_min, torch.clamp_max),
     *(torch.logaddexp, "logaddexp", torch.logaddexp2, "logaddexp2", torch.erfc, "erfc", "sinc", torch.sinc),
-    *(torch.acos, "acos", torch.heaviside, "heaviside", "fill_"),
+    *(torch.acos, "acos", torch.heaviside, "heaviside", "fill_", torch.rsub, torch.i0, torch.special.i0e),
+    *(torch.special.ndtr, torch.special.log_ndtr, torch.special.erfcx, torch.ldexp),
 )
 class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""
@@ -150,7 +152,7 @@ class ZeroToSomething(Elementwise):
 @rule(
     *(operator.add, operator.iadd, torch.add, "add", "add_"),
     *(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract"),
-    *(torch.maximum, torch.minimum, "maximum", "minimum"),
+    *(torch.maximum, torch.minimum, "maximum", "minimum", torch.fmax, torch.fmin),
 )
 class Sum(Elementwise):
     """Sums and differences of tensors keep zero; with a number they do not."""
@@ -242,7 +244,9 @@ class Mixture(Elementwise):
     *(operator.gt, operator.ge, operator.lt, operator.le, operator.eq, operator.ne, torch.gt, torch.ge, torch.lt),
     *(torch.le, torch.eq, torch.ne, "gt", "ge", "lt", "le", "eq", "ne", torch.isnan, torch.isinf, torch.isfinite),
     *("isnan", "isinf", "isfinite", operator.and_, operator.or_, operator.xor, operator.invert, torch.logical_and),
-    *(torch.logical_or, torch.logical_not, "logical_and", "logical_or", "logical_not"),
+    *(torch.logical_or, torch.logical_not, "logical_and", "logical_or", "logical_not", torch.logical_xor),
+    *(torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.bitwise_not, torch.signbit, torch.isclose),
+    *(torch.isposinf, torch.isneginf, torch.isreal),
 )
 class Comparison(Elementwise):
     """Truth values: no gate multiplies them."""
@@ -251,6 +255,18 @@ class Comparison(Elementwise):
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
         return None
+
+
+@rule(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+class Loss(Elementwise):
+    """Losses of every entry, or over all of them: these keep the units."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        if node.kwargs.get("reduction") == "none":
+            return broadcast(flow, node)
+        for source in node.all_input_nodes:
+            flow.freeze(flow.values[source], node, "a loss over the units")
+        return frozen((1,) * node.meta["value"].dim())
 
 
 class _Spared(Elementwise):
@@ -303,11 +319,17 @@ def _is_computed(node: fx.Node) -> bool:
 @rule(torch.hypot, "hypot", "hypot_", function=torch.hypot)
 @rule(torch.atan2, "atan2", "atan2_", torch.arctan2, "arctan2", "arctan2_", function=torch.atan2)
 @rule(torch.xlogy, "xlogy", "xlogy_", function=torch.xlogy)
+@rule(torch.lgamma, function=torch.lgamma)
+@rule(torch.digamma, function=torch.digamma)
+@rule(torch.logit, function=torch.logit)
+@rule(torch.special.entr, function=torch.special.entr)
+@rule(torch.addcdiv, function=torch.addcdiv)
 class NotAtZero(_Spared):
     """Roots, logarithms, reciprocals."""
 
 
 @rule(operator.pow, operator.ipow, torch.pow, "pow", "pow_", function=torch.pow)
+@rule(torch.float_power, function=torch.float_power)
 class Power(_Spared):
     """Powers by a number of at least 1 keep zero; with another exponent the value or its gradient is not finite."""
 
@@ -318,6 +340,14 @@ class Power(_Spared):
     def zero_at(self, node: fx.Node) -> Zero:
         exponent = arguments(node, "input", "exponent")["exponent"]
         return Zero.PRESERVES if isinstance(exponent, int | float) and exponent >= 1 else Zero.BREAKS
+
+
+@rule(torch.bucketize)
+class Bucket(Comparison):
+    """In which of some intervals a number lies."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return flow.of(arguments(node, "input", "boundaries")["input"])
 
 
 @rule("masked_fill", "masked_fill_", torch.masked_fill)
@@ -373,8 +403,11 @@ class ExpandAs(Elementwise):
     *("div", "div_", "divide", "divide_", "true_divide", "true_divide_"),
     function=torch.div,
 )
+@rule(operator.floordiv, operator.ifloordiv, torch.floor_divide, function=torch.floor_divide)
+@rule(operator.mod, torch.remainder, function=torch.remainder)
+@rule(torch.fmod, function=torch.fmod)
 class Quotient(_Spared):
-    """Quotients. A dead unit in the divisor would divide by zero."""
+    """Quotients, and what they leave. A dead unit in the divisor would divide by zero."""
 
     keeps_infinity = True
 

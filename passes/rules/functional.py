@@ -158,6 +158,8 @@ class ConvFunction(_Weighted):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = _of_conv(node)
+        if _is_of_batch(given.get("groups")):
+            return _convolved_one_by_one(flow, node)
         weight, bias, sizes = given["weight"], given.get("bias"), _sizes(given)
         channels = 1 - weight.meta["value"].dim()
         entering, outer = consumed(flow, node, channels)
@@ -183,12 +185,16 @@ class ConvFunction(_Weighted):
         if outer is not None:
             flow.freeze((outer, out), node, "units along an axis that the convolution runs over")
         unite_bias(flow, node, out, bias)
-        terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
+        terms = None  # groups with computed weights may be those of the examples of a batch
+        if sizes.groups == 1 or isinstance(flow.values[weight], Grid) or self.binds(node):
+            terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_conv(node)
+        if _is_of_batch(given.get("groups")):
+            return None
         sizes = _sizes(given)
         channels = moved.shape[1 - given["weight"].meta["value"].dim()]
         given["groups"] = channels // sizes.leaving if sizes.whole else sizes.groups
@@ -205,6 +211,8 @@ class ConvTransposeFunction(_Weighted):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = _of_transposed(node)
+        if _is_of_batch(given.get("groups")):
+            return _convolved_one_by_one(flow, node)
         weight, (groups, width_in, width_out) = given["weight"], _transposed_sizes(given)
         channels = 1 - weight.meta["value"].dim()
         entering, outer = consumed(flow, node, channels)
@@ -236,17 +244,38 @@ class ConvTransposeFunction(_Weighted):
         unite_bias(flow, node, out, given.get("bias"))
         source = flow.one(node.all_input_nodes[0])
         positions = source.numel() // (groups * width_in) * math.prod(weight.meta["value"].shape[2:])
-        terms = (Term(positions * cost[1], cost[0].factors),)
+        by_batch = groups > 1 and flow.values[weight] is not None and not isinstance(flow.values[weight], Grid)
+        terms = None if by_batch else (Term(positions * cost[1], cost[0].factors),)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
         return along(out, channels, node.meta["value"].dim())
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_transposed(node)
+        if _is_of_batch(given.get("groups")):
+            return None
         groups, _, width_out = _transposed_sizes(given)
         if groups == 1:
             return None
         given["groups"] = moved.shape[1 - given["weight"].meta["value"].dim()] // width_out
         return Replacement((given.pop("input"), given.pop("weight")), given)
+
+
+def _is_of_batch(number: object) -> bool:
+    """Whether a number is computed from the first size of a value: from that of the batch."""
+    if not isinstance(number, fx.Node):
+        return False
+    sources = number.all_input_nodes
+    if any(isinstance(s.meta["value"], torch.Tensor | torch.Size) for s in sources):
+        return any(type(a) is int and a == 0 for a in (*number.args, *number.kwargs.values()))
+    return any(_is_of_batch(source) for source in sources)
+
+
+def _convolved_one_by_one(flow: Flow, node: fx.Node) -> Labels:
+    """Every example has a kernel of its own, and the batch lies along the axis of the channels: none of them goes."""
+    for source in node.all_input_nodes:
+        flow.freeze(flow.values[source], node, "a convolution with as many groups as there are examples")
+    flow.contractions[node] = Contraction(None, (), ())
+    return frozen((1,) * node.meta["value"].dim())
 
 
 def _of_transposed(node: fx.Node) -> dict[str, Any]:

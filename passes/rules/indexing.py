@@ -12,7 +12,7 @@ from torch import fx
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import compress, frozen
 from fxcat.passes.rules.movement import Movement
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, decomposition, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -146,6 +146,14 @@ def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels
     return frozen((1,) * node.meta["value"].dim())
 
 
+@decomposition(torch.select)
+@decomposition(torch.Tensor.select)
+def select(input: Any, dim: int, index: Any) -> Any:
+    """One slice by indexing."""
+    rank = (input.node.meta["value"] if isinstance(input, fx.Proxy) else input).dim()
+    return input[(*(slice(None),) * (dim % rank), index)] if isinstance(dim, int) else NotImplemented
+
+
 @rule(torch.slice_scatter, "slice_scatter", names=("input", "src", "dim", "start", "end", "step"))
 @rule(torch.select_scatter, "select_scatter", names=("input", "src", "dim", "index"))
 class SliceScatter(Rule):
@@ -162,11 +170,33 @@ class SliceScatter(Rule):
         axis: int = thaw(given.get("dim", 0)) % base.dim()
         if part.dim() < base.dim():
             part = part.unsqueeze(axis)
-        if base.shape[axis] > 1 or part.shape[axis] > 1:
+        if base.shape[axis] == part.shape[axis] == 1:
+            flow.unite(base, part)
+            return min(base, part, key=lambda x: x.numel())
+        written = self._written(node)
+        if written is None:
             flow.freeze((base, part), node, "units along an axis that is assigned in part")
             return torch.zeros_like(base)
-        flow.unite(base, part)
-        return min(base, part, key=lambda x: x.numel())
+        size = given["input"].meta["value"].shape[axis]
+        base = base.expand([size if a == axis else n for a, n in enumerate(base.shape)])
+        flow.unite(base.narrow(axis, written.start, len(written)), part)
+        return base
+
+    def _written(self, node: fx.Node) -> range | None:
+        """The indices that are assigned, if they are neighbours."""
+        given = {k: thaw(v) for k, v in arguments(node, *self.names).items()}
+        if "index" in given or given.get("step", 1) != 1:
+            return None
+        return range(given["input"].shape[given.get("dim", 0)])[given.get("start") : given.get("end")]
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given, written = arguments(node, *self.names), self._written(node)
+        axis: int = thaw(given.get("dim", 0)) % node.meta["value"].dim()
+        live = moved.source[axis]
+        if live is None or written is None:
+            return None
+        ends = (int((live < end).sum()) for end in (written.start, written.stop))
+        return Replacement((given["input"], given["src"], axis, *ends), {})
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         given = arguments(node, *self.names)

@@ -10,8 +10,8 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments, names_type, thaw
 from fxcat.passes.arrays import along, compress, frozen, reshape
 from fxcat.passes.chains import move
-from fxcat.passes.rules.sizes import sizes_left, units_of_size
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, rule
+from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, decomposition, rule
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -52,6 +52,7 @@ class Reshaping(Movement):
     "double",
     "half",
     "bfloat16",
+    *("long", "int", "short", "bool", "cpu"),
     torch.clone,
 )
 class Copy(Movement):
@@ -67,6 +68,7 @@ class Copy(Movement):
 @rule(
     *(torch.permute, "permute", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.t, "t"),
     *(torch.swapdims, "swapdims", torch.moveaxis, "moveaxis", torch.movedim, "movedim", torch.unsqueeze, "unsqueeze"),
+    *(torch.adjoint, "adjoint"),
     *(torch.flip, "flip", torch.rot90, "rot90", torch.fliplr, "fliplr", torch.flipud, "flipud"),
 )
 class Axes(Movement):
@@ -311,8 +313,15 @@ class Repeat(Movement):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         counts = self.counts(node)
-        free = [len(counts) == len(moved.shape) and units for units in moved.has_units]
-        left = tuple(c if free[a] or not isinstance(c, fx.Node) else self.kept(c, moved) for a, c in enumerate(counts))
+        if len(counts) != len(moved.shape):
+            left = tuple(self.kept(c, moved) if isinstance(c, fx.Node) else c for c in counts)
+            return Replacement((node.args[0], left), {}) if left != tuple(counts) else None
+        source = node.all_input_nodes[0].meta["value"].shape
+        source = (1,) * (len(counts) - len(source)) + tuple(source)
+        left = tuple(
+            (c if units else self.kept(c, moved)) if isinstance(c, fx.Node) else size if units and one == 1 else c
+            for c, units, one, size in zip(counts, moved.has_units, source, moved.shape, strict=True)
+        )
         return Replacement((node.args[0], left), {}) if left != tuple(counts) else None
 
     @staticmethod
@@ -329,12 +338,25 @@ class Repeat(Movement):
         return given if isinstance(given, tuple | list) else (given,)
 
 
-@rule(torch.stack, torch.repeat_interleave, "repeat_interleave")
+@rule(torch.stack)
 class Sizeless(Movement):
     """Movements whose arguments state no sizes."""
 
 
-@rule("expand")
+@rule(torch.repeat_interleave, "repeat_interleave")
+class RepeatEach(Movement):
+    """Every slice several times. How long the result is need not be said."""
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        given = arguments(node, "input", "repeats", "dim")
+        given.pop("output_size", None)
+        count: Any = given.pop("repeats")
+        if isinstance(count, fx.Node) and isinstance(count.meta["value"], int):
+            count = Repeat.kept(count, moved)
+        return Replacement((given.pop("input"), count), given)
+
+
+@rule("expand", torch.broadcast_to)
 class Expand(Movement):
     """expand: new axes, and axes of size 1 that grow; those with units keep the size they have."""
 
@@ -344,6 +366,10 @@ class Expand(Movement):
         new = value.dim() - labels.dim()
         labels = labels.reshape((1,) * new + tuple(labels.shape))
         given: Any = _sizes_of_expand(node)
+        whole = shape_read(given)
+        if labels.numel() == 1 and whole is not None:
+            other = flow.values[whole]
+            return other if isinstance(other, torch.Tensor) and other.numel() == max(other.shape) else labels
         if labels.numel() > 1 or not isinstance(given, tuple | list):
             return labels
         grown = [a for a in range(value.dim()) if a < new or source.meta["value"].shape[a - new] == 1 < value.shape[a]]
@@ -389,3 +415,16 @@ class Narrow(Movement):
         shape = given["input"].shape
         axis, start = given["dim"] % len(shape), int(given["start"])
         return axis, start % shape[axis] if start < 0 else start, given["length"]
+
+
+@decomposition(torch.broadcast_tensors)
+def broadcast_tensors(*tensors: Any) -> Any:
+    """Each as the one that has the shape of all, if there is one."""
+    if len(tensors) == 1 and isinstance(tensors[0], tuple | list):
+        tensors = tuple(tensors[0])
+    shapes = [(t.node.meta["value"] if isinstance(t, fx.Proxy) else t).shape for t in tensors]
+    whole = torch.broadcast_shapes(*shapes)
+    if whole not in shapes:
+        return NotImplemented
+    first = tensors[shapes.index(whole)]
+    return tuple(t if shape == whole else t.expand_as(first) for t, shape in zip(tensors, shapes, strict=True))

@@ -5,6 +5,7 @@ The gated form counts live units only, so that removal is exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from fxcat.passes.rules.counting import (
     gated_local_response_norm,
     gated_rms_norm,
 )
+from fxcat.passes.rules.sizes import sizes_left
 from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -120,8 +122,9 @@ class _LastAxesFunction(_OverLastAxes):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node)
-        given["normalized_shape"] = moved.shape[-len(thaw(given["normalized_shape"])) :]
-        return Replacement((given.pop("input"), given.pop("normalized_shape")), given)
+        sizes = given.pop("normalized_shape")
+        left = sizes_left(sizes, moved.shape[-len(thaw(sizes)) :], moved)
+        return Replacement((given.pop("input"), left), given)
 
 
 @cache
@@ -202,6 +205,8 @@ class _Groups(Rule):
             return frozen((1,) * node.meta["value"].dim())
         blocks = labels.reshape(self.number(flow, node), -1)
         flow.unite(blocks, blocks[:, :1] if _groups_are_units(*blocks.shape) else blocks[:1])
+        if not _groups_are_units(*blocks.shape) and math.prod(node.meta["value"].shape[2:]) == 1:
+            flow.freeze(blocks[:, :2], node, "of one example PyTorch does not normalise a group of one value")
         self.bind(flow, node, labels)
         return flow.of(source)
 

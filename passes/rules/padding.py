@@ -11,6 +11,7 @@ from torch import fx
 
 from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import frozen
+from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @rule(F.pad)
 class Pad(Rule):
-    """Zero padding. What it adds along an axis with units are new units that are zero already."""
+    """Padding. What zero padding adds along an axis with units are new units that are zero already."""
 
     zero = Zero.PRESERVES
 
@@ -37,6 +38,8 @@ class Pad(Rule):
         axes = [a for a, pair in amounts.items() if any(pair)]
         if not axes:
             return labels
+        if len(amounts) > len(axes):  # what lies along the other axes goes as a whole
+            return whole_slices(flow, node, *axes)
         axis = axes[0]
         plain = isinstance(_pad_argument(node), tuple | list) and _pad_mode(node) == "constant"
         if len(amounts) > 1 or min(amounts[axis]) < 0 or not plain:

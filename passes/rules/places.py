@@ -74,6 +74,28 @@ class Order(_AlongAxis):
     zero = Zero.BREAKS
 
 
+@rule(torch.tril, torch.triu)
+class Triangle(_AlongAxis):
+    """One half of matrices."""
+
+    def axes(self, node: fx.Node) -> Sequence[int]:
+        return -2, -1
+
+
+@rule(torch.diagonal)
+class Diagonal(_AlongAxis):
+    """Diagonals of matrices, along a new last axis."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = whole_slices(flow, node, *self.axes(node))
+        axes = {a % labels.dim() for a in self.axes(node)}
+        return labels.reshape([n for a, n in enumerate(labels.shape) if a not in axes] + [1])
+
+    def axes(self, node: fx.Node) -> Sequence[int]:
+        given = arguments(node, "input", "offset", "dim1", "dim2")
+        return given.get("dim1", 0), given.get("dim2", 1)
+
+
 @rule(torch.diff, "diff")
 class Differences(_AlongAxis):
     """Differences of neighbours."""

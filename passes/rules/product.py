@@ -325,29 +325,6 @@ def _meet(flow: Flow, node: fx.Node, scores: torch.Tensor, mask: fx.Node) -> Non
         flow.freeze(labels, node, "a mask with units where the scores have none")
 
 
-@rule(torch.softmax, F.softmax, "softmax", torch.log_softmax, F.log_softmax, "log_softmax", F.softmin)
-class Softmax(Rule):
-    """softmax, its logarithm, and softmin, over an axis without units."""
-
-    zero = Zero.BREAKS
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        if given is None:  # the axis that torch chooses
-            given = 0 if node.meta["value"].dim() in (0, 1, 3) else 1
-        return whole_slices(flow, node, given)
-
-
-@rule(torch.cumsum, "cumsum", torch.cumprod, "cumprod")
-class Cumulative(Rule):
-    """Sums and products of what comes before along an axis without units."""
-
-    zero = Zero.PRESERVES
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return whole_slices(flow, node, arguments(node, "input", "dim")["dim"])
-
-
 def whole_slices(
     flow: Flow, node: fx.Node, *axes: int, reason: str = "units along an axis whose elements are mixed"
 ) -> torch.Tensor:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
@@ -258,11 +259,12 @@ class Rule:
 
 
 R = TypeVar("R", bound=Rule)
-F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=Callable[..., Any])
 
 _MODULES: dict[type[nn.Module], Rule] = {}
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {}
 _METHODS: dict[str, Rule] = {}
+_BY_NATURE: list[tuple[Callable[[nn.Module], bool], Rule]] = []
 _DECOMPOSITIONS: dict[Callable[..., Any], Callable[..., Any]] = {}
 _OVERRIDABLE = ("forward", "_conv_forward")
 
@@ -326,6 +328,9 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     return next(c for c in type(module).__mro__ if c in _WITH_FUNCTIONS)
 
 
+ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage]
+"""Functions that assert something."""
+
 HOOKED = "hooked"
 """Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
 
@@ -338,17 +343,22 @@ def module_rule(module: nn.Module) -> Rule | None:
         if found is not None:
             unchanged = base is cls or all(getattr(cls, m, None) is getattr(base, m, None) for m in _OVERRIDABLE)
             return found if unchanged else None
-    return None
+    return next((found for takes, found in _BY_NATURE if takes(module)), None)
 
 
-def decomposition(cls: Callable[..., Any]) -> Callable[[F], F]:
+def rule_by_nature(found: Rule, takes: Callable[[nn.Module], bool]) -> None:
+    """Register a rule for modules of classes that nobody can list."""
+    _BY_NATURE.append((takes, found))
+
+
+def decomposition(cls: Callable[..., Any]) -> Callable[[C], C]:
     """Register what to capture for a module class instead of its `forward`: a function of the module and its arguments;
     or for a function, or an autograd function instead of `apply`: a function of its arguments.
 
     It computes the same by simpler ops, or returns `NotImplemented`: then the module stays one opaque node.
     """
 
-    def register(function: F) -> F:
+    def register(function: C) -> C:
         _DECOMPOSITIONS[cls] = function
         return function
 
@@ -372,12 +382,44 @@ def function_decomposition(function: Callable[..., Any]) -> Callable[..., Any] |
 
 def function_rule(function: Any) -> Rule | None:
     """The rule of a function."""
-    return _FUNCTIONS.get(function)
+    return _first_rule(_FUNCTIONS.get(function), function)
 
 
 def method_rule(name: str) -> Rule | None:
     """The rule of a method of tensors."""
-    return _METHODS.get(name)
+    return _first_rule(_METHODS.get(name), name)
+
+
+def _first_rule(own: Rule | None, op: Any) -> Rule | None:
+    """An op's own rule, or that of the same op under another name."""
+    if own is not None:
+        return own
+    known = (_METHODS.get(o) if isinstance(o, str) else _FUNCTIONS.get(o) for o in _other_names(op))
+    return next((found for found in known if found is not None), None)
+
+
+@cache
+def _other_names(op: Any) -> tuple[Any, ...]:
+    """Other keys of an op: `x.exp_()` and `torch.exp_(x)` compute what `x.exp()` and `torch.exp(x)` do."""
+    name = op if isinstance(op, str) else getattr(op, "__name__", "")
+    plain = name if name.startswith("_") else name.removesuffix("_")
+    owner = next((o for o in (torch, F, torch.special) if getattr(o, name.removeprefix("special_"), None) is op), None)
+    if plain in _NOT_PLAIN or not (owner is not None or hasattr(torch.Tensor, name)):
+        return ()
+    if owner is F:
+        found = (getattr(F, plain, None),)
+    else:
+        plain = plain.removeprefix("special_") if owner is torch.special else plain
+        plain = _SPECIAL.get(plain, plain) if owner is torch.special else plain
+        found = plain, getattr(torch, plain, None)
+    return tuple(o for o in found if o is not None and o != op)
+
+
+_NOT_PLAIN = ("bernoulli", "dropout", "alpha_dropout", "feature_alpha_dropout", "feature_dropout", "where")
+"""Names of what takes other arguments, or does other things with them, as a method, a function or in place."""
+
+_SPECIAL = {"expit": "sigmoid", "gammaln": "lgamma", "psi": "digamma"}
+"""Names that torch.special has for functions of torch."""
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -405,9 +447,9 @@ def is_of_torch(module: nn.Module) -> bool:
 def find_rule(node: fx.Node, module: nn.Module | None) -> Rule | None:
     """The rule for a node (and the module that it calls), or None: opaque."""
     if node.op == "call_function":
-        return _FUNCTIONS.get(node.target) if callable(node.target) else None
+        return function_rule(node.target) if callable(node.target) else None
     if node.op == "call_method":
-        return _METHODS.get(str(node.target))
+        return method_rule(str(node.target))
     if module is not None and HOOKED not in node.meta:
         found = module_rule(module)
         if found is not None and all(n in module._parameters or n in module._buffers for n in found.parameters):

@@ -1,0 +1,123 @@
+"""`value[index] = other` as another value: `slice_scatter`, `masked_fill`, or a `cat` of what stays and what is new,
+along an axis that may have units.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from fxcat.passes.arguments import thaw
+from fxcat.passes.effects import NEW, NO_GRAD
+
+Call: TypeAlias = Callable[..., fx.Node]
+"""Makes a node of a function, or of a method by its name, and its arguments."""
+
+
+def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[fx.Node, int]) -> fx.Node | None:
+    """What an assignment makes of `base`, computed behind the node `after`; None if it has no such form.
+
+    `order`: places of nodes in the model's Python, where new ones get that of `after`.
+    """
+    cuts = _cuts(index, base.meta["value"].dim())
+    chosen = not cuts and isinstance(value, int | float) and _is_mask_of(base, index)
+    if not (cuts or chosen) or not (isinstance(value, int | float) or _is_tensor(value)):
+        return None
+    graph = after.graph
+
+    def call(target: Callable[..., Any] | str, *args: Any) -> fx.Node:
+        method = isinstance(target, str)
+        new = graph.call_method(target, args) if method else graph.call_function(target, args)
+        function: Any = getattr(torch.Tensor, target) if method else target
+        new.meta.update(path=after.meta.get("path"), value=function(*thaw(args)))
+        if NO_GRAD in after.meta:
+            new.meta[NO_GRAD] = True
+        order[new] = order[after]
+        return new
+
+    with graph.inserting_before(after.next):
+        parts = [base]
+        for axis, cut in cuts.items():
+            parts.append(call(operator.getitem, parts[-1], (*[slice(None)] * axis, _as_slice(cut))))
+        numbers = [axis for axis, cut in cuts.items() if isinstance(cut, int)]
+        part = parts.pop()
+        filled = (torch.masked_fill, part, index, value)
+        result = call(*filled) if chosen else _fitted(call, part, base, index, value, numbers)
+        for part, (axis, cut) in zip(parts[::-1], list(cuts.items())[::-1], strict=True):
+            result = _put(call, part, axis, _as_slice(cut), result)
+    result.meta |= {"value": base.meta["value"], NEW: True}  # views of the one are views of the other
+    return result
+
+
+def _cuts(index: Any, dims: int) -> Mapping[int, slice | int]:
+    """The axes that an index cuts, with slices or numbers; none if there is anything else in it."""
+    entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    if sum(e is Ellipsis for e in entries) == 1:
+        place = next(i for i, e in enumerate(entries) if e is Ellipsis)
+        entries[place : place + 1] = [slice(None)] * (dims - len(entries) + 1)
+    slices = all(type(e) is int or isinstance(e, slice) for e in entries)
+    return {a: e for a, e in enumerate(entries) if e != slice(None)} if slices else {}
+
+
+def _as_slice(cut: slice | int) -> slice:
+    return cut if isinstance(cut, slice) else slice(cut, None if cut == -1 else cut + 1)
+
+
+def _fitted(call: Call, part: fx.Node, base: fx.Node, index: Any, value: Any, numbers: list[int]) -> fx.Node:
+    """The value with the axes, shape and type of the part that it replaces. `numbers`: axes that it does not have."""
+    whole = part.meta["value"]
+    if not isinstance(value, fx.Node):
+        return call(torch.full_like, part, value) if value else call(torch.zeros_like, part)
+    if value.meta["value"].dtype != whole.dtype:
+        value = call("to", value, whole.dtype)
+    shape = [n for a, n in enumerate(whole.shape) if a not in numbers]
+    while value.meta["value"].dim() > len(shape):
+        value = call("squeeze", value, 0)
+    if list(value.meta["value"].shape) != shape or (whole.shape[0] == 1 and _is_constant(value)):
+        value = call("expand_as", value, call(operator.getitem, base, index))
+    for axis in numbers:
+        value = call(torch.unsqueeze, value, axis)
+    return value
+
+
+def _put(call: Call, part: fx.Node, axis: int, cut: slice, value: fx.Node) -> fx.Node:
+    """A value with some slices replaced by another one."""
+    whole = part.meta["value"]
+    if cut.step not in (None, 1):
+        return call(torch.slice_scatter, part, value, axis, cut.start, cut.stop, cut.step)
+    if axis == 1 or (axis == whole.dim() - 1 < 3):
+        before = (*[slice(None)] * axis, slice(None, cut.start))
+        after = (*[slice(None)] * axis, slice(cut.stop, None))
+        pieces = [value]
+        if cut.start not in (None, 0):
+            pieces.insert(0, call(operator.getitem, part, before))
+        if cut.stop is not None:
+            pieces.append(call(operator.getitem, part, after))
+        if all(p.meta["value"].shape[axis] for p in pieces):
+            return call(torch.cat, pieces, axis) if len(pieces) > 1 else value
+    return call(torch.slice_scatter, part, value, axis, cut.start, cut.stop)
+
+
+def _is_constant(value: fx.Node) -> bool:
+    """Whether a value is none of the examples of a batch, but the same for all."""
+    stack, seen = [value], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node.op == "placeholder":
+            return False
+        seen.add(node)
+        stack += [i for i in node.all_input_nodes if _is_tensor(i) and i not in seen]
+    return True
+
+
+def _is_mask_of(base: fx.Node, index: Any) -> bool:
+    mask = index.meta["value"] if _is_tensor(index) else None
+    return mask is not None and mask.dtype == torch.bool and mask.shape == base.meta["value"].shape
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta["value"], torch.Tensor)

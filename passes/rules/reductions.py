@@ -1,0 +1,313 @@
+"""Reductions over axes: units along the others pass through; of some, units along the one that is reduced may go."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxcat.passes.arguments import arguments
+from fxcat.passes.arrays import frozen
+from fxcat.passes.rules.counting import (
+    gated_amax,
+    gated_amin,
+    gated_logsumexp,
+    gated_max,
+    gated_mean,
+    gated_min,
+    gated_std,
+    gated_std_mean,
+    gated_var,
+    gated_var_mean,
+)
+from fxcat.passes.rules.elementwise import broadcast
+from fxcat.passes.rules.table import ASSERTING, Counting, Labels, Rule, Zero, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+def _is_asserted(node: fx.Node) -> bool:
+    """Whether a value is there for an assertion alone: of units that go, nothing is asserted any more."""
+    ways = [u.target in ASSERTING or (u.target in _TRUTHS and _is_asserted(u)) for u in node.users]
+    return bool(ways) and all(ways) and node.meta["value"].dtype == torch.bool
+
+
+_TRUTHS = (torch.logical_not, torch.all, torch.any, "all", "any", "logical_not")
+
+
+class _Reduction(Rule):
+    """A reduction over axes without units keeps zeros."""
+
+    zero = Zero.PRESERVES
+    arguments = ("input", "dim")
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return self.reduced(flow, node, node.meta["value"].dim())
+
+    def reduced(self, flow: Flow, node: fx.Node, dims: int) -> torch.Tensor:
+        """Labels of a result with so many axes."""
+        labels, axes = self.apart(flow, node), self.axes(node)
+        if any(labels.shape[a] > 1 for a in axes):
+            return self.over_units(flow, node, labels, dims)
+        if dims == labels.dim():
+            return labels
+        return labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
+
+    def apart(self, flow: Flow, node: fx.Node) -> torch.Tensor:
+        """Labels of the input. Where axes that stay have units, a unit is all that lies along those that go: so it
+        is where values are stacked."""
+        labels = first = flow.of(node.all_input_nodes[0])
+        for axis in self.axes(node):
+            first = first.narrow(axis, 0, 1)
+        if first.numel() == 1 or first.shape == labels.shape:
+            return labels
+        flow.unite(labels, first)
+        return first
+
+    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor, dims: int) -> torch.Tensor:
+        """Labels of the result where the input has units along an axis that is reduced: all are frozen."""
+        if not _is_asserted(node):
+            flow.freeze(labels, node, "reduced over the units")
+        return frozen((1,) * dims)
+
+    def axes(self, node: fx.Node) -> set[int]:
+        """The axes that are reduced."""
+        given = arguments(node, *self.arguments)
+        chosen = given.get("dim", given.get("axis"))
+        dims = node.all_input_nodes[0].meta["value"].dim()
+        if chosen is None:
+            return set(range(dims))
+        return {int(a) % dims for a in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
+
+
+@rule(torch.prod, "prod")
+class Multiplied(_Reduction):
+    """Products: over units they would change, since a dead one counts as zero."""
+
+
+@rule(torch.nanmean, torch.nansum)
+class WithoutNan(_Reduction):
+    """Means and sums of what is a number."""
+
+
+@rule(torch.argmax, "argmax", torch.argmin, "argmin")
+@rule(torch.all, "all", torch.any, "any", torch.count_nonzero, "count_nonzero")
+class Finding(_Reduction):
+    """Places and truth values: no gate multiplies them."""
+
+    zero = Zero.BREAKS
+
+
+@rule(torch.aminmax, "aminmax")
+class BothExtrema(_Reduction):
+    """Minimum and maximum."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = self.reduced(flow, node, node.meta["value"][0].dim())
+        return labels, labels
+
+    def axes(self, node: fx.Node) -> set[int]:
+        dims = node.all_input_nodes[0].meta["value"].dim()
+        given = node.kwargs.get("dim")
+        return set(range(dims)) if given is None else {int(given) % dims}  # pyright: ignore[reportArgumentType]
+
+
+class _OverOneAxis(_Reduction):
+    """Where all units lie along an axis that is reduced, they may go."""
+
+    def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor, dims: int) -> torch.Tensor:
+        return frozen((1,) * dims) if self.reduces_units(flow, node) else super().over_units(flow, node, labels, dims)
+
+    def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
+        """Whether the op reduces the one axis with units, in a form in which they may go."""
+        labels = flow.of(node.all_input_nodes[0])
+        reduced = any(labels.shape[a] > 1 for a in self.axes(node))
+        return reduced and labels.numel() == max(labels.shape) and self.known_form(node)
+
+    def known_form(self, node: fx.Node) -> bool:
+        """Whether the call has no arguments that keep units from going."""
+        return True
+
+
+@rule(torch.logsumexp, "logsumexp")
+class LogSumExp(_OverOneAxis):
+    """log Σ exp: not zero for zeros."""
+
+    zero = Zero.BREAKS
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return Counting(gated_logsumexp, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+
+
+@rule(torch.amax, "amax", gated=gated_amax)
+@rule(torch.amin, "amin", gated=gated_amin)
+class Extremum(_OverOneAxis):
+    """Maximum and minimum; over units, of the live ones."""
+
+    def __init__(self, gated: Callable[..., Any]) -> None:
+        self.gated = gated
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+
+
+@rule(torch.max, "max", gated=gated_max)
+@rule(torch.min, "min", gated=gated_min)
+class ExtremumWithPlace(Extremum):
+    """Maximum and minimum along an axis, with its place; of two values; or of all elements."""
+
+    keeps_infinity = True
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return broadcast(flow, node) if self.is_of_two(node) else super().flow(flow, node)
+        labels = self.reduced(flow, node, value[0].dim())
+        return labels, labels
+
+    def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
+        return not self.is_of_two(node) and super().reduces_units(flow, node)
+
+    @staticmethod
+    def is_of_two(node: fx.Node) -> bool:
+        """Whether it is the maximum of two values."""
+        return len(node.all_input_nodes) > 1 and "other" in arguments(node, "input", "other", "dim")
+
+    def known_form(self, node: fx.Node) -> bool:
+        """Places would be counted among fewer, and those of all elements say nothing of an axis."""
+        values_only = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
+        return not isinstance(node.meta["value"], torch.Tensor) and values_only
+
+
+@rule(torch.median, "median", torch.nanmedian, "nanmedian", torch.mode, "mode")
+class ElementWithPlace(_Reduction):
+    """Median and mode along an axis, with their places; or of all elements."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return super().flow(flow, node)
+        labels = self.reduced(flow, node, value[0].dim())
+        return labels, labels
+
+
+class _Additive(_OverOneAxis):
+    """What is zero adds nothing."""
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(node.all_input_nodes[:1]) if self.reduces_units(flow, node) else ()
+
+
+@rule(torch.sum, "sum")
+class Total(_Additive):
+    """Sums."""
+
+
+@rule(torch.norm, "norm")
+class Norm(_Additive):
+    """p-norms of vectors."""
+
+    arguments = ("input", "p", "dim")
+    power = "p"
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        power = arguments(node, *self.arguments).get(self.power, 2)
+        if power in (None, "fro") or (isinstance(power, int | float) and power >= 1):
+            return super().flow(flow, node)
+        flow.freeze(flow.of(node.all_input_nodes[0]), node, "units in a norm that zeros or their gradients change")
+        return frozen((1,) * node.meta["value"].dim())
+
+
+@rule(torch.linalg.vector_norm)
+class VectorNorm(Norm):
+    """The same by another name."""
+
+    arguments = ("x", "ord", "dim")
+    power = "ord"
+
+
+@rule(torch.mean, "mean", gated=gated_mean)
+class Mean(_OverOneAxis):
+    """Means; over units, of the live ones."""
+
+    def __init__(self, gated: Callable[..., torch.Tensor]) -> None:
+        self.gated = gated
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+
+    def known_form(self, node: fx.Node) -> bool:
+        return node.kwargs.keys() <= {"input", "dim", "keepdim"}
+
+
+@rule(torch.var, "var", gated=gated_var)
+@rule(torch.std, "std", gated=gated_std)
+class Spread(Mean):
+    """Variances and standard deviations; over units, of the live ones. Unbiased ones of one unit are not defined."""
+
+    def known_form(self, node: fx.Node) -> bool:
+        given = arguments(node, "input", "dim", "unbiased", "keepdim")
+        named = node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
+        biased = not given.get("correction", int(given.get("unbiased", True)))
+        return named and (biased or self._has_others(node))
+
+    def _has_others(self, node: fx.Node) -> bool:
+        """Whether each unit has several entries along the axes."""
+        shape = node.all_input_nodes[0].meta["value"].shape
+        longest = max(shape[a] for a in self.axes(node))
+        return math.prod(shape[a] for a in self.axes(node)) > longest
+
+
+@rule(torch.var_mean, gated=gated_var_mean)
+@rule(torch.std_mean, gated=gated_std_mean)
+class SpreadAndMean(Spread):
+    """Both."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        labels = self.reduced(flow, node, node.meta["value"][0].dim())
+        return labels, labels
+
+
+@rule(torch.quantile, "quantile", torch.nanquantile, "nanquantile")
+class Quantile(_Reduction):
+    """One quantile, of values along an axis or of all."""
+
+    arguments = ("input", "q", "dim", "keepdim")
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        if isinstance(arguments(node, *self.arguments)["q"], int | float):
+            return super().flow(flow, node)
+        flow.freeze(flow.of(node.all_input_nodes[0]), node, "several quantiles at once")
+        return frozen((1,) * node.meta["value"].dim())
+
+
+@rule(F.cosine_similarity)
+class Similarity(_Additive):
+    """Cosines of the angles between vectors of one shape."""
+
+    def reduced(self, flow: Flow, node: fx.Node, dims: int) -> torch.Tensor:
+        given = self.pair(node)
+        if given[0].meta["value"].shape != given[1].meta["value"].shape:
+            flow.freeze(tuple(flow.values[g] for g in given), node, "similarity of values of other shapes")
+            return frozen((1,) * dims)
+        flow.unite(flow.of(given[0]), flow.of(given[1]))
+        return super().reduced(flow, node, dims)
+
+    def axes(self, node: fx.Node) -> set[int]:
+        chosen: Any = arguments(node, "x1", "x2", "dim").get("dim", 1)
+        return {chosen % self.pair(node)[0].meta["value"].dim()}
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return self.pair(node) if self.reduces_units(flow, node) else ()
+
+    @staticmethod
+    def pair(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """The two values."""
+        given = arguments(node, "x1", "x2", "dim")
+        return given["x1"], given["x2"]

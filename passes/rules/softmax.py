@@ -1,0 +1,61 @@
+"""Softmax, and sums of what comes before along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from fxcat.passes.arguments import arguments
+from fxcat.passes.rules.counting import gated_log_softmax, gated_softmax
+from fxcat.passes.rules.product import whole_slices
+from fxcat.passes.rules.table import Counting, Labels, Rule, Zero, rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.labels import Flow
+
+
+@rule(torch.softmax, F.softmax, "softmax", form=gated_softmax)
+@rule(torch.log_softmax, F.log_softmax, "log_softmax", form=gated_log_softmax)
+@rule(F.softmin, torch.logcumsumexp, form=None)
+class Softmax(Rule):
+    """softmax, its logarithm, and softmin. Where all units lie along the axis, that counts live ones, in this form."""
+
+    zero = Zero.BREAKS
+
+    def __init__(self, form: Callable[..., Any] | None) -> None:
+        self.form = form
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return flow.of(node.all_input_nodes[0]) if self._counts(flow, node) else whole_slices(flow, node, _dim(node))
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        if not self._counts(flow, node):
+            return None
+        return Counting(self.form, flow.of(node.all_input_nodes[0]))
+
+    def _counts(self, flow: Flow, node: fx.Node) -> bool:
+        labels = flow.of(node.all_input_nodes[0])
+        named = len(node.args) == 2 or node.kwargs.get("dim") is not None
+        return self.form is not None and named and labels.shape[_dim(node)] == labels.numel() > 1
+
+
+def _dim(node: fx.Node) -> int:
+    """The axis of a softmax."""
+    given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    if given is None:  # the axis that torch chooses
+        return 0 if node.meta["value"].dim() in (0, 1, 3) else 1
+    return given
+
+
+@rule(torch.cumsum, "cumsum", torch.cumprod, "cumprod")
+class Cumulative(Rule):
+    """Sums and products of what comes before along an axis without units."""
+
+    zero = Zero.PRESERVES
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return whole_slices(flow, node, arguments(node, "input", "dim")["dim"])

@@ -1,0 +1,117 @@
+"""What has to hold for a random network: `exactness.py`, and what is checked now and then."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from exactness import DOUBLE_TOLERANCE, check_on, counted_macs, difference, fixed_seed, random_gates, randomise
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+import fxcat
+
+LARGEST = 1e4
+"""Networks whose results are larger, or are not finite, say nothing."""
+
+
+def broken(
+    make: Callable[[], nn.Module], example: tuple[Any, ...], others: tuple[Any, ...], seed: int, *, onnx: bool = False
+) -> str:
+    """What is wrong with a network, empty if nothing is; `nothing` if there is nothing to prune."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make()
+        randomise(model, seed)
+        if not _is_tame(model, others):
+            return "nothing"
+        model.train()
+        try:
+            report = check_on(model, "random", example, others, others, settings=2)
+            if not report.failures:
+                (_check_files, _check_gradients, _check_few_left)[seed % 3](model, make, example, others, seed)
+            if not report.failures and onnx:
+                _check_onnx(model, example)
+        except fxcat.NothingToPruneError:
+            return "nothing"
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            return f"{type(error).__name__}: {str(error)[:300]} ({Path(frame.filename).name}:{frame.lineno})"
+    return report.failures[0] if report.failures else ""
+
+
+def _is_tame(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    with torch.no_grad(), fixed_seed(0):
+        results = [copy.deepcopy(model).train(mode)(*inputs) for mode in (True, False)]
+    return all(bool((v.abs() < LARGEST).all()) for v in tree_leaves(results) if v is not None)
+
+
+Make = Callable[[], nn.Module]
+Inputs = tuple[Any, ...]
+
+
+def _check_files(model: nn.Module, make: Make, example: Inputs, others: Inputs, seed: int) -> None:
+    """Shrunk twice, saved, and loaded into a network of the same source."""
+    net = fxcat.prepare(model, example, verbose=False).eval()
+    random_gates(net, seed, 0.3)
+    net.shrink()
+    random_gates(net, seed + 1, 0.3)
+    small = fxcat.finalize(net)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.safetensors"
+        fxcat.save(small, path)
+        loaded = fxcat.load(path, make()).eval()
+    with torch.no_grad():
+        found = difference(loaded(*others), small(*others))
+    assert found <= DOUBLE_TOLERANCE, f"loaded: {found:.1e}"
+
+
+def _check_gradients(model: nn.Module, make: Make, example: Inputs, others: Inputs, seed: int) -> None:
+    """With open gates every parameter has the gradient that it has in the model."""
+    reference = copy.deepcopy(model).eval()
+    net = fxcat.prepare(model, example, verbose=False).eval()
+    for module in (reference, net):
+        with torch.enable_grad():
+            sum((v * v).sum() for v in tree_leaves(module(*others)) if v is not None).backward()
+    own = dict(net.network.named_parameters())
+    for name, parameter in reference.named_parameters():
+        a, b = (torch.zeros_like(p) if p.grad is None else p.grad for p in (own[name], parameter))
+        assert difference(a, b) <= 1e-8, f"gradient of {name}: {difference(a, b):.1e}"
+
+
+def _check_few_left(model: nn.Module, make: Make, example: Inputs, others: Inputs, seed: int) -> None:
+    """One unit of every group, and no section where the other gates allow it."""
+    net = fxcat.prepare(model, example, verbose=False).eval()
+    for number, gate in enumerate(net.gates.values()):
+        live = torch.zeros(gate.count)
+        if gate.kind == "units":
+            live[(seed + number) % gate.count] = 1
+        gate.set(live)
+    theta = net.gate_vector.theta.detach()
+    number, required = net.structure.required.long()
+    for members in required.split(number.unique_consecutive(return_counts=True)[1].tolist()):
+        if not bool((theta[members] > 0.5).any()):
+            theta[members[seed % len(members)]] = 1.0
+    small = fxcat.finalize(net)
+    with torch.no_grad():
+        found = difference(small(*others), net(*others))
+    assert found <= DOUBLE_TOLERANCE, f"few left: {found:.1e}"
+    said, counted = net.hard_cost(), counted_macs(small, example)
+    assert said.macs == counted, f"few left: {said.macs} MACs said, {counted} counted"
+    params = sum(p.numel() for p in small.parameters())
+    assert said.params == params, f"few left: {said.params} parameters said, {params} counted"
+
+
+def _check_onnx(model: nn.Module, example: Inputs) -> None:
+    inputs = tree_map(lambda x: x.float(), example)
+    net = fxcat.prepare(model.float(), inputs, verbose=False).eval()
+    random_gates(net, 0, 0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        fxcat.export_onnx(fxcat.finalize(net), Path(folder) / "small.onnx", inputs)
