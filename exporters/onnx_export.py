@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcat.checks import as_path, check_flag, check_integer, check_module
 from fxcat.errors import ExportError, InputError, StorageError
 from fxcat.exporters.inputs import batch_of, example_arguments, has_images
 from fxcat.exporters.latency import measure_latency
@@ -72,11 +73,14 @@ def export_onnx(
     Raises `StorageError` (the path cannot be written), `InputError`, and `ExportError` (the export failed, or the
     file does not compute what the module computes).
     """
-    if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"export_onnx() got a {type(module).__name__}, not a torch.nn.Module")
-    if isinstance(module, GatedModule):
-        raise InputError("the module still has gates", remedy="export fxcat.finalize(net) instead")
-    target = Path(path)
+    check_module(module, "export_onnx()")
+    gated = next((path for path, part in module.named_modules() if isinstance(part, GatedModule)), None)
+    if gated is not None:
+        raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
+    check_integer(opset, "opset", least=1, optional=True)
+    check_flag(verify, "verify")
+    check_flag(dynamic_batch, "dynamic_batch")
+    target = as_path(path)
     with ONE_AT_A_TIME, staged(target) as temporary:
         arguments = example_arguments(module, example_inputs)
         reference = inference_copy(module)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fxcat.closing import next_to_close
+from fxcat.errors import InputError
 from fxcat.fractions import cost_fractions, cost_gradients
 from fxcat.gated import GatedModule
 from fxcat.groups import kept_gates
@@ -46,6 +47,45 @@ def least_aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor) 
     return blocks.setting
 
 
+def check_multiples(net: GatedModule) -> None:
+    """Raise `InputError` if widths shall be multiples of more channels than any of these groups has: by mistake."""
+    asked = [w for w in _widths(net) if w.multiple > 1]
+    if asked and all(w.block > w.units for w in asked):
+        raise InputError(
+            f"no group has the {min(w.multiple for w in asked)} channels of which its width shall be a multiple; the "
+            f"widest has {max(w.units * w.channels for w in asked)}",
+            remedy="give a smaller round_to=, or Limits(multiple_of=…)",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """Of a group: the number of its first unit, how many it has, and the channels of each; and of how many channels its
+    width shall be a multiple."""
+
+    start: int
+    units: int
+    channels: int
+    multiple: int
+
+    @property
+    def block(self) -> int:
+        """Units that have a multiple of so many channels."""
+        return self.multiple // math.gcd(self.multiple, self.channels)
+
+
+def _widths(net: GatedModule) -> list[_Width]:
+    """Of all groups that there are."""
+    channels, start = channels_per_unit(net), 0
+    found: list[_Width] = []
+    for part, (_, limits) in zip(net.parts, net.part_limits(), strict=True):
+        if part.kind == "units":
+            own = int(channels[start : start + part.count].min())
+            found.append(_Width(start, part.count, own, limits.multiple_of or 1))
+        start += part.count
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Numbers of a group's units, the best first; how many make a block, and how few may stay. Or one section."""
@@ -63,20 +103,15 @@ class _Blocks:
         order = self.score.clone()
         order[kept_gates(net, score)] = torch.inf  # these never close
         self.groups: list[_Group] = []
-        widths, start = channels_per_unit(net), 0
-        for part, (_, limits) in zip(net.parts, net.part_limits(), strict=True):
-            if part.kind == "units":
-                per_unit, multiple = int(widths[start : start + part.count].min()), limits.multiple_of or 1
-                size = multiple // math.gcd(multiple, per_unit)
-                if size <= part.count:
-                    of_group = order[start : start + part.count]
-                    numbers = start + of_group.argsort(descending=True, stable=True)
-                    needed = int(of_group.isinf().sum())
-                    self.groups.append(_Group(numbers, size, min(part.count, max(1, -(-needed // size)) * size)))
-            else:
-                least = int(order[start].isinf())
-                self.groups.append(_Group(torch.tensor([start], device=order.device), 1, least))
-            start += part.count
+        for width in _widths(net):
+            size = width.block
+            if size <= width.units:
+                of_group = order[width.start : width.start + width.units]
+                numbers = width.start + of_group.argsort(descending=True, stable=True)
+                needed = int(of_group.isinf().sum())
+                self.groups.append(_Group(numbers, size, min(width.units, max(1, -(-needed // size)) * size)))
+        for section in range(net.gate_vector.unit_count, len(order)):
+            self.groups.append(_Group(torch.tensor([section], device=order.device), 1, int(order[section].isinf())))
 
     def round(self, *, up: bool = False) -> None:
         """Every group to the nearest multiple, or the next one."""

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from fxcat.alignment import check_multiples
+from fxcat.checks import as_names, check_choice, check_flag, check_integer, check_module, shown
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
-from fxcat.gated import GatedModule, Policy
+from fxcat.gated import GatedModule, Policy, check_gated
 from fxcat.gates import SAMPLES
-from fxcat.limits import GateLimits, Limits
+from fxcat.limits import GateLimits, Limits, check_limits
 from fxcat.passes import verification
 from fxcat.passes.analysis import Options
 from fxcat.passes.bypasses import Bypasses, place_bypasses
@@ -32,6 +34,7 @@ R = TypeVar("R")
 _GATES = {"units+layers": (True, True), "units": (True, False), "layers": (False, True)}
 
 
+@torch.inference_mode(False)  # within that mode nothing could be trained
 def prepare(
     model: nn.Module,
     example_inputs: Any = None,
@@ -62,31 +65,43 @@ def prepare(
 
     Raises `InputError`, `CaptureError` (module path, source line, reason) and `NothingToPruneError`.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"prepare() got a {type(model).__name__}, not a torch.nn.Module")
+    check_module(model, "prepare()")
     _check_modules(model)
-    if gates not in _GATES:
-        raise InputError(f"gates={gates!r} is unknown", remedy=f"choose one of {', '.join(map(repr, _GATES))}")
-    if policy not in get_args(Policy):
-        raise InputError(
-            f"policy={policy!r} is unknown", remedy=f"choose one of {', '.join(map(repr, get_args(Policy)))}"
-        )
+    check_choice(gates, "gates", _GATES)
+    check_choice(policy, "policy", get_args(Policy))
+    check_integer(round_to, "round_to", least=1, kind="width", remedy="give a whole number of channels, for example 8")
+    check_limits(limits)
+    for name, flag in (("gate_inputs", gate_inputs), ("verbose", verbose)):
+        check_flag(flag, name)
+    check_flag(verify, "verify", optional=True)
+    ignore = _checked_names(model, ignore)
     units, sections = _GATES[gates]
     if policy == "ratio":
         if not units:
             raise InputError(f'policy="ratio" cannot prune gates={gates!r}', remedy="choose gates='units'")
         sections = False
-    if not isinstance(round_to, int) or round_to < 1:
-        raise InputError(f"round_to={round_to!r} is no width", remedy="give a whole number of channels, for example 8")
     limits = {"*": Limits(multiple_of=round_to), **(limits or {})} if round_to > 1 else limits or {}
-    _check_ignored(model, ignore)
-    net, example = _build(model, example_inputs, Options(units, sections, tuple(ignore), gate_inputs))
-    if verify or (verify is None and net.structure.cost.macs * _examples(example) <= verification.CHEAP):
-        verification.verify_open(net, model, example)
+    net, example = _build(model, example_inputs, Options(units, sections, ignore, gate_inputs))
+    if not net.structure.cost.macs and any(isinstance(x, torch.Tensor) and not x.numel() for x in leaves(example)):
+        raise InputError("the example inputs are empty: no costs can be told", remedy="give at least one example")
     net.policy = policy
     net.limits = GateLimits.resolved(limits, net.structure.groups, net.structure.sections)
+    if net.limits.aligned:
+        check_multiples(net)
+    unverified = False
+    if verify or (verify is None and net.structure.cost.macs * _examples(example) <= verification.CHEAP):
+        unverified = not verification.verify_open(net, model, example)
+        if verify and unverified:
+            raise InputError(
+                f"nothing can be verified: {type(model).__name__} itself does not run on the example inputs",
+                remedy="give inputs that it takes, or verify=False",
+            )
     if verbose:
-        sys.stdout.write(prepared(net) + "\n")
+        lines = [
+            prepared(net),
+            *(["  not verified: the model itself does not run on the example"] if unverified else []),
+        ]
+        sys.stdout.write("\n".join(lines) + "\n")
     return net
 
 
@@ -98,6 +113,9 @@ def _check_modules(model: nn.Module) -> None:
         )
     for path, module in model.named_modules():
         where = path or type(model).__name__
+        if isinstance(module, GatedModule):
+            remedy = "to prune it further: prepare(finalize(net), example_inputs)"
+            raise InputError("it has gates already", where=where, remedy=remedy)
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError("a scripted module cannot be captured", where=where, remedy="give the module it came from")
         if isinstance(module._modules.get("_orig_mod"), nn.Module):
@@ -110,6 +128,14 @@ def _check_modules(model: nn.Module) -> None:
             )
         if any(is_lazy(t) for t in module.parameters(recurse=False)):
             raise InputError("its weights have no shape yet", where=where, remedy="call the model once")
+        if any(t.is_inference() for t in module.parameters(recurse=False)):
+            remedy = "make the model outside of torch.inference_mode()"
+            raise InputError(
+                "its weights were made in inference mode, and cannot be trained", where=where, remedy=remedy
+            )
+        if any(t.is_meta for t in module.parameters(recurse=False)):
+            remedy = "give them some: model.to_empty(device=…), and initialise or load them"
+            raise InputError("its weights are on the meta device: they have no values", where=where, remedy=remedy)
 
 
 def _examples(inputs: Any) -> int:
@@ -146,16 +172,17 @@ def _first_that_fits(attempt: Callable[[A], R], candidates: Iterable[A], functio
     raise type(first)(what, where=first.where, remedy=f"call fxcat.{function}(model, example_inputs)") from first
 
 
-def _check_ignored(model: nn.Module, ignore: Sequence[str]) -> None:
-    if isinstance(ignore, str):
-        raise InputError(f"ignore={ignore!r} is one string", remedy=f"write ignore=[{ignore!r}]")
-    known = dict(model.named_modules(remove_duplicate=False)) if ignore else {}
-    unknown = [path for path in ignore if path not in known]
+def _checked_names(model: nn.Module, ignore: Iterable[str]) -> tuple[str, ...]:
+    """Paths of modules to ignore."""
+    names = as_names(ignore, "ignore")
+    known = [path for path, _ in model.named_modules(remove_duplicate=False)] if names else []
+    unknown = [path for path in names if path not in known]
     if unknown:
         raise InputError(
-            f"ignore= names {unknown[0]!r}, which is no module of {type(model).__name__}",
+            f"ignore= names {shown(unknown[0])}, which is no module of {type(model).__name__}",
             remedy="use the names of model.named_modules()",
         )
+    return names
 
 
 def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
@@ -170,16 +197,14 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     Raises `InputError` for anything but a `GatedModule`, `PlanError` if a group that is needed has no unit left, and
     `VerificationError` if the result computes something else than `net.eval()` on the inputs to verify it.
     """
-    if not isinstance(net, GatedModule):
-        raise InputError(
-            f"finalize() got a {type(net).__name__}, not a GatedModule", remedy="pass what fxcat.prepare returned"
-        )
+    check_gated(net, "finalize()")
     if net.unfinished is not None:
         warnings.warn(
             f"{net.unfinished} has not ended: what is not decided stays; call controller.finish() before finalize()",
             stacklevel=2,
         )
-    small = net.finalized()
+    with torch.inference_mode(False):  # what is made within that mode cannot be trained
+        small = net.finalized()
     if verify is not None:
         verification.verify(small, net, verify)
     return small
@@ -193,6 +218,7 @@ def find_bypasses(model: nn.Module, example_inputs: Any = None, *, ignore: Seque
     return _find_bypasses(model, example_inputs, ignore)[1]
 
 
+@torch.inference_mode(False)
 def add_bypasses(
     model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[str] = (), verbose: bool = True
 ) -> nn.Module:
@@ -213,6 +239,7 @@ def add_bypasses(
     Raises `InputError`, `CaptureError` where the model cannot be traced as a whole, and `NothingToPruneError` if no
     section can be bypassed.
     """
+    check_flag(verbose, "verbose")
     captured, bypasses = _find_bypasses(model, example_inputs, ignore)
     if not bypasses.found:
         reasons = "; ".join(f"{u.name}: {u.reason}" for u in bypasses.left[:5])
@@ -226,12 +253,11 @@ def add_bypasses(
 
 
 def _find_bypasses(model: nn.Module, example_inputs: Any, ignore: Sequence[str]) -> tuple[Captured, Bypasses]:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"bypasses can be added to a torch.nn.Module, not to a {type(model).__name__}")
+    check_module(model, "add_bypasses()")
     if isinstance(model, GatedModule):
         raise InputError("the model has gates already", remedy="add bypasses first, then call fxcat.prepare")
     _check_modules(model)
-    _check_ignored(model, ignore)
+    ignore = _checked_names(model, ignore)
     captured = _whole(model, example_inputs)
     return captured, place_bypasses(captured, meta_twin(model), ignore)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fxcat.checks import as_path
 from fxcat.distributed import is_main
 from fxcat.errors import StorageError, located
 from fxcat.files import read_tensors, remove_unfinished, write_tensors
@@ -33,7 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder, "checkpoint_dir")
         self._last, self._previous, self._best = (
             self.folder / f"{name}.safetensors" for name in ("last", "previous", "best")
         )

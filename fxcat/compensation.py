@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcat.checks import as_pair
 from fxcat.consumers import Consumer
 from fxcat.errors import InputError, TrainingError
 from fxcat.gated import GatedModule
@@ -67,7 +68,8 @@ def measure(net: GatedModule, setting: torch.Tensor, batches: Sequence[Any]) -> 
     means = [_Mean(c, theta.device) for c in consumers]
     opened = torch.ones_like(theta.detach())
     with in_eval(net), torch.no_grad(), net.gate_vector.fixed(opened), _watching(net, means):
-        for inputs, _ in batches:
+        for batch in batches:
+            inputs, _ = as_pair(batch, "compensate")
             net(inputs.to(theta.device) if isinstance(inputs, torch.Tensor) else inputs)
     lost = [(m.consumer, m.value) for m in means if bool((m.value != 0).any())]
     for consumer, mean in lost:

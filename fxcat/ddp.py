@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fxcat.checks import check_instance
 from fxcat.distributed import is_distributed, is_same_everywhere
 from fxcat.errors import InputError, TrainingError
 
@@ -44,6 +45,7 @@ def rewrap(ddp: DistributedDataParallel) -> None:
     `GateController.step()` does so for those through which the network was called. All processes must.
     Raises `InputError` if it has a process group of its own: such a one must be made again.
     """
+    check_instance(ddp, DistributedDataParallel, "rewrap()")
     try:
         state = ddp.__getstate__()
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fxcat.checks import check_number
 from fxcat.errors import InputError
 from fxcat.losses import AUXILIARY_WEIGHT, outputs_of
 
@@ -30,8 +31,7 @@ def distillation_loss(output: Any, teacher_output: Any, *, temperature: float = 
 
     Raises `InputError`, with both shapes, if a match is no pair of logits of one shape, or nothing matches.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature={temperature} is not greater than 0")
+    check_number(temperature, "temperature", above=0)
     main, *auxiliary = [
         _divergence(name, ours, theirs, temperature) for name, ours, theirs in _matches(output, teacher_output)
     ]

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
+from fxcat.checks import check_callable, check_instance, check_module
 from fxcat.errors import InputError
 from fxcat.fractions import marginal_macs
-from fxcat.gated import GatedModule
+from fxcat.gated import GatedModule, check_gated
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,10 @@ def from_torch_pruning(
 
     Raises `InputError` if torch-pruning is missing, if `model` is another one, and for what it cannot analyse.
     """
+    check_gated(net, "from_torch_pruning()")
+    check_callable(importance, "importance", remedy="give one such as torch_pruning.importance.MagnitudeImportance()")
+    check_module(model, "model")
+    check_instance(fallback, torch.Tensor, "fallback", optional=True)
     try:
         pruning: Any = importlib.import_module("torch_pruning")
     except ImportError as error:

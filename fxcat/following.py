@@ -19,6 +19,11 @@ KEY = "fxcat"
 class Leader(Protocol):
     """What removes gates from a network and all that must follow (`GateController`)."""
 
+    @property
+    def is_training(self) -> bool:
+        """Whether it has begun to train the gates, and has not ended."""
+        ...
+
     def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
         """Remove what `keep` (0/1, shape (gates,)) leaves out; `loaded`: as a state says that is being loaded."""
         ...

@@ -37,9 +37,9 @@ def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:
 
 def cost_gradients(net: GatedModule, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cost fractions, shape (2,), and their gradients in θ, shape (2, gates)."""
-    at = theta.detach().double().requires_grad_()
-    gradients = at.new_zeros((2, at.numel()))
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        at = theta.detach().double().clone().requires_grad_()
+        gradients = torch.zeros((2, at.numel()), dtype=at.dtype, device=at.device)
         fractions = cost_fractions(net, at)
         for i, fraction in enumerate(fractions.unbind(0)):
             gradients[i] = torch.autograd.grad(fraction, at, retain_graph=True)[0]

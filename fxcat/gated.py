@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,22 +13,25 @@ from torch import nn
 
 from fxcat.apart import call_whole
 from fxcat.appraisal import Appraisal
+from fxcat.checks import check_instance
 from fxcat.costs import CostModel
 from fxcat.ddp import Wrappers
+from fxcat.errors import InputError
 from fxcat.following import Led, described, is_of_plain_model, left_to_close, parsed
-from fxcat.gates import SAMPLES, Gate, GateSamples, GateVector
+from fxcat.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector
 from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.places import Places
 from fxcat.program import GatePart, Program, Shrunk, Structure
 from fxcat.recipe import Gates, Recipe, attach
-from fxcat.records import Cost, Target
+from fxcat.records import Cost, Target, check_target
 from fxcat.tables import Table
 
 Policy = Literal["bernoulli", "ratio"]
 
 
 _HELD = ("_modules", "_parameters", "_buffers")
+_INSTALLING = threading.RLock()
 
 
 class GatedModule(nn.Module):
@@ -145,9 +149,11 @@ class GatedModule(nn.Module):
         """Make the graph the network's `forward`, unless it is: compiled when it is first run, since much of it never
         is, between shrinks or when only the summary is wanted."""
         if not self._is_installed:
-            self.program.install(self.network)
-            self._places = Places(self.network)
-            self._is_installed = True
+            with _INSTALLING, torch.inference_mode(False):  # other threads wait; what is made is kept
+                if not self._is_installed:
+                    self.program.install(self.network)
+                    self._places = Places(self.network)
+                    self._is_installed = True
         elif self._places is not None and self._places.have_changed:
             self.program, cost_model, structure = self.program.renewed(self.network)
             self._set_structure(structure, cost_model)
@@ -186,11 +192,10 @@ class GatedModule(nn.Module):
 
     @property
     def gates(self) -> Mapping[str, Gate]:
-        """The gates by name, in the order of the gate vector."""
-        result: dict[str, Gate] = {}
-        start = 0
+        """The gates by name, in the order of the gate vector; as they are now, until the network becomes smaller."""
+        result, start, vector = GatesByName(), 0, self.gate_vector
         for part in self.parts:
-            result[part.name] = Gate(part.name, part.kind, self.gate_vector, start, part.count)
+            result[part.name] = Gate(part.name, part.kind, vector, start, part.count, vector.shrunk)
             start += part.count
         return result
 
@@ -271,6 +276,7 @@ class GatedModule(nn.Module):
         whether the target can be met; once something has gone, what is left; in training what sections are worth."""
         from fxcat.report import print_summary
 
+        check_target(target, optional=True)
         print_summary(self, target)
 
     def finalized(self) -> nn.Module:
@@ -288,6 +294,7 @@ class GatedModule(nn.Module):
         with smaller data and gradients. Raises `PlanError`; then nothing changed.
         """
         theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
+        _check_setting(keep, theta)
         keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
         modes = {path: module.training for path, module in self.network.named_modules()}
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
@@ -320,6 +327,23 @@ class GatedModule(nn.Module):
 
     def _recipe_after(self, keep: torch.Tensor) -> Recipe:
         return (*self.recipe[:-1], self.recipe[-1].after(keep))
+
+
+def check_gated(net: Any, name: str) -> None:
+    """Raise `InputError` for anything but a network with gates. `name`: of the function that got it, "fit()"."""
+    inside = next((p for p in ("module", "_orig_mod") if isinstance(getattr(net, p, None), GatedModule)), None)
+    remedy = f"pass the network inside: net.{inside}" if inside else "pass what fxcat.prepare returned"
+    check_instance(net, GatedModule, name, remedy=remedy)
+
+
+def _check_setting(keep: Any, theta: torch.Tensor) -> None:
+    """Raise `InputError` for anything but zeros and ones, one per gate, or None."""
+    check_instance(keep, torch.Tensor, "keep", optional=True)
+    if keep is not None and (keep.shape != theta.shape or not bool(((keep == 0) | (keep == 1)).all())):
+        raise InputError(
+            f"keep= is a tensor of shape {tuple(keep.shape)}, not of zeros and ones for {theta.numel()} gates",
+            remedy="give one per gate, in the order of net.gates",
+        )
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

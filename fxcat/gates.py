@@ -6,7 +6,9 @@ A gate is a 0/1 random variable ξ ~ Bernoulli(θ) that multiplies a unit or a s
 
 from __future__ import annotations
 
+import difflib
 import math
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fxcat.checks import shown
 from fxcat.draws import Draw, Draws, batch_size, drawn, place_of
 from fxcat.errors import InputError
 from fxcat.slicing import replace_data
@@ -122,8 +125,18 @@ class _SlotValues(torch.autograd.Function):
         return (of_sample[1:], None, None, None, *of_parameters)
 
 
+class _OfThread(threading.local):
+    """Values by the slots' names, of every thread its own: several may run one network in `eval()`."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _OfThread, ()  # a copy has none
+
+
 class GateSamples(nn.Module):
-    """Gate values of one forward pass, as attributes with the slots' names.
+    """Gate values of one forward pass, as attributes with the slots' names; of every thread its own.
 
     One gather serves all slots, and one multiplication all parameters that are scaled.
     """
@@ -136,6 +149,7 @@ class GateSamples(nn.Module):
         self._sizes = [torch.Size(s.shape).numel() for s in layout.slots]
         scales = [s.scales for s in layout.slots if s.scales is not None]
         homes = {path: network.get_submodule(path.rpartition(".")[0]) for path, _ in scales}
+        self._filled = _OfThread()
         # by the modules that hold them: people put others in their place (SyncBatchNorm)
         self._scaled = tuple((homes[path], path.rpartition(".")[2], name) for path, name in scales)
 
@@ -144,11 +158,16 @@ class GateSamples(nn.Module):
         parameters = [getattr(getattr(home, leaf), name) for home, leaf, name in self._scaled]
         index = self._index.on(sample.device)
         values: tuple[torch.Tensor, ...] = _SlotValues.apply(*(sample, index, self._repeated, self._sizes), *parameters)
+        # torch.compile knows nothing of threads; what it compiles has the values as inputs and results
+        found = self.__dict__ if torch.compiler.is_compiling() else self._filled.values
         for slot, value in zip(self._slots, values, strict=True):
-            self.__dict__[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
+            found[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
 
     def __getattr__(self, name: str) -> Any:
-        if any(slot.name == name for slot in self.__dict__.get("_slots", ())):
+        own = self.__dict__
+        if "_filled" in own and (value := own["_filled"].values.get(name)) is not None:
+            return value
+        if any(slot.name == name for slot in own.get("_slots", ())):
             raise InputError(
                 "the gates have no values outside of a forward pass of the whole network",
                 remedy="call the network that fxcat.prepare returned, not a part of it",
@@ -157,8 +176,11 @@ class GateSamples(nn.Module):
 
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
-        for slot in self._slots:
-            self.__dict__.pop(slot.name, None)
+        if torch.compiler.is_compiling():
+            for slot in self._slots:
+                self.__dict__.pop(slot.name, None)
+        else:
+            self._filled.values = {}
 
 
 class GateVector(nn.Module):
@@ -182,6 +204,8 @@ class GateVector(nn.Module):
         """Share of the open sections that are closed at random while gates are sampled."""
         self.draws = Draws()
         self.last_batch = 1
+        self.shrunk = 0
+        """How often gates have gone."""
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
         self.seed(0)
@@ -269,6 +293,7 @@ class GateVector(nn.Module):
         replace_data(self.theta, self.theta.detach()[origin], None)
         self._numbers = Table(self.numbers[origin])
         self.unit_count = units
+        self.shrunk += 1
         self.draws.forget()
 
     def seed(self, seed: int) -> None:
@@ -299,19 +324,46 @@ class Gate:
     vector: GateVector
     start: int
     count: int
+    shrunk: int = 0
+    """How often gates had gone from the network when this was taken from it: later its numbers are those of others."""
 
     @property
     def theta(self) -> torch.Tensor:
-        """Probabilities in [0, 1], shape (units,) or (1,) for a section. Shares memory: write into it to set gates."""
+        """Probabilities in [0, 1], shape (units,) or (1,) for a section. Shares memory: write into it to set gates.
+
+        Raises `InputError` once the network has become smaller."""
+        if self.shrunk != self.vector.shrunk:
+            raise InputError(
+                "the network has become smaller since this gate was taken from it",
+                where=self.name,
+                remedy="take it again: net.gates[name]",
+            )
         return self.vector.theta.detach()[self.start : self.start + self.count]
 
     def set(self, values: torch.Tensor | float) -> None:
         """Set all probabilities. Raises `InputError` for values outside [0, 1] or of another shape."""
-        new = torch.as_tensor(values, dtype=self.theta.dtype, device=self.theta.device)
-        if new.shape not in (torch.Size(()), self.theta.shape) or not bool(((new >= 0) & (new <= 1)).all()):
-            raise InputError(
-                f"gate {self.name!r} cannot take values of shape {tuple(new.shape)}",
-                where=self.name,
-                remedy=f"give one number, or {self.count} of them, in [0, 1]",
-            )
-        self.theta.copy_(new)
+        theta = self.theta
+        remedy = f"give one number, or {self.count} of them, in [0, 1]"
+        try:
+            new = torch.as_tensor(values, dtype=theta.dtype, device=theta.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            what = f"gate {self.name!r} cannot take {shown(values)}"
+            raise InputError(what, where=self.name, remedy=remedy) from error
+        if new.shape not in (torch.Size(()), theta.shape):
+            what = f"gate {self.name!r} cannot take values of shape {tuple(new.shape)}"
+            raise InputError(what, where=self.name, remedy=remedy)
+        if not bool(((new >= 0) & (new <= 1)).all()):
+            wrong = new[~((new >= 0) & (new <= 1))].reshape(-1)[0].item()
+            raise InputError(f"gate {self.name!r} cannot take the value {wrong:g}", where=self.name, remedy=remedy)
+        theta.copy_(new)
+
+
+class GatesByName(dict[str, Gate]):
+    """The gates of a network by name, which say what there is when a name is not among them."""
+
+    def __missing__(self, name: Any) -> Gate:
+        near = difflib.get_close_matches(str(name), self, n=3) or list(self)[:3]
+        raise InputError(
+            f"there is no gate {shown(name)} among {len(self)}, or it has gone",
+            remedy=f"use names of net.summary(), such as {', '.join(map(repr, near))}",
+        )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from fxcat.checks import as_path, check_path
 from fxcat.errors import InputError, StorageError
 from fxcat.figures import new_figure, save_figure
 
@@ -55,16 +55,18 @@ class History:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the records as JSON. Raises `StorageError` if the path cannot be written."""
+        file = as_path(path)
         try:
-            Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+            file.write_text(json.dumps(asdict(self), indent=1) + "\n")
         except OSError as error:
             raise StorageError(f"the history cannot be written: {error}", where=str(path)) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
+        file = as_path(path)
         try:
-            found = json.loads(Path(path).read_text())
+            found = json.loads(file.read_text())
             return cls([_record(e) for e in found["epochs"]], _of_type("shrunk_at", found["shrunk_at"], int | None))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(
@@ -78,6 +80,7 @@ class History:
 
         Raises `InputError` without matplotlib or without epochs, `StorageError` if the path cannot be written.
         """
+        check_path(path)
         if not self.epochs:
             raise InputError("the history is empty", remedy="train for at least one epoch before plotting")
         figure = new_figure(8, 5)

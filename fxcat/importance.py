@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torchvision.ops import FrozenBatchNorm2d
 
+from fxcat.checks import as_pair, check_batches, check_callable
 from fxcat.errors import InputError, TrainingError
 from fxcat.estimators import from_torch_pruning
 from fxcat.fractions import marginal_macs
-from fxcat.gated import GatedModule
+from fxcat.gated import GatedModule, check_gated
 from fxcat.groups import group_ids
 from fxcat.losses import cross_entropy
 from fxcat.modes import in_eval
@@ -42,6 +43,7 @@ def norm_scale(net: GatedModule) -> torch.Tensor:
     times twice its MACs, since the units count each of them twice: that which reads and that which writes. A section
     without weights scores ∞.
     """
+    check_gated(net, "norm_scale()")
     tensors, norms = _weights(net)
     scales = torch.cat([unit_scales(net), 2 * _section_scales(net, tensors, norms)])
     scores = scales * marginal_macs(net)
@@ -99,6 +101,7 @@ def _section_scales(net: GatedModule, tensors: dict[str, torch.Tensor], norms: s
     return scales.nan_to_num(nan=torch.inf).to(net.gate_vector.theta.device)
 
 
+@torch.inference_mode(False)  # gradients are wanted
 def taylor(
     net: GatedModule, batches: Iterable[Any], loss: Callable[[Any, Any], torch.Tensor] = cross_entropy
 ) -> torch.Tensor:
@@ -111,11 +114,15 @@ def taylor(
 
     Raises `InputError` without a batch, and `TrainingError` if a loss or its derivative is not finite.
     """
+    check_gated(net, "taylor()")
+    check_batches(batches, "batches")
+    check_callable(loss, "loss")
     theta = net.gate_vector.theta
     total, seen = torch.zeros_like(theta, dtype=torch.float64), 0
     with _open_gates(net):
-        for inputs, targets in batches:
-            inputs, targets = (v.to(theta.device) if isinstance(v, torch.Tensor) else v for v in (inputs, targets))
+        for batch in batches:
+            pair = as_pair(batch, "batches")
+            inputs, targets = (v.to(theta.device) if isinstance(v, torch.Tensor) else v for v in pair)
             value = loss(net(inputs), targets)
             draws = net.gate_vector.differentiated(value)
             gradient = sum((d.gradient.double() for d in draws if d.gradient is not None), torch.zeros_like(total))

@@ -6,7 +6,9 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from fxcat.checks import check_flag, check_instance, check_integer, check_number, shown
 from fxcat.errors import InputError
 from fxcat.records import Group, SectionInfo
 
@@ -29,13 +31,10 @@ class Limits:
     keep: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("least", self.least), ("multiple_of", self.multiple_of)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"Limits({name}={value!r}) is no number of channels", remedy="give an integer ≥ 1")
-        if self.most_pruned is not None and not 0 <= self.most_pruned <= 1:
-            raise InputError(
-                f"Limits(most_pruned={self.most_pruned!r}) is no share", remedy="give a number in [0, 1], such as 0.5"
-            )
+        check_integer(self.least, "Limits(least)", least=1, kind="number of channels", optional=True)
+        check_integer(self.multiple_of, "Limits(multiple_of)", least=1, kind="number of channels", optional=True)
+        check_number(self.most_pruned, "Limits(most_pruned)", least=0, most=1, kind="share", optional=True)
+        check_flag(self.keep, "Limits(keep)", optional=True)
 
     def then(self, other: Limits) -> Limits:
         """These limits, and in place of what another one sets that."""
@@ -69,10 +68,6 @@ class GateLimits:
         Raises `InputError` for a pattern that matches nothing, and for limits that fit nothing that it matches.
         """
         names = [g.name for g in groups], [s.name for s in sections]
-        if not isinstance(limits, Mapping):
-            raise InputError(
-                f"limits= is a {type(limits).__name__}", remedy='write limits={"layer1.*": fxcat.Limits(least=8)}'
-            )
         for pattern, limit in limits.items():
             _check(pattern, limit, *names)
         of_groups, of_sections = ([_joined(limits, name) for name in part] for part in names)
@@ -96,9 +91,10 @@ def _joined(limits: Mapping[str, Limits], name: str) -> Limits:
 
 
 def _check(pattern: str, limit: Limits, groups: Sequence[str], sections: Sequence[str]) -> None:
-    if not isinstance(limit, Limits):
+    if not isinstance(limit, Limits) or not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(
-            f"limits={{{pattern!r}: {limit!r}}} is none", remedy="write fxcat.Limits(least=8), for example"
+            f"limits={{{shown(pattern)}: {shown(limit)}}} is none",
+            remedy='write {"layer1.*": fxcat.Limits(least=8)}, for example',
         )
     if pattern == "*":  # everything, whatever there is
         return
@@ -113,3 +109,9 @@ def _check(pattern: str, limit: Limits, groups: Sequence[str], sections: Sequenc
         raise InputError(
             f"limits= gives widths to {pattern!r}, which matches sections only", remedy="sections have keep= only"
         )
+
+
+def check_limits(limits: Any) -> None:
+    """Raise `InputError` for anything but a mapping, or None."""
+    remedy = 'write limits={"layer1.*": fxcat.Limits(least=8)}'
+    check_instance(limits, Mapping, "limits", remedy=remedy, optional=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxcat.checks import check_module
 from fxcat.contents import shapes_of
 from fxcat.errors import InputError, located
 from fxcat.passes.analysis import Options
@@ -16,6 +17,7 @@ from fxcat.recipe import Stage, check_gates, check_shapes, make_example
 from fxcat.storage import put, read
 
 
+@torch.inference_mode(False)  # within that mode nothing could be trained
 def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """The small network that was saved: structure and values, without gates, on the device and in the mode of `model`.
 
@@ -26,8 +28,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     Raises `StorageError` for a file that cannot be read, is damaged or holds something else, and `InputError` for
     another model.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"load() got a {type(model).__name__}, not a torch.nn.Module")
+    check_module(model, "load()")
     stored = read(path)
     with located(str(path)):
         for stage in stored.recipe:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from fxcat.checks import check_batches
 from fxcat.compensation import measure
 from fxcat.errors import InputError
 from fxcat.fractions import cost_fractions, cost_gradients, target_fractions, undercuts
-from fxcat.gated import GatedModule
+from fxcat.gated import GatedModule, check_gated
 from fxcat.groups import kept_gates
-from fxcat.records import Target
+from fxcat.records import Target, check_target
 from fxcat.selection import check_reachable, select_structure
 from fxcat.sharing import emphasized
 
@@ -46,6 +47,7 @@ def one_shot(
     target cannot be reached, and `TrainingError` if what units give is not finite; then nothing has changed, except
     that layers which were to be compensated may have got a bias of zero.
     """
+    check_batches(compensate, "compensate", optional=True)
     batches = None if compensate is None else list(compensate)
     scores, last = _ranked(net, scores, target)
     setting = torch.ones_like(net.gate_vector.theta.detach())
@@ -81,6 +83,8 @@ def warm_start(net: GatedModule, scores: torch.Tensor, *, target: Target) -> Non
 
 def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """Checked scores, and the gates that have to close for the target, least score per cost first."""
+    check_gated(net, "one_shot() or warm_start()")
+    check_target(target)
     scores = emphasized(net, _checked(net, scores), target.layers)
     check_reachable(net, target)
     _, gradients = cost_gradients(net, torch.ones_like(net.gate_vector.theta.detach()))
@@ -129,6 +133,8 @@ def _checked(net: GatedModule, scores: torch.Tensor) -> torch.Tensor:
             f"scores of shape {shape} do not fit {theta.numel()} gates",
             remedy=f"give one per gate, shape ({theta.numel()},): units, then sections, in the order of net.gates",
         )
+    if scores.is_complex() or scores.is_meta:
+        raise InputError(f"scores= are no numbers: {scores.dtype} on {scores.device}", remedy="give real values")
     scores = scores.detach().to(theta.device, torch.float64)
     if not bool((scores >= 0).all()):
         raise InputError(

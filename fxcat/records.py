@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from fxcat.checks import check_instance, check_number
 from fxcat.errors import TargetError
 
 N = TypeVar("N", int, float, torch.Tensor)
@@ -60,7 +61,7 @@ class Target:
     `layers` in [0, 1]: layers versus units (κ of arXiv 2411.09127): above ½ sections close sooner, below it later. At 0
     sections, at 1 units go only where the others are not enough.
 
-    Raises `TargetError` for a value outside these ranges, and if no fraction is given.
+    Raises `TargetError` for a value outside these ranges, and if no fraction is given, `InputError` for no number.
     """
 
     flops: float | None = None
@@ -72,13 +73,11 @@ class Target:
         if all(v is None for v in given.values()):
             raise TargetError("the target is empty", remedy="write Target(flops=0.5) or Target(params=0.5)")
         for name, value in given.items():
-            if value is not None and not 0.0 < value <= 1.0:
-                raise TargetError(
-                    f"Target({name}={value!r}) is outside (0, 1]",
-                    remedy=f"give the fraction of the start network to keep, for example Target({name}=0.5)",
-                )
-        if not 0.0 <= self.layers <= 1.0:
-            raise TargetError(f"Target(layers={self.layers!r}) is outside [0, 1]", remedy="0.5 is the balance")
+            remedy = f"give the fraction of the start network to keep, for example Target({name}=0.5)"
+            check_number(value, f"Target({name})", above=0, most=1, error=TargetError, remedy=remedy, optional=True)
+        check_number(
+            self.layers, "Target(layers)", least=0, most=1, error=TargetError, remedy="give 0.5 for the balance"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class Pressure:
 
     `nu` ≥ 0: pruning pressure, which is reached when the gated phase ends: the loss that all MACs of the start network
     are worth; `layers` in [0, 1]: layers versus units; `params` in [0, 1]: parameters versus
-    computation. Raises `TargetError` for values outside these ranges.
+    computation. Raises `TargetError` for values outside these ranges, `InputError` for no numbers.
     """
 
     nu: float
@@ -95,13 +94,16 @@ class Pressure:
     params: float = 0.0
 
     def __post_init__(self) -> None:
-        ranges = (
-            ("nu", self.nu, self.nu >= 0),
-            ("layers", self.layers, 0 <= self.layers <= 1),
-            ("params", self.params, 0 <= self.params <= 1),
-        )
-        for name, value, valid in ranges:
-            if not valid:
-                raise TargetError(
-                    f"Pressure({name}={value!r}) is out of range", remedy="nu ≥ 0; layers and params lie in [0, 1]"
-                )
+        check_number(self.nu, "Pressure(nu)", least=0, error=TargetError)
+        check_number(self.layers, "Pressure(layers)", least=0, most=1, error=TargetError)
+        check_number(self.params, "Pressure(params)", least=0, most=1, error=TargetError)
+
+
+def check_target(value: Any, *, optional: bool = False) -> None:
+    """Raise `InputError` for anything but a `Target`."""
+    check_instance(value, Target, "target", remedy="write target=fxcat.Target(flops=0.5)", optional=optional)
+
+
+def check_pressure(value: Any, *, optional: bool = False) -> None:
+    """Raise `InputError` for anything but a `Pressure`."""
+    check_instance(value, Pressure, "pressure", remedy="write pressure=fxcat.Pressure(nu=0.3)", optional=optional)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxcat.checks import as_path, check_module
 from fxcat.contents import Shapes, extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
 from fxcat.errors import InputError, StorageError, located
 from fxcat.files import read_tensors, write_tensors
@@ -32,8 +32,8 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises `InputError` for a module that `finalize` has not returned or whose structure was changed since, and
     `StorageError` if the file cannot be written.
     """
-    if not isinstance(module, nn.Module):
-        raise InputError(f"save() got a {type(module).__name__}, not a torch.nn.Module")
+    check_module(module, "save()")
+    file = as_path(path)
     small = module.finalized() if isinstance(module, GatedModule) else module
     recipe = attached(small)
     if recipe is None:
@@ -49,7 +49,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
         )
     tensors = tensors_of(small)
     extra = json.dumps(pack(extra_of(small), tensors, _EXTRA))
-    write_tensors(Path(path), KIND, tensors, {"recipe": recipe, "extra": extra})
+    write_tensors(file, KIND, tensors, {"recipe": recipe, "extra": extra})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Stored:
 
 def read(path: str | os.PathLike[str]) -> Stored:
     """Read what `save` has written. Raises `StorageError`."""
-    tensors, texts = read_tensors(Path(path), KIND)
+    tensors, texts = read_tensors(as_path(path), KIND)
     try:
         extra = unpack(json.loads(texts["extra"]), tensors)
         with located(str(path)):

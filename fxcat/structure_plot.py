@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from fxcat.checks import check_path
 from fxcat.costs import CostModel
 from fxcat.figures import new_figure, save_figure
-from fxcat.gated import GatedModule
+from fxcat.gated import GatedModule, check_gated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +26,8 @@ def plot_structure(net: GatedModule, path: str | os.PathLike[str]) -> None:
 
     Raises `InputError` without matplotlib or for an unknown suffix, `StorageError` if the path cannot be written.
     """
+    check_gated(net, "plot_structure()")
+    check_path(path)
     start, live, cost = net.start_structure, net.live_units(), net.hard_cost()
     heights = [len(part) for part in (start.groups, start.sections) if part]
     figure = new_figure(9, 1.1 + sum(0.6 + ROW * rows for rows in heights))

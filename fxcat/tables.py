@@ -18,7 +18,8 @@ class Table:
     def on(self, device: torch.device) -> torch.Tensor:
         """The tensor there. Do not write into it."""
         if self._values.device != device:
-            self._values = self._values.to(device)
+            with torch.inference_mode(False):  # it is kept, and may take part in training
+                self._values = self._values.to(device)
         return self._values
 
     def __len__(self) -> int:

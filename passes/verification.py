@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxcat.errors import CaptureError, VerificationError
+from fxcat.checks import check_module
+from fxcat.errors import CaptureError, InputError, VerificationError
 from fxcat.gated import GatedModule
 from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes.copying import private_copy
@@ -91,12 +92,20 @@ def verify(found: nn.Module, expected: nn.Module, inputs: Any) -> float:
     a tensor, a tuple with the arguments of `forward`, or a dict of them. The difference is relative to max(1,
     max |expected|); up to 1e-10 in double and 1e-4 in single precision it is none, nor where rounding explains it.
     Neither network changes.
+
+    Raises `InputError` for inputs on which the expected network itself does not run.
     """
+    check_module(found, "verify()")
+    check_module(expected, "verify()")
     call = _prepared(inputs, expected)
     names = type(found).__name__, type(expected).__name__
     with _undisturbed():
         reference = Runner(expected)
-        wanted = reference(call, False)
+        try:
+            wanted = reference(call, False)
+        except Exception as error:
+            what = f"{names[1]} does not run on the inputs: {type(error).__name__}: {error}"
+            raise InputError(what, remedy="give inputs that it takes, as to prepare()") from error
         try:
             given = Runner(found)(call, False)
         except Exception as error:

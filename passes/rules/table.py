@@ -20,7 +20,8 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fxcat.errors import FxcatError
+from fxcat.checks import shown
+from fxcat.errors import FxcatError, InputError
 from fxcat.passes.arrays import Labels
 
 if TYPE_CHECKING:
@@ -273,23 +274,62 @@ def rule(*targets: type[nn.Module] | Callable[..., Any] | str, **options: Any) -
     """Register a `Rule` subclass, instantiated with `options`.
 
     `targets`: module classes, functions, subclasses of `torch.autograd.Function`, and names of tensor methods. Raises
-    `FxcatError` if one of them has a rule already.
+    `InputError` for anything else and for a class that is no `Rule`, and `FxcatError` if one of them has a rule
+    already; then none is registered.
     """
+    if not targets:
+        raise InputError("rule() got no op", remedy="write @rule(YourModule), or @rule(your_function)")
+    places = [_place(target) for target in targets]
 
     def register(cls: type[R]) -> type[R]:
-        instance = cls(**options)
-        for target in targets:
-            table: dict[Any, Rule] = _METHODS if isinstance(target, str) else _FUNCTIONS
-            if isinstance(target, type) and issubclass(target, nn.Module):
-                table = _MODULES
-            if isinstance(target, type) and issubclass(target, torch.autograd.Function):
-                target = autograd_call(target)
+        instance = _rule_of(cls, options)
+        for table, target in places:
             if target in table:
                 raise FxcatError(f"there is a rule for {target!r} already", remedy="register each op once")
+        for table, target in places:
             table[target] = instance
         return cls
 
     return register
+
+
+def _place(target: Any) -> tuple[dict[Any, Rule], Any]:
+    """The table that an op belongs to, and its key there."""
+    if isinstance(target, str):
+        return _METHODS, target
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        return _MODULES, target
+    if isinstance(target, type) and issubclass(target, torch.autograd.Function):
+        return _FUNCTIONS, autograd_call(target)
+    _check_op(target, "rule()")
+    return _FUNCTIONS, target
+
+
+def _check_op(target: Any, name: str) -> None:
+    if not callable(target) or isinstance(target, nn.Module):
+        raise InputError(
+            f"{name} got {shown(target)}, which is no op",
+            remedy="give the class of a module, a function, or the name of a tensor method",
+        )
+
+
+def _rule_of(cls: Any, options: dict[str, Any]) -> Any:
+    """An instance of a class of rules."""
+    if not isinstance(cls, type) or not issubclass(cls, Rule):
+        raise InputError(
+            f"{getattr(cls, '__name__', shown(cls))} is no subclass of Rule",
+            remedy="write class YourRule(fxcat.rules.Elementwise), for example",
+        )
+    try:
+        instance = cls(**options)
+    except TypeError as error:
+        raise InputError(f"{cls.__name__} cannot be made: {error}", remedy="check the options of rule()") from error
+    if not isinstance(instance.zero, Zero):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(
+            f"{cls.__name__}.zero is {shown(instance.zero)}",
+            remedy=f"give one of {', '.join(map(str, Zero))}",
+        )
+    return instance
 
 
 @cache
@@ -357,6 +397,7 @@ def decomposition(cls: Callable[..., Any]) -> Callable[[C], C]:
 
     It computes the same by simpler ops, or returns `NotImplemented`: then the module stays one opaque node.
     """
+    _check_op(cls, "decomposition()")
 
     def register(function: C) -> C:
         _DECOMPOSITIONS[cls] = function

@@ -1,0 +1,214 @@
+"""Checks of what users pass: one for every kind of value, the same at all public borders.
+
+Each returns nothing, or the value in the form that is worked with, and raises `InputError` otherwise. `name` is how the
+message calls a value: the argument ("lr"), or "Target(flops)" for one of a record.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.errors import FxcatError, InputError
+
+_LONGEST = 60
+"""Characters of a value in a message."""
+_PLAIN = (bool, numbers.Number, str, bytes, type(None), list, tuple, dict, set)
+
+
+def check_instance(
+    value: Any,
+    kinds: type[Any] | tuple[type[Any], ...],
+    name: str,
+    *,
+    remedy: str | None = None,
+    optional: bool = False,
+) -> None:
+    """An instance of one of these classes (`optional`: or None)."""
+    if isinstance(value, kinds) or (optional and value is None):
+        return
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    wanted = " or ".join(map(_class_name, kinds))
+    if isinstance(value, type) and issubclass(value, kinds):
+        remedy = f"make an instance of it: {value.__name__}(…)"
+    raise InputError(
+        f"{_got(name)} {_kind_of(value)}, not {_article(wanted)} {wanted}",
+        remedy=remedy or f"give {_article(wanted)} {wanted}",
+    )
+
+
+def check_module(value: Any, name: str) -> None:
+    """A model."""
+    check_instance(value, nn.Module, name)
+
+
+def check_callable(value: Any, name: str, *, remedy: str | None = None, optional: bool = False) -> None:
+    """A function, or an object that can be called; no class, of which a call would make an instance."""
+    if (optional and value is None) or (callable(value) and not isinstance(value, type)):
+        return
+    if isinstance(value, type):
+        remedy = f"make an instance of it: {value.__name__}(…)"
+    raise InputError(f"{_got(name)} {_kind_of(value)}, not a function", remedy=remedy or "give a function")
+
+
+def check_number(
+    value: Any,
+    name: str,
+    *,
+    least: float = -math.inf,
+    above: float | None = None,
+    most: float = math.inf,
+    kind: str | None = None,
+    error: type[FxcatError] = InputError,
+    remedy: str | None = None,
+    optional: bool = False,
+) -> None:
+    """A finite number within [least, most], or (above, most]; no bool. `error`: for a number outside."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(f"{_given(name, value)} is no {kind or 'number'}", remedy=remedy or "give a number")
+    low = least if above is None else above
+    inside = math.isfinite(value) and low <= value <= most and value != above
+    if not inside:
+        left = "[" if above is None and math.isfinite(low) else "("
+        interval = f"{left}{_bound(low)}, {_bound(most)}{']' if math.isfinite(most) else ')'}"
+        what = f"is outside {interval}" if kind is None else f"is no {kind}"
+        raise error(f"{_given(name, value)} {what}", remedy=remedy or f"give a number in {interval}")
+
+
+def check_integer(
+    value: Any,
+    name: str,
+    *,
+    least: int | None = None,
+    kind: str = "whole number",
+    remedy: str | None = None,
+    optional: bool = False,
+) -> None:
+    """A whole number, not below `least`; no bool, and no float."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or (least is not None and value < least):
+        at_least = "" if least is None else f" ≥ {least}"
+        raise InputError(f"{_given(name, value)} is no {kind}", remedy=remedy or f"give an integer{at_least}")
+
+
+def check_flag(value: Any, name: str, *, optional: bool = False) -> None:
+    """True or False (or 1 or 0); a text would count as True."""
+    if (optional and value is None) or (isinstance(value, int) and value in (0, 1)):
+        return
+    raise InputError(f"{_given(name, value)} is neither True nor False", remedy=f"write {name}=True or {name}=False")
+
+
+def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:
+    """One of these texts."""
+    choices = tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{_given(name, value)} is unknown", remedy=f"choose one of {', '.join(map(repr, choices))}")
+
+
+def check_path(value: Any, name: str = "path", *, optional: bool = False) -> None:
+    """A path that a file or folder may have."""
+    if optional and value is None:
+        return
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{_given(name, value)} is no path", remedy="give a text or a pathlib.Path")
+    text = os.fspath(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(f"{_given(name, text)} is no path", remedy="give a text that is not empty, without zero bytes")
+
+
+def as_path(value: Any, name: str = "path") -> Path:
+    """A path, checked."""
+    check_path(value, name)
+    return Path(value)
+
+
+def as_names(value: Any, name: str) -> tuple[str, ...]:
+    """Several texts."""
+    if isinstance(value, str):
+        raise InputError(f"{_given(name, value)} is one string", remedy=f"write {name}=[{value!r}]")
+    if not isinstance(value, Iterable) or isinstance(value, torch.Tensor | nn.Module):
+        raise InputError(f"{_given(name, value)} is no list of names", remedy=f"write {name}=[…], or leave it out")
+    return tuple(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def check_batches(value: Any, name: str, *, optional: bool = False) -> None:
+    """Something that yields batches; a tensor would yield its examples, a dict its keys, a text its letters."""
+    if optional and value is None:
+        return
+    yields = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+    if not yields or isinstance(value, torch.Tensor | Mapping | str | bytes | nn.Module):
+        raise InputError(
+            f"{_got(name)} {_kind_of(value)}, not batches",
+            remedy="give a data loader, or a list of batches: [(inputs, targets), …]",
+        )
+
+
+def as_pair(batch: Any, name: str) -> tuple[Any, Any]:
+    """A batch of `(inputs, targets)`."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:  # pyright: ignore[reportUnknownArgumentType]
+        return batch[0], batch[1]
+    many = f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""  # pyright: ignore
+    raise InputError(
+        f"{name} yields {_kind_of(batch)}{many}, not (inputs, targets)", remedy="give [(inputs, targets), …]"
+    )
+
+
+def check_gradients(function: str) -> None:
+    """Gradients can be taken."""
+    if not torch.is_grad_enabled():
+        raise InputError(
+            f"{function} was called where gradients are off",
+            remedy="call it outside of torch.no_grad() and torch.inference_mode()",
+        )
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as it is written if that is short, else by its kind."""
+    if isinstance(value, _PLAIN) and not _holds_tensor(value) and len(text := repr(value)) <= _LONGEST:
+        return text
+    return _kind_of(value)
+
+
+def _holds_tensor(value: Any) -> bool:
+    inside: Any = value.values() if isinstance(value, dict) else value
+    return isinstance(value, list | tuple | dict | set) and any(not isinstance(v, _PLAIN) for v in inside)
+
+
+def _kind_of(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{_article(name)} {name}"
+
+
+def _class_name(kind: type[Any]) -> str:
+    own = {nn.Module: "torch.nn.Module", torch.optim.Optimizer: "torch.optim.Optimizer"}
+    return own.get(kind, kind.__name__)
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1].lower() in "aeiou" else "a"
+
+
+def _given(name: str, value: Any) -> str:
+    """An argument as it was given: `lr=-1`, `Target(flops=2)`."""
+    return f"{name[:-1]}={shown(value)})" if name.endswith(")") else f"{name}={shown(value)}"
+
+
+def _got(name: str) -> str:
+    """How a sentence begins on what a function (`fit()`) or an argument got."""
+    return f"{name} got" if name.endswith("()") else f"{name}= is"
+
+
+def _bound(value: float) -> str:
+    return f"{value:g}" if math.isfinite(value) else "−∞" if value < 0 else "∞"
