@@ -58,6 +58,15 @@ def check_callable(value: Any, name: str, *, remedy: str | None = None, optional
     raise InputError(f"{_got(name)} {_kind_of(value)}, not a function", remedy=remedy or "give a function")
 
 
+def check_op(value: Any, name: str) -> None:
+    """What a graph can call: a class or a function, but no module."""
+    if not callable(value) or isinstance(value, nn.Module):
+        raise InputError(
+            f"{name} got {shown(value)}, which is no op",
+            remedy="give the class of a module, a function, or the name of a tensor method",
+        )
+
+
 def check_number(
     value: Any,
     name: str,

@@ -16,24 +16,25 @@ import torch
 from torch import nn
 
 from fxcat.alignment import nearest_aligned
+from fxcat.arguments import check_controller_arguments
 from fxcat.batches import call, read_batch
 from fxcat.bernoulli import BernoulliPolicy
 from fxcat.carry import average_net, shrink_all
-from fxcat.checks import check_batches, check_callable, check_instance, check_integer, check_number
+from fxcat.checks import check_callable, check_instance
 from fxcat.ddp import check_same_weights
 from fxcat.decisions import DEAD
 from fxcat.distributed import from_main, is_same_everywhere
 from fxcat.errors import FxcatError, InputError, TrainingError
 from fxcat.following import Led
 from fxcat.fractions import cost_fractions, target_fractions
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
 from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
 from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
 from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
-from fxcat.records import Pressure, Target, check_pressure, check_target
+from fxcat.records import Pressure, Target
 from fxcat.rehearsal import rehearse
 from fxcat.selection import check_reachable, select_structure
 
@@ -94,13 +95,11 @@ class GateController:
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
-        check_gated(net, "GateController()")
-        _check_objective(target, pressure)
-        _check_numbers(total_steps, warmup, until, shrinks, gate_lr, seed)
-        check_batches(held_out, "held_out", optional=True)
-        check_callable(loss, "loss")
-        check_instance(averages, Iterable, "averages", remedy="write averages=[…]")
-        check_instance(scaler, torch.amp.GradScaler, "scaler", optional=True)
+        check_controller_arguments(
+            **{"net": net, "target": target, "pressure": pressure, "total_steps": total_steps, "warmup": warmup},
+            **{"until": until, "shrinks": shrinks, "gate_lr": gate_lr, "averages": averages, "held_out": held_out},
+            **{"loss": loss, "scaler": scaler, "seed": seed},
+        )
         if warmup is None and total_steps > 0:
             warmup = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
         if total_steps < 1 or warmup is None or not 0 <= warmup < until <= 1 or shrinks < 0:
@@ -113,11 +112,7 @@ class GateController:
                 "the gates of this network have been trained and decided",
                 remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
             )
-        if (other := net.led.by) is not None and other.is_training:
-            raise InputError(
-                "another GateController trains the gates of this network, and has begun",
-                remedy="end it with its finish(), or go on from its state_dict() with a network that is prepared anew",
-            )
+        net.led.check_free()
         self.optimizers = as_list(optimizer)
         check_weights(net, self.optimizers)
         check_state(net.network, self.optimizers, loaded=True)
@@ -163,11 +158,6 @@ class GateController:
             net.unfinished = f"GateController(target={target})" if pressure is None else f"GateController({pressure})"
 
     @property
-    def is_training(self) -> bool:
-        """Whether it has made steps, and the structure is not final yet."""
-        return self.steps > 0 and self.phase != "plain"
-
-    @property
     def phase(self) -> Phase:
         """Where the next step belongs."""
         if self.steps < self.first_gated:
@@ -198,11 +188,7 @@ class GateController:
         held-out batch is wanted and there is none.
         """
         check_callable(closure, "closure", optional=True)
-        if self.net.led.by is not self:
-            raise InputError(
-                "another GateController was made for this network since",
-                remedy="call the step() of that one, and only of that one",
-            )
+        self.net.led.check_by(self)
         phase, wants_held_out = self.phase, self.wants_held_out
         self._check_optimizers()
         self.steps += 1
@@ -403,21 +389,6 @@ class GateController:
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
-
-
-def _check_objective(target: Any, pressure: Any) -> None:
-    check_target(target, optional=True)
-    check_pressure(pressure, optional=True)
-    if (target is None) == (pressure is None):
-        raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
-
-
-def _check_numbers(total_steps: Any, warmup: Any, until: Any, shrinks: Any, gate_lr: Any, seed: Any) -> None:
-    for name, value in (("total_steps", total_steps), ("shrinks", shrinks), ("seed", seed)):
-        check_integer(value, name)
-    check_number(warmup, "warmup", optional=True)
-    check_number(until, "until")
-    check_number(gate_lr, "gate_lr", above=0, optional=True)
 
 
 def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

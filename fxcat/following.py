@@ -19,9 +19,11 @@ KEY = "fxcat"
 class Leader(Protocol):
     """What removes gates from a network and all that must follow (`GateController`)."""
 
+    steps: int
+
     @property
-    def is_training(self) -> bool:
-        """Whether it has begun to train the gates, and has not ended."""
+    def phase(self) -> str:
+        """Where the next step belongs; "plain" once the gates are decided."""
         ...
 
     def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
@@ -38,6 +40,22 @@ class Led:
     @property
     def by(self) -> Leader | None:
         return None if self._leader is None else self._leader()
+
+    def check_free(self) -> None:
+        """Raise `InputError` while a leader is in the midst of it: two would undo what the other does."""
+        if self.by is not None and self.by.steps > 0 and self.by.phase != "plain":
+            raise InputError(
+                "another GateController trains the gates of this network, and has begun",
+                remedy="end it with its finish(), or go on from its state_dict() with a network that is prepared anew",
+            )
+
+    def check_by(self, leader: Leader) -> None:
+        """Raise `InputError` if it is another one by now."""
+        if self.by is not leader:
+            raise InputError(
+                "another GateController was made for this network since",
+                remedy="call the step() of that one, and only of that one",
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Led, ()

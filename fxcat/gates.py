@@ -126,7 +126,7 @@ class _SlotValues(torch.autograd.Function):
 
 
 class _OfThread(threading.local):
-    """Values by the slots' names, of every thread its own: several may run one network in `eval()`."""
+    """Values by the slots' names, of every thread its own."""
 
     def __init__(self) -> None:
         self.values: dict[str, torch.Tensor] = {}
@@ -136,7 +136,8 @@ class _OfThread(threading.local):
 
 
 class GateSamples(nn.Module):
-    """Gate values of one forward pass, as attributes with the slots' names; of every thread its own.
+    """Gate values of one forward pass, as attributes with the slots' names. In `eval()` several threads may run one
+    network: every one has its own.
 
     One gather serves all slots, and one multiplication all parameters that are scaled.
     """
@@ -158,15 +159,16 @@ class GateSamples(nn.Module):
         parameters = [getattr(getattr(home, leaf), name) for home, leaf, name in self._scaled]
         index = self._index.on(sample.device)
         values: tuple[torch.Tensor, ...] = _SlotValues.apply(*(sample, index, self._repeated, self._sizes), *parameters)
-        # torch.compile knows nothing of threads; what it compiles has the values as inputs and results
-        found = self.__dict__ if torch.compiler.is_compiling() else self._filled.values
+        place = self._place()
         for slot, value in zip(self._slots, values, strict=True):
-            found[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
+            place[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
-        if "_filled" in own and (value := own["_filled"].values.get(name)) is not None:
-            return value
+        try:
+            return own["_filled"].values[name]
+        except KeyError:  # it is none of them, or it is being made
+            pass
         if any(slot.name == name for slot in own.get("_slots", ())):
             raise InputError(
                 "the gates have no values outside of a forward pass of the whole network",
@@ -176,11 +178,14 @@ class GateSamples(nn.Module):
 
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
-        if torch.compiler.is_compiling():
-            for slot in self._slots:
-                self.__dict__.pop(slot.name, None)
-        else:
-            self._filled.values = {}
+        place = self._place()
+        for slot in self._slots:
+            place.pop(slot.name, None)
+
+    def _place(self) -> dict[str, Any]:
+        """Where the values are. In training those of all threads, since attributes are read faster; nor does
+        torch.compile know of threads, and what it compiles has the values as inputs and results."""
+        return self.__dict__ if self.training or torch.compiler.is_compiling() else self._filled.values
 
 
 class GateVector(nn.Module):

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 import fxcat
-from fxcat.fit_arguments import check_fit_arguments
+from fxcat.arguments import check_fit_arguments
 from fxcat.rules import Elementwise, Rule, Zero, rule
+from fxcat.tables import Table
 
 X = torch.zeros(2, 3, 8, 8)
 HALF = fxcat.Target(flops=0.5)
@@ -278,7 +279,7 @@ def test_fit_refuses_to_run_without_gradients(things: Things) -> None:
 def test_networks_made_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
     model, again = made(), made()
     with torch.inference_mode():
-        with pytest.raises(fxcat.InputError, match=r"made in inference mode(?s:.*)where: 0"):
+        with pytest.raises(fxcat.InputError, match=r"made in inference mode, and cannot(?s:.*)where: 0"):
             prepared()
         net = prepared(model)
         small = fxcat.finalize(net)
@@ -289,6 +290,12 @@ def test_networks_made_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
     for module in (net, small, loaded):
         module(X).sum().backward()
         assert all(p.grad is not None for p in module.parameters())
+
+
+def test_tables_that_come_to_a_device_in_inference_mode() -> None:
+    """They are kept, and a training pass saves them for its backward pass."""
+    with torch.inference_mode():
+        assert not Table(torch.arange(3)).on(torch.device("meta")).is_inference()
 
 
 def test_a_rule_that_is_refused_leaves_nothing_behind() -> None:

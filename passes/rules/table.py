@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fxcat.checks import shown
+from fxcat.checks import check_op, shown
 from fxcat.errors import FxcatError, InputError
 from fxcat.passes.arrays import Labels
 
@@ -301,16 +301,8 @@ def _place(target: Any) -> tuple[dict[Any, Rule], Any]:
         return _MODULES, target
     if isinstance(target, type) and issubclass(target, torch.autograd.Function):
         return _FUNCTIONS, autograd_call(target)
-    _check_op(target, "rule()")
+    check_op(target, "rule()")
     return _FUNCTIONS, target
-
-
-def _check_op(target: Any, name: str) -> None:
-    if not callable(target) or isinstance(target, nn.Module):
-        raise InputError(
-            f"{name} got {shown(target)}, which is no op",
-            remedy="give the class of a module, a function, or the name of a tensor method",
-        )
 
 
 def _rule_of(cls: Any, options: dict[str, Any]) -> Any:
@@ -397,7 +389,7 @@ def decomposition(cls: Callable[..., Any]) -> Callable[[C], C]:
 
     It computes the same by simpler ops, or returns `NotImplemented`: then the module stays one opaque node.
     """
-    _check_op(cls, "decomposition()")
+    check_op(cls, "decomposition()")
 
     def register(function: C) -> C:
         _DECOMPOSITIONS[cls] = function
