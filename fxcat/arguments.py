@@ -12,22 +12,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat import checks
+from fxcat.checks import (
+    check_batches,
+    check_callable,
+    check_choice,
+    check_flag,
+    check_gradients,
+    check_instance,
+    check_integer,
+    check_number,
+    check_path,
+    shown,
+)
 from fxcat.errors import InputError
 from fxcat.gated import check_gated
 from fxcat.records import check_pressure, check_target
 
 
 def _integer(name: str, **options: Any) -> Callable[[Any], None]:
-    return partial(checks.check_integer, name=name, **options)
+    return partial(check_integer, name=name, **options)
 
 
 def _number(name: str, **options: Any) -> Callable[[Any], None]:
-    return partial(checks.check_number, name=name, **options)
+    return partial(check_number, name=name, **options)
 
 
 def _instance(name: str, *kinds: Any, **options: Any) -> Callable[[Any], None]:
-    return partial(checks.check_instance, kinds=kinds, name=name, **options)
+    return partial(check_instance, kinds=kinds, name=name, **options)
 
 
 _OPTIONAL: dict[str, Any] = {"optional": True}
@@ -46,17 +57,17 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "warmup": _number("warmup", **_OPTIONAL),
     "until": _number("until"),
     "distillation_weight": _number("distillation_weight", least=0, most=1),
-    "schedule_per": partial(checks.check_choice, name="schedule_per", choices=("epoch", "step")),
-    "distillation": partial(checks.check_callable, name="distillation"),
-    "unpack": partial(checks.check_callable, name="unpack", **_OPTIONAL),
-    "train_loader": partial(checks.check_batches, name="train_loader"),
-    "val_loader": partial(checks.check_batches, name="val_loader", **_OPTIONAL),
-    "held_out": partial(checks.check_batches, name="held_out", **_OPTIONAL),
-    "checkpoint_dir": partial(checks.check_path, name="checkpoint_dir", **_OPTIONAL),
-    "log_dir": partial(checks.check_path, name="log_dir", **_OPTIONAL),
-    "resume": partial(checks.check_flag, name="resume"),
-    "progress": partial(checks.check_flag, name="progress"),
-    "section_differences": partial(checks.check_flag, name="section_differences"),
+    "schedule_per": partial(check_choice, name="schedule_per", choices=("epoch", "step")),
+    "distillation": partial(check_callable, name="distillation"),
+    "unpack": partial(check_callable, name="unpack", **_OPTIONAL),
+    "train_loader": partial(check_batches, name="train_loader"),
+    "val_loader": partial(check_batches, name="val_loader", **_OPTIONAL),
+    "held_out": partial(check_batches, name="held_out", **_OPTIONAL),
+    "checkpoint_dir": partial(check_path, name="checkpoint_dir", **_OPTIONAL),
+    "log_dir": partial(check_path, name="log_dir", **_OPTIONAL),
+    "resume": partial(check_flag, name="resume"),
+    "progress": partial(check_flag, name="progress"),
+    "section_differences": partial(check_flag, name="section_differences"),
     "metrics": _instance("metrics", Mapping, **_OPTIONAL),
     "averages": _instance("averages", Iterable, remedy="write averages=[…]"),
     "callbacks": _instance("callbacks", Iterable, remedy="write callbacks=[…]"),
@@ -68,7 +79,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
     """Raise `InputError` for the first argument of `GateController` that is not of its kind."""
     check_gated(net, "GateController()")
-    checks.check_callable(loss, "loss")
+    check_callable(loss, "loss")
     _check(given)
     if (given["target"] is None) == (given["pressure"] is None):
         raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
@@ -77,13 +88,13 @@ def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
 def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
     """Raise `InputError` for the first argument of `fit` that is not of its kind."""
     check_gated(net, "fit()")
-    checks.check_gradients("fit()")
-    checks.check_callable(loss, "loss", optional=True)
+    check_gradients("fit()")
+    check_callable(loss, "loss", optional=True)
     _check(given)
     for function in given.get("callbacks") or ():
-        checks.check_callable(function, "callbacks", remedy="give functions of (record, net)")
+        check_callable(function, "callbacks", remedy="give functions of (record, net)")
     for name, function in (given.get("metrics") or {}).items():
-        checks.check_callable(function, f"metrics[{name!r}]", remedy="give a function of (output, targets)")
+        check_callable(function, f"metrics[{name!r}]", remedy="give a function of (output, targets)")
     _check_autocast(given.get("autocast"))
     _check_device(given.get("device"))
 
@@ -96,7 +107,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 def _check_autocast(dtype: Any) -> None:
     if dtype is not None and dtype not in (torch.bfloat16, torch.float16):
-        what = f"autocast={checks.shown(dtype)} is no type for mixed precision"
+        what = f"autocast={shown(dtype)} is no type for mixed precision"
         raise InputError(what, remedy="give torch.bfloat16 or torch.float16")
 
 
@@ -109,4 +120,4 @@ def _check_device(device: Any) -> None:
             raise ValueError("it holds no values")
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"device={checks.shown(device)} cannot be used: {reason}", remedy='give "cpu"') from error
+        raise InputError(f"device={shown(device)} cannot be used: {reason}", remedy='give "cpu"') from error

@@ -162,16 +162,6 @@ def check_batches(value: Any, name: str, *, optional: bool = False) -> None:
         )
 
 
-def as_pair(batch: Any, name: str) -> tuple[Any, Any]:
-    """A batch of `(inputs, targets)`."""
-    if isinstance(batch, tuple | list) and len(batch) == 2:  # pyright: ignore[reportUnknownArgumentType]
-        return batch[0], batch[1]
-    many = f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""  # pyright: ignore
-    raise InputError(
-        f"{name} yields {_kind_of(batch)}{many}, not (inputs, targets)", remedy="give [(inputs, targets), …]"
-    )
-
-
 def check_gradients(function: str) -> None:
     """Gradients can be taken."""
     if not torch.is_grad_enabled():

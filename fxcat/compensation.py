@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import as_pair
+from fxcat.batches import call, read_batch
 from fxcat.consumers import Consumer
 from fxcat.errors import InputError, TrainingError
 from fxcat.gated import GatedModule
@@ -69,8 +69,7 @@ def measure(net: GatedModule, setting: torch.Tensor, batches: Sequence[Any]) -> 
     opened = torch.ones_like(theta.detach())
     with in_eval(net), torch.no_grad(), net.gate_vector.fixed(opened), _watching(net, means):
         for batch in batches:
-            inputs, _ = as_pair(batch, "compensate")
-            net(inputs.to(theta.device) if isinstance(inputs, torch.Tensor) else inputs)
+            call(net, net, read_batch(batch, net).to(theta.device).inputs)
     lost = [(m.consumer, m.value) for m in means if bool((m.value != 0).any())]
     for consumer, mean in lost:
         if not bool(mean.isfinite().all()):

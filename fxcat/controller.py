@@ -116,8 +116,7 @@ class GateController:
         self.optimizers = as_list(optimizer)
         check_weights(net, self.optimizers)
         check_state(net.network, self.optimizers, loaded=True)
-        averages = tuple(averages)
-        for average in averages:
+        for average in (averages := tuple(averages)):
             average_net(average)
         if target is not None:
             check_reachable(net, target)

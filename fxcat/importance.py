@@ -15,13 +15,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torchvision.ops import FrozenBatchNorm2d
 
-from fxcat.checks import as_pair, check_batches, check_callable
+from fxcat.batches import call, read_batch
+from fxcat.checks import check_batches, check_callable
 from fxcat.errors import InputError, TrainingError
 from fxcat.estimators import from_torch_pruning
 from fxcat.fractions import marginal_macs
 from fxcat.gated import GatedModule, check_gated
 from fxcat.groups import group_ids
-from fxcat.losses import cross_entropy
+from fxcat.losses import checked, cross_entropy
 from fxcat.modes import in_eval
 
 __all__ = ["from_torch_pruning", "norm_scale", "taylor"]
@@ -121,9 +122,8 @@ def taylor(
     total, seen = torch.zeros_like(theta, dtype=torch.float64), 0
     with _open_gates(net):
         for batch in batches:
-            pair = as_pair(batch, "batches")
-            inputs, targets = (v.to(theta.device) if isinstance(v, torch.Tensor) else v for v in pair)
-            value = loss(net(inputs), targets)
+            read = read_batch(batch, net).to(theta.device)
+            value = checked(loss(call(net, net, read.inputs), read.targets))
             draws = net.gate_vector.differentiated(value)
             gradient = sum((d.gradient.double() for d in draws if d.gradient is not None), torch.zeros_like(total))
             if not bool(torch.isfinite(gradient).all()):

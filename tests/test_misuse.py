@@ -172,16 +172,21 @@ SCORES: list[Case] = [
     ("one_shot, complex", lambda t: fxcat.one_shot(t.net, t.scores + 0j, target=HALF), "scores= are no numbers"),
     ("compensate", lambda t: fxcat.one_shot(t.net, t.scores, target=HALF, compensate=X), "compensate= is a Tensor"),
     (
-        "compensate, inputs only",
-        lambda t: fxcat.one_shot(t.net, t.scores, target=HALF, compensate=[X]),
-        "compensate yields a Tensor, not",
+        "compensate, triples",
+        lambda t: fxcat.one_shot(t.net, t.scores, target=HALF, compensate=[(X, X, X)]),
+        "yields a tuple of 3",
     ),
     ("warm_start, target", lambda t: fxcat.warm_start(t.net, t.scores, target=None), "target= is a NoneType"),  # type: ignore
     ("norm_scale", lambda t: fxcat.importance.norm_scale(t.model), "not a GatedModule"),
     ("taylor, model", lambda t: fxcat.importance.taylor(t.model, BATCHES), "not a GatedModule"),
     ("taylor, tensor", lambda t: fxcat.importance.taylor(t.net, X), "batches= is a Tensor"),
     ("taylor, None", lambda t: fxcat.importance.taylor(t.net, None), "batches= is a NoneType"),  # type: ignore
-    ("taylor, triples", lambda t: fxcat.importance.taylor(t.net, [(X, X, X)]), "batches yields a tuple of 3"),
+    ("taylor, triples", lambda t: fxcat.importance.taylor(t.net, [(X, X, X)]), "yields a tuple of 3"),
+    (
+        "taylor, loss of a number",
+        lambda t: fxcat.importance.taylor(t.net, BATCHES, lambda o, y: 1.0),
+        "returned a float",
+    ),  # type: ignore
     ("taylor, loss", lambda t: fxcat.importance.taylor(t.net, BATCHES, nn.CrossEntropyLoss), "make an instance"),
     (
         "estimator",
