@@ -94,7 +94,7 @@ def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
     for function in given.get("callbacks") or ():
         check_callable(function, "callbacks", remedy="give functions of (record, net)")
     for name, function in (given.get("metrics") or {}).items():
-        check_callable(function, f"metrics[{name!r}]", remedy="give a function of (output, targets)")
+        check_callable(function, "metrics", remedy=f"give a function of (output, targets) as {name!r}")
     _check_autocast(given.get("autocast"))
     _check_device(given.get("device"))
 
