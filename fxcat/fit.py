@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fxcat.arguments import check_fit_arguments
 from fxcat.batches import Repeated, Unpack
 from fxcat.checkpoint import Checkpoints
 from fxcat.controller import GateController
@@ -130,6 +131,7 @@ def fit(
     (unreachable), `StorageError` (a folder or checkpoint that cannot be used), `TrainingError` (a loss that is not
     finite). Source: arXiv 2411.09127; 2010.12021 for `policy="ratio"`.
     """
+    check_fit_arguments(**locals())
     if steps_per_epoch is not None:
         train_loader = Repeated(train_loader, steps_per_epoch)
     batches = Batches(train_loader, val_loader, held_out, unpack, accumulate)
