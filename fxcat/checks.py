@@ -85,7 +85,7 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{_given(name, value)} is no {kind or 'number'}", remedy=remedy or "give a number")
     low = least if above is None else above
-    inside = math.isfinite(value) and low <= value <= most and value != above
+    inside = math.isfinite(value) and low <= float(value) <= most and value != above
     if not inside:
         left = "[" if above is None and math.isfinite(low) else "("
         interval = f"{left}{_bound(low)}, {_bound(most)}{']' if math.isfinite(most) else ')'}"

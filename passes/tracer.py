@@ -329,7 +329,7 @@ class ExampleTracer(fx.Tracer):
             kwargs = dict(kwargs)
             args = (kwargs.pop("tensor"),)
         if target is torch._assert and is_tensor(args[0]):  # pyright: ignore[reportPrivateUsage]
-            target = torch._assert_async  # pyright: ignore[reportPrivateUsage]
+            target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
         if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):

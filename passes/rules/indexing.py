@@ -151,7 +151,9 @@ def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels
 def select(input: Any, dim: int, index: Any) -> Any:
     """One slice by indexing."""
     rank = (input.node.meta["value"] if isinstance(input, fx.Proxy) else input).dim()
-    return input[(*(slice(None),) * (dim % rank), index)] if isinstance(dim, int) else NotImplemented
+    if not isinstance(dim, int):
+        return NotImplemented
+    return operator.getitem(input, (*(slice(None),) * (dim % rank), index))
 
 
 @rule(torch.slice_scatter, "slice_scatter", names=("input", "src", "dim", "start", "end", "step"))

@@ -33,7 +33,7 @@ class Softmax(Rule):
         return flow.of(node.all_input_nodes[0]) if self._counts(flow, node) else whole_slices(flow, node, _dim(node))
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        if not self._counts(flow, node):
+        if self.form is None or not self._counts(flow, node):
             return None
         return Counting(self.form, flow.of(node.all_input_nodes[0]))
 

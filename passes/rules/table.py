@@ -360,7 +360,7 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     return next(c for c in type(module).__mro__ if c in _WITH_FUNCTIONS)
 
 
-ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage]
+ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 """Functions that assert something."""
 
 HOOKED = "hooked"
