@@ -263,6 +263,22 @@ class Einsum(Product):
         pairs: Any = list(zip(operands, parts, strict=True)) if plain and len(parts) == 2 else None
         return None if pairs is None else (pairs, result)
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Of two plain values of one type: the meta kernel takes them apart and puts them together."""
+        equation, *values = args
+        left, arrow, result = equation.partition("->") if isinstance(equation, str) else ("", "", "")
+        parts = left.split(",")
+        if not arrow or "." in equation or " " in equation or len(parts) != len(values) or len(values) != 2:
+            return None
+        sizes: dict[str, int] = {}
+        for value, letters in zip(values, parts, strict=True):
+            if not isinstance(value, torch.Tensor) or value.dim() != len(letters) or value.dtype != values[0].dtype:
+                return None
+            if any(sizes.setdefault(x, n) != n for x, n in zip(letters, value.shape, strict=True)):
+                return None
+        fits = len(set(result)) == len(result) and set(result) <= sizes.keys()
+        return values[0].new_empty([sizes[x] for x in result]) if fits and not kwargs else None
+
 
 @rule(F.scaled_dot_product_attention)
 class Attention(Product):
