@@ -52,12 +52,14 @@ def gates_inside(structure: Structure) -> torch.Tensor:
     total = np.zeros(units + 1, dtype=np.int32)
     within = np.zeros((sections, units + 1), dtype=np.int32)
     nested: dict[int, set[int]] = {}
+    uses: dict[tuple[int, ...], None] = {}
     held: dict[tuple[int, ...], list[Integers]] = {}  # terms of one section are counted at once
     for term in structure.terms:
         held.setdefault(tuple(term.holding.sections), []).extend(axis.runs[:2] for axis in term.axes)
-        for use in term.holding.uses:
-            for section in use:
-                nested[section] = nested.get(section, set(use)) & set(use)
+        uses.update(dict.fromkeys(term.holding.uses))
+    for use in uses:
+        for section in use:
+            nested[section] = nested.get(section, set(use)) & set(use)
     for inside, runs in held.items():
         start, stop = np.concatenate([np.empty((2, 0), dtype=np.int32), *runs], 1)
         ends = np.bincount(start, minlength=units + 1) - np.bincount(stop, minlength=units + 1)

@@ -61,10 +61,14 @@ class Elementwise(Rule):
         return value
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """Of two tensors of one type: the one that has the shape of the result."""
-        if kwargs or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
+        """Of a tensor and a number, or of two tensors of one type: the one that has the shape of the result."""
+        if kwargs or len(args) != 2:
             return None
         a, b = args
+        if isinstance(a, torch.Tensor) and type(b) in (int, float) and a.dtype.is_floating_point:
+            return a if a.is_contiguous() else torch.empty_like(a)
+        if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+            return None
         if a.dtype != b.dtype or not a.dtype.is_floating_point:
             return None
         large, small = (a, b) if (a.dim(), a.numel()) >= (b.dim(), b.numel()) else (b, a)
