@@ -110,7 +110,7 @@ class _Macs(TorchDispatchMode):
 
 
 @cache
-def _never_counts(function: Any) -> bool:
+def never_counts(function: Any) -> bool:
     """Whether a function takes no multiply-adds that are counted, whatever it is given: it asks for an attribute or an
     element, or is bound to one op, which has a kernel of its own and no formula."""
     if isinstance(function, torch._ops.OpOverloadPacket):
@@ -159,7 +159,7 @@ class Watch(TorchFunctionMode):
             name = func.__self__.__name__
         used = [t for t in leaves((args, kwargs)) if run.is_known(t)]
         args, kwargs = tuple(map(_plain, args)), {k: _plain(v) for k, v in kwargs.items()}
-        if _never_counts(func):
+        if never_counts(func):
             result = func(*args, **kwargs)
         else:
             with _Macs() as macs:
