@@ -265,6 +265,9 @@ class Comparison(Elementwise):
 class Loss(Elementwise):
     """Losses of every entry, or over all of them: these keep the units."""
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return None
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         if node.kwargs.get("reduction") == "none":
             return broadcast(flow, node)
@@ -336,6 +339,10 @@ class NotAtZero(_Spared):
 @rule(torch.float_power, function=torch.float_power)
 class Power(_Spared):
     """Powers by a number of at least 1 keep zero; with another exponent the value or its gradient is not finite."""
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        # `float_power` gives double precision
+        return None if self.function is torch.float_power else super().infer_call(args, kwargs)
 
     def is_sound(self, flow: Flow, node: fx.Node) -> bool:
         exponent = arguments(node, "input", "exponent")["exponent"]
