@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxcat.costs import CostTerm
+from fxcat.costs import CostTerm, Holding, Integers
 
 if TYPE_CHECKING:
     from fxcat.program import Structure
@@ -52,16 +52,17 @@ def gates_inside(structure: Structure) -> torch.Tensor:
     total = np.zeros(units + 1, dtype=np.int32)
     within = np.zeros((sections, units + 1), dtype=np.int32)
     nested: dict[int, set[int]] = {}
+    held: dict[Holding, list[Integers]] = {}  # what lives with the same sections is counted at once
     for term in structure.terms:
-        inside = list(term.holding.sections)
-        for axis in term.axes:
-            start, stop, _ = axis.runs
-            for count in (total, *(within[section] for section in inside)):
-                np.add.at(count, start, 1)
-                np.subtract.at(count, stop, 1)
-        for use in term.holding.uses:
+        held.setdefault(term.holding, []).extend([axis.runs[:2] for axis in term.axes])
+    for holding, runs in held.items():
+        for use in holding.uses:
             for section in use:
                 nested[section] = nested.get(section, set(use)) & set(use)
+        start, stop = np.concatenate([np.empty((2, 0), dtype=np.int32), *runs], 1)
+        ends = np.bincount(start, minlength=units + 1) - np.bincount(stop, minlength=units + 1)
+        total += ends
+        within[list(holding.sections)] += ends
     total, within = total.cumsum()[:units], within.cumsum(1)[:, :units]
     pairs = [np.stack(np.nonzero((within == total) & (total > 0)))]
     pairs += [np.array([[outer], [units + s]]) for s, outers in nested.items() for outer in outers if outer != s]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,19 +34,26 @@ FROZEN = 0
 
 def frozen(shape: tuple[int, ...]) -> torch.Tensor:
     """Labels of that shape that are all `FROZEN`."""
-    return torch.zeros(shape, dtype=torch.int32)
+    return _one_label(len(shape)) if shape.count(1) == len(shape) else torch.zeros(shape, dtype=torch.int32)
+
+
+@cache
+def _one_label(dims: int) -> torch.Tensor:
+    """Most values have no units: they share their labels."""
+    return torch.zeros((1,) * dims, dtype=torch.int32)
 
 
 def compress(labels: torch.Tensor) -> torch.Tensor:
     """Size 1 along every axis over which the labels do not change; what has become smaller is a copy."""
-    small = labels
-    for axis in reversed(range(labels.dim())):
+    # in NumPy, whose functions cost less per call
+    whole = small = labels.numpy()
+    for axis in reversed(range(whole.ndim)):
         if small.shape[axis] > 1:
-            first = small.narrow(axis, 0, 1)
-            if bool((small == first).all()):
+            first = small[(slice(None),) * axis + (slice(1),)]
+            if (small == first).all():
                 small = first
     # a view would keep the array alive that has an entry for every element of the value
-    return small if small is labels else small.clone()
+    return labels if small is whole else torch.from_numpy(small.copy())
 
 
 def along(labels: torch.Tensor, axis: int, dims: int) -> torch.Tensor:

@@ -38,15 +38,25 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def leaves(value: Any) -> Iterator[Any]:
     """The leaves in order."""
+    if type(value) in _ATOMS:
+        yield value
+        return
     if _is_record(value):
         value = [v for _, v in _fields(value)]
     elif isinstance(value, Mapping):
         value = list(value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, tuple | list):
         for item in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from leaves(item)
+            if type(item) in _ATOMS:  # pyright: ignore[reportUnknownArgumentType]
+                yield item
+            else:
+                yield from leaves(item)
     else:
         yield value
+
+
+_ATOMS = frozenset((int, float, bool, str, type(None), torch.Tensor, torch.nn.Parameter))
+"""Types that are quickly told to hold nothing."""
 
 
 def template(value: Any, kind: type | tuple[type, ...]) -> tuple[Any, list[Any]]:
@@ -156,7 +166,7 @@ def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node]) -> Any:
 
 
 def _is_record(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type | Slot)
+    return hasattr(type(value), "__dataclass_fields__") and type(value) is not Slot
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:

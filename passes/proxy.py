@@ -50,6 +50,11 @@ class ExampleProxy(fx.Proxy):
 
     tracer: ExampleTracer
 
+    def __init__(self, node: fx.Node, tracer: ExampleTracer) -> None:
+        # not the base class's, which goes through `__setattr__`
+        object.__setattr__(self, "tracer", tracer)
+        object.__setattr__(self, "node", node)
+
     @property
     def example(self) -> Any:
         return self.node.meta["value"]

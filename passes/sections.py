@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import networkx as nx
 import torch
 from torch import fx
 
@@ -121,14 +120,21 @@ def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, 
 
     Ways are those of values: where a size comes from does not count, unless a node takes nothing else.
     """
-    edges: list[tuple[object, fx.Node]] = []
-    source = "entry"
+    # a graph without cycles, in order: the nearest one is where the ways from the inputs of a node meet
+    found: dict[fx.Node, fx.Node | None] = {}
+    depth: dict[fx.Node | None, int] = {None: 0}
     for node in graph.nodes:
         inputs = [i for i in node.all_input_nodes if i not in constants]
         inputs = [i for i in inputs if not isinstance(i.meta.get("value"), _FACTS)] or inputs
-        edges += [(i, node) for i in inputs] or [(source, node)]
-    flow: nx.DiGraph[object] = nx.DiGraph(edges)
-    return nx.immediate_dominators(flow, source)
+        nearest: fx.Node | None = inputs[0] if inputs else None
+        for other in inputs[1:]:
+            while nearest is not other:
+                if depth[nearest] < depth[other]:
+                    nearest, other = other, nearest
+                nearest = found[nearest] if nearest is not None else None
+        found[node] = nearest
+        depth[node] = depth[nearest] + 1
+    return {node: nearest for node, nearest in found.items() if nearest is not None}
 
 
 class _Finder:

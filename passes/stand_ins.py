@@ -51,8 +51,9 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         try:
             for known, only_calls in places:
                 for name, value in list(known.items()):
-                    known[name] = _of_python(value)
-                    if known[name] is not value:
+                    instead = _of_python(value) if isinstance(value, _FUNCTIONS) or keeps_results(value) else value
+                    if instead is not value:
+                        known[name] = instead
                         replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
                     if name not in ("int", "float") or only_calls(name):
@@ -78,7 +79,10 @@ def _of_python(value: Any) -> Any:
         return forgetting(value)
     if isinstance(value, torch.jit.ScriptFunction):
         return _deferred(_called(value))
-    return vars(value).get("_torchdynamo_orig_callable", value) if isinstance(value, types.FunctionType) else value
+    return getattr(value, "_torchdynamo_orig_callable", value)
+
+
+_FUNCTIONS = (types.FunctionType, torch.jit.ScriptFunction)
 
 
 @cache
@@ -99,7 +103,7 @@ def _take_proxies(known: dict[str, Any]) -> Iterator[str]:
         if isinstance(value, ExampleProxy):
             del known[name]
             yield f"{module}.{name}"
-        elif type(value) is dict:
+        elif type(value) is dict and name != "__builtins__":
             held: dict[Any, Any] = value
             for key in [k for k, v in held.items() if isinstance(v, ExampleProxy)]:
                 del held[key]

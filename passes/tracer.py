@@ -59,6 +59,7 @@ class ExampleTracer(fx.Tracer):
         self._thread = threading.get_ident()
         self._path = ""
         self._tensors: dict[int, str] = {}
+        self._names: dict[Any, str] = {}
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
@@ -142,8 +143,15 @@ class ExampleTracer(fx.Tracer):
                 place = f"{frame.f_code.co_filename}:{line}"
         return f"module {self._path or '(root)'!r}, {place}"
 
-    def create_node(self, kind: str, target: Any, *rest: Any, **more: Any) -> fx.Node:
-        node = super().create_node(kind, target, *rest, **more)
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        if name is None:  # what the graph would take; there are many calls of few functions
+            name = self._names.get(target)
+            if name is None:
+                name = self._names[target] = self.graph._target_to_str(target)
+        # not by the base class, which looks in every node for what only torch.compile keeps
+        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
         if kind == "get_attr":
             node.meta["value"] = self._run(node)
             path, _, name = str(target).rpartition(".")
@@ -188,7 +196,8 @@ class ExampleTracer(fx.Tracer):
         """What runs is not traced."""
         outer, self._is_executing = self._is_executing, True
         try:
-            with torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage]
+            # in this order: a change of the mode of gradients would itself be dispatched
+            with torch._C.DisableTorchFunction(), torch.no_grad():  # pyright: ignore[reportPrivateUsage]
                 yield
         finally:
             self._is_executing = outer
@@ -252,12 +261,10 @@ class ExampleTracer(fx.Tracer):
 
     def _is_passing(self, module: nn.Module) -> bool:
         """Whether a module is none of the model's, but made in its forward pass (`nn.CrossEntropyLoss()(y, t)`)."""
-        if any(True for _ in (*module.parameters(), *module.buffers())):
-            return False
         try:
             self.path_of_module(module)
         except NameError:
-            return True
+            return not any(True for _ in (*module.parameters(), *module.buffers()))
         return False
 
     def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
@@ -312,7 +319,11 @@ class ExampleTracer(fx.Tracer):
         if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
             return a
         if kind in (list, tuple):
-            return kind(self.create_arg(x) for x in a)
+            return kind([self.create_arg(x) for x in a])
+        if kind is ExampleProxy:
+            return a.node
+        if kind is dict and not a:
+            return {}
         if id(a) in self._drawn:
             return self._drawn[id(a)][1].node
         if isinstance(a, numpy.generic):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -107,6 +109,37 @@ class _Macs(TorchDispatchMode):
         return result
 
 
+@cache
+def never_counts(function: Any) -> bool:
+    """Whether a function takes no multiply-adds that are counted, whatever it is given: it asks for an attribute or an
+    element, or is bound to one op, which has a kernel of its own and no formula."""
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        packet = function
+    elif isinstance(function, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType):
+        name = function.__name__
+        if name in ("__getitem__", "__setitem__", "__len__", "size", "numel", "dim"):
+            return True
+        if name.startswith("__"):
+            name = name[2:-2]  # an operator
+        packet = getattr(torch.ops.aten, name, None)
+    else:  # Python, or what PyTorch looks up under the name of an attribute
+        return getattr(function, "__name__", "") == "__get__"
+    if not isinstance(packet, torch._ops.OpOverloadPacket) or packet in FORMULAS:
+        return False
+    return not any(_is_composite(getattr(packet, name)) for name in packet.overloads())
+
+
+def _is_composite(op: torch._ops.OpOverload[..., Any]) -> bool:
+    """Whether an op is made of others."""
+    try:
+        return op.has_kernel_for_dispatch_key(_COMPOSITE)
+    except RuntimeError:  # one of TorchScript alone, of numbers or lists
+        return False
+
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore[reportPrivateUsage]
+
+
 class Watch(TorchFunctionMode):
     """Notes what Python does with regions' results."""
 
@@ -124,11 +157,14 @@ class Watch(TorchFunctionMode):
         name = func.__name__
         if name == "__get__":
             name = func.__self__.__name__
-        given = list(leaves((args, kwargs)))
-        used = [t for t in given if run.is_known(t)]
-        with _Macs() as macs:
-            result = func(*map(_plain, args), **{k: _plain(v) for k, v in kwargs.items()})
-        run.macs += macs.total
+        used = [t for t in leaves((args, kwargs)) if run.is_known(t)]
+        args, kwargs = tuple(map(_plain, args)), {k: _plain(v) for k, v in kwargs.items()}
+        if never_counts(func):
+            result = func(*args, **kwargs)
+        else:
+            with _Macs() as macs:
+                result = func(*args, **kwargs)
+            run.macs += macs.total
         if type(result) in (bool, int, float, list) and name not in _HARMLESS:
             run.decides()
         if used and name == "shape":

@@ -61,10 +61,14 @@ class Elementwise(Rule):
         return value
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """Of two tensors of one type: the one that has the shape of the result."""
-        if kwargs or len(args) != 2 or not all(isinstance(a, torch.Tensor) for a in args):
+        """Of a tensor and a number, or of two tensors of one type: the one that has the shape of the result."""
+        if kwargs or len(args) != 2:
             return None
         a, b = args
+        if isinstance(a, torch.Tensor) and type(b) in (int, float) and a.dtype.is_floating_point:
+            return a if a.is_contiguous() else torch.empty_like(a)
+        if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+            return None
         if a.dtype != b.dtype or not a.dtype.is_floating_point:
             return None
         large, small = (a, b) if (a.dim(), a.numel()) >= (b.dim(), b.numel()) else (b, a)
@@ -261,6 +265,9 @@ class Comparison(Elementwise):
 class Loss(Elementwise):
     """Losses of every entry, or over all of them: these keep the units."""
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return None
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         if node.kwargs.get("reduction") == "none":
             return broadcast(flow, node)
@@ -332,6 +339,10 @@ class NotAtZero(_Spared):
 @rule(torch.float_power, function=torch.float_power)
 class Power(_Spared):
     """Powers by a number of at least 1 keep zero; with another exponent the value or its gradient is not finite."""
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        # `float_power` gives double precision
+        return None if self.function is torch.float_power else super().infer_call(args, kwargs)
 
     def is_sound(self, flow: Flow, node: fx.Node) -> bool:
         exponent = arguments(node, "input", "exponent")["exponent"]

@@ -87,6 +87,9 @@ class Axes(Movement):
 class Roll(Movement):
     """roll: what is left of an axis with units is rotated by what is left of the part that comes to the front."""
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return args[0].new_empty(args[0].shape) if args else None
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         labels = flow.of(node.all_input_nodes[0])
         pairs = _rolled(node)

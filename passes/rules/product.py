@@ -202,6 +202,14 @@ class Matmul(Product):
         a, b = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2
         return _multiplied_matrices(a, b)
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Of two batches of matrices that fit."""
+        if kwargs or len(args) != 2 or not all(isinstance(a, torch.Tensor) and a.dim() > 1 for a in args):
+            return None
+        a, b = args
+        fits = a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.dtype == b.dtype
+        return a.new_empty((*a.shape[:-1], b.shape[-1])) if fits else None
+
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         labels, found = super().product(flow, node)
         by_vector = node.all_input_nodes[-1].meta["value"].dim() == 1  # which torch does not count
@@ -262,6 +270,22 @@ class Einsum(Product):
         plain = arrow and "." not in left and all(len(set(p)) == len(p) for p in parts)
         pairs: Any = list(zip(operands, parts, strict=True)) if plain and len(parts) == 2 else None
         return None if pairs is None else (pairs, result)
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Of two plain values of one type: the meta kernel takes them apart and puts them together."""
+        equation, *values = args
+        left, arrow, result = equation.replace(" ", "").partition("->") if isinstance(equation, str) else ("", "", "")
+        parts = left.split(",")
+        if not arrow or "." in left + result or len(parts) != 2 or len(values) != 2:
+            return None
+        sizes: dict[str, int] = {}
+        for value, letters in zip(values, parts, strict=True):
+            if not isinstance(value, torch.Tensor) or value.dim() != len(letters) or value.dtype != values[0].dtype:
+                return None
+            if any(sizes.setdefault(x, n) != n for x, n in zip(letters, value.shape, strict=True)):
+                return None
+        fits = len(set(result)) == len(result) and set(result) <= sizes.keys()
+        return values[0].new_empty([sizes[x] for x in result]) if fits and not kwargs else None
 
 
 @rule(F.scaled_dot_product_attention)
