@@ -7,6 +7,7 @@ computes in the mode that it has been given is traced.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from torch import nn
 
@@ -72,22 +73,29 @@ class Modes:
         return len(self._set)
 
     def _watched(self, cls: type[nn.Module], leaf: bool) -> type[nn.Module]:
+        watching = ref(self)  # classes are garbage for long, and would keep the twin
+
         def read(module: nn.Module) -> bool:
-            if leaf and (self.tracer is None or self.tracer.is_executing):
+            modes = watching()
+            if modes is None:
+                return vars(module)["training"]
+            if leaf and (modes.tracer is None or modes.tracer.is_executing):
                 return False  # a layer's example run must not check batch sizes or update statistics
-            self.matter = True
-            self._used.add(id(module))
+            modes.matter = True
+            modes._used.add(id(module))
             return vars(module)["training"]
 
         def write(module: nn.Module, value: bool) -> None:
-            before, vars(module)["training"] = vars(module)["training"], value
-            if self.tracer is None or self.tracer.is_executing:
+            before = vars(module).get("training", value)  # none yet: `forward` makes it (a slice of a list of layers)
+            vars(module)["training"] = value
+            modes = watching()
+            if modes is None or modes.tracer is None or modes.tracer.is_executing:
                 return
-            self.matter = True
-            if id(module) in self._used and value != before:
-                self._late.add(id(module))
+            modes.matter = True
+            if id(module) in modes._used and value != before:
+                modes._late.add(id(module))
             if leaf:
-                self._set.add(id(module))
+                modes._set.add(id(module))
 
         members = {"training": property(read, write), "__module__": cls.__module__}
         return type(cls.__name__, (cls,), members)

@@ -50,11 +50,16 @@ def of_one_example(graph: fx.Graph, root: nn.Module, batch: int) -> Mapping[fx.N
 
 def _takes_no_batch(node: fx.Node, root: nn.Module) -> bool:
     """Whether a layer that takes inputs with and without a batch axis has one without."""
-    if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+    if not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    module, value = _module(node, root), node.args[0].meta["value"]
+    value = node.args[0].meta.get("value")
     if not isinstance(value, torch.Tensor):
         return False
+    if node.target == "unsqueeze" and value.dim() == 2:  # what attention begins with then; masks get two axes more
+        module = root.get_submodule(node.meta.get("path") or "")
+        attends = isinstance(module, nn.MultiheadAttention) and value.shape[1] == module.embed_dim
+        return attends and all(u.target != "unsqueeze" for u in node.users)
+    module = _module(node, root)
     if isinstance(module, nn.modules.conv._ConvNd):
         return value.dim() == len(module.kernel_size) + 1
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and value.dim() == 2

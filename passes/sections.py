@@ -37,10 +37,6 @@ class Section:
     """Of all sections that add to the same values, the number of the first."""
 
 
-_FACTS = (int, float, torch.Size, torch.dtype, torch.device)
-"""What is asked about a value, and is no part of it."""
-
-
 def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
     """All sections, outer ones first in graph order of their joins. `weight`: MACs per node, to tell a projection."""
     joins = [n for n in graph.nodes if n.target in SUMS and _two_values(n)]
@@ -125,7 +121,7 @@ def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, 
     depth: dict[fx.Node | None, int] = {None: 0}
     for node in graph.nodes:
         inputs = [i for i in node.all_input_nodes if i not in constants]
-        inputs = [i for i in inputs if not isinstance(i.meta.get("value"), _FACTS)] or inputs
+        inputs = [i for i in inputs if not isinstance(i.meta.get("value"), FACTS)] or inputs
         nearest: fx.Node | None = inputs[0] if inputs else None
         for other in inputs[1:]:
             while nearest is not other:
@@ -144,7 +140,9 @@ class _Finder:
         self.weight = weight
         self.constants = constant_nodes(graph)
         self.of_one_batch = _of_one_batch(graph)
-        self.dominators = dominators(graph, _of_sizes(graph))
+        self.dominators = dominators(graph, self.constants)
+        # what is made of sizes alone is as a constant, unless it is where a branch begins (queries, once per example)
+        self.beside_sizes = dominators(graph, _of_sizes(graph))
         self.order = {n: i for i, n in enumerate(graph.nodes)}
         self.changes, self.unread = effects(graph), without_result(graph)
         self.changed = changed_later(graph.nodes)
@@ -152,9 +150,11 @@ class _Finder:
 
     def at(self, join: fx.Node) -> Section | None:
         """The section whose branch a sum adds to its shortcut, if it is one."""
-        entry = self.dominators.get(join)
-        if not isinstance(entry, fx.Node):
-            return None
+        entries = dict.fromkeys((self.beside_sizes.get(join), self.dominators.get(join)))
+        found = (self._between(entry, join) for entry in entries if isinstance(entry, fx.Node))
+        return next((s for s in found if s is not None), None)
+
+    def _between(self, entry: fx.Node, join: fx.Node) -> Section | None:
         a, b = join.args[0], join.args[1]
         assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
         branches = [(x, self._branch(x, entry)) for x in (a, b)]

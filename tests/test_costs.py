@@ -165,7 +165,12 @@ class _OneExample(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "inner", [nn.LSTM(8, 8), nn.MultiheadAttention(8, 2), nn.Conv1d(8, 8, 3, padding=1)], ids=lambda m: type(m).__name__
+    "inner",
+    [
+        *(nn.LSTM(8, 8), nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)),
+        nn.Conv1d(8, 8, 3, padding=1),
+    ],
+    ids=lambda m: type(m).__name__,
 )
 def test_an_input_without_a_batch_axis_is_one_example(inner: nn.Module) -> None:
     model, x = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), _OneExample(inner)), torch.randn(5, 6).double()
