@@ -150,10 +150,11 @@ def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels
 @decomposition(torch.Tensor.select)
 def select(input: Any, dim: int, index: Any) -> Any:
     """One slice by indexing."""
-    rank = (input.node.meta["value"] if isinstance(input, fx.Proxy) else input).dim()
+    value = input.node.meta["value"] if isinstance(input, fx.Proxy) else input
     if not isinstance(dim, int):
         return NotImplemented
-    return operator.getitem(input, (*(slice(None),) * (dim % rank), index))
+    sliced: Any = input
+    return sliced[(*(slice(None),) * (dim % value.dim()), index)]
 
 
 @rule(torch.slice_scatter, "slice_scatter", names=("input", "src", "dim", "start", "end", "step"))
