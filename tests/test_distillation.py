@@ -281,7 +281,7 @@ class Other(nn.Module):
 def test_arguments_that_do_not_fit(trained: nn.Module) -> None:
     net = prepared(trained)
     for options, words in (
-        ({"teacher": "resnet18"}, "teacher= got a str"),
+        ({"teacher": "resnet18"}, "teacher= is a str"),
         ({"teacher": net}, "weights of the network that is trained"),
         ({"teacher": True, "distillation_weight": 1.5}, "distillation_weight=1.5"),
         ({"distillation": F.mse_loss}, "distillation= was given, and no teacher"),

@@ -288,6 +288,7 @@ def test_training_goes_on_from_a_warm_start(trained: nn.Module) -> None:
         F.cross_entropy(net(x), y).backward()
         controller.step()
     assert controller.phase == "gated" and torch.equal(net.gate_vector.theta, theta)
+    del controller  # one at a time
     history = fxcat.fit(net, loader(), loader(64), epochs=3, target=HALF, lr=0.02, progress=False)
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
     assert history.epochs[-1].val_accuracy is not None and history.epochs[-1].val_accuracy > 0.8

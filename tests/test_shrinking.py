@@ -198,6 +198,7 @@ def losses_of(forward: Callable[[fxcat.GatedModule], Any], *, autocast: bool) ->
     return losses
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile hides it, if it is no error
 @pytest.mark.parametrize("autocast", (False, True))
 def test_compiled_training_is_the_same(autocast: bool) -> None:
     """torch.compile sees the network in one graph, and compiles it anew after a shrink."""
