@@ -100,13 +100,7 @@ class GateController:
             **{"until": until, "shrinks": shrinks, "gate_lr": gate_lr, "averages": averages, "held_out": held_out},
             **{"loss": loss, "scaler": scaler, "seed": seed},
         )
-        if warmup is None and total_steps > 0:
-            warmup = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
-        if total_steps < 1 or warmup is None or not 0 <= warmup < until <= 1 or shrinks < 0:
-            raise InputError(
-                f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
-                remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
-            )
+        warmup = _checked_warmup(total_steps, warmup, until, shrinks)
         if net.gate_vector.theta.numel() and not net.gate_vector.theta.requires_grad:
             raise InputError(
                 "the gates of this network have been trained and decided",
@@ -388,6 +382,18 @@ class GateController:
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
+
+
+def _checked_warmup(total_steps: int, warmup: float | None, until: float, shrinks: int) -> float:
+    """The share of the run at which gates begin. Raises `InputError` where the phases do not make a schedule."""
+    if warmup is None and total_steps > 0:
+        warmup = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
+    if total_steps < 1 or warmup is None or not 0 <= warmup < until <= 1 or shrinks < 0:
+        raise InputError(
+            f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
+            remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
+        )
+    return warmup
 
 
 def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:

@@ -25,6 +25,12 @@ def make_class(name: str, base: type[nn.Module], members: Mapping[str, Any], how
     return made
 
 
+def gated_class(base: type[nn.Module], forward: Callable[..., Any], how: How) -> type[nn.Module]:
+    """A subclass of a layer's class whose `forward` takes gates too."""
+    members = {"forward": forward, "__module__": forward.__module__}
+    return make_class(f"Gated{base.__name__}", base, members, how)
+
+
 def made_by(made: type) -> How:
     """How a class was made."""
     how: How = vars(made)[_HOW]

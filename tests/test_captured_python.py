@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import einops
+import einops.layers.torch
 import numpy as np
 import pytest
 import torch
@@ -292,7 +293,7 @@ def test_tensors_where_numbers_are_wanted(name: str) -> None:
 
 
 def test_einops() -> None:
-    layers = pytest.importorskip("einops.layers.torch")
+    layers = einops.layers.torch
 
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -332,7 +333,6 @@ class Net(nn.Module):
 
 def test_source_that_is_executed_in_a_dict() -> None:
     """Its globals are no Python module's: what stands in for functions is put there too."""
-    pytest.importorskip("einops")
     space: dict[str, Any] = {}
     exec(EXECUTED, space)
     names = set(space)

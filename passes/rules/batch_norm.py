@@ -15,7 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.made_classes import make_class
+from fxcat.passes.made_classes import gated_class
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
 
 if TYPE_CHECKING:
@@ -147,8 +147,7 @@ def _gated(base: type[nn.Module]) -> type[nn.Module] | None:
     """The class that takes γ and β; None for one that may do more than `nn.BatchNorm*d`."""
     if base not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         return None
-    members = {"forward": _gated_forward, "__module__": __name__}
-    return make_class(f"Gated{base.__name__}", base, members, (_gated, (base,)))
+    return gated_class(base, _gated_forward, (_gated, (base,)))
 
 
 class _GatedFrozen(FrozenBatchNorm2d):

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.made_classes import make_class
+from fxcat.passes.made_classes import gated_class
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Term, Zero, per_entry, rule
 
 if TYPE_CHECKING:
@@ -317,5 +317,4 @@ def _gated_conv(base: type[nn.Module]) -> type[nn.Module] | None:
     """The class that takes the gate of its output; None for one that may do more than `nn.Conv*d`."""
     if base not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return None
-    members = {"forward": _gated_conv_forward, "__module__": __name__}
-    return make_class(f"Gated{base.__name__}", base, members, (_gated_conv, (base,)))
+    return gated_class(base, _gated_conv_forward, (_gated_conv, (base,)))

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import frozen
-from fxcat.passes.made_classes import make_class
+from fxcat.passes.made_classes import gated_class
 from fxcat.passes.rules.counting import (
     gated_group_norm,
     gated_layer_norm,
@@ -136,8 +136,7 @@ def _subclass(base: type[nn.Module], function: Callable[..., Any]) -> type[nn.Mo
         parameters = {n: p for n, p in self.named_parameters(recurse=False)}
         return function(input, size, eps=self.eps, gate=gate, **parameters)
 
-    members = {"forward": forward, "__module__": __name__}
-    return make_class(f"Gated{base.__name__}", base, members, (_subclass, (base, function)))
+    return gated_class(base, forward, (_subclass, (base, function)))
 
 
 @rule(nn.LayerNorm)

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import Labels, along, frozen, leaves
-from fxcat.passes.made_classes import make_class
+from fxcat.passes.made_classes import gated_class
 from fxcat.passes.rules.contraction import consumed
 from fxcat.passes.rules.table import Counting, Rule, Sample, Term, Zero, rule
 
@@ -171,8 +171,7 @@ def _blocks(module: nn.Module) -> int:
 def _gated(base: type[nn.Module]) -> type[nn.Module]:
     """The class with its gate, of shape (hidden units,), as a keyword argument: closed rows, and no state of theirs."""
     forward = _gated_cell if issubclass(base, nn.RNNCellBase) else _gated_sequence
-    members: dict[str, Any] = {"forward": forward, "__module__": __name__}
-    return make_class(f"Gated{base.__name__}", base, members, (_gated, (base,)))
+    return gated_class(base, forward, (_gated, (base,)))
 
 
 def _gated_sequence(self: Any, input: torch.Tensor, hx: Any = None, *, gate: torch.Tensor) -> Any:
