@@ -1,4 +1,4 @@
-"""Imports point one way: core ← passes ← exporters ← front; inside passes: rules ← analyses ← rewrites."""
+"""Imports point one way: core ← passes ← exporters ← front ← integrations; inside passes: rules ← analyses ← rewrites."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(name: str) -> int:
+    if name.startswith("fxcat.integrations"):
+        return 4
     if name in FRONT:
         return 3
     if name.startswith("fxcat.exporters"):
