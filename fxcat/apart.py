@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from torch import fx, nn
@@ -66,19 +67,36 @@ def _found(network: nn.Module, path: str) -> nn.Module | None:
         return None  # it has left
 
 
+@dataclass(frozen=True, slots=True)
 class AsWritten:
     """A `forward` for arguments of another kind than those that were captured: the model's own, as long as that calls
     `forward` itself with such as were (a loss of a batch) and no layer apart."""
 
-    def __init__(self, forward: Callable[..., Any], layers: Layers, captured: str) -> None:
-        self._forward, self._layers, self._captured = forward, layers, captured
+    forward: Callable[..., Any]
+    layers: Layers
+    captured: str
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        said = f"forward was captured with {self._captured}, and is called in another way"
+        said = f"forward was captured with {self.captured}, and is called in another way"
         if any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
             raise InputError(
                 f"{said}, by a tracer",
                 where=type(module).__name__,
                 remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
             )
-        return call_whole(self._forward, (module, *args), kwargs, of=module, layers=self._layers, said=said)
+        return call_whole(self.forward, (module, *args), kwargs, of=module, layers=self.layers, said=said)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusing:
+    """In the place of `AsWritten` for a module inside: what its parts are now is known to its generated code alone."""
+
+    captured: str
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> NoReturn:
+        raise InputError(
+            f"forward was captured with {self.captured}, and is called in another way",
+            where=type(module).__name__,
+            remedy="call it with arguments of the same kinds, flags and numbers as the model does; in the example of "
+            "prepare() they can be others",
+        )

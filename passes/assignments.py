@@ -13,6 +13,7 @@ from torch import fx
 
 from fxcat.passes.arguments import thaw
 from fxcat.passes.effects import NEW, NO_GRAD
+from fxcat.passes.invocations import same_place
 
 Call: TypeAlias = Callable[..., fx.Node]
 """Makes a node of a function, or of a method by its name, and its arguments."""
@@ -33,7 +34,7 @@ def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[
         method = isinstance(target, str)
         new = graph.call_method(target, args) if method else graph.call_function(target, args)
         function: Any = getattr(torch.Tensor, target) if method else target
-        new.meta.update(path=after.meta.get("path"), value=function(*thaw(args)))
+        new.meta.update(same_place(after), value=function(*thaw(args)))
         if NO_GRAD in after.meta:
             new.meta[NO_GRAD] = True
         order[new] = order[after]

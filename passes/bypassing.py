@@ -16,9 +16,10 @@ from torch import fx, nn
 
 from fxcat.passes.bypasses import Bypass, Bypasses
 from fxcat.passes.capture import Captured
-from fxcat.passes.codegen import install
 from fxcat.passes.copying import copy_data, copy_model
 from fxcat.passes.effects import PHASE
+from fxcat.passes.installing import install
+from fxcat.passes.invocations import same_place, stands_for
 from fxcat.passes.slicing import add_buffer
 from fxcat.recipe import ATTRIBUTE
 
@@ -51,7 +52,7 @@ def with_bypasses(model: nn.Module, captured: Captured, bypasses: Bypasses) -> n
     if len(added):
         network.add_module(container, added.train(network.training))
     captured.graph.lint()
-    install(network, captured.graph, captured.regions)
+    install(network, captured.graph, captured.regions, captured.blocks, for_good=True)
     return network
 
 
@@ -100,7 +101,8 @@ def _add(last: fx.Node, shortcut: fx.Node, where: fx.Node) -> fx.Node:
     readers = [n for n in last.users if n is not shortcut]
     with last.graph.inserting_after(where):
         total = last.graph.call_function(operator.add, (last, shortcut))
-    total.meta |= {key: last.meta[key] for key in ("value", "path", PHASE) if key in last.meta}
+    total.meta |= {key: last.meta[key] for key in ("value", PHASE) if key in last.meta} | same_place(last)
+    stands_for(total, last)
     if PHASE in last.meta:
         where.meta[PHASE] = last.meta[PHASE]
     for reader in readers:

@@ -20,6 +20,7 @@ from fxcat.passes.effects import CALLS, RESULTS, returned
 from fxcat.passes.example import argument_forms
 from fxcat.passes.exclusive import ONE_AT_A_TIME
 from fxcat.passes.guards import assert_guards
+from fxcat.passes.invocations import Invocations, number_values
 from fxcat.passes.merging import merge
 from fxcat.passes.nested import CONSTANTS, Slot, is_plain, leaves, lost_in_copy, map_leaves, template
 from fxcat.passes.phases import Phases, trace_phases
@@ -35,7 +36,7 @@ class Captured:
     `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
     example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
     rest was not captured. `orders`: buffers of indices that rewrites put in, with values. `macs`: of the
-    Python between regions, for one example.
+    Python between regions, for one example. `blocks`: the calls of modules in inference and in training.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Captured:
     refused: Mapping[str, CaptureError] = field(default_factory=dict[str, CaptureError])
     orders: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     macs: int = 0
+    blocks: tuple[Invocations, Invocations] = ({}, {})
 
 
 def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -> Captured:
@@ -108,9 +110,10 @@ def _batch(call: Call) -> int:
 def _whole(model: nn.Module, call: Call) -> Captured:
     if not all(isinstance(a, Slot) for a in call.arguments.values()):
         return _one_region(model, call)
-    found = trace_phases(model, call, _plainly)
-    traced = _merged(found, shorter_calls(model, call, found, _plainly))
-    return Captured(_name(model), traced.graph, traced.guards, traced.constants, _batch(call))
+    phases = trace_phases(model, call, _plainly)
+    traced = _merged(phases, shorter_calls(model, call, phases, _plainly))
+    found = traced.graph, traced.guards, traced.constants, _batch(call)
+    return Captured(_name(model), *found, blocks=traced.blocks)
 
 
 def _plainly(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
@@ -145,6 +148,7 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
     if len(found.graphs) > 1:
         graph, renamed = merge(*found.graphs, differ=found.patterns[0] != found.patterns[-1])
         guards = tuple(replace(g, node=renamed[g.node]) for g in guards)
+    blocks = number_values(graph, found.calls, renamed)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     modes = 2 if output.meta.get("phases") else 1
     patterns = list(found.patterns[:modes])
@@ -158,7 +162,7 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
     if any(p is not None for p in patterns):
         output.meta[RESULTS] = tuple(patterns)
     assert_guards(graph, guards)
-    return Traced(graph, guards, found.constants, tuple(patterns[:modes]))
+    return Traced(graph, guards, found.constants, tuple(patterns[:modes]), (blocks[0], blocks[-1]))
 
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:
@@ -213,4 +217,5 @@ def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
         *(_name(model), found.graph, tuple(found.guards), found.constants, _batch(call)),
         *(tuple(found.regions), found.calls, tuple(found.ties), tuple(found.pins), found.refused),
         macs=found.macs // _batch(call),
+        blocks=found.blocks,
     )

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fxcat.passes.effects import is_inplace, make_plain, needed, reads_type
+from fxcat.passes.invocations import stands_for
 from fxcat.passes.rules.boundary import region_output
 
 
@@ -59,6 +60,7 @@ def remove_repeated(graph: fx.Graph, root: nn.Module) -> bool:
         kind = _kind(node, root)
         if before is not None and kind in _IDEMPOTENT and kind == _kind(before, root):
             node.replace_all_uses_with(before)
+            stands_for(before, node)
             graph.erase_node(node)
             changed = True
     return changed

@@ -21,16 +21,16 @@ from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
-from fxcat.passes.codegen import install, layers
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
 from fxcat.passes.entries import with_entries
 from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
+from fxcat.passes.installing import install, layers, uninstall
 from fxcat.passes.orders import with_known_orders
 from fxcat.passes.plan import Plan, make_plan
-from fxcat.passes.regions import Region, Tie
+from fxcat.passes.regions import Tie
 from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
@@ -55,11 +55,12 @@ class Compiled(Program):
         copy_data(copied)
         _remove_gates(small, self)
         rewrite.apply(small, self.analysis.graph, plan, self.analysis.regions)
-        install(small, plan.graph, self.analysis.regions)
+        install(small, plan.graph, self.analysis.regions, self.analysis.captured.blocks, for_good=True)
         return small
 
     def install(self, network: nn.Module) -> None:
-        install(network, insert_gates(self.analysis.graph, self.gatings.of_node), self.analysis.regions)
+        graph = insert_gates(self.analysis.graph, self.gatings.of_node)
+        install(network, graph, self.analysis.regions, self.analysis.captured.blocks, for_good=False)
 
     def layers(self) -> frozenset[str]:
         return layers(self.analysis.graph)
@@ -215,25 +216,17 @@ def _add_gates(network: nn.Module, compiled: Compiled) -> None:
     gatings = compiled.gatings
     samples = GateSamples(gatings.layout, network).to(device)
     network.add_module(SAMPLES, samples)
-    for region in _inner_regions(compiled):
-        # an attribute, not a second submodule: every region's code reads the one that the network holds
-        vars(network.get_submodule(region.path))[SAMPLES] = samples
     for path, subclass in gatings.folded.items():
         network.get_submodule(path).__class__ = subclass
 
 
 def _remove_gates(network: nn.Module, compiled: Compiled) -> None:
+    uninstall(network)
     del network._modules[SAMPLES]
-    for region in _inner_regions(compiled):
-        del vars(network.get_submodule(region.path))[SAMPLES]
     for path, subclass in compiled.gatings.folded.items():
         module = network.get_submodule(path)
         if type(module) is subclass:  # else another one was put in its place
             module.__class__ = subclass.__bases__[0]
-
-
-def _inner_regions(compiled: Compiled) -> list[Region]:
-    return [r for r in compiled.analysis.regions if r.path]
 
 
 def _frozen(analysis: Analysis, plan: Plan | None = None) -> dict[str, dict[int, torch.Tensor]]:

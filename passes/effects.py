@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from fxcat.passes.invocations import same_place
 from fxcat.passes.rules.boundary import region_output
 from fxcat.passes.rules.table import ASSERTING, Rule, function_rule, method_rule
 
@@ -139,7 +140,7 @@ def copy_first(node: fx.Node) -> None:
     assert isinstance(changed, fx.Node)
     with node.graph.inserting_before(node):
         copied = node.graph.call_method("clone", (changed,))
-    copied.meta |= changed.meta | {"value": changed.meta["value"].clone()}
+    copied.meta |= changed.meta | same_place(node) | {"value": changed.meta["value"].clone()}
     for key in (CHANGES, CONSTANT, SAME):
         copied.meta.pop(key, None)
     node.replace_input_with(changed, copied)

@@ -17,6 +17,7 @@ from torch import fx, nn
 from fxcat.errors import PlanError
 from fxcat.passes import cleanup
 from fxcat.passes.arrays import place
+from fxcat.passes.invocations import same_place, stands_for
 
 if TYPE_CHECKING:
     from fxcat.passes.labels import Flow
@@ -75,6 +76,7 @@ def drop_emptied(
         same = _of_same_shape(old, copies[old], emptied) if none_out else None
         if same is not None:
             copies[old].replace_all_uses_with(same)
+            stands_for(same, copies[old])
             continue
         rule = flow.rules.get(old)
         op: Any = type(twin.get_submodule(str(old.target))) if old.op == "call_module" else old.target
@@ -133,6 +135,7 @@ def _without(old: fx.Node, left: list[fx.Node], copies: Mapping[fx.Node, fx.Node
         with cat.graph.inserting_before(cat):
             result = cat.graph.call_function(torch.cat, ([now[piece] for piece in left], axis))
     cat.replace_all_uses_with(result)
+    stands_for(result, cat)
 
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
@@ -168,4 +171,6 @@ def _constant(conv: fx.Node, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, width: i
             bias = graph.create_node("get_attr", f"{conv.target}.bias")
             bias = graph.call_method("reshape", (bias, (1, -1, *[1] * rank)))
             result = graph.call_method("expand", (bias, (size(0), -1, *sizes)))
+    result.meta |= same_place(conv)
     conv.replace_all_uses_with(result)
+    stands_for(result, conv)

@@ -25,6 +25,7 @@ from fxcat.passes.effects import (
     make_plain,
     may_be_view,
 )
+from fxcat.passes.invocations import same_place
 
 _FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 
@@ -106,6 +107,7 @@ def _redirect(old: fx.Node, new: fx.Node, order: dict[fx.Node, int], after: int)
     for view in earlier:
         with new.graph.inserting_after(new):
             again = new.graph.node_copy(view, lambda n: new if n is old else n)
+        again.meta |= same_place(new)
         order[again] = after
         _redirect(view, again, order, after)
 
@@ -120,7 +122,7 @@ def detach_without_grad(graph: fx.Graph) -> None:
         if isinstance(value, torch.Tensor):
             with graph.inserting_after(node):
                 detached = graph.call_method("detach", (node,))
-            detached.meta.update(value=value, path=node.meta.get("path"))
+            detached.meta.update(same_place(node), value=value)
             for user in outside:
                 user.replace_input_with(node, detached)
         elif isinstance(value, tuple | list):

@@ -19,6 +19,7 @@ from torch import fx, nn
 from fxcat.gates import SAMPLES, GateLayout, GateSlot
 from fxcat.passes.effects import changed_part_of
 from fxcat.passes.gate_sites import Site, folding_at
+from fxcat.passes.invocations import same_place, stands_for
 from fxcat.passes.labels import Flow
 from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.table import Counting, Folding
@@ -150,7 +151,8 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
         copies[node] = plain[node] = target
         if factor is not None:
             copies[node] = gated.call_function(operator.mul, (target, factor))
-            copies[node].meta["value"] = node.meta["value"]  # which tells its views
+            copies[node].meta |= same_place(node) | {"value": node.meta["value"]}  # which tells its views
+            stands_for(copies[node], node)
     for node in reversed(gated.nodes):
         if node.op == "get_attr" and not node.users:
             gated.erase_node(node)

@@ -17,6 +17,7 @@ from torch import fx
 from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import FROZEN, Grid, place
 from fxcat.passes.effects import PHASE
+from fxcat.passes.invocations import same_place
 from fxcat.passes.labels import Flow
 from fxcat.passes.proxy import Guard
 
@@ -104,7 +105,7 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
             said = f"sizes decide otherwise than for the example inputs, where {node.name} was {guard.value!r}"
             check = graph.call_function(torch._assert, (same, said))  # pyright: ignore[reportPrivateUsage]
         for new, value in ((same, True), (check, None)):
-            new.meta.update({k: v for k, v in node.meta.items() if k in ("path", PHASE)}, value=value)
+            new.meta.update({k: v for k, v in node.meta.items() if k == PHASE}, value=value, **same_place(node))
 
 
 def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:

@@ -11,6 +11,7 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from fxcat.passes.effects import PHASE, UNCAST
+from fxcat.passes.invocations import same_place
 
 
 def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -98,7 +99,7 @@ def _set_by_mode(node: fx.Node, training: fx.Node) -> bool:
         return False
     with node.graph.inserting_before(node):
         mode = node.graph.create_node("get_attr", f"{node.meta['path']}.training".lstrip("."))
-    mode.meta.update(path=node.meta["path"], value=False)
+    mode.meta.update(same_place(node), value=False)
     left = iter(pairs)
 
     def by_mode(argument: Any) -> Any:
@@ -109,7 +110,7 @@ def _set_by_mode(node: fx.Node, training: fx.Node) -> bool:
             return mode
         with node.graph.inserting_before(node):
             product = node.graph.call_function(operator.mul, (mode, on))
-        product.meta.update(path=node.meta["path"], value=0.0)
+        product.meta.update(same_place(node), value=0.0)
         return product
 
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), by_mode)

@@ -25,8 +25,8 @@ class Slot:
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same value with every leaf changed."""
-    if _is_record(value):  # first: one that is a mapping too is made from its fields
-        return dataclasses.replace(value, **{n: map_leaves(v, change) for n, v in _fields(value)})
+    if is_record(value):  # first: one that is a mapping too is made from its fields
+        return dataclasses.replace(value, **{n: map_leaves(v, change) for n, v in fields_of(value)})
     if isinstance(value, Mapping):
         items = {k: map_leaves(v, change) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
         return items if type(value) is dict else type(value)(items)  # pyright: ignore
@@ -41,8 +41,8 @@ def leaves(value: Any) -> Iterator[Any]:
     if type(value) in _ATOMS:
         yield value
         return
-    if _is_record(value):
-        value = [v for _, v in _fields(value)]
+    if is_record(value):
+        value = [v for _, v in fields_of(value)]
     elif isinstance(value, Mapping):
         value = list(value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, tuple | list):
@@ -78,21 +78,21 @@ def is_plain(value: Any) -> bool:
         return type(value) in (tuple, list) and all(is_plain(v) for v in value)  # pyright: ignore
     if isinstance(value, Mapping):
         return type(value) is dict and all(is_plain(v) for v in value.values())  # pyright: ignore
-    return not _is_record(value)
+    return not is_record(value)
 
 
 def lost_in_copy(value: Any) -> str | None:
     """Which part of a nested value a copy from its class and parts (`map_leaves`) would lack, None if it is whole."""
     if isinstance(value, tuple | list):
         return next((lost for v in value if (lost := lost_in_copy(v))), None)  # pyright: ignore
-    if not _is_record(value) and not isinstance(value, Mapping):
+    if not is_record(value) and not isinstance(value, Mapping):
         return None
     name, held = type(value).__name__, getattr(value, "__dict__", {})  # pyright: ignore[reportUnknownArgumentType]
     try:
         copied = map_leaves(value, lambda leaf: leaf)
     except Exception as error:
         return f"{name} (which is not made from its parts: {error})"
-    fields = dict(_fields(value)) if _is_record(value) else {}
+    fields = dict(fields_of(value)) if is_record(value) else {}
     for key, part in held.items():
         if key not in fields and not (key in copied.__dict__ and _is_same(copied.__dict__[key], part)):
             return f"{name}.{key}"
@@ -126,8 +126,8 @@ def unpack(graph: fx.Graph, node: fx.Node, pattern: Any, found: dict[int, fx.Nod
     """Nodes that take a value apart as its template says, and check all the rest of it."""
     if isinstance(pattern, Slot):
         found[pattern.index] = node
-    elif _is_record(pattern):
-        for name, item in _fields(pattern):
+    elif is_record(pattern):
+        for name, item in fields_of(pattern):
             unpack(graph, graph.call_function(builtins.getattr, (node, name)), item, found)
     elif isinstance(pattern, Mapping):
         for key, item in pattern.items():  # pyright: ignore[reportUnknownVariableType]
@@ -149,8 +149,8 @@ def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node]) -> Any:
     """An argument of a node that rebuilds a value from its template."""
     if isinstance(pattern, Slot):
         return values[pattern.index]
-    if _is_record(pattern):
-        fields = {n: pack(graph, v, values) for n, v in _fields(pattern)}
+    if is_record(pattern):
+        fields = {n: pack(graph, v, values) for n, v in fields_of(pattern)}
         return graph.call_function(type(pattern), (), fields)
     if isinstance(pattern, Mapping):
         items = {k: pack(graph, v, values) for k, v in pattern.items()}  # pyright: ignore[reportUnknownVariableType]
@@ -165,9 +165,11 @@ def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node]) -> Any:
     return pattern
 
 
-def _is_record(value: Any) -> bool:
+def is_record(value: Any) -> bool:
+    """Whether a value is a dataclass."""
     return hasattr(type(value), "__dataclass_fields__") and type(value) is not Slot
 
 
-def _fields(value: Any) -> list[tuple[str, Any]]:
+def fields_of(value: Any) -> list[tuple[str, Any]]:
+    """What a dataclass is made from."""
     return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.init]

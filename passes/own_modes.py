@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from torch import nn
 
-from fxcat.passes.codegen import original_class
 from fxcat.passes.copying import meta_twin
+from fxcat.passes.installing import original_class
 from fxcat.passes.made_classes import make_class
 from fxcat.passes.mode_watch import sets_mode
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxcat.errors import CaptureError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
+from fxcat.passes.invocations import Invocations
 from fxcat.passes.kept_state import changed_state, check_next
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
@@ -33,6 +34,7 @@ class Phases:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     patterns: tuple[Any, ...]
+    calls: tuple[Invocations, ...]
 
 
 def trace_phases(model: nn.Module, call: Call, results: Results) -> Phases:
@@ -88,6 +90,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
         tuple(guard for f in found for guard in f.guards),
         {n: c for f in found for n, c in f.constants.items()},
         tuple(f.pattern for f in found),
+        tuple(f.calls for f in found),
     )
 
 
@@ -101,6 +104,7 @@ class _Phase:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     pattern: Any
+    calls: Invocations
 
 
 def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, modes: Modes, training: bool) -> _Phase:
@@ -123,4 +127,4 @@ def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, 
     functionalise(graph)
     detach_without_grad(graph)
     constants = {n: v for n, v in vars(twin).items() if n not in known and isinstance(v, torch.Tensor)}
-    return _Phase(graph, tuple(tracer.guards), constants, pattern)
+    return _Phase(graph, tuple(tracer.guards), constants, pattern, tracer.calls.found)

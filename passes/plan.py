@@ -23,6 +23,7 @@ from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.effects import asserts, reads_type
 from fxcat.passes.emptied import drop_emptied
 from fxcat.passes.execute import propagate
+from fxcat.passes.invocations import CALL, same_place, stands_for
 from fxcat.passes.numbers import as_before, in_proportion, keep_numbers, paired_inputs
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.selection import ENTRY, known_selection
@@ -177,6 +178,7 @@ def make_plan(
             shortcut = copies[section.join].args[at]
             assert isinstance(shortcut, fx.Node)
             copies[section.join].replace_all_uses_with(shortcut)
+            stands_for(shortcut, copies[section.join])
     cleanup.remove_dead(graph)
     setting = _Setting(analysis, units)
     read = drop_emptied(analysis.flow, twin, graph, copies, setting)
@@ -270,6 +272,7 @@ def _replace_broken_chains(
             continue
         region = owners(analysis.graph).get(chain.sink)
         path = "" if region is None else analysis.regions[region].path
+        path, _ = sink.meta.get(CALL, (path, 0))  # so that the module that shuffles holds it
         prefix = f"{path}.channel_order" if path else "channel_order"
         name = next(n for n in (f"{prefix}{i}" for i in itertools.count()) if n not in taken)
         taken.add(name)
@@ -278,6 +281,8 @@ def _replace_broken_chains(
             index = graph.create_node("get_attr", name)
             source = selected.get(chain.source, copies[chain.source])
             select = graph.call_function(torch.index_select, (source, chain.axis, index))
+        select.meta |= same_place(sink)
+        stands_for(select, sink)
         sink.replace_all_uses_with(select)
         selected[chain.sink] = select
     return buffers
@@ -318,6 +323,7 @@ def _bypass_whole_entries(
             name = str(index.target)
             if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[1]:
                 new.replace_all_uses_with(new.all_input_nodes[0])
+                stands_for(new.all_input_nodes[0], new)
 
 
 def _is_rectangle(setting: _Setting, node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError
+from fxcat.passes.invocations import CALL, Invocations, below
 from fxcat.passes.nested import Slot, fill, leaves, template
 from fxcat.passes.proxy import Guard
 from fxcat.passes.rules.boundary import region_input, region_output
@@ -58,6 +59,8 @@ class Traced:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     results: tuple[Any, ...]
+    blocks: tuple[Invocations, Invocations]
+    """The calls of modules in inference and in training."""
 
 
 Tracing = Callable[[nn.Module, "Call"], Traced]
@@ -124,6 +127,8 @@ class Regions:
     constants: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     refused: dict[str, CaptureError] = field(default_factory=dict[str, CaptureError])
     """Why modules with weights were not captured."""
+    blocks: tuple[Invocations, Invocations] = ({}, {})
+    """Calls of modules inside of regions, in inference and in training."""
     macs: int = 0
     """Multiply-adds of the code between the regions, for the example inputs."""
 
@@ -160,7 +165,12 @@ class Regions:
                 if node.op in ("call_module", "get_attr"):
                     copy.target = f"{prefix}{node.target}"
                 copy.meta["path"] = f"{prefix}{node.meta.get('path') or ''}".rstrip(".")
+                if CALL in node.meta:
+                    inner, count = node.meta[CALL]
+                    copy.meta[CALL] = f"{prefix}{inner}", count
         self.guards += [replace(g, node=copies[g.node]) for g in traced.guards]
+        inference, training = (below(prefix, calls) for calls in traced.blocks)
+        self.blocks = {**self.blocks[0], **inference}, {**self.blocks[1], **training}
         self.constants |= {f"{prefix}{name}": value for name, value in traced.constants.items()}
         known = [(n.args[0], n.args[2]) for n in results[0]]
         for node in (n for nodes in results[1:] for n in nodes if (n.args[0], n.args[2]) not in known):

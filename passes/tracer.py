@@ -26,6 +26,7 @@ from fxcat.passes.arguments import thaw
 from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME, UNCAST
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
+from fxcat.passes.invocations import CALL, Calls
 from fxcat.passes.known import known_value
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
@@ -52,6 +53,7 @@ class ExampleTracer(fx.Tracer):
         self.device = device
         self.proxy_buffer_attributes = True
         self.guards: list[Guard] = []
+        self.calls = Calls()
         self._inputs: Mapping[str, Any] = {}
         self._call: Callable[..., Any] | None = None
         self._training = False
@@ -103,7 +105,7 @@ class ExampleTracer(fx.Tracer):
             ) from error
         finally:
             # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
-            self.__dict__ = {"guards": self.guards, "_is_executing": True}
+            self.__dict__ = {"guards": self.guards, "calls": self.calls, "_is_executing": True}
 
     @property
     def is_executing(self) -> bool:
@@ -113,6 +115,7 @@ class ExampleTracer(fx.Tracer):
     def attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a function returns; NotImplemented if its Python cannot do with proxies: then the graph is as before."""
         last, guards, path = next(reversed(self.graph.nodes)), len(self.guards), self._path
+        calls = self.calls.mark()
         try:
             return function(*args, **kwargs)
         except Exception:
@@ -125,6 +128,7 @@ class ExampleTracer(fx.Tracer):
             del self.guards[guards:]
             self.asked.clear()
             self._path = path
+            self.calls.forget(calls)
             return NotImplemented
 
     def location(self, error: BaseException | None = None) -> str:
@@ -238,16 +242,11 @@ class ExampleTracer(fx.Tracer):
             return forward(*args, **kwargs)
         # not the base class's: its module stacks on nodes say in ten times the memory what "path" says
         outer, self._path = self._path, self.path_of_module(m)
-        instead = find_decomposition(m)
-        result = NotImplemented if instead is None else instead(m, *args, **kwargs)
-        if is_leaf(m) and self._modes.use(m):
-            result = forward(*args, **kwargs)
-        elif instead is None and not is_leaf(m):
-            result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
+        result = self._inside(m, forward, args, kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)
             result.node.meta["value"] = self._run(result.node, m)
-            result.node.meta["path"] = self._path
+            self._note_place(result.node)
             if getattr(m, "inplace", False):
                 result.node.meta[CHANGES] = True
             rule = module_rule(m)
@@ -257,6 +256,24 @@ class ExampleTracer(fx.Tracer):
             elif rule is not None and rule.returns_input(result.node, m, self._training):
                 result.node.meta[SAME] = True
         self._path = outer
+        return result
+
+    def _inside(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a module returns whose Python is captured; NotImplemented for one that is a node of the graph."""
+        instead = find_decomposition(m)
+        if is_leaf(m):
+            result = NotImplemented if instead is None else instead(m, *args, **kwargs)
+            return forward(*args, **kwargs) if self._modes.use(m) else result
+        calls = self.calls.mark()
+        self.calls.enter(self._path)
+        if instead is not None:
+            result = instead(m, *args, **kwargs)
+        else:
+            result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
+        if result is NotImplemented:
+            self.calls.forget(calls)
+        else:
+            self.calls.leave(args, kwargs, result, hooked=has_hooks(m))
         return result
 
     def _is_passing(self, module: nn.Module) -> bool:
@@ -374,8 +391,14 @@ class ExampleTracer(fx.Tracer):
         if rule is not None and rule.returns_input(node, None, self._training):
             node.meta[SAME] = True
         if kind not in ("placeholder", "output"):
-            node.meta["path"] = self._path
+            self._note_place(node)
         return proxy
+
+    def _note_place(self, node: fx.Node) -> None:
+        """Note which module makes a node."""
+        node.meta["path"] = self._path
+        if self.calls.innermost is not None:
+            node.meta[CALL] = self.calls.innermost
 
     def _forget_what_was_parsed(self, node: fx.Node, asked: list[object]) -> None:
         """PyTorch asks for the integers among its arguments before it lets a proxy take the call: that is no guard."""

@@ -1,4 +1,4 @@
-"""Imports point one way: core ← passes ← exporters ← front ← integrations; inside passes: rules ← analyses ← rewrites."""
+"""Imports point one way: core ← passes ← exporters ← front ← adapters; inside passes: rules ← analyses ← rewrites."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from pathlib import Path
 from source_files import modules
 
 FRONT = {"fxcat", "fxcat.api", "fxcat.loading", "fxcat.rules"}
-REWRITES = {"plan", "rewrite", "compile", "structure", "gating", "cleanup", "codegen", "slicing", "bypassing"}
+REWRITES = {
+    "plan",
+    "rewrite",
+    "compile",
+    "structure",
+    "gating",
+    "cleanup",
+    "codegen",
+    "folding",
+    "installing",
+    "slicing",
+    "bypassing",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -56,8 +56,8 @@ fxcat_gates_inner_gate = self.fxcat_gates.inner_gate
 inner = self.inner(relu, fxcat_gates_inner_gate)
 relu_1 = torch.nn.functional.relu(inner, inplace = False)
 adaptive_avg_pool2d = torch.nn.functional.adaptive_avg_pool2d(relu_1, 1)
-fxcat_gates_fc1_gate = self.fxcat_gates.fc1_gate
 fc1 = self.fc1(adaptive_avg_pool2d)
+fxcat_gates_fc1_gate = self.fxcat_gates.fc1_gate
 mul = fc1 * fxcat_gates_fc1_gate
 relu_2 = torch.nn.functional.relu(mul, inplace = False)
 fc2 = self.fc2(relu_2)

@@ -55,13 +55,15 @@ def wrong_order(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return 2 * x + 0 * F.dropout(x, training=module.training)
 
 
-@pytest.mark.parametrize(("meaning", "mode"), [(wrong, "eval"), (wrong_in_training, "train"), (wrong_order, "train")])
-def test_prepare_refuses_what_it_misunderstands(meaning: Callable[..., Any], mode: str) -> None:
+@pytest.mark.parametrize(
+    ("meaning", "mode", "first"), [(wrong, "eval", 2), (wrong_in_training, "train", 2), (wrong_order, "train", 3)]
+)
+def test_prepare_refuses_what_it_misunderstands(meaning: Callable[..., Any], mode: str, first: int) -> None:
     decomposition(Twice)(meaning)
     model = network(Twice())
     with pytest.raises(fxcat.CaptureError, match=rf"something else in {mode}\(\): result is off by") as raised:
         fxcat.prepare(model, IMAGE, verbose=False)
-    assert "first in 3" in str(raised.value.where)  # the module behind
+    assert f"first in {first}" in str(raised.value.where)
     net = fxcat.prepare(model, IMAGE, verify=False, verbose=False)
     if mode == "eval":
         with pytest.raises(fxcat.VerificationError):

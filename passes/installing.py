@@ -1,0 +1,256 @@
+"""A graph as the code of a network: the classes of its modules become subclasses with generated methods.
+
+The user's containers, names and other methods stay; only `forward` is new. A module that was called, and can have a
+graph of its own (`folding.py`), gets the part that is its own, so that it can be called, hooked and replaced. What
+cannot says so when it is. Inference and training may have graphs of their own over the same modules.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, NoReturn
+
+from torch import fx, nn
+
+from fxcat.apart import AsWritten, Layers, Refusing
+from fxcat.errors import InputError
+from fxcat.gates import SAMPLES
+from fxcat.passes.codegen import Generated, compiled
+from fxcat.passes.folding import fold
+from fxcat.passes.invocations import Invocations
+from fxcat.passes.made_classes import make_class
+from fxcat.passes.region_graphs import region_graph
+from fxcat.passes.regions import Region
+from fxcat.passes.rules.boundary import NO_REGION, region_output
+from fxcat.passes.signatures import Head, name_of_module, parameters_of
+from fxcat.passes.ways import Way, split_phases
+
+_CAPTURED = "_captured_class"
+"""Attribute of a generated class: the class that was captured."""
+
+_BEFORE = "_class_before"
+"""Attribute of a generated class: what `uninstall` goes back to."""
+
+NO_BLOCKS: tuple[Invocations, Invocations] = ({}, {})
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before `install`."""
+    return getattr(type(module), _CAPTURED, type(module))
+
+
+def install(
+    root: nn.Module,
+    graph: fx.Graph,
+    regions: Sequence[Region] = (),
+    blocks: tuple[Invocations, Invocations] = NO_BLOCKS,
+    *,
+    for_good: bool,
+) -> None:
+    """Make the graph the `forward` of `root` and of its modules; or its parts those of the modules of regions.
+
+    `blocks`: the modules that were called, in inference and in training. `for_good`: `uninstall` leaves it.
+    """
+    installer = _Installer(root, blocks, for_good=for_good)
+    if not regions:
+        installer.install("", graph)
+    for number, region in enumerate(regions):
+        forward = original_class(root.get_submodule(region.path)).forward
+        installer.install(region.path, region_graph(graph, number, region, forward))
+
+
+def uninstall(root: nn.Module) -> None:
+    """Give all modules the classes that they had before `install`, unless that was for good."""
+    for module in root.modules():
+        vars(module).pop(SAMPLES, None)
+        before = vars(type(module)).get(_BEFORE)
+        if before is not None:
+            module.__class__ = before
+
+
+def layers(graph: fx.Graph) -> frozenset[str]:
+    """Paths of the modules whose weights a graph uses, but of those that Python calls by themselves."""
+    apart = {n.all_input_nodes[0] for n in graph.nodes if n.target is region_output and n.args[1] == NO_REGION}
+    called = {str(n.target) for n in graph.nodes if n.op == "call_module" and n not in apart}
+    return frozenset(called | {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"})
+
+
+class _Installer:
+    """Gives modules their classes; one class to those with the same code."""
+
+    def __init__(self, root: nn.Module, blocks: tuple[Invocations, Invocations], *, for_good: bool) -> None:
+        self._root, self._blocks, self._for_good = root, blocks, for_good
+        self._classes: dict[tuple[type[nn.Module], tuple[str, ...]], list[type[nn.Module]]] = {}
+
+    def install(self, path: str, graph: fx.Graph) -> None:
+        """Make a graph the code of the module at a path, and of those in it."""
+        module = self._root.get_submodule(path)
+        prefix = f"{path}." if path else ""
+
+        def signature(path: str) -> inspect.Signature | None:
+            found = _inside(module, path.removeprefix(prefix))
+            return None if found is None else _signature(original_class(found).forward)
+
+        ways = split_phases(graph)
+        folded = fold([way.graphs for way in ways], self._blocks, prefix, signature)
+        given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
+        ways = [replace(way, graphs=graphs) for way, graphs in zip(ways, folded.outer, strict=True)]
+        self._give(module, ways, given, partial(layers, graph))
+        for inner, graphs in folded.inner.items():
+            block = _inside(module, inner.removeprefix(prefix))
+            if block is not None and not _is_chain(block, graphs):
+                taken = {str(n.target): n for n in graphs[0].nodes if n.op == "placeholder"}
+                self._give(block, [Way((), graphs)], taken, None)
+        for inner in folded.flat:
+            block = _inside(module, inner.removeprefix(prefix))
+            if block is not None:
+                self._set_class(block, _flat_class(type(block)))
+
+    def _give(
+        self, module: nn.Module, ways: Sequence[Way], given: Mapping[str, fx.Node], inside: Layers | None
+    ) -> None:
+        """Give a module the code of its graphs. `given`: placeholders by their names; `inside`: paths of its layers, if
+        it may be called in other ways than these."""
+        base = original_class(module)
+        methods = _methods(base, ways, given, inside)
+        known = self._classes.setdefault((base, tuple(m.source for m in methods)), [])
+        made = next((c for c in known if _have_same_names(vars(c)[_METHODS], methods)), None)
+        if made is None:
+            made = _class_with(base, tuple(methods))
+            known.append(made)
+        self._set_class(module, made)
+        samples = self._root._modules.get(SAMPLES)
+        if samples is not None and module is not self._root:
+            # an attribute, not a second submodule: all read the one that the network holds
+            vars(module)[SAMPLES] = samples
+
+    def _set_class(self, module: nn.Module, made: type[nn.Module]) -> None:
+        module.__class__ = made if self._for_good else _undoable(made, type(module))
+
+
+_METHODS = "_generated_methods"
+"""Attribute of a generated class."""
+
+
+def _class_with(base: type[nn.Module], methods: tuple[Generated, ...]) -> type[nn.Module]:
+    """A subclass with generated methods."""
+    members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__}
+    members |= {_CAPTURED: base, _METHODS: methods} | {method.name: method.defined() for method in methods}
+    return make_class(base.__name__, base, members, (_class_with, (base, methods)))
+
+
+@cache
+def _undoable(made: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
+    """A generated class that knows what it stands in for."""
+    members = {"__module__": made.__module__, "__doc__": made.__doc__, _BEFORE: before}
+    return make_class(made.__name__, made, members, (_undoable, (made, before)))
+
+
+@cache
+def _flat_class(base: type[nn.Module]) -> type[nn.Module]:
+    """A subclass for a module whose computation is a part of that of a module around it."""
+
+    def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> NoReturn:
+        raise InputError(
+            f"this {base.__name__} is not called any more: what it computes is a part of the code around it",
+            remedy="call the module around it, or put the hook there or on a layer inside",
+        )
+
+    members = {"__module__": base.__module__, "__doc__": base.__doc__, _CAPTURED: getattr(base, _CAPTURED, base)}
+    members |= {_FLAT: True} | dict.fromkeys(("forward", *_HOOKING), refuse)
+    return make_class(base.__name__, base, members, (_flat_class, (base,)))
+
+
+def is_flat(module: nn.Module) -> bool:
+    """Whether a module's computation is a part of that of a module around it."""
+    return hasattr(type(module), _FLAT)
+
+
+_FLAT = "_is_flat"
+"""Attribute of the class of such a module."""
+
+_HOOKING = (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)
+
+
+_signature = cache(inspect.signature)
+
+
+def _inside(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, None if it has gone."""
+    found: nn.Module | None = module
+    for name in path.split(".") if path else ():
+        found = None if found is None else found._modules.get(name)
+    return found
+
+
+def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
+    """Whether what a module computes is, still, to call all its modules one after another, as it would by itself."""
+    if type(module).forward is not nn.Sequential.forward or len(graphs) > 1:
+        return False
+    first, *called, output = graphs[0].nodes
+    before = [first, *called[:-1]]
+    chained = all(
+        n.op == "call_module" and n.args == (b,) and not n.kwargs for n, b in zip(called, before, strict=True)
+    )
+    return chained and output.args == (called or [first])[-1:] and [n.target for n in called] == list(module._modules)
+
+
+def _have_same_names(first: Sequence[Generated], second: Sequence[Generated]) -> bool:
+    """Whether names mean the same in methods of the same source."""
+    return all(_is_same(a.namespace, b.namespace) for a, b in zip(first, second, strict=True))
+
+
+def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    def same(a: Any, b: Any) -> bool:
+        return a is b or (type(a) is type(b) and isinstance(a, _COMPARED) and a == b)
+
+    return first.keys() == second.keys() and all(same(value, second[name]) for name, value in first.items())
+
+
+_COMPARED = (Refusing, bool, int, float, str, type(None))
+
+
+def _methods(
+    base: type[nn.Module], ways: Sequence[Way], given: Mapping[str, fx.Node], inside: Layers | None
+) -> Sequence[Generated]:
+    """The generated methods of a module that may be called in these ways."""
+    graphs = [graph for way in ways for graph in way.graphs]
+    parameters = parameters_of(base, list(given))
+    head = Head(name_of_module(graphs, parameters), parameters, given)
+    captured = ", ".join(given)
+    otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured)
+    names = {"_as_written": otherwise, **head.names}
+    if len(graphs) == 1:
+        start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()
+        return [compiled(graphs[0], head.this, f"def forward({head.text}):", start, names)]
+    return _dispatched(ways, given, head, names)
+
+
+def _dispatched(
+    ways: Sequence[Way], given: Mapping[str, fx.Node], head: Head, names: Mapping[str, Any]
+) -> list[Generated]:
+    """A function for every way and phase, and the `forward` that chooses one."""
+    methods: list[Generated] = []
+    lines = [f"def forward({head.text}):"]
+    for number, way in enumerate(ways):
+        taken = [name for name in given if name not in way.absent]
+        values, parameters = ", ".join(taken), ", ".join([head.this, *taken])
+        lines.append(f"    if {head.fits(way.absent)}:")
+        for phase in reversed(range(len(way.graphs))):
+            name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
+            methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):"))
+            condition = f"if {head.this}.training: " if phase else ""
+            lines.append(f"        {condition}return {head.this}.{name}({values})")
+    lines.append(f"    return _as_written({head.this}, {head.passed})\n")
+    return [*methods, Generated("\n".join(lines), "forward", dict(names))]
+
+
+_PHASES = ("inference", "training")
