@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxcat.gates import SAMPLES
@@ -37,11 +38,13 @@ class Unread:
 @dataclass(frozen=True, slots=True)
 class Folded:
     """The graphs of the model, one for every way and phase; of modules by their paths, one for every phase, or a single
-    one; and the paths of the modules that have none."""
+    one, each by what it says; the paths of the modules that have none; and of those that only pass on what they get,
+    and are not called any more."""
 
     outer: tuple[tuple[fx.Graph, ...], ...]
-    inner: Mapping[str, tuple[fx.Graph, ...]]
+    inner: Mapping[str, Mapping[str, fx.Graph]]
     flat: frozenset[str]
+    uncalled: frozenset[str]
 
 
 Signatures = Callable[[str], inspect.Signature | None]
@@ -58,7 +61,7 @@ def fold(
     flats = [[_Flat(g, calls[p], prefix, signatures) for p, g in enumerate(way)] for way in ways]
     known = {key[0]: call for of_phase in calls for key, call in of_phase.items() if key[0].startswith(prefix)}
     present = {key[0] for way in flats for flat in way for key in flat.spans}
-    foldable = {path for path in present if path in known and not known[path].hooked}
+    foldable = {path for path, call in known.items() if not call.hooked}
     foldable -= {key[0] for way in flats for flat in way for key in flat.spans.keys() - flat.borders.keys()}
     while True:
         made = [[flat.folded(foldable) for flat in way] for way in flats]
@@ -67,12 +70,13 @@ def fold(
             break
         foldable = set(inner)
     apart = frozenset(path for path, call in known.items() if not call.hooked and path not in inner)
-    return Folded(tuple(tuple(graph for graph, _ in way) for way in made), inner, apart)
+    outer = tuple(tuple(graph for graph, _ in way) for way in made)
+    return Folded(outer, inner, apart, frozenset(inner.keys() - present))
 
 
 def _common(
     ways: Sequence[Sequence[Mapping[Key, fx.Graph | None]]], foldable: Collection[str]
-) -> dict[str, tuple[fx.Graph, ...]]:
+) -> dict[str, Mapping[str, fx.Graph]]:
     """The graphs, one for every phase or one for both, of the modules whose calls have the same in all ways."""
     found: dict[str, tuple[dict[str, fx.Graph], ...]] = {path: ({}, {}) for path in foldable}
     failed: set[str] = set()
@@ -86,7 +90,7 @@ def _common(
                 for p in (0, 1) if len(way) == 1 else (phase,):
                     found[path][p][_text(graph)] = graph
     return {
-        path: tuple((phases[0] | phases[1]).values())
+        path: phases[0] | phases[1]
         for path, phases in found.items()
         if path not in failed and all(len(texts) < 2 for texts in phases)
     }
@@ -115,12 +119,12 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _Border:
-    """What the slots of a call stand for in a graph; no value for an argument that nothing reads."""
+    """What the slots of a call stand for in a graph; None for what nothing reads, of the arguments or the result."""
 
     call: Invocation
     arguments: Mapping[str, Any]
     values: tuple[fx.Node | None, ...]
-    results: tuple[fx.Node, ...]
+    results: tuple[fx.Node | None, ...]
 
 
 class _Flat:
@@ -195,13 +199,10 @@ class _Flat:
         values, results = _matched(span.inputs, call.values), _matched(span.outputs, call.results)
         if values is None or results is None:
             return None
-        found: list[fx.Node] = []
+        found: list[fx.Node | None] = []
         for result, number in zip(results, call.results, strict=True):
             through = next((v for v, n in zip(values, call.values, strict=True) if v and n == number), None)
-            inner = result or (None if number is None else span.values.get(number)) or through
-            if inner is None:
-                return None
-            found.append(inner)
+            found.append(result or (None if number is None else span.values.get(number)) or through)
         return _Border(call, arguments, tuple(values), tuple(found))
 
     def folded(self, foldable: Collection[str]) -> tuple[fx.Graph, dict[Key, fx.Graph | None]]:
@@ -222,8 +223,7 @@ class _Flat:
         return graph
 
     def _arguments(self, key: Key) -> Mapping[str, Any] | None:
-        """Templates of the arguments of a call, by the parameters of `forward`; None where that cannot be told, or it
-        cannot be checked that what was one value twice is that again."""
+        """Templates of the arguments of a call, by the parameters of `forward`; None where that cannot be told."""
         call, signature = self.calls.get(key), self.signatures(key[0])
         if call is None or signature is None or not call.is_nested or call.hooked:
             return None
@@ -231,10 +231,7 @@ class _Flat:
             bound = signature.bind(None, *call.arguments, **(call.keywords or {}))
         except TypeError:
             return None
-        arguments = dict(list(bound.arguments.items())[1:])
-        at_top = sum(isinstance(a, Slot) for a in arguments.values())
-        is_told = at_top == len(call.values) or len(set(call.values)) == len(call.values)
-        return arguments if is_told else None
+        return dict(list(bound.arguments.items())[1:])
 
     def placeholders(
         self, graph: fx.Graph, key: Key, arguments: Mapping[str, Any], is_read: Sequence[bool]
@@ -260,6 +257,12 @@ class _Flat:
         for name, pattern in arguments.items():
             if any(isinstance(leaf, Slot) for leaf in leaves(pattern)):
                 unpack(graph, holders[name], pattern, entering)
+        told = {p.index for p in arguments.values() if isinstance(p, Slot)}
+        for slot, number in enumerate(numbers):
+            other = numbers.index(number)
+            if other != slot and number is not None and not {slot, other} <= told:
+                same = graph.call_function(operator.is_, (entering[slot], entering[other]))
+                graph.call_function(torch._assert, (same, "captured with one value in both places"))  # pyright: ignore[reportPrivateUsage]
         return entering
 
 
@@ -362,14 +365,17 @@ class _Folder:
         assert scope.key is not None
         border = self._borders[scope.key]
         call = border.call
-        scope.graph.output(pack(scope.graph, call.result, [self._in(scope, n) for n in border.results]))
+        scope.graph.output(
+            pack(scope.graph, call.result, [None if n is None else self._in(scope, n) for n in border.results])
+        )
         _erase_unread(scope)
         self._made[scope.key] = scope.graph
         values = [None if v is None else self._in(outer, v) for v in scope.values]
         args, kwargs = fill((call.arguments, dict(call.keywords or {})), values)
         called = outer.graph.create_node("call_module", scope.path[len(outer.path) : -1], args, kwargs)
         for result, value in zip(border.results, self._taken(outer, called, call.result), strict=True):
-            outer.nodes.setdefault(result, value)
+            if result is not None:
+                outer.nodes.setdefault(result, value)
 
     def _taken(self, outer: _Scope, called: fx.Node, pattern: Any) -> list[fx.Node]:
         """What a module returned, taken apart: a node for every slot."""

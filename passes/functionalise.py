@@ -47,7 +47,8 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
     """What comes after an in-place op reads its result; where nobody sees the change of anything else, it is none."""
     base = changed_part_of(node)
     _check_gradients(node, changed, base)
-    if base is not None and base.op != "get_attr" and _scatter_what_is_seen(node, changed, base, order):
+    is_seen = base is not None and base.op != "get_attr" and _is_read(base, order, order[node], but=changed)
+    if base is not None and is_seen and _scatter_what_is_seen(node, changed, base, order):
         return
     _redirect(changed, node, order, order[node])
     if base is not None and base.op == "get_attr":
@@ -134,10 +135,10 @@ def _views(value: fx.Node) -> list[fx.Node]:
     return [u for u in value.users if u.all_input_nodes[0] is value and is_view(u)]
 
 
-def _is_read(value: fx.Node, order: Mapping[fx.Node, int], after: int) -> bool:
-    """Whether a value, or a view of it, is read after some place; its sizes do not count."""
+def _is_read(value: fx.Node, order: Mapping[fx.Node, int], after: int, but: fx.Node | None = None) -> bool:
+    """Whether a value, or a view of it (`but` through one), is read after some place; its sizes do not count."""
     later = any(order.get(u, after) > after and not isinstance(u.meta.get("value"), _FACTS) for u in value.users)
-    return later or any(_is_read(view, order, after) for view in _views(value))
+    return later or any(_is_read(view, order, after, but) for view in _views(value) if view is not but)
 
 
 def _assign(node: fx.Node, order: dict[fx.Node, int]) -> None:
@@ -184,6 +185,7 @@ def _scatter_what_is_seen(node: fx.Node, changed: fx.Node, base: fx.Node, order:
     if later:
         with node.graph.inserting_after(result):
             seen = node.graph.node_copy(changed, lambda n: result if n is base else n)
+        seen.meta |= same_place(node)
         order[seen] = after
         for user in later:
             user.replace_input_with(node, seen)

@@ -25,7 +25,7 @@ from fxcat.passes.made_classes import make_class
 from fxcat.passes.region_graphs import region_graph
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, region_output
-from fxcat.passes.signatures import Head, name_of_module, parameters_of
+from fxcat.passes.signatures import Head, name_of_module, parameters_of, signature_of
 from fxcat.passes.ways import Way, split_phases
 
 _CAPTURED = "_captured_class"
@@ -83,7 +83,10 @@ class _Installer:
 
     def __init__(self, root: nn.Module, blocks: tuple[Invocations, Invocations], *, for_good: bool) -> None:
         self._root, self._blocks, self._for_good = root, blocks, for_good
-        self._classes: dict[tuple[type[nn.Module], tuple[str, ...]], list[type[nn.Module]]] = {}
+        self._classes: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+        # for this network alone: as long as a class is known, it lives
+        self._flat, self._uncalled = cache(partial(_silent_class, calls=False)), cache(_silent_class)
+        self._undoable = cache(_undoable)
 
     def install(self, path: str, graph: fx.Graph) -> None:
         """Make a graph the code of the module at a path, and of those in it."""
@@ -92,66 +95,57 @@ class _Installer:
 
         def signature(path: str) -> inspect.Signature | None:
             found = _inside(module, path.removeprefix(prefix))
-            return None if found is None else _signature(original_class(found).forward)
+            return None if found is None else signature_of(original_class(found).forward)
 
         ways = split_phases(graph)
         folded = fold([way.graphs for way in ways], self._blocks, prefix, signature)
         given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
         ways = [replace(way, graphs=graphs) for way, graphs in zip(ways, folded.outer, strict=True)]
-        self._give(module, ways, given, partial(layers, graph))
+        self._set_class(module, _class_of(original_class(module), ways, given, partial(layers, graph)))
         for inner, graphs in folded.inner.items():
             block = _inside(module, inner.removeprefix(prefix))
-            if block is not None and not _is_chain(block, graphs):
-                taken = {str(n.target): n for n in graphs[0].nodes if n.op == "placeholder"}
-                self._give(block, [Way((), graphs)], taken, None)
+            if block is not None and not _is_chain(block, list(graphs.values())):
+                self._set_class(block, self._class_of_block(block, graphs))
+            if block is not None and inner in folded.uncalled:
+                self._set_class(block, self._uncalled(type(block)))
         for inner in folded.flat:
             block = _inside(module, inner.removeprefix(prefix))
             if block is not None:
-                self._set_class(block, _flat_class(type(block)))
+                self._set_class(block, self._flat(type(block)))
 
-    def _give(
-        self, module: nn.Module, ways: Sequence[Way], given: Mapping[str, fx.Node], inside: Layers | None
-    ) -> None:
-        """Give a module the code of its graphs. `given`: placeholders by their names; `inside`: paths of its layers, if
-        it may be called in other ways than these."""
-        base = original_class(module)
-        methods = _methods(base, ways, given, inside)
-        known = self._classes.setdefault((base, tuple(m.source for m in methods)), [])
-        made = next((c for c in known if _have_same_names(vars(c)[_METHODS], methods)), None)
-        if made is None:
-            made = _class_with(base, tuple(methods))
-            known.append(made)
-        self._set_class(module, made)
+    def _class_of_block(self, block: nn.Module, graphs: Mapping[str, fx.Graph]) -> type[nn.Module]:
+        """A class with the code of a module inside. `graphs`: by what they say."""
+        key = original_class(block), tuple(graphs)
+        if key not in self._classes:
+            way = Way((), tuple(graphs.values()))
+            given = {str(n.target): n for n in way.graphs[0].nodes if n.op == "placeholder"}
+            self._classes[key] = _class_of(original_class(block), [way], given, None)
+        return self._classes[key]
+
+    def _set_class(self, module: nn.Module, made: type[nn.Module]) -> None:
+        module.__class__ = made if self._for_good else self._undoable(made, type(module))
         samples = self._root._modules.get(SAMPLES)
         if samples is not None and module is not self._root:
             # an attribute, not a second submodule: all read the one that the network holds
             vars(module)[SAMPLES] = samples
 
-    def _set_class(self, module: nn.Module, made: type[nn.Module]) -> None:
-        module.__class__ = made if self._for_good else _undoable(made, type(module))
-
-
-_METHODS = "_generated_methods"
-"""Attribute of a generated class."""
-
 
 def _class_with(base: type[nn.Module], methods: tuple[Generated, ...]) -> type[nn.Module]:
     """A subclass with generated methods."""
     members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__}
-    members |= {_CAPTURED: base, _METHODS: methods} | {method.name: method.defined() for method in methods}
+    members |= {_CAPTURED: base} | {method.name: method.defined() for method in methods}
     return make_class(base.__name__, base, members, (_class_with, (base, methods)))
 
 
-@cache
 def _undoable(made: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
     """A generated class that knows what it stands in for."""
     members = {"__module__": made.__module__, "__doc__": made.__doc__, _BEFORE: before}
     return make_class(made.__name__, made, members, (_undoable, (made, before)))
 
 
-@cache
-def _flat_class(base: type[nn.Module]) -> type[nn.Module]:
-    """A subclass for a module whose computation is a part of that of a module around it."""
+def _silent_class(base: type[nn.Module], calls: bool = True) -> type[nn.Module]:
+    """A subclass for a module that the network does not call: it takes no hooks, which would not run. `calls`: it can
+    be called by itself; else what it computes is a part of the code around it."""
 
     def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> NoReturn:
         raise InputError(
@@ -160,16 +154,16 @@ def _flat_class(base: type[nn.Module]) -> type[nn.Module]:
         )
 
     members = {"__module__": base.__module__, "__doc__": base.__doc__, _CAPTURED: getattr(base, _CAPTURED, base)}
-    members |= {_FLAT: True} | dict.fromkeys(("forward", *_HOOKING), refuse)
-    return make_class(base.__name__, base, members, (_flat_class, (base,)))
+    members |= {_SILENT: True} | dict.fromkeys(_HOOKING if calls else ("forward", *_HOOKING), refuse)
+    return make_class(base.__name__, base, members, (_silent_class, (base, calls)))
 
 
-def is_flat(module: nn.Module) -> bool:
-    """Whether a module's computation is a part of that of a module around it."""
-    return hasattr(type(module), _FLAT)
+def is_silent(module: nn.Module) -> bool:
+    """Whether a module takes no hooks, since the network does not call it."""
+    return hasattr(type(module), _SILENT)
 
 
-_FLAT = "_is_flat"
+_SILENT = "_is_silent"
 """Attribute of the class of such a module."""
 
 _HOOKING = (
@@ -178,9 +172,6 @@ _HOOKING = (
     "register_full_backward_hook",
     "register_full_backward_pre_hook",
 )
-
-
-_signature = cache(inspect.signature)
 
 
 def _inside(module: nn.Module, path: str) -> nn.Module | None:
@@ -196,32 +187,18 @@ def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
     if type(module).forward is not nn.Sequential.forward or len(graphs) > 1:
         return False
     first, *called, output = graphs[0].nodes
-    before = [first, *called[:-1]]
+    before = [first, *called][: len(called)]
     chained = all(
         n.op == "call_module" and n.args == (b,) and not n.kwargs for n, b in zip(called, before, strict=True)
     )
     return chained and output.args == (called or [first])[-1:] and [n.target for n in called] == list(module._modules)
 
 
-def _have_same_names(first: Sequence[Generated], second: Sequence[Generated]) -> bool:
-    """Whether names mean the same in methods of the same source."""
-    return all(_is_same(a.namespace, b.namespace) for a, b in zip(first, second, strict=True))
-
-
-def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    def same(a: Any, b: Any) -> bool:
-        return a is b or (type(a) is type(b) and isinstance(a, _COMPARED) and a == b)
-
-    return first.keys() == second.keys() and all(same(value, second[name]) for name, value in first.items())
-
-
-_COMPARED = (Refusing, bool, int, float, str, type(None))
-
-
-def _methods(
+def _class_of(
     base: type[nn.Module], ways: Sequence[Way], given: Mapping[str, fx.Node], inside: Layers | None
-) -> Sequence[Generated]:
-    """The generated methods of a module that may be called in these ways."""
+) -> type[nn.Module]:
+    """A subclass with the code of graphs. `given`: placeholders by their names; `inside`: paths of the layers, if the
+    module may be called in other ways than these."""
     graphs = [graph for way in ways for graph in way.graphs]
     parameters = parameters_of(base, list(given))
     head = Head(name_of_module(graphs, parameters), parameters, given)
@@ -230,8 +207,8 @@ def _methods(
     names = {"_as_written": otherwise, **head.names}
     if len(graphs) == 1:
         start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()
-        return [compiled(graphs[0], head.this, f"def forward({head.text}):", start, names)]
-    return _dispatched(ways, given, head, names)
+        return _class_with(base, (compiled(graphs[0], head.this, f"def forward({head.text}):", start, names),))
+    return _class_with(base, tuple(_dispatched(ways, given, head, names)))
 
 
 def _dispatched(

@@ -54,22 +54,22 @@ class Calls:
     def __init__(self) -> None:
         self.found: dict[Key, Invocation] = {}
         self._counts: Counter[str] = Counter()
-        self._open: list[Key] = []
+        self._open: list[tuple[Key, Any]] = []
 
     @property
     def innermost(self) -> Key | None:
         """The call that is being made."""
-        return self._open[-1] if self._open else None
+        return self._open[-1][0] if self._open else None
 
-    def enter(self, path: str) -> None:
+    def enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
-        self._open.append((path, self._counts[path]))
+        self._open.append(((path, self._counts[path]), _template((args, kwargs))))  # now: lists may change
         self._counts[path] += 1
 
-    def leave(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, *, hooked: bool) -> None:
+    def leave(self, result: Any, *, hooked: bool) -> None:
         """The innermost call returns."""
-        key = self._open.pop()
-        given, returned = _template((args, kwargs)), _template(result)
+        key, given = self._open.pop()
+        returned = _template(result)
         if given is None or returned is None:
             self.found[key] = Invocation(self.innermost, is_nested=False, hooked=hooked)
         else:

@@ -145,7 +145,7 @@ def unpack(graph: fx.Graph, node: fx.Node, pattern: Any, found: dict[int, fx.Nod
         graph.call_function(torch._assert, (equal, f"captured with {pattern!r}"))  # pyright: ignore[reportPrivateUsage]
 
 
-def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node]) -> Any:
+def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node | None]) -> Any:
     """An argument of a node that rebuilds a value from its template."""
     if isinstance(pattern, Slot):
         return values[pattern.index]

@@ -13,6 +13,7 @@ from fxcat.passes.folding import PATTERN
 from fxcat.passes.nested import pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import owners, region_input, region_output
+from fxcat.passes.signatures import signature_of
 
 
 def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable[..., Any]) -> fx.Graph:
@@ -22,7 +23,7 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
     result = fx.Graph()
     found: dict[int, fx.Node] = {}
     for name, pattern in region.arguments.items():
-        parameter = inspect.signature(forward).parameters[name]
+        parameter = signature_of(forward).parameters[name]
         unpack(result, _placeholder(result, parameter, pattern), pattern, found)
     for node in result.nodes:
         node.meta["path"] = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from torch import fx, nn
@@ -12,10 +13,12 @@ from torch import fx, nn
 from fxcat.passes.folding import PATTERN, SAME_AS
 from fxcat.passes.nested import CONSTANTS, Slot
 
+signature_of = lru_cache(1024)(inspect.signature)
+
 
 def parameters_of(base: type[nn.Module], given: Sequence[str]) -> list[inspect.Parameter]:
     """The parameters of a `forward`, as it was written; those of the graph if they have nothing to do with these."""
-    written = list(inspect.signature(base.forward).parameters.values())[1:]
+    written = list(signature_of(base.forward).parameters.values())[1:]
     if {g.lstrip("*") for g in given} <= {p.name for p in written}:
         return written
     return [inspect.Parameter(g, inspect.Parameter.POSITIONAL_OR_KEYWORD) for g in given]

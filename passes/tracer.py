@@ -265,7 +265,7 @@ class ExampleTracer(fx.Tracer):
             result = NotImplemented if instead is None else instead(m, *args, **kwargs)
             return forward(*args, **kwargs) if self._modes.use(m) else result
         calls = self.calls.mark()
-        self.calls.enter(self._path)
+        self.calls.enter(self._path, args, kwargs)
         if instead is not None:
             result = instead(m, *args, **kwargs)
         else:
@@ -273,7 +273,7 @@ class ExampleTracer(fx.Tracer):
         if result is NotImplemented:
             self.calls.forget(calls)
         else:
-            self.calls.leave(args, kwargs, result, hooked=has_hooks(m))
+            self.calls.leave(result, hooked=has_hooks(m))
         return result
 
     def _is_passing(self, module: nn.Module) -> bool:

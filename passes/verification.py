@@ -24,7 +24,7 @@ from fxcat.gated import GatedModule
 from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes.copying import private_copy
 from fxcat.passes.example import argument_forms
-from fxcat.passes.installing import is_flat
+from fxcat.passes.installing import is_silent
 from fxcat.passes.nested import map_leaves
 from fxcat.randomness import random_states, set_random_states
 
@@ -309,7 +309,7 @@ def _hooked(module: nn.Module, hook: Any) -> Generator[None, None, None]:
     handles = [
         part.register_forward_hook(lambda _, __, result, path=path: hook(path, result))
         for path, part in module.named_modules()
-        if not part._modules and not isinstance(part, GateSamples) and not is_flat(part)
+        if not part._modules and not isinstance(part, GateSamples) and not is_silent(part)
     ]
     try:
         yield
