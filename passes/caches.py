@@ -42,17 +42,24 @@ def results_forgotten(root: nn.Module, modules: Iterable[str]) -> Generator[None
     """While a model is traced: no method of its layers keeps results, nor what decorators hide in a method or in a
     function of these Python modules."""
     classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__ if issubclass(c, nn.Module)}
-    functions = [f for name in modules for f in list(vars(sys.modules[name]).values())]
+    functions: list[Any] = []
+    cells = [cell for name in modules for cell in _hidden_in(name, len(vars(sys.modules[name])))]
     with ExitStack() as stack:
         for cls in classes:
             for name, value in list(vars(cls).items()):
                 functions.append(value)
                 if keeps_results(value):
                     stack.enter_context(patch.object(cls, name, forgetting(value)))
-        for cell in _hidden(functions):
+        for cell in {id(cell): cell for cell in (*cells, *_hidden(functions))}.values():
             stack.callback(setattr, cell, "cell_contents", cell.cell_contents)
             cell.cell_contents = forgetting(cell.cell_contents)
         yield
+
+
+@functools.cache
+def _hidden_in(module: str, size: int) -> tuple[types.CellType, ...]:
+    """The same of all functions of a Python module with so many names."""
+    return tuple(_hidden(vars(sys.modules[module]).values()))
 
 
 def _hidden(values: Iterable[Any]) -> Iterator[types.CellType]:

@@ -21,7 +21,7 @@ from torch import fx
 from fxcat.gates import SAMPLES
 from fxcat.passes.effects import UNCAST
 from fxcat.passes.invocations import CALL, VALUE, Invocation, Invocations, Key
-from fxcat.passes.nested import Slot, fields_of, fill, is_record, leaves, pack, unpack
+from fxcat.passes.nested import Slot, fields_of, is_record, leaves, pack, unpack
 
 PATTERN = "pattern"
 """Key in the `meta` of a placeholder: the template of the argument."""
@@ -137,31 +137,30 @@ class _Flat:
         self.chains = self._find_chains()
         self.spans = self._find_spans()
         self.borders = {key: b for key, span in self.spans.items() if (b := self._border(key, span)) is not None}
-        self.known: dict[int, fx.Node] = {}
+        self.known: dict[int | None, list[fx.Node]] = {}
         for node in self.nodes:
             for number in node.meta.get(VALUE, ()):
-                self.known.setdefault(number, node)
+                self.known.setdefault(number, []).append(node)
 
     def _find_chains(self) -> dict[fx.Node, tuple[Key, ...]]:
         """For every node the calls in which it is made, outer ones first. One that a rewrite has put in belongs to the
         node behind it."""
         chains: dict[fx.Node, tuple[Key, ...]] = {}
         known: dict[Key | None, tuple[Key, ...]] = {None: ()}
-
-        def chain(key: Key | None) -> tuple[Key, ...]:
-            found = known.get(key)
-            if found is None:
-                assert key is not None
-                call = self.calls.get(key)
-                found = known[key] = (*chain(None if call is None else call.outer), key)
-            return found
-
         latest: tuple[Key, ...] = ()
         for node in reversed(self.nodes):
             if CALL in node.meta or "path" in node.meta or node.op in ("placeholder", "output"):
-                latest = chain(node.meta.get(CALL))
+                latest = self._chain(node.meta.get(CALL), known)
             chains[node] = latest
         return chains
+
+    def _chain(self, key: Key | None, known: dict[Key | None, tuple[Key, ...]]) -> tuple[Key, ...]:
+        found = known.get(key)
+        if found is None:
+            assert key is not None
+            call = self.calls.get(key)
+            found = known[key] = (*self._chain(None if call is None else call.outer, known), key)
+        return found
 
     def _find_spans(self) -> dict[Key, _Span]:
         spans: dict[Key, _Span] = {}
@@ -348,11 +347,14 @@ class _Folder:
         """A scope with its placeholders."""
         border = self._borders[key]
         numbers = border.call.values
-        # what the module does not read is passed all the same where it is at hand
-        spare = [self._flat.known.get(-1 if n is None else n) for n in numbers]
-        pairs = zip(border.values, spare, strict=True)
-        values = tuple(v or (s if s in outer.nodes else None) for v, s in pairs)
-        scope = _Scope(key, f"{key[0].removeprefix(self._flat.prefix)}.", values)
+        values: list[fx.Node | None] = []
+        for value, number in zip(border.values, numbers, strict=True):
+            # what the module does not read is passed all the same where it is at hand: what was given twice, and else
+            # the latest form of the value
+            given = [v for v, n in zip(values, numbers, strict=False) if n == number and v is not None]
+            spare = given or [n for n in reversed(self._flat.known.get(number, [])) if n in outer.nodes]
+            values.append(value or (spare[0] if spare else None))
+        scope = _Scope(key, f"{key[0].removeprefix(self._flat.prefix)}.", tuple(values))
         is_read = [v is not None for v in values]
         entering = self._flat.placeholders(scope.graph, key, border.arguments, is_read)
         for slot, value in enumerate(values):
@@ -371,7 +373,7 @@ class _Folder:
         _erase_unread(scope)
         self._made[scope.key] = scope.graph
         values = [None if v is None else self._in(outer, v) for v in scope.values]
-        args, kwargs = fill((call.arguments, dict(call.keywords or {})), values)
+        args, kwargs = pack(outer.graph, (call.arguments, dict(call.keywords or {})), values)
         called = outer.graph.create_node("call_module", scope.path[len(outer.path) : -1], args, kwargs)
         for result, value in zip(border.results, self._taken(outer, called, call.result), strict=True):
             if result is not None:
@@ -380,17 +382,16 @@ class _Folder:
     def _taken(self, outer: _Scope, called: fx.Node, pattern: Any) -> list[fx.Node]:
         """What a module returned, taken apart: a node for every slot."""
         found: dict[int, fx.Node] = {}
-
-        def take(node: fx.Node, part: Any) -> None:
+        left: list[tuple[fx.Node, Any]] = [(called, pattern)]
+        while left:
+            node, part = left.pop()
             if isinstance(part, Slot):
                 found[part.index] = node
-                return
+                continue
             for function, name, inner in _parts(part):
                 if any(isinstance(leaf, Slot) for leaf in leaves(inner)):
                     outer.taken.append(outer.graph.call_function(function, (node, name)))
-                    take(outer.taken[-1], inner)
-
-        take(called, pattern)
+                    left.append((outer.taken[-1], inner))
         return [found[i] for i in range(len(found))]
 
 

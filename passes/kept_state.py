@@ -6,6 +6,7 @@ A graph is of one pass. So the next one is traced too, with stand-ins for the nu
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -76,9 +77,12 @@ def _decides(changed: Sequence[tuple[State, str, Any]]) -> CaptureError:
 def _differs(before: Any, now: Any) -> bool:
     if now is before and type(now) not in (list, dict):
         return False
-    if type(before) is type(now) and type(now) in (list, dict) and _holds_the_same(before, now):
+    if type(before) is type(now) and type(now) in _CONTAINERS and _holds_the_same(before, now):
         return False  # most of what a module has, and a quick test
     return _is_plain(before) and _is_plain(now) and type(before) is type(now) and before != now
+
+
+_CONTAINERS = (list, dict, OrderedDict)
 
 
 def _holds_the_same(before: Any, now: Any) -> bool:

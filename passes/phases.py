@@ -70,7 +70,8 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
     def trace(training: bool) -> _Phase:
         found = _trace(twin, device, call, results, modes, training)
         changed = changed_state(before)
-        hooks = [(s, n, s[n]) for s, known in before for n, v in known.items() if type(v) is OrderedDict and v != s[n]]
+        kinds = ((s, n, v, s[n]) for s, known in before for n, v in known.items()) if changed else ()
+        hooks = [(s, n, now) for s, n, v, now in kinds if type(v) is OrderedDict and v != now]
         take_back()
         if changed:
             for state, name, registered in hooks:

@@ -125,8 +125,11 @@ def _loose_namespaces(root: nn.Module) -> list[dict[str, Any]]:
     classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__}
     methods = [f for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
     spaces = {id(f.__globals__): f.__globals__ for f in methods}
+    strange = [s for s in spaces.values() if getattr(sys.modules.get(s.get("__name__", "")), "__dict__", None) is not s]
+    if not strange:
+        return []
     known = {id(vars(module)) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)}
-    return [space for number, space in spaces.items() if number not in known]
+    return [space for space in strange if id(space) not in known]
 
 
 def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
