@@ -133,7 +133,7 @@ class GatedModule(nn.Module):
         values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
-        samples.fill(values)
+        samples.fill(values, self.network)
         try:
             return network(*args, **kwargs)
         finally:

@@ -142,21 +142,19 @@ class GateSamples(nn.Module):
     One gather serves all slots, and one multiplication all parameters that are scaled.
     """
 
-    def __init__(self, layout: GateLayout, network: nn.Module) -> None:
+    def __init__(self, layout: GateLayout) -> None:
         super().__init__()
         self._index = Table(layout.index)
         self._slots = layout.slots
         self._repeated = layout.repeated
         self._sizes = [torch.Size(s.shape).numel() for s in layout.slots]
-        scales = [s.scales for s in layout.slots if s.scales is not None]
-        homes = {path: network.get_submodule(path.rpartition(".")[0]) for path, _ in scales}
         self._filled = _OfThread()
-        # by the modules that hold them: people put others in their place (SyncBatchNorm)
-        self._scaled = tuple((homes[path], path.rpartition(".")[2], name) for path, name in scales)
+        # by their paths: people put other modules in their place (SyncBatchNorm), and blocks hold this one
+        self._scaled = tuple((s.scales[0].split("."), s.scales[1]) for s in layout.slots if s.scales is not None)
 
-    def fill(self, sample: torch.Tensor) -> None:
-        """Publish a sample of all gates, shape (gates,), for one forward pass."""
-        parameters = [getattr(getattr(home, leaf), name) for home, leaf, name in self._scaled]
+    def fill(self, sample: torch.Tensor, network: nn.Module) -> None:
+        """Publish a sample of all gates, shape (gates,), for one forward pass of the network that they are of."""
+        parameters = [getattr(_at(network, path), name) for path, name in self._scaled]
         index = self._index.on(sample.device)
         values: tuple[torch.Tensor, ...] = _SlotValues.apply(*(sample, index, self._repeated, self._sizes), *parameters)
         place = self._place()
@@ -186,6 +184,12 @@ class GateSamples(nn.Module):
         """Where the values are. In training those of all threads, since attributes are read faster; nor does
         torch.compile know of threads, and what it compiles has the values as inputs and results."""
         return self.__dict__ if self.training or torch.compiler.is_compiling() else self._filled.values
+
+
+def _at(network: Any, path: list[str]) -> nn.Module:
+    for name in path:
+        network = network._modules[name]
+    return network
 
 
 class GateVector(nn.Module):

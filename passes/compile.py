@@ -214,7 +214,7 @@ def _compile(analysis: Analysis) -> Compiled:
 def _add_gates(network: nn.Module, compiled: Compiled) -> None:
     device = next((p.device for p in network.parameters()), None)
     gatings = compiled.gatings
-    samples = GateSamples(gatings.layout, network).to(device)
+    samples = GateSamples(gatings.layout).to(device)
     network.add_module(SAMPLES, samples)
     for path, subclass in gatings.folded.items():
         network.get_submodule(path).__class__ = subclass

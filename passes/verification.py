@@ -138,7 +138,7 @@ class Runner:
         if self._gates is not None:
             samples = self.module.get_submodule(SAMPLES)
             assert isinstance(samples, GateSamples)
-            samples.fill(self._gates)
+            samples.fill(self._gates, self.module)
         args, kwargs = map_leaves(call, lambda a: a.clone() if isinstance(a, torch.Tensor) else a)
         return self.module(*args, **kwargs)
 

@@ -34,8 +34,8 @@ def test_values_and_gradients_are_those_of_plain_products() -> None:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter))
-    samples = GateSamples(net.layout, net)
-    samples.fill(theta)
+    samples = GateSamples(net.layout)
+    samples.fill(theta, net)
     found = {slot.name: getattr(samples, slot.name) for slot in net.layout.slots}
     padded = torch.cat([torch.ones(1, dtype=torch.float64), theta])
     gates = padded[net.layout.index.long()].prod(0)
