@@ -6,7 +6,8 @@ import copy
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,14 @@ def _check_files(model: nn.Module, make: Make, example: Inputs, others: Inputs, 
     with torch.no_grad():
         found = difference(loaded(*others), small(*others))
     assert found <= DOUBLE_TOLERANCE, f"loaded: {found:.1e}"
+    _check_parts(small, others)
 
 
 def _check_gradients(model: nn.Module, make: Make, example: Inputs, others: Inputs, seed: int) -> None:
     """With open gates every parameter has the gradient that it has in the model."""
     reference = copy.deepcopy(model).eval()
     net = fxcat.prepare(model, example, verbose=False).eval()
+    _check_hooked(reference, net, others)
     for module in (reference, net):
         with torch.enable_grad():
             sum((v * v).sum() for v in tree_leaves(module(*others)) if v is not None).backward()
@@ -84,6 +87,68 @@ def _check_gradients(model: nn.Module, make: Make, example: Inputs, others: Inpu
     for name, parameter in reference.named_parameters():
         a, b = (torch.zeros_like(p) if p.grad is None else p.grad for p in (own[name], parameter))
         assert difference(a, b) <= 1e-8, f"gradient of {name}: {difference(a, b):.1e}"
+
+
+@contextmanager
+def _watched(module: nn.Module, run: Callable[[], Any]) -> Generator[dict[str, list[tuple[Any, Any, Any]]]]:
+    """Copies of what every module was called with and returned, in the order of calls; those without hooks are out."""
+    seen: dict[str, list[tuple[Any, Any, Any]]] = {}
+    given: list[Any] = []
+    handles: list[Any] = []
+    for path, part in list(module.named_modules())[1:]:
+
+        def before(_: Any, args: Any, kwargs: Any) -> None:
+            given.append(_copied((args, kwargs)))
+
+        def after(_m: Any, _a: Any, _k: Any, result: Any, path: str = path) -> None:
+            seen.setdefault(path, []).append((*given.pop(), _copied(result)))
+
+        with suppress(fxcat.InputError):  # the network does not call it
+            handles.append(part.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(part.register_forward_hook(after, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            run()
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _copied(value: Any) -> Any:
+    """With copies of the tensors in it; what is one tensor stays one."""
+    known: dict[int, torch.Tensor] = {}
+
+    def copied(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if id(leaf) not in known:
+            known[id(leaf)] = leaf.detach().clone()
+        return known[id(leaf)]
+
+    return tree_map(copied, value)
+
+
+def _check_parts(small: nn.Module, inputs: Inputs) -> None:
+    """Modules of the small network, called by themselves, return what they return in it."""
+    with _watched(small, lambda: small(*inputs)) as seen:
+        pass
+    for path, calls in seen.items():
+        for args, kwargs, result in calls:
+            with torch.no_grad():
+                taken = (_copied((args, kwargs)) for _ in range(2))
+                again = [small.get_submodule(path)(*a, **k) for a, k in taken]
+            if difference(*again) == 0:  # else it draws, or counts its calls
+                assert difference(again[0], result) <= DOUBLE_TOLERANCE, f"{path} by itself"
+
+
+def _check_hooked(model: nn.Module, net: fxcat.GatedModule, inputs: Inputs) -> None:
+    """With open gates hooks on the network's modules see what those on the model's see, where both are called."""
+    with _watched(model, lambda: model(*inputs)) as wanted, _watched(net.network, lambda: net(*inputs)) as seen:
+        pass
+    for path in wanted.keys() & seen.keys():
+        results = [[result for *_, result in calls[path]] for calls in (wanted, seen)]
+        assert difference(*results) <= 1e-8, f"a hook on {path}"
 
 
 def _check_few_left(model: nn.Module, make: Make, example: Inputs, others: Inputs, seed: int) -> None:
