@@ -266,10 +266,14 @@ class ExampleTracer(fx.Tracer):
             return forward(*args, **kwargs) if self._modes.use(m) else result
         calls = self.calls.mark()
         self.calls.enter(self._path, args, kwargs)
-        if instead is not None:
-            result = instead(m, *args, **kwargs)
-        else:
-            result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
+        try:
+            if instead is not None:
+                result = instead(m, *args, **kwargs)
+            else:
+                result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
+        except Exception:  # which the model may know what to do with
+            self.calls.forget(calls)
+            raise
         if result is NotImplemented:
             self.calls.forget(calls)
         else:

@@ -272,3 +272,29 @@ def test_hooks_that_were_captured_are_not_run_again() -> None:
     net = fxcat.prepare(model, x).eval()
     assert difference(net(x), model(x)) < TOLERANCE
     assert difference(fxcat.finalize(net)(x), model(x)) < TOLERANCE
+
+
+class Fallible(nn.Module):
+    """A block of which one branch fails for these sizes, and its caller knows that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide, self.head = Failing(), nn.Sequential(nn.Linear(4, 6), nn.ReLU()), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            y = self.narrow(x)
+        except NotImplementedError:
+            y = self.wide(x)
+        return self.head(y)
+
+
+class Failing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def test_a_call_that_fails_leaves_no_trace() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    net, small = pruned(ready(Fallible()), x)
+    assert len(seen(small, "wide", lambda: small(x))) == len(seen(net.network, "wide", lambda: net(x))) == 1
