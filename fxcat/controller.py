@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,16 +36,12 @@ from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
 from fxcat.records import Pressure, Target
 from fxcat.rehearsal import rehearse
+from fxcat.schedule import Phase, Schedule, check_settings
 from fxcat.selection import check_reachable, select_structure
 
-Phase = Literal["warm-up", "gated", "plain"]
 Closure = Callable[[], torch.Tensor]
 
 POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
-EARLIEST, LATEST = 0.03, 0.1
-"""Shares of the run between which gates begin if nothing else is said."""
-MEASURED_FOR = 100
-"""Steps for which worths are measured before that, if there are as many."""
 UNSEEN = 30
 """So many steps in a row may say nothing of the gates: a loss scaler finds its scale in half of them."""
 WORTH_SHRINKING = 0.02
@@ -100,7 +96,7 @@ class GateController:
             **{"until": until, "shrinks": shrinks, "gate_lr": gate_lr, "averages": averages, "held_out": held_out},
             **{"loss": loss, "scaler": scaler, "seed": seed},
         )
-        warmup = _checked_warmup(total_steps, warmup, until, shrinks)
+        self.schedule = Schedule.of(total_steps, warmup, until, shrinks)
         if net.gate_vector.theta.numel() and not net.gate_vector.theta.requires_grad:
             raise InputError(
                 "the gates of this network have been trained and decided",
@@ -126,19 +122,15 @@ class GateController:
             "shrinks": shrinks,
             "gate_lr": gate_lr,
         }
-        self.first_gated = round(warmup * total_steps)
-        self.first_plain = max(self.first_gated + 1, round(until * total_steps))
         if target is not None and not bool((target_fractions(target, torch.device("cpu")) < 1).any()):
-            self.first_gated = self.first_plain = 0  # it asks for nothing
+            self.schedule = Schedule(0, 0, shrinks)  # it asks for nothing
         self.total_steps = total_steps
         self.steps = 0
         self._shrunk_at = -1
         self._unseen, self._is_checked = 0, self.phase == "plain"
-        gated = max(1, self.first_plain - self.first_gated)
-        self._shrink_at = {self.first_gated + round(gated * i / (shrinks + 1)) for i in range(1, shrinks + 1)}
         objective = pressure or target
         assert objective is not None
-        self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
+        self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=self.schedule.gated, gate_lr=gate_lr)
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
         self._watched = [Watched(o, net, scaler) for o in self.optimizers]
@@ -153,9 +145,7 @@ class GateController:
     @property
     def phase(self) -> Phase:
         """Where the next step belongs."""
-        if self.steps < self.first_gated:
-            return "warm-up"
-        return "gated" if self.steps < self.first_plain else "plain"
+        return self.schedule.phase(self.steps)
 
     @property
     def undecided(self) -> int:
@@ -196,18 +186,18 @@ class GateController:
             if wants_held_out:
                 self._observe_held_out(held_out)
             if phase == "gated":
-                self.policy.update(self.steps, self.progress)
+                self.policy.update(self.steps, self.schedule.progress(self.steps))
                 from_main(theta.detach())
-        if self.steps == self.first_gated:
+        if self.steps == self.schedule.first_gated:
             self.net.gate_vector.values = self.policy.values
-        if self.steps >= self.first_plain:
+        if self.phase == "plain":
             self._finish()
             return True
-        return self.steps in self._shrink_at and self._shrink_dead()
+        return self.schedule.may_shrink(self.steps) and self._shrink_dead()
 
     def ends_within(self, steps: int) -> bool:
         """Whether the gated phase ends in one of the next `steps` steps."""
-        return self.steps < self.first_plain <= self.steps + steps
+        return self.steps < self.schedule.first_plain <= self.steps + steps
 
     def _check_optimizers(self) -> None:
         """Once, when they have state: whether they can follow when weights become smaller."""
@@ -265,11 +255,6 @@ class GateController:
             )
         self.policy.observe_held_out(draws)
 
-    @property
-    def progress(self) -> float:
-        """How far the gated phase has come, in [0, 1]."""
-        return min(1.0, max(0.0, (self.steps - self.first_gated) / (self.first_plain - self.first_gated)))
-
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
         alive = (~self.policy.dead).to(self.net.gate_vector.theta.dtype)
@@ -289,7 +274,7 @@ class GateController:
         """
         if self.phase == "plain":
             return False
-        self.steps = self.first_plain
+        self.steps = self.schedule.first_plain
         self._finish()
         return True
 
@@ -349,6 +334,7 @@ class GateController:
         vector, stage = self.net.gate_vector, self.net.recipe[-1]
         state: dict[str, Any] = {
             "settings": dict(self._settings),
+            "schedule": [self.schedule.first_gated, self.schedule.first_plain],
             "gates": [list(g) for g in stage.gates],
             "closed": [list(c) for c in stage.closed],
             "steps": self.steps,
@@ -364,7 +350,8 @@ class GateController:
         """Go on from what `state_dict` gave, with a network that has just been prepared and its new optimizer.
 
         What had left the network leaves it again, and the optimizer and the averages too: so do `load_state_dict` of
-        the network and of the optimizers, in any order.
+        the network and of the optimizers, in any order. `total_steps` may be more than it was: the run is prolonged,
+        gates keep the phases that they were begun with, and what is added is plain training.
 
         Raises `InputError` if the state is that of another network or run; then nothing has changed.
         """
@@ -373,34 +360,17 @@ class GateController:
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise InputError(f"this is no state of a GateController: it has no {min(missing)!r}")
-        check_settings(self._settings, state["settings"])
+        check_settings(self._settings, state["settings"], may_grow="total_steps")
         self.net.follow(tuple((name, count) for name, count in state["gates"]), state["closed"])
         self.steps = state["steps"]
+        first_gated, first_plain = state["schedule"]
+        self.schedule = replace(self.schedule, first_gated=first_gated, first_plain=first_plain)
+        self.policy.pace(self.schedule.gated)
         with torch.no_grad():
             vector.theta.copy_(state["theta"])
         vector.theta.requires_grad_(state["trains"])
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
-
-
-def _checked_warmup(total_steps: int, warmup: float | None, until: float, shrinks: int) -> float:
-    """The share of the run at which gates begin. Raises `InputError` where the phases do not make a schedule."""
-    if warmup is None and total_steps > 0:
-        warmup = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
-    if total_steps < 1 or warmup is None or not 0 <= warmup < until <= 1 or shrinks < 0:
-        raise InputError(
-            f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
-            remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
-        )
-    return warmup
-
-
-def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-    """Raise `InputError` if a run that is to go on has other settings than it had."""
-    for name, value in now.items():
-        if then.get(name) != value:
-            raise InputError(
-                f"the run that was stored had {name}={then.get(name)!r}, this one has {value!r}",
-                remedy="continue a run with the arguments that it was started with",
-            )
+        if self.phase == "plain":
+            self.net.unfinished = None

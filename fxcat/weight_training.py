@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,6 +100,25 @@ class WeightTraining:
         else:
             self.scheduler.step()
 
+    def scheduled(self, losses: Sequence[float], steps: int) -> list[dict[str, Any]]:
+        """Take a scheduler that has just been made to where it is after epochs of so many steps that ended with these
+        losses; returns what of every group of the optimizer it decides, by name."""
+        if self.scheduler is None:
+            return []
+        groups = self.optimizer.param_groups
+        before = [_options(g) for g in groups]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for loss in losses:
+                for _ in range(steps):
+                    self.after_step()
+                self.after_epoch(loss)
+        after = [_options(g) for g in groups]
+        return [
+            {k: v for k, v in new.items() if k == "lr" or v != old.get(k)}
+            for old, new in zip(before, after, strict=True)
+        ]
+
     def settings(self) -> dict[str, Any]:
         """What a run that goes on must have again, by the names of `fit`'s arguments."""
         named = not self.is_default
@@ -109,3 +130,7 @@ class WeightTraining:
             "clip_norm": self.clip_norm,
             "averages": len(self.averages),
         }
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {k: copy.copy(v) for k, v in group.items() if k != "params"}
