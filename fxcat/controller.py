@@ -31,7 +31,7 @@ from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
 from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
-from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
+from fxcat.optimizers import NOTICES, Optimizers, Watched, as_list, check_weights, without_gates
 from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
 from fxcat.records import Pressure, Target
@@ -97,11 +97,8 @@ class GateController:
             **{"loss": loss, "scaler": scaler, "seed": seed},
         )
         self.schedule = Schedule.of(total_steps, warmup, until, shrinks)
-        if net.gate_vector.theta.numel() and not net.gate_vector.theta.requires_grad:
-            raise InputError(
-                "the gates of this network have been trained and decided",
-                remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
-            )
+        net.check_weights()
+        _check_undecided(net)
         net.led.check_free()
         self.optimizers = as_list(optimizer)
         check_weights(net, self.optimizers)
@@ -133,7 +130,9 @@ class GateController:
         self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=self.schedule.gated, gate_lr=gate_lr)
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
+        self._scaler = scaler
         self._watched = [Watched(o, net, scaler) for o in self.optimizers]
+        NOTICES.tell(self)
         net.led = Led(self)
         net.gate_vector.seed(seed)
         if self.phase == "plain":
@@ -199,8 +198,25 @@ class GateController:
         """Whether the gated phase ends in one of the next `steps` steps."""
         return self.steps < self.schedule.first_plain <= self.steps + steps
 
+    def notice(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer, any one, is about to make a step: one with weights of the network follows it from now on."""
+        if (
+            self.phase == "plain"
+            or self.net.led.by is not self
+            or any(o.state is optimizer.state for o in self.optimizers)
+        ):
+            return
+        weights = {id(p) for p in self.net.network.parameters()}
+        if any(id(p) in weights for group in optimizer.param_groups for p in group["params"]):
+            without_gates(optimizer, self.net)
+            self.optimizers.append(optimizer)
+            self._watched.append(Watched(optimizer, self.net, self._scaler))
+            self._is_checked = False
+
     def _check_optimizers(self) -> None:
         """Once, when they have state: whether they can follow when weights become smaller."""
+        if not self.steps:
+            self.net.check_weights()  # people may wrap the network after this was made
         if self._is_checked or not any(o.state for o in self.optimizers):
             return
         check_state(self.net.network, self.optimizers)
@@ -325,6 +341,7 @@ class GateController:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.net.led = Led(self)
+        NOTICES.tell(self)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the gates' training goes on from: tensors and plain data, by name.
@@ -374,3 +391,19 @@ class GateController:
         self.policy.load_state_dict(state)
         if self.phase == "plain":
             self.net.unfinished = None
+
+
+def _check_undecided(net: GatedModule) -> None:
+    """Raise `InputError` if gates are not to be trained."""
+    vector = net.gate_vector
+    if not vector.theta.numel() or vector.theta.requires_grad:
+        return
+    if vector.values != "hard":
+        raise InputError(
+            "the gates of this network take no gradients",
+            remedy="freeze its weights alone: net.network.requires_grad_(False); net.gate_vector.requires_grad_(True)",
+        )
+    raise InputError(
+        "the gates of this network have been trained and decided",
+        remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
+    )

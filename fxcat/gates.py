@@ -178,13 +178,15 @@ class GateSamples(nn.Module):
 
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
-        place = self._place()
+        own = self.__dict__
         for slot in self._slots:
-            place.pop(slot.name, None)
+            own.pop(slot.name, None)
+        if not torch.compiler.is_compiling():
+            self._filled.values.clear()  # another thread may have changed the mode meanwhile
 
     def _place(self) -> dict[str, Any]:
-        """Where the values are. In training those of all threads, since attributes are read faster; nor does
-        torch.compile know of threads, and what it compiles has the values as inputs and results."""
+        """Where the values are. In training those of all threads, which take turns, since attributes are read faster;
+        nor does torch.compile know of threads, and what it compiles has the values as inputs and results."""
         return self.__dict__ if self.training or torch.compiler.is_compiling() else self._filled.values
 
 
