@@ -72,7 +72,7 @@ def test_methods_of_the_model_in_several_threads() -> None:
     wanted = {"predict": F.softmax(expected, 1), "twice": 2 * F.softmax(expected, 1)}
 
     def by_method(name: str) -> None:
-        for _ in range(20):
+        for _ in range(40):
             assert torch.equal(getattr(net, name)(X), wanted[name])
 
     def by_call() -> None:
@@ -115,10 +115,12 @@ def test_a_thread_that_changes_the_mode_leaves_no_gates_behind() -> None:
     done = threading.Event()
 
     def train() -> None:
-        net.train()
-        for _ in range(40):
-            net(X).sum().backward()
-        done.set()
+        try:
+            net.train()
+            for _ in range(40):
+                net(X).sum().backward()
+        finally:
+            done.set()
 
     def validate() -> None:
         while not done.is_set():
