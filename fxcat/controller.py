@@ -33,6 +33,7 @@ from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
 from fxcat.optimizers import NOTICES, Optimizers, Watched, as_list, check_weights, without_gates
 from fxcat.policy import GatePolicy
+from fxcat.program import Shrunk
 from fxcat.ratio import RatioPolicy
 from fxcat.records import Pressure, Target
 from fxcat.rehearsal import rehearse
@@ -232,7 +233,8 @@ class GateController:
         if not draws.made:
             raise TrainingError(
                 "no loss was made from the network with gates since the last step",
-                remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x)",
+                remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x) "
+                "(not within torch.func.grad or vmap, which say nothing of the gates)",
             )
         made, taken = draws.made, draws.take()
         if not is_same_everywhere(vector.theta.device, made, len(taken)):  # one of them left a batch out
@@ -240,6 +242,12 @@ class GateController:
             from_main(state)
             vector.random_state = state.cpu()
         self._unseen = 0 if taken else self._unseen + 1
+        if self._unseen == UNSEEN and not draws.reached:
+            raise TrainingError(
+                f"in {UNSEEN} steps no backward pass came to the gates: gradients of the weights alone, by "
+                "torch.autograd.grad, say nothing of them",
+                remedy="call loss.backward(), or torch.autograd.grad(loss, [*weights, *net.gate_parameters()])",
+            )
         if self._unseen == UNSEEN:
             raise TrainingError(
                 f"in {UNSEEN} steps no optimizer that the controller knows made a step with gradients of the network",
@@ -324,7 +332,7 @@ class GateController:
         vector.draws.forget()
         self.net.unfinished = None
 
-    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
+    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> Shrunk:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
 
         Parameters keep their identity. `loaded`: as a state says that is being loaded.
@@ -337,6 +345,7 @@ class GateController:
         self._shrunk_at = self.steps
         origin = shrunk.gate_origin(units).to(keep.device)
         self.policy.restrict(origin)
+        return shrunk
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

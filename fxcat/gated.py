@@ -268,7 +268,7 @@ class GatedModule(nn.Module):
         for numbers in left_to_close(self.recipe, gates, closed):
             keep = self.gate_vector.open_but(numbers)
             if self.led.by is None:
-                self.shrink(keep)
+                self.removed(keep)
             else:
                 self.led.by.shrink(keep, loaded=True)
 
@@ -308,12 +308,18 @@ class GatedModule(nn.Module):
         """Remove units and sections from the network, in place; the rest of θ is kept.
 
         `keep`: which gates stay, 0/1 of shape (gates,); by default those with θ > ½. Parameter objects stay the same,
-        with smaller data and gradients. Raises `PlanError`; then nothing changed.
+        with smaller data and gradients; what a `GateController` trains the network with follows. Raises `PlanError` and
+        `InputError`; then nothing changed.
         """
-        theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
+        theta = self.gate_vector.theta.detach()
         _check_setting(keep, theta)
-        self.check_weights()
         keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
+        return self.removed(keep) if self.led.by is None else self.led.by.shrink(keep)
+
+    def removed(self, keep: torch.Tensor) -> Shrunk:
+        """The same, and nothing follows."""
+        self.check_weights()
+        theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
         modes = {path: module.training for path, module in self.network.named_modules()}
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
         origin = shrunk.gate_origin(count).to(theta.device)

@@ -255,8 +255,9 @@ class GateVector(nn.Module):
             draw = Draw(self._sample() if self._fixed is None else self._fixed, self.last_batch, place)
             self.draws.add(draw)
         theta = self.theta
-        # `torch.func` puts other tensors in the place of parameters
-        if not (isinstance(theta, nn.Parameter) and theta.requires_grad and torch.is_grad_enabled()):
+        # `torch.func` puts other tensors in the place of parameters, and its transforms take no functions with a memory
+        trained = isinstance(theta, nn.Parameter) and theta.requires_grad and torch.is_grad_enabled()
+        if not trained or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
             return draw.sample
         # open or closed, the derivative is that from above
         values = draw.sample.clamp(min=CLOSED * torch.finfo(theta.dtype).eps)

@@ -35,7 +35,8 @@ class Captured:
     `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
     example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
     rest was not captured. `orders`: buffers of indices that rewrites put in, with values. `macs`: of the
-    Python between regions, for one example.
+    Python between regions, for one example. `left`: attributes in which `forward` leaves values of a pass, which the
+    graph does not.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Captured:
     refused: Mapping[str, CaptureError] = field(default_factory=dict[str, CaptureError])
     orders: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     macs: int = 0
+    left: frozenset[str] = frozenset()
 
 
 def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -> Captured:
@@ -110,7 +112,7 @@ def _whole(model: nn.Module, call: Call) -> Captured:
         return _one_region(model, call)
     found = trace_phases(model, call, _plainly)
     traced = _merged(found, shorter_calls(model, call, found, _plainly))
-    return Captured(_name(model), traced.graph, traced.guards, traced.constants, _batch(call))
+    return Captured(_name(model), traced.graph, traced.guards, traced.constants, _batch(call), left=traced.left)
 
 
 def _plainly(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
@@ -158,7 +160,7 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
     if any(p is not None for p in patterns):
         output.meta[RESULTS] = tuple(patterns)
     assert_guards(graph, guards)
-    return Traced(graph, guards, found.constants, tuple(patterns[:modes]))
+    return Traced(graph, guards, found.constants, tuple(patterns[:modes]), found.left)
 
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:
@@ -213,4 +215,5 @@ def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
         *(_name(model), found.graph, tuple(found.guards), found.constants, _batch(call)),
         *(tuple(found.regions), found.calls, tuple(found.ties), tuple(found.pins), found.refused),
         macs=found.macs // _batch(call),
+        left=frozenset(found.left),
     )

@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxcat.errors import CaptureError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
-from fxcat.passes.kept_state import changed_state, check_next
+from fxcat.passes.kept_state import changed_state, check_next, left_values
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
 from fxcat.passes.proxy import Guard
@@ -33,6 +33,8 @@ class Phases:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     patterns: tuple[Any, ...]
+    left: frozenset[str] = frozenset()
+    """Attributes in which a pass leaves values, by full names."""
 
 
 def trace_phases(model: nn.Module, call: Call, results: Results) -> Phases:
@@ -56,7 +58,8 @@ def _device(model: nn.Module, call: Call) -> torch.device:
 
 
 def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results) -> Phases:
-    modes = Modes(twin)
+    modes, left = Modes(twin), set[str]()
+    paths = [path for path, _ in twin.named_modules()]
     before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
 
     def take_back() -> None:
@@ -68,6 +71,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
     def trace(training: bool) -> _Phase:
         found = _trace(twin, device, call, results, modes, training)
         changed = changed_state(before)
+        left.update(left_values([(path, *states) for path, states in zip(paths, before, strict=True)]))
         hooks = [(s, n, s[n]) for s, known in before for n, v in known.items() if type(v) is OrderedDict and v != s[n]]
         take_back()
         if changed:
@@ -88,6 +92,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
         tuple(guard for f in found for guard in f.guards),
         {n: c for f in found for n, c in f.constants.items()},
         tuple(f.pattern for f in found),
+        frozenset(left),
     )
 
 

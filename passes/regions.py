@@ -58,6 +58,8 @@ class Traced:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     results: tuple[Any, ...]
+    left: frozenset[str]
+    """Attributes in which `forward` leaves values."""
 
 
 Tracing = Callable[[nn.Module, "Call"], Traced]
@@ -124,6 +126,8 @@ class Regions:
     constants: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     refused: dict[str, CaptureError] = field(default_factory=dict[str, CaptureError])
     """Why modules with weights were not captured."""
+    left: set[str] = field(default_factory=set[str])
+    """Attributes in which regions leave values."""
     macs: int = 0
     """Multiply-adds of the code between the regions, for the example inputs."""
 
@@ -161,6 +165,7 @@ class Regions:
                     copy.target = f"{prefix}{node.target}"
                 copy.meta["path"] = f"{prefix}{node.meta.get('path') or ''}".rstrip(".")
         self.guards += [replace(g, node=copies[g.node]) for g in traced.guards]
+        self.left |= {f"{prefix}{name}" for name in traced.left}
         self.constants |= {f"{prefix}{name}": value for name, value in traced.constants.items()}
         known = [(n.args[0], n.args[2]) for n in results[0]]
         for node in (n for nodes in results[1:] for n in nodes if (n.args[0], n.args[2]) not in known):
