@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -98,8 +98,6 @@ class GateController:
             **{"loss": loss, "scaler": scaler, "seed": seed},
         )
         self.schedule = Schedule.of(total_steps, warmup, until, shrinks)
-        net.check_weights()
-        _check_undecided(net)
         net.led.check_free()
         self.optimizers = as_list(optimizer)
         check_weights(net, self.optimizers)
@@ -141,6 +139,11 @@ class GateController:
         else:
             net.gate_vector.values = self.policy.warm_up if self.phase == "warm-up" else self.policy.values
             net.unfinished = f"GateController(target={target})" if pressure is None else f"GateController({pressure})"
+
+    def __repr__(self) -> str:
+        gates = "gates are trained in steps {0.first_gated} to {0.first_plain}".format(self.schedule)
+        now = f"step {self.steps} of {self.total_steps}: {self.phase}; {gates}, {self.undecided} undecided"
+        return f"GateController({self.objective}, {now})"
 
     @property
     def phase(self) -> Phase:
@@ -221,9 +224,7 @@ class GateController:
         if self._is_checked or not any(o.state for o in self.optimizers):
             return
         check_state(self.net.network, self.optimizers)
-        names = {p: name for name, p in self.net.network.named_parameters()}
-        for optimizer in self.optimizers:
-            rehearse(optimizer, names)
+        rehearse(self.optimizers, self.net.network)
         self._is_checked = True
 
     def _observe(self, closure: Closure | None) -> None:
@@ -343,8 +344,7 @@ class GateController:
         shrunk = shrink_all(self.net, keep, self.optimizers, self.averages, loaded=loaded)
         self.net.wrappers.follow()
         self._shrunk_at = self.steps
-        origin = shrunk.gate_origin(units).to(keep.device)
-        self.policy.restrict(origin)
+        self.policy.restrict(shrunk.gate_origin(units).to(keep.device))
         return shrunk
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -389,8 +389,7 @@ class GateController:
         check_settings(self._settings, state["settings"], may_grow="total_steps")
         self.net.follow(tuple((name, count) for name, count in state["gates"]), state["closed"])
         self.steps = state["steps"]
-        first_gated, first_plain = state["schedule"]
-        self.schedule = replace(self.schedule, first_gated=first_gated, first_plain=first_plain)
+        self.schedule = Schedule(*state["schedule"], self.schedule.shrinks)
         self.policy.pace(self.schedule.gated)
         with torch.no_grad():
             vector.theta.copy_(state["theta"])
@@ -400,19 +399,3 @@ class GateController:
         self.policy.load_state_dict(state)
         if self.phase == "plain":
             self.net.unfinished = None
-
-
-def _check_undecided(net: GatedModule) -> None:
-    """Raise `InputError` if gates are not to be trained."""
-    vector = net.gate_vector
-    if not vector.theta.numel() or vector.theta.requires_grad:
-        return
-    if vector.values != "hard":
-        raise InputError(
-            "the gates of this network take no gradients",
-            remedy="freeze its weights alone: net.network.requires_grad_(False); net.gate_vector.requires_grad_(True)",
-        )
-    raise InputError(
-        "the gates of this network have been trained and decided",
-        remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
-    )

@@ -287,6 +287,14 @@ class GatedModule(nn.Module):
         self.follow(gates, closed)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def extra_repr(self) -> str:
+        """What it has, and how much of the start network that is, before gates close."""
+        found, start = self.structure, self.start_cost
+        units = sum(g.units for g in found.groups)
+        left = found.cost.macs / max(1, start.macs), found.cost.params / max(1, start.params)
+        cost = f"{found.cost.macs:,} MACs ({left[0]:.1%}), {found.cost.params:,} parameters ({left[1]:.1%})"
+        return f"{units} units in {len(found.groups)} groups, {len(found.sections)} sections; {cost}"
+
     def summary(self, target: Target | None = None) -> None:
         """Print groups and sections with their costs, the smallest reachable cost, limits, what is pinned and why, and
         whether the target can be met; once something has gone, what is left; in training what sections are worth."""

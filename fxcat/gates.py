@@ -176,6 +176,10 @@ class GateSamples(nn.Module):
             )
         return super().__getattr__(name)
 
+    def extra_repr(self) -> str:
+        """How many values the graph reads."""
+        return f"{len(self._slots)} values"
+
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
         own = self.__dict__
@@ -216,6 +220,11 @@ class GateVector(nn.Module):
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
         self.seed(0)
+
+    def extra_repr(self) -> str:
+        """How many of what there are, and what they are in training."""
+        decided = "" if self.theta.requires_grad else ", decided"
+        return f"{self.unit_count} units, {self.theta.numel() - self.unit_count} sections, {self.values!r}{decided}"
 
     @property
     def units(self) -> torch.Tensor:
@@ -323,7 +332,7 @@ class GateVector(nn.Module):
             generator.set_state(its_state.clone())  # of a view it would read the storage's beginning
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Gate:
     """A named part of the gate vector: the units of a group, or one section."""
 
@@ -334,6 +343,15 @@ class Gate:
     count: int
     shrunk: int = 0
     """How often gates had gone from the network when this was taken from it: later its numbers are those of others."""
+
+    def __repr__(self) -> str:
+        what = f"{self.count} units" if self.kind == "units" else "section"
+        if self.shrunk != self.vector.shrunk:
+            return f"Gate({self.name!r}, {what}; the network has become smaller since)"
+        theta = self.theta
+        if self.kind == "section":
+            return f"Gate({self.name!r}, {what}, θ = {float(theta):.2f})"
+        return f"Gate({self.name!r}, {what}, {int((theta > 0.5).sum())} with θ > ½)"
 
     @property
     def theta(self) -> torch.Tensor:

@@ -161,8 +161,8 @@ class TrainingRun:
             made = step + 1
         if made < batches.steps:
             warnings.warn(
-                f"train_loader was to yield {batches.steps} steps in an epoch, and yielded {made}: schedules end late; say "
-                "steps_per_epoch=",
+                f"train_loader was to yield {batches.steps} steps in an epoch, and yielded {made}: schedules end late; "
+                "say steps_per_epoch=",
                 stacklevel=2,
             )
         training = totals.joined(self.device)
