@@ -120,13 +120,11 @@ class GateController:
         }
         if target is not None and not bool((target_fractions(target, torch.device("cpu")) < 1).any()):
             self.schedule = Schedule(0, 0, shrinks)  # it asks for nothing
-        self.total_steps = total_steps
-        self.steps = 0
-        self._shrunk_at = -1
+        self.total_steps, self.steps, self._shrunk_at = total_steps, 0, -1
         self._unseen, self._is_checked = 0, self.phase == "plain"
-        objective = pressure or target
-        assert objective is not None
-        self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=self.schedule.gated, gate_lr=gate_lr)
+        self.objective: Any = pressure or target
+        gated = self.schedule.gated
+        self.policy: GatePolicy = POLICIES[net.policy](net, self.objective, gated=gated, gate_lr=gate_lr)
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
         self._scaler = scaler
@@ -141,7 +139,7 @@ class GateController:
             net.unfinished = f"GateController(target={target})" if pressure is None else f"GateController({pressure})"
 
     def __repr__(self) -> str:
-        gates = "gates are trained in steps {0.first_gated} to {0.first_plain}".format(self.schedule)
+        gates = f"gates are trained in steps {self.schedule.first_gated} to {self.schedule.first_plain}"
         now = f"step {self.steps} of {self.total_steps}: {self.phase}; {gates}, {self.undecided} undecided"
         return f"GateController({self.objective}, {now})"
 
