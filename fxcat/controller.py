@@ -387,7 +387,8 @@ class GateController:
         check_settings(self._settings, state["settings"], may_grow="total_steps")
         self.net.follow(tuple((name, count) for name, count in state["gates"]), state["closed"])
         self.steps = state["steps"]
-        self.schedule = Schedule(*state["schedule"], self.schedule.shrinks)
+        first_gated, first_plain = state["schedule"]
+        self.schedule = Schedule(first_gated, first_plain, self.schedule.shrinks)
         self.policy.pace(self.schedule.gated)
         with torch.no_grad():
             vector.theta.copy_(state["theta"])

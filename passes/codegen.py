@@ -29,6 +29,7 @@ from fxcat.passes.made_classes import make_class
 from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
+from fxcat.passes.uncalled import tell_of_hooks
 from fxcat.passes.uncast import NAMES as UNCAST_NAMES
 from fxcat.passes.uncast import with_blocks, with_marks
 
@@ -42,6 +43,7 @@ def install(root: nn.Module, graph: fx.Graph, regions: Sequence[Region] = ()) ->
     for number, region in enumerate(regions):
         module = root.get_submodule(region.path)
         _install(module, region_graph(graph, number, region, original_class(module).forward))
+    tell_of_hooks(root, graph, regions)
 
 
 def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable[..., Any]) -> fx.Graph:
