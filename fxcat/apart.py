@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, NoReturn, TypeVar
 
 from torch import fx, nn
@@ -27,10 +28,12 @@ def call_whole(function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Mod
     They were captured: they may have left the network, or have gates that only generated code applies, so called one by
     one they would compute something else without a word. `said`: what the caller did, for the error, an `InputError`.
     """
-    here = inspect.currentframe()
+    here, thread = inspect.currentframe(), get_ident()
     names: dict[int, str] = {}
 
     def check(module: nn.Module, _: Any) -> None:
+        if get_ident() != thread:
+            return
         if not names:
             names.update({id(m): path for path in layers() if (m := _found(of, path)) is not None})
         if id(module) not in names:

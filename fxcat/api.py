@@ -28,6 +28,7 @@ from fxcat.passes.copying import meta_twin
 from fxcat.passes.example import example_candidates
 from fxcat.passes.nested import leaves
 from fxcat.report import prepared
+from fxcat.whole import check_whole
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -133,9 +134,7 @@ def _check_modules(model: nn.Module) -> None:
             raise InputError(
                 "its weights were made in inference mode, and cannot be trained", where=where, remedy=remedy
             )
-        if any(t.is_meta for t in module.parameters(recurse=False)):
-            remedy = "give them some: model.to_empty(device=…), and initialise or load them"
-            raise InputError("its weights are on the meta device: they have no values", where=where, remedy=remedy)
+    check_whole(model)
 
 
 def _examples(inputs: Any) -> int:

@@ -25,7 +25,7 @@ from fxcat.checks import (
     shown,
 )
 from fxcat.errors import InputError
-from fxcat.gated import check_gated
+from fxcat.gated import GatedModule, check_gated
 from fxcat.records import check_pressure, check_target
 
 
@@ -83,6 +83,8 @@ def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
     _check(given)
     if (given["target"] is None) == (given["pressure"] is None):
         raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
+    net.check_weights()
+    _check_undecided(net)
 
 
 def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
@@ -121,3 +123,19 @@ def _check_device(device: Any) -> None:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"device={shown(device)} cannot be used: {reason}", remedy='give "cpu"') from error
+
+
+def _check_undecided(net: GatedModule) -> None:
+    """Raise `InputError` if gates are not to be trained."""
+    vector = net.gate_vector
+    if not vector.theta.numel() or vector.theta.requires_grad:
+        return
+    if vector.values != "hard":
+        raise InputError(
+            "the gates of this network take no gradients",
+            remedy="freeze its weights alone: net.network.requires_grad_(False); net.gate_vector.requires_grad_(True)",
+        )
+    raise InputError(
+        "the gates of this network have been trained and decided",
+        remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
+    )

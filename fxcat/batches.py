@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -42,6 +43,12 @@ def read_batch(found: Any, net: GatedModule, unpack: Unpack | None = None) -> Ba
     """
     if unpack is not None:
         found = unpack(found)
+    arrays = [x for x in pytree.tree_leaves(found) if isinstance(x, np.ndarray)]
+    if arrays:
+        raise InputError(
+            f"a data loader yields a NumPy array of shape {arrays[0].shape}",
+            remedy="make tensors of arrays: torch.from_numpy, or a torch.utils.data.DataLoader, which does so",
+        )
     if isinstance(found, torch.Tensor):
         return Batch(found, found)
     if isinstance(found, Mapping):

@@ -60,12 +60,20 @@ class BernoulliPolicy:
         self._layers = objective.layers
         theta = net.gate_vector.theta
         gates, device = theta.numel(), theta.device
-        self.worth = Worth(gates, device, window=min(200, max(20, gated // 20)), explored=is_section(net))
-        self.descent = ProjectedDescent(gates, device, gate_lr or min(0.1, max(1e-3, 40.0 / gated)))
-        self.decisions = Decisions(gates, device, patience=max(10, gated // 50))
+        self.worth = Worth(gates, device, explored=is_section(net))
+        self.descent = ProjectedDescent(gates, device)
+        self.decisions = Decisions(gates, device)
+        self._gate_lr = gate_lr
+        self.pace(gated)
         self._slopes: torch.Tensor | None = None
         self._shared: torch.Tensor | None = None
         self._sample: torch.Tensor | None = None
+
+    def pace(self, gated: int) -> None:
+        """The gated phase has so many steps."""
+        self.worth.window = min(200, max(20, gated // 20))
+        self.descent.lr = self._gate_lr or min(0.1, max(1e-3, 40.0 / gated))
+        self.decisions.patience = max(10, gated // 50)
 
     @property
     def dead(self) -> torch.Tensor:

@@ -31,9 +31,9 @@ def shrink_all(
     before = dict(net.network.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}
     check_state(net.network, optimizers, loaded=loaded)
-    shrunk = net.shrink(keep)
+    shrunk = net.removed(keep)
     for average in averages:
-        average_net(average).shrink(keep)
+        average_net(average).removed(keep)
     left = {id(p) for p in net.network.parameters()}
     for optimizer in optimizers:
         for name, axes in shrunk.keep.items():

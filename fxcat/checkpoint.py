@@ -20,7 +20,7 @@ from fxcat.gated import GatedModule
 from fxcat.packing import pack, unpack
 from fxcat.storage import save
 
-KIND = "fxcat-checkpoint-4"
+KIND = "fxcat-checkpoint-5"
 
 _log = logging.getLogger(__name__)
 

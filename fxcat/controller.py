@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,21 +31,18 @@ from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
 from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
-from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
+from fxcat.optimizers import NOTICES, Optimizers, Watched, as_list, check_weights, without_gates
 from fxcat.policy import GatePolicy
+from fxcat.program import Shrunk
 from fxcat.ratio import RatioPolicy
 from fxcat.records import Pressure, Target
 from fxcat.rehearsal import rehearse
+from fxcat.schedule import Phase, Schedule, check_settings
 from fxcat.selection import check_reachable, select_structure
 
-Phase = Literal["warm-up", "gated", "plain"]
 Closure = Callable[[], torch.Tensor]
 
 POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
-EARLIEST, LATEST = 0.03, 0.1
-"""Shares of the run between which gates begin if nothing else is said."""
-MEASURED_FOR = 100
-"""Steps for which worths are measured before that, if there are as many."""
 UNSEEN = 30
 """So many steps in a row may say nothing of the gates: a loss scaler finds its scale in half of them."""
 WORTH_SHRINKING = 0.02
@@ -100,12 +97,7 @@ class GateController:
             **{"until": until, "shrinks": shrinks, "gate_lr": gate_lr, "averages": averages, "held_out": held_out},
             **{"loss": loss, "scaler": scaler, "seed": seed},
         )
-        warmup = _checked_warmup(total_steps, warmup, until, shrinks)
-        if net.gate_vector.theta.numel() and not net.gate_vector.theta.requires_grad:
-            raise InputError(
-                "the gates of this network have been trained and decided",
-                remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
-            )
+        self.schedule = Schedule.of(total_steps, warmup, until, shrinks)
         net.led.check_free()
         self.optimizers = as_list(optimizer)
         check_weights(net, self.optimizers)
@@ -126,22 +118,18 @@ class GateController:
             "shrinks": shrinks,
             "gate_lr": gate_lr,
         }
-        self.first_gated = round(warmup * total_steps)
-        self.first_plain = max(self.first_gated + 1, round(until * total_steps))
         if target is not None and not bool((target_fractions(target, torch.device("cpu")) < 1).any()):
-            self.first_gated = self.first_plain = 0  # it asks for nothing
-        self.total_steps = total_steps
-        self.steps = 0
-        self._shrunk_at = -1
+            self.schedule = Schedule(0, 0, shrinks)  # it asks for nothing
+        self.total_steps, self.steps, self._shrunk_at = total_steps, 0, -1
         self._unseen, self._is_checked = 0, self.phase == "plain"
-        gated = max(1, self.first_plain - self.first_gated)
-        self._shrink_at = {self.first_gated + round(gated * i / (shrinks + 1)) for i in range(1, shrinks + 1)}
-        objective = pressure or target
-        assert objective is not None
-        self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
+        self.objective: Any = pressure or target
+        gated = self.schedule.gated
+        self.policy: GatePolicy = POLICIES[net.policy](net, self.objective, gated=gated, gate_lr=gate_lr)
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
+        self._scaler = scaler
         self._watched = [Watched(o, net, scaler) for o in self.optimizers]
+        NOTICES.tell(self)
         net.led = Led(self)
         net.gate_vector.seed(seed)
         if self.phase == "plain":
@@ -150,12 +138,15 @@ class GateController:
             net.gate_vector.values = self.policy.warm_up if self.phase == "warm-up" else self.policy.values
             net.unfinished = f"GateController(target={target})" if pressure is None else f"GateController({pressure})"
 
+    def __repr__(self) -> str:
+        gates = f"gates are trained in steps {self.schedule.first_gated} to {self.schedule.first_plain}"
+        now = f"step {self.steps} of {self.total_steps}: {self.phase}; {gates}, {self.undecided} undecided"
+        return f"GateController({self.objective}, {now})"
+
     @property
     def phase(self) -> Phase:
         """Where the next step belongs."""
-        if self.steps < self.first_gated:
-            return "warm-up"
-        return "gated" if self.steps < self.first_plain else "plain"
+        return self.schedule.phase(self.steps)
 
     @property
     def undecided(self) -> int:
@@ -196,27 +187,42 @@ class GateController:
             if wants_held_out:
                 self._observe_held_out(held_out)
             if phase == "gated":
-                self.policy.update(self.steps, self.progress)
+                self.policy.update(self.steps, self.schedule.progress(self.steps))
                 from_main(theta.detach())
-        if self.steps == self.first_gated:
+        if self.steps == self.schedule.first_gated:
             self.net.gate_vector.values = self.policy.values
-        if self.steps >= self.first_plain:
+        if self.phase == "plain":
             self._finish()
             return True
-        return self.steps in self._shrink_at and self._shrink_dead()
+        return self.schedule.may_shrink(self.steps) and self._shrink_dead()
 
     def ends_within(self, steps: int) -> bool:
         """Whether the gated phase ends in one of the next `steps` steps."""
-        return self.steps < self.first_plain <= self.steps + steps
+        return self.steps < self.schedule.first_plain <= self.steps + steps
+
+    def notice(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer, any one, is about to make a step: one with weights of the network follows it from now on."""
+        if (
+            self.phase == "plain"
+            or self.net.led.by is not self
+            or any(o.state is optimizer.state for o in self.optimizers)
+        ):
+            return
+        weights = {id(p) for p in self.net.network.parameters()}
+        if any(id(p) in weights for group in optimizer.param_groups for p in group["params"]):
+            without_gates(optimizer, self.net)
+            self.optimizers.append(optimizer)
+            self._watched.append(Watched(optimizer, self.net, self._scaler))
+            self._is_checked = False
 
     def _check_optimizers(self) -> None:
         """Once, when they have state: whether they can follow when weights become smaller."""
+        if not self.steps:
+            self.net.check_weights()  # people may wrap the network after this was made
         if self._is_checked or not any(o.state for o in self.optimizers):
             return
         check_state(self.net.network, self.optimizers)
-        names = {p: name for name, p in self.net.network.named_parameters()}
-        for optimizer in self.optimizers:
-            rehearse(optimizer, names)
+        rehearse(self.optimizers, self.net.network)
         self._is_checked = True
 
     def _observe(self, closure: Closure | None) -> None:
@@ -226,7 +232,8 @@ class GateController:
         if not draws.made:
             raise TrainingError(
                 "no loss was made from the network with gates since the last step",
-                remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x)",
+                remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x) "
+                "(not within torch.func.grad or vmap, which say nothing of the gates)",
             )
         made, taken = draws.made, draws.take()
         if not is_same_everywhere(vector.theta.device, made, len(taken)):  # one of them left a batch out
@@ -234,6 +241,12 @@ class GateController:
             from_main(state)
             vector.random_state = state.cpu()
         self._unseen = 0 if taken else self._unseen + 1
+        if self._unseen == UNSEEN and not draws.reached:
+            raise TrainingError(
+                f"in {UNSEEN} steps no backward pass came to the gates: gradients of the weights alone, by "
+                "torch.autograd.grad, say nothing of them",
+                remedy="call loss.backward(), or torch.autograd.grad(loss, [*weights, *net.gate_parameters()])",
+            )
         if self._unseen == UNSEEN:
             raise TrainingError(
                 f"in {UNSEEN} steps no optimizer that the controller knows made a step with gradients of the network",
@@ -265,11 +278,6 @@ class GateController:
             )
         self.policy.observe_held_out(draws)
 
-    @property
-    def progress(self) -> float:
-        """How far the gated phase has come, in [0, 1]."""
-        return min(1.0, max(0.0, (self.steps - self.first_gated) / (self.first_plain - self.first_gated)))
-
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
         alive = (~self.policy.dead).to(self.net.gate_vector.theta.dtype)
@@ -289,7 +297,7 @@ class GateController:
         """
         if self.phase == "plain":
             return False
-        self.steps = self.first_plain
+        self.steps = self.schedule.first_plain
         self._finish()
         return True
 
@@ -323,7 +331,7 @@ class GateController:
         vector.draws.forget()
         self.net.unfinished = None
 
-    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
+    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> Shrunk:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
 
         Parameters keep their identity. `loaded`: as a state says that is being loaded.
@@ -334,12 +342,13 @@ class GateController:
         shrunk = shrink_all(self.net, keep, self.optimizers, self.averages, loaded=loaded)
         self.net.wrappers.follow()
         self._shrunk_at = self.steps
-        origin = shrunk.gate_origin(units).to(keep.device)
-        self.policy.restrict(origin)
+        self.policy.restrict(shrunk.gate_origin(units).to(keep.device))
+        return shrunk
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.net.led = Led(self)
+        NOTICES.tell(self)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the gates' training goes on from: tensors and plain data, by name.
@@ -349,6 +358,7 @@ class GateController:
         vector, stage = self.net.gate_vector, self.net.recipe[-1]
         state: dict[str, Any] = {
             "settings": dict(self._settings),
+            "schedule": [self.schedule.first_gated, self.schedule.first_plain],
             "gates": [list(g) for g in stage.gates],
             "closed": [list(c) for c in stage.closed],
             "steps": self.steps,
@@ -364,7 +374,8 @@ class GateController:
         """Go on from what `state_dict` gave, with a network that has just been prepared and its new optimizer.
 
         What had left the network leaves it again, and the optimizer and the averages too: so do `load_state_dict` of
-        the network and of the optimizers, in any order.
+        the network and of the optimizers, in any order. `total_steps` may be more than it was: the run is prolonged,
+        gates keep the phases that they were begun with, and what is added is plain training.
 
         Raises `InputError` if the state is that of another network or run; then nothing has changed.
         """
@@ -373,34 +384,17 @@ class GateController:
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise InputError(f"this is no state of a GateController: it has no {min(missing)!r}")
-        check_settings(self._settings, state["settings"])
+        check_settings(self._settings, state["settings"], may_grow="total_steps")
         self.net.follow(tuple((name, count) for name, count in state["gates"]), state["closed"])
         self.steps = state["steps"]
+        first_gated, first_plain = state["schedule"]
+        self.schedule = Schedule(first_gated, first_plain, self.schedule.shrinks)
+        self.policy.pace(self.schedule.gated)
         with torch.no_grad():
             vector.theta.copy_(state["theta"])
         vector.theta.requires_grad_(state["trains"])
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
-
-
-def _checked_warmup(total_steps: int, warmup: float | None, until: float, shrinks: int) -> float:
-    """The share of the run at which gates begin. Raises `InputError` where the phases do not make a schedule."""
-    if warmup is None and total_steps > 0:
-        warmup = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
-    if total_steps < 1 or warmup is None or not 0 <= warmup < until <= 1 or shrinks < 0:
-        raise InputError(
-            f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
-            remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
-        )
-    return warmup
-
-
-def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-    """Raise `InputError` if a run that is to go on has other settings than it had."""
-    for name, value in now.items():
-        if then.get(name) != value:
-            raise InputError(
-                f"the run that was stored had {name}={then.get(name)!r}, this one has {value!r}",
-                remedy="continue a run with the arguments that it was started with",
-            )
+        if self.phase == "plain":
+            self.net.unfinished = None

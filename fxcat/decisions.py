@@ -27,7 +27,7 @@ class ProjectedDescent(PerGate):
     tensors = ("momentum",)
     numbers = ("weight",)
 
-    def __init__(self, gates: int, device: torch.device, lr: float) -> None:
+    def __init__(self, gates: int, device: torch.device, lr: float = 0.1) -> None:
         self.lr = lr
         self.momentum = torch.zeros(gates, device=device)
         self.weight = 0.0
@@ -49,7 +49,7 @@ class Decisions(PerGate):
 
     tensors = ("dead", "falling")
 
-    def __init__(self, gates: int, device: torch.device, patience: int) -> None:
+    def __init__(self, gates: int, device: torch.device, patience: int = 10) -> None:
         self.patience = patience
         self.dead = torch.zeros(gates, dtype=torch.bool, device=device)
         self.falling = torch.zeros(gates, dtype=torch.int32, device=device)

@@ -49,6 +49,8 @@ class Draws:
     def __init__(self) -> None:
         self.made = 0
         """Since the last `take`, also those that no backward pass came to."""
+        self.reached = False
+        """Whether a backward pass has come to any."""
         self._seen: list[Draw] = []
         self.used: list[Draw] = []
         """Those that count since the last `take`."""
@@ -76,7 +78,7 @@ class Draws:
         task = torch._C._current_graph_task_id()  # pyright: ignore[reportPrivateUsage]
         if cleared:
             self._seen = [d for d in self._seen if d.task == task]
-        draw.task = task
+        draw.task, self.reached = task, True
         if all(d is not draw for d in self._seen):
             self._seen.append(draw)
             draw.gradient = None

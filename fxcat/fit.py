@@ -45,9 +45,8 @@ class EarlyStopping:
         """Whether to end after this epoch."""
         if record.phase != "plain":
             return False
-        loss = record.train_loss if record.val_loss is None else record.val_loss
-        self._since = 0 if loss < self._best else self._since + 1
-        self._best = min(self._best, loss)
+        self._since = 0 if record.loss < self._best else self._since + 1
+        self._best = min(self._best, record.loss)
         return self._since >= self.patience
 
 
@@ -120,7 +119,9 @@ def fit(
 
     `checkpoint_dir`: receives files after every epoch (see `Checkpoints`). `resume`: go on from them, with the same
     arguments, a network that has just been prepared, and an optimizer and loaders that have just been made; the weights
-    will be those of a run that was not interrupted. A folder without checkpoints starts the run. `log_dir`: receives
+    will be those of a run that was not interrupted. `epochs` may be more than it was: gates keep the phases that they
+    were begun with, the schedule of the learning rate becomes that of so many epochs, and what is added is plain
+    training. A folder without checkpoints starts the run. `log_dir`: receives
     TensorBoard logs of every epoch (`pip install "fxcat[tensorboard]"`).
 
     Started by `torchrun`, all processes train one network, each on its share of every batch (`train_loader` with a
@@ -204,7 +205,7 @@ def _train(
         for epoch in range(done, epochs):
             record = run.epoch(epoch, bar)
             logs.write(record)
-            run.weights.after_epoch(record.train_loss if record.val_loss is None else record.val_loss)
+            run.weights.after_epoch(record.loss)
             if checkpoints is not None:
                 _save(run, state, checkpoints)
             if any([callback(record, run.net) for callback in callbacks]):

@@ -10,6 +10,7 @@ from weakref import ref
 import torch
 
 from fxcat.errors import InputError
+from fxcat.program import Shrunk
 from fxcat.recipe import Gates, Recipe, check_gates
 
 KEY = "fxcat"
@@ -26,7 +27,7 @@ class Leader(Protocol):
         """Where the next step belongs; "plain" once the gates are decided."""
         ...
 
-    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
+    def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> Shrunk:
         """Remove what `keep` (0/1, shape (gates,)) leaves out; `loaded`: as a state says that is being loaded."""
         ...
 

@@ -21,16 +21,22 @@ from fxcat.following import Led, described, is_of_plain_model, left_to_close, pa
 from fxcat.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector
 from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
+from fxcat.methods import Methods, Turns
 from fxcat.places import Places
 from fxcat.program import GatePart, Program, Shrunk, Structure
 from fxcat.recipe import Gates, Recipe, attach
 from fxcat.records import Cost, Target, check_target
 from fxcat.tables import Table
+from fxcat.whole import check_own, check_unchanged, check_whole, parameter_shapes
 
 Policy = Literal["bernoulli", "ratio"]
 
 
 _HELD = ("_modules", "_parameters", "_buffers")
+_WRAPPED = ("module", "_orig_mod")
+"""Attributes in which wrappers hold what they wrap."""
+_DEEPEST = 4
+"""So many wrappers may lie round each other."""
 _INSTALLING = threading.RLock()
 
 
@@ -74,6 +80,7 @@ class GatedModule(nn.Module):
         self.appraisal = Appraisal(self.gate_vector.theta.numel())
         """What gates were found to be worth in training."""
         self.wrappers = Wrappers()
+        self._methods, self._turns = Methods(), Turns()
         self._is_installed = False
         self._places: Places | None = None
         self.led = Led()
@@ -106,23 +113,13 @@ class GatedModule(nn.Module):
         """A method of the model that finds this network, with its gates, where it calls `self` or `self.forward`."""
         network = self.network
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            del network.forward
-            try:
-                return self._run(network.forward, args, kwargs)
-            finally:
-                network.forward = forward
-
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if "forward" in vars(network):  # a method that was called by another one
+            if self._methods.is_inside:  # called by another one
                 return method(*args, **kwargs)
-            network.forward = forward
             said = f"the model's method {method.__name__}"
-            try:
+            with self._methods.entered(network, self._run):
                 return call_whole(method, args, kwargs, of=network, layers=self.program.layers, said=said)
-            finally:
-                del network.forward
 
         return call
 
@@ -130,6 +127,12 @@ class GatedModule(nn.Module):
         return self._run(self.network, args, kwargs)
 
     def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.training and not torch.compiler.is_compiling():
+            with self._turns:
+                return self._pass(network, args, kwargs)
+        return self._pass(network, args, kwargs)
+
+    def _pass(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
@@ -141,6 +144,11 @@ class GatedModule(nn.Module):
 
     @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
+        if "_is_replica" in self.__dict__:
+            raise InputError(
+                "nn.DataParallel runs copies of the network, of which each would draw gates of its own",
+                remedy="train through torch.nn.parallel.DistributedDataParallel(net), a process per device",
+            )
         self.install()
         self.wrappers.note()
         return self.gate_vector(arguments)
@@ -163,7 +171,15 @@ class GatedModule(nn.Module):
     def _set_structure(self, structure: Structure, cost_model: CostModel) -> None:
         """What the network is, and what is derived from it."""
         self.structure, self.cost_model = structure, cost_model
+        self._shapes = parameter_shapes(self.network)
         self._required, self._inside = Table(structure.required), Table(gates_inside(structure))
+
+    def check_weights(self) -> None:
+        """Raise `InputError` if the weights cannot become smaller: not those that the gates were made for, not whole,
+        or without values."""
+        check_own(self.gate_vector, "theta")
+        check_unchanged(self.network, self._shapes)
+        check_whole(self.network)
 
     @property
     def required(self) -> torch.Tensor:
@@ -252,7 +268,7 @@ class GatedModule(nn.Module):
         for numbers in left_to_close(self.recipe, gates, closed):
             keep = self.gate_vector.open_but(numbers)
             if self.led.by is None:
-                self.shrink(keep)
+                self.removed(keep)
             else:
                 self.led.by.shrink(keep, loaded=True)
 
@@ -271,6 +287,14 @@ class GatedModule(nn.Module):
         self.follow(gates, closed)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def extra_repr(self) -> str:
+        """What it has, and how much of the start network that is, before gates close."""
+        found, start = self.structure, self.start_cost
+        units = sum(g.units for g in found.groups)
+        left = found.cost.macs / max(1, start.macs), found.cost.params / max(1, start.params)
+        cost = f"{found.cost.macs:,} MACs ({left[0]:.1%}), {found.cost.params:,} parameters ({left[1]:.1%})"
+        return f"{units} units in {len(found.groups)} groups, {len(found.sections)} sections; {cost}"
+
     def summary(self, target: Target | None = None) -> None:
         """Print groups and sections with their costs, the smallest reachable cost, limits, what is pinned and why, and
         whether the target can be met; once something has gone, what is left; in training what sections are worth."""
@@ -281,6 +305,7 @@ class GatedModule(nn.Module):
 
     def finalized(self) -> nn.Module:
         """The network without gates and without what is closed; `fxcat.finalize` is the public way."""
+        self.check_weights()
         hard = self.gate_vector.hard()
         count = self.gate_vector.unit_count
         small = self.program.finalized(self.network, hard[:count], hard[count:])
@@ -291,11 +316,18 @@ class GatedModule(nn.Module):
         """Remove units and sections from the network, in place; the rest of θ is kept.
 
         `keep`: which gates stay, 0/1 of shape (gates,); by default those with θ > ½. Parameter objects stay the same,
-        with smaller data and gradients. Raises `PlanError`; then nothing changed.
+        with smaller data and gradients; what a `GateController` trains the network with follows. Raises `PlanError` and
+        `InputError`; then nothing changed.
         """
-        theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
+        theta = self.gate_vector.theta.detach()
         _check_setting(keep, theta)
         keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
+        return self.removed(keep) if self.led.by is None else self.led.by.shrink(keep)
+
+    def removed(self, keep: torch.Tensor) -> Shrunk:
+        """The same, and nothing follows."""
+        self.check_weights()
+        theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
         modes = {path: module.training for path, module in self.network.named_modules()}
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
         origin = shrunk.gate_origin(count).to(theta.device)
@@ -331,9 +363,22 @@ class GatedModule(nn.Module):
 
 def check_gated(net: Any, name: str) -> None:
     """Raise `InputError` for anything but a network with gates. `name`: of the function that got it, "fit()"."""
-    inside = next((p for p in ("module", "_orig_mod") if isinstance(getattr(net, p, None), GatedModule)), None)
-    remedy = f"pass the network inside: net.{inside}" if inside else "pass what fxcat.prepare returned"
+    inside, path = _inside(net)
+    if path and inside is not None:
+        inside.check_weights()  # what wraps it may have split them
+    remedy = f"pass the network inside: net{path}" if path else "pass what fxcat.prepare returned"
     check_instance(net, GatedModule, name, remedy=remedy)
+
+
+def _inside(wrapper: Any) -> tuple[GatedModule | None, str]:
+    """The network that something wraps, and where it is in there."""
+    found, path = wrapper, ""
+    while not isinstance(found, GatedModule):
+        name = next((n for n in _WRAPPED if isinstance(getattr(found, n, None), nn.Module)), None)
+        if name is None or path.count(".") == _DEEPEST:
+            return None, ""
+        found, path = getattr(found, name), f"{path}.{name}"
+    return found, path
 
 
 def _check_setting(keep: Any, theta: torch.Tensor) -> None:

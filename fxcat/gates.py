@@ -174,15 +174,21 @@ class GateSamples(nn.Module):
             )
         return super().__getattr__(name)
 
+    def extra_repr(self) -> str:
+        """How many values the graph reads."""
+        return f"{len(self._slots)} values"
+
     def clear(self) -> None:
         """Drop them: tensors with a history cannot be copied, and would keep the autograd graph alive."""
-        place = self._place()
+        own = self.__dict__
         for slot in self._slots:
-            place.pop(slot.name, None)
+            own.pop(slot.name, None)
+        if not torch.compiler.is_compiling():
+            self._filled.values.clear()  # another thread may have changed the mode meanwhile
 
     def _place(self) -> dict[str, Any]:
-        """Where the values are. In training those of all threads, since attributes are read faster; nor does
-        torch.compile know of threads, and what it compiles has the values as inputs and results."""
+        """Where the values are. In training those of all threads, which take turns, since attributes are read faster;
+        nor does torch.compile know of threads, and what it compiles has the values as inputs and results."""
         return self.__dict__ if self.training or torch.compiler.is_compiling() else self._filled.values
 
 
@@ -218,6 +224,11 @@ class GateVector(nn.Module):
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
         self.seed(0)
+
+    def extra_repr(self) -> str:
+        """How many of what there are, and what they are in training."""
+        decided = "" if self.theta.requires_grad else ", decided"
+        return f"{self.unit_count} units, {self.theta.numel() - self.unit_count} sections, {self.values!r}{decided}"
 
     @property
     def units(self) -> torch.Tensor:
@@ -257,8 +268,9 @@ class GateVector(nn.Module):
             draw = Draw(self._sample() if self._fixed is None else self._fixed, self.last_batch, place)
             self.draws.add(draw)
         theta = self.theta
-        # `torch.func` puts other tensors in the place of parameters
-        if not (isinstance(theta, nn.Parameter) and theta.requires_grad and torch.is_grad_enabled()):
+        # `torch.func` puts other tensors in the place of parameters, and its transforms take no functions with a memory
+        trained = isinstance(theta, nn.Parameter) and theta.requires_grad and torch.is_grad_enabled()
+        if not trained or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
             return draw.sample
         # open or closed, the derivative is that from above
         values = draw.sample.clamp(min=CLOSED * torch.finfo(theta.dtype).eps)
@@ -324,7 +336,7 @@ class GateVector(nn.Module):
             generator.set_state(its_state.clone())  # of a view it would read the storage's beginning
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Gate:
     """A named part of the gate vector: the units of a group, or one section."""
 
@@ -335,6 +347,15 @@ class Gate:
     count: int
     shrunk: int = 0
     """How often gates had gone from the network when this was taken from it: later its numbers are those of others."""
+
+    def __repr__(self) -> str:
+        what = f"{self.count} units" if self.kind == "units" else "section"
+        if self.shrunk != self.vector.shrunk:
+            return f"Gate({self.name!r}, {what}; the network has become smaller since)"
+        theta = self.theta
+        if self.kind == "section":
+            return f"Gate({self.name!r}, {what}, θ = {float(theta):.2f})"
+        return f"Gate({self.name!r}, {what}, {int((theta > 0.5).sum())} with θ > ½)"
 
     @property
     def theta(self) -> torch.Tensor:

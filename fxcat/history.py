@@ -37,6 +37,11 @@ class EpochRecord:
     distillation_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict[str, float])
 
+    @property
+    def loss(self) -> float:
+        """That of the validation; without one that of the training."""
+        return self.train_loss if self.val_loss is None else self.val_loss
+
 
 @dataclass(slots=True)
 class History:

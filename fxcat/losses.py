@@ -35,9 +35,18 @@ def cross_entropy(output: Any, target: torch.Tensor) -> torch.Tensor:
             remedy="give loss=, a function of output and targets, or loss=None if the model returns its loss",
         )
     main, *auxiliary = outputs_of(output)
-    loss = F.cross_entropy(main, target)
-    for other in auxiliary:
-        loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(other, target)
+    try:
+        loss = F.cross_entropy(main, target)
+        for other in auxiliary:
+            loss = loss + AUXILIARY_WEIGHT * F.cross_entropy(other, target)
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, RuntimeError, ValueError) as error:  # classes that there are not; shapes; types
+        raise InputError(
+            f"there is no cross-entropy of an output of shape {tuple(main.shape)} and targets of shape "
+            f"{tuple(target.shape)} and type {target.dtype}: {error}",
+            remedy="give targets that are classes of the output, or loss=, a function of both",
+        ) from error
     return loss
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from fxcat.errors import InputError
 from fxcat.following import KEY, described, parsed
 from fxcat.gated import GatedModule
+from fxcat.whole import PLAIN, is_flat
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
@@ -48,9 +52,12 @@ def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:
 
 def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Raise `InputError` unless they hold all weights that are trained. θ is the controller's, and taken out."""
-    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    tensors = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    held = {id(p) for p in tensors}
     trained = {n: p for n, p in net.network.named_parameters() if p.requires_grad}
     missing = [n for n, p in trained.items() if id(p) not in held]
+    if len(missing) == len(trained) and missing and is_flat(tensors, list(trained.values())):
+        raise InputError("the optimizer holds flat tensors, and none of the gated network's weights", remedy=PLAIN)
     if missing:
         how_many = "none" if len(missing) == len(trained) else f"{len(trained) - len(missing)} of {len(trained)}"
         raise InputError(
@@ -59,9 +66,43 @@ def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer])
             remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); pass several in a list; "
             "what shall not be trained: requires_grad_(False)",
         )
-    theta = net.gate_vector.theta
-    for group in (g for o in optimizers for g in o.param_groups):
-        group["params"] = [p for p in group["params"] if p is not theta]
+    for optimizer in optimizers:
+        without_gates(optimizer, net)
+
+
+def without_gates(optimizer: torch.optim.Optimizer, net: GatedModule) -> None:
+    """Take θ out of an optimizer: the controller trains it."""
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p is not net.gate_vector.theta]
+
+
+class Noticing(Protocol):
+    """Wants to know of every optimizer that makes a step."""
+
+    def notice(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer, any one, is about to make a step."""
+        ...
+
+
+class Notices:
+    """Tells of the steps of all optimizers that there are: loops make new ones on the way (a stage with other weights,
+    one per parameter whose steps are made within the backward pass)."""
+
+    def __init__(self) -> None:
+        self._told: WeakSet[Noticing] = WeakSet()
+        self._handle: RemovableHandle | None = None
+
+    def tell(self, about: Noticing) -> None:
+        """From now on, as long as it is there."""
+        self._told.add(about)
+        self._handle = self._handle or register_optimizer_step_pre_hook(self._notice)
+
+    def _notice(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for each in list(self._told):
+            each.notice(optimizer)
+
+
+NOTICES = Notices()
 
 
 class Watched:
@@ -81,9 +122,11 @@ class Watched:
             zero_grad(*args, **kwargs)
 
         optimizer.zero_grad = watched_zero_grad
-        if hasattr(optimizer, "_optimizer_step_post_hooks"):  # else it makes its steps by those inside of it
+        # one that lacks them leaves it to those inside of it
+        if hasattr(optimizer, "_optimizer_step_post_hooks"):
             optimizer.register_step_pre_hook(self._before)
             optimizer.register_step_post_hook(self._after)
+        if hasattr(optimizer, "_optimizer_state_dict_post_hooks"):
             optimizer.register_state_dict_post_hook(self._described)
             optimizer.register_load_state_dict_pre_hook(self._follow)
 

@@ -21,6 +21,10 @@ class GatePolicy(Protocol):
     held_out_every: ClassVar[int]
     """Every so many steps of the gated phase it wants a batch that the weights do not see; 0: never."""
 
+    def pace(self, gated: int) -> None:
+        """The gated phase has so many steps, from its beginning to its end."""
+        ...
+
     @property
     def dead(self) -> torch.Tensor:
         """Bool: these stay at zero, and may leave the network."""

@@ -53,15 +53,20 @@ class RatioPolicy:
         self.group = group_ids(net)
         self.size = torch.bincount(self.group)
         self.ratio = torch.bincount(self.group, theta.detach().double()) / self.size
-        updates = max(1, gated // self.held_out_every)
-        self.lr = gate_lr or min(0.05, max(1e-3, 4.0 / updates))
-        self.worth = Worth(
-            theta.numel(), theta.device, window=min(200, max(10, updates // 8)), explored=is_section(net)
-        )
-        self.decisions = Decisions(theta.numel(), theta.device, patience=max(5, updates // 20))
+        self.worth = Worth(theta.numel(), theta.device, explored=is_section(net))
+        self.decisions = Decisions(theta.numel(), theta.device)
+        self._gate_lr = gate_lr
+        self.pace(gated)
         self.pressure = objective if isinstance(objective, Pressure) else None
         aim = Target(flops=1.0) if isinstance(objective, Pressure) else objective
         self.schedule = TargetSchedule(aim, cost_fractions(net, theta.detach()))
+
+    def pace(self, gated: int) -> None:
+        """The gated phase has so many steps."""
+        updates = max(1, gated // self.held_out_every)
+        self.lr = self._gate_lr or min(0.05, max(1e-3, 4.0 / updates))
+        self.worth.window = min(200, max(10, updates // 8))
+        self.decisions.patience = max(5, updates // 20)
 
     @property
     def dead(self) -> torch.Tensor:

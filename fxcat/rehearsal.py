@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,11 +18,17 @@ from fxcat.errors import InputError
 from fxcat.optimizer_shapes import Axes, sliced
 
 
-def rehearse(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> None:
+def rehearse(optimizers: Iterable[torch.optim.Optimizer], network: nn.Module) -> None:
     """Raise `InputError` if an optimizer cannot make a step with parameters of which one channel is left.
 
     An optimizer of which no copy can make a step at full size either is let pass. Nothing is changed.
     """
+    names = {p: name for name, p in network.named_parameters()}
+    for optimizer in optimizers:
+        _rehearse(optimizer, names)
+
+
+def _rehearse(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> None:
     for group, parameter in _kinds(optimizer):
         axes = {a: torch.zeros(1, dtype=torch.int64) for a in range(min(2, parameter.dim()))}
         if _fails(optimizer, group, parameter, {}) is not None:

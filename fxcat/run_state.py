@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fxcat.contents import extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
-from fxcat.controller import GateController, check_settings
+from fxcat.controller import GateController
 from fxcat.distributed import from_everyone, rank
 from fxcat.errors import InputError
 from fxcat.history import EpochRecord, History
@@ -28,6 +28,7 @@ from fxcat.randomness import (
     warn_of_lost_state,
 )
 from fxcat.recipe import check_shapes
+from fxcat.schedule import check_settings
 from fxcat.weight_training import WeightTraining
 
 
@@ -73,7 +74,7 @@ class RunState:
         """
         net, optimizer, processes = self.controller.net, self.weights.optimizer, state["processes"]
         own = processes[rank() % len(processes)]
-        check_settings(self.settings, state["settings"])
+        prolonged = check_settings(self.settings, state["settings"], may_grow="epochs")
         check_shapes(net.recipe[-1].shapes, state["shapes"])
         check_optimizer(optimizer, net.network, state["optimizer"], state["network"])
         for name, loader in self.loaders.items():
@@ -84,8 +85,14 @@ class RunState:
             raise InputError(f"the network did not become what it was: {differs}", remedy="call prepare() as before")
         put_tensors(net.network, state["network"])
         put_extra(net.network, state["extra"])
+        epochs = [EpochRecord(**e) for e in state["history"]["epochs"]]
+        scheduled = (
+            self.weights.scheduled([e.loss for e in epochs], self.settings["steps_per_epoch"]) if prolonged else []
+        )
         set_optimizer_state(optimizer, net.network, state["optimizer"])
-        if self.weights.scheduler is not None:
+        for group, options in zip(optimizer.param_groups, scheduled, strict=False):
+            group |= options
+        if self.weights.scheduler is not None and not prolonged:
             self.weights.scheduler.load_state_dict(state["scheduler"])
         for average, tensors in zip(self.weights.averages, state["averages"], strict=True):
             put_tensors(average, tensors)
@@ -93,7 +100,7 @@ class RunState:
             self.weights.scaler.load_state_dict(state["scaler"])
         for name, loader in self.loaders.items():
             set_loader_state(loader, own["loaders"][name])
-        self.history.epochs[:] = [EpochRecord(**e) for e in state["history"]["epochs"]]
+        self.history.epochs[:] = epochs
         self.history.shrunk_at = state["history"]["shrunk_at"]
         set_random_states(own["random"])
         if rank() >= len(processes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import nullcontext
@@ -84,7 +85,12 @@ class Batches:
     @property
     def batches(self) -> int:
         """Training batches per epoch; 0 if the loader does not say."""
-        return len(self.train) if isinstance(self.train, Sized) else 0
+        if not isinstance(self.train, Sized):
+            return 0
+        try:
+            return len(self.train)
+        except TypeError:  # a DataLoader has one only if its data set has
+            return 0
 
     @property
     def steps(self) -> int:
@@ -137,7 +143,7 @@ class TrainingRun:
         self._frozen.train()
         set_epoch(batches.train, epoch)
         held_out = None if batches.held_out is None else HeldOut(batches.held_out)
-        totals = Totals()
+        totals, made = Totals(), 0
         for step, group in enumerate(grouped(batches.train, batches.accumulate, batches.batches)):
             read = [read_batch(found, self.net, batches.unpack).to(self.device) for found in group]
             if self.controller.wants_held_out and held_out is None:
@@ -152,6 +158,13 @@ class TrainingRun:
                 self._follow(self.controller.step(closure=closure, held_out=extra), epoch)
             self.weights.after_step()
             bar.update(epoch, totals.mean_loss, totals.accuracy, self._expected(), self.controller.undecided)
+            made = step + 1
+        if made < batches.steps:
+            warnings.warn(
+                f"train_loader was to yield {batches.steps} steps in an epoch, and yielded {made}: schedules end late; "
+                "say steps_per_epoch=",
+                stacklevel=2,
+            )
         training = totals.joined(self.device)
         return self._recorded(epoch, training, *self._validate(batches.validation), bar)
 

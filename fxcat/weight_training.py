@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,16 +54,22 @@ class WeightTraining:
     ) -> WeightTraining:
         """Move the network to the device; without an optimizer make the default of `fit`, for so many steps.
 
-        Raises `InputError` for a scheduler without its optimizer.
+        Raises `InputError` for a scheduler without its optimizer, and an optimizer that evaluates the loss itself.
         """
         if optimizer is None and scheduler is not None:
             raise InputError("a scheduler was given without its optimizer", remedy="pass optimizer= too")
+        if optimizer is not None and _needs_closure(optimizer):
+            raise InputError(
+                f"{type(optimizer).__name__} evaluates the loss in its steps, which fit() does not offer",
+                remedy="use another optimizer, or GateController in a loop of your own",
+            )
         net.to(device)
         is_default = optimizer is None
         if optimizer is None:
             optimizer = torch.optim.SGD(net.weight_parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
             warm_up = min(0.5, max(0.1, 2 / (steps + 1)))  # two steps at least
-            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=warm_up)
+            total = max(3, steps + 1)  # it divides by the length of its parts
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=warm_up)
         scaler = torch.amp.GradScaler(device.type, enabled=autocast is torch.float16)
         per_step = is_default or schedule_per == "step"
         return cls(optimizer, scheduler, is_default, device, autocast, scaler, per_step, clip_norm, tuple(averages))
@@ -98,6 +107,25 @@ class WeightTraining:
         else:
             self.scheduler.step()
 
+    def scheduled(self, losses: Sequence[float], steps: int) -> list[dict[str, Any]]:
+        """Take a scheduler that has just been made to where it is after epochs of so many steps that ended with these
+        losses; returns what of every group of the optimizer it decides, by name."""
+        if self.scheduler is None:
+            return []
+        groups = self.optimizer.param_groups
+        before = [_options(g) for g in groups]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            for loss in losses:
+                for _ in range(steps):
+                    self.after_step()
+                self.after_epoch(loss)
+        after = [_options(g) for g in groups]
+        return [
+            {k: v for k, v in new.items() if k == "lr" or v != old.get(k)}
+            for old, new in zip(before, after, strict=True)
+        ]
+
     def settings(self) -> dict[str, Any]:
         """What a run that goes on must have again, by the names of `fit`'s arguments."""
         named = not self.is_default
@@ -109,3 +137,14 @@ class WeightTraining:
             "clip_norm": self.clip_norm,
             "averages": len(self.averages),
         }
+
+
+def _needs_closure(optimizer: Any) -> bool:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return False
+    parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    return any(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {k: copy.copy(v) for k, v in group.items() if k != "params"}

@@ -42,7 +42,9 @@ class Worth(PerGate):
     tensors = ("mean", "square", "opened", "closed_mean", "closed", "difference", "weight", "is_measured", "explored")
     numbers = ("steps", "norm")
 
-    def __init__(self, gates: int, device: torch.device, *, window: int, explored: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, gates: int, device: torch.device, *, window: int = 20, explored: torch.Tensor | None = None
+    ) -> None:
         self.window, self.steps = window, 0.0
         self.explored = torch.zeros(gates, dtype=torch.bool, device=device) if explored is None else explored
         self.norm = 0.0

@@ -36,7 +36,8 @@ class Captured:
     `constants`: tensors that the model's Python makes, to be registered under these names. `batch`: examples in the
     example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
     rest was not captured. `orders`: buffers of indices that rewrites put in, with values. `macs`: of the
-    Python between regions, for one example. `blocks`: the calls of modules in inference and in training.
+    Python between regions, for one example. `blocks`: the calls of modules in inference and in training. `left`:
+    attributes in which `forward` leaves values of a pass, which the graph does not.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Captured:
     orders: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     macs: int = 0
     blocks: tuple[Invocations, Invocations] = ({}, {})
+    left: frozenset[str] = frozenset()
 
 
 def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -> Captured:
@@ -113,7 +115,7 @@ def _whole(model: nn.Module, call: Call) -> Captured:
     phases = trace_phases(model, call, _plainly)
     traced = _merged(phases, shorter_calls(model, call, phases, _plainly))
     found = traced.graph, traced.guards, traced.constants, _batch(call)
-    return Captured(_name(model), *found, blocks=traced.blocks)
+    return Captured(_name(model), *found, blocks=traced.blocks, left=traced.left)
 
 
 def _plainly(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
@@ -162,7 +164,7 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
     if any(p is not None for p in patterns):
         output.meta[RESULTS] = tuple(patterns)
     assert_guards(graph, guards)
-    return Traced(graph, guards, found.constants, tuple(patterns[:modes]), (blocks[0], blocks[-1]))
+    return Traced(graph, guards, found.constants, tuple(patterns[:modes]), (blocks[0], blocks[-1]), found.left)
 
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:
@@ -218,4 +220,5 @@ def _from_regions(model: nn.Module, call: Call, found: Regions) -> Captured:
         *(tuple(found.regions), found.calls, tuple(found.ties), tuple(found.pins), found.refused),
         macs=found.macs // _batch(call),
         blocks=found.blocks,
+        left=frozenset(found.left),
     )

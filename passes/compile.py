@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -144,6 +144,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         captured = with_known_orders(captured, model)
         own = dict(network.named_buffers(remove_duplicate=False)) | dict(captured.constants)
         add_buffers(network, {n: order for n, order in captured.orders.items() if n not in own})
+        _forget(network, captured.left)
         for name, constant in captured.constants.items():
             add_buffer(network, name, constant, persistent=False)
         compiled = _compiled_or_refused(captured, network, options)
@@ -157,6 +158,13 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         result = GatedModule(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
         copying.result()
     return result
+
+
+def _forget(network: nn.Module, names: Iterable[str]) -> None:
+    """Take attributes out of which the graph leaves no value: those that are there are of another pass."""
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        vars(network.get_submodule(path)).pop(leaf, None)
 
 
 _moved = 0

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 
+from fxcat.errors import InputError
+
 _SHARED = (int, float, complex, str, bytes, bool, type(None), type, types.FunctionType, types.BuiltinFunctionType)
 _SHARED_TORCH = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 
@@ -47,7 +49,15 @@ def copy_model(model: nn.Module) -> tuple[nn.Module, list[Copied]]:
         return torch.empty_like(tensor, requires_grad=False)
 
     copier = _Copier(empty)
-    return copier.module(model), copier.copied
+    try:
+        return copier.module(model), copier.copied
+    except Exception as error:  # what people's objects raise when they are copied
+        raise InputError(
+            f"the model cannot be copied: {type(error).__name__}: {error}",
+            where=type(model).__name__,
+            remedy="copy.deepcopy(model) must work: prepare the model before it is wrapped, and without what cannot be "
+            "copied (open files, modules as attributes, tensors with a history)",
+        ) from error
 
 
 def share(model: nn.Module) -> nn.Module:

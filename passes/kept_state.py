@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from torch import fx
+from torch import fx, nn
 
+from fxcat.contents import full_name
 from fxcat.errors import CaptureError
 from fxcat.passes.merging import key_of
 from fxcat.passes.nested import leaves
@@ -50,6 +51,24 @@ def changed_state(states: Sequence[tuple[State, State]]) -> list[tuple[State, st
         ):
             found += [(now, n, now[n]) for n in names]
     return found
+
+
+def left_values(states: Sequence[tuple[str, State, State]]) -> set[str]:
+    """Attributes in which a pass has left a value of its own, by full names, but those that were None, which nobody
+    takes for a value. `states`: paths of modules, their attributes now and before."""
+    return {
+        full_name(path, name)
+        for path, now, before in states
+        for name, value in now.items()
+        if name not in _OF_TORCH
+        and before.get(name, _ABSENT) is not value
+        and before.get(name, _ABSENT) is not None
+        and any(isinstance(v, fx.Proxy) for v in leaves(value))
+    }
+
+
+_ABSENT = object()
+_OF_TORCH = nn.Module().__dict__.keys()
 
 
 def check_next(graph: fx.Graph, changed: Sequence[tuple[State, str, Any]], trace: Callable[[], fx.Graph]) -> None:

@@ -14,7 +14,7 @@ from fxcat.errors import CaptureError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
 from fxcat.passes.invocations import Invocations
-from fxcat.passes.kept_state import changed_state, check_next
+from fxcat.passes.kept_state import changed_state, check_next, left_values
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
 from fxcat.passes.proxy import Guard
@@ -35,6 +35,8 @@ class Phases:
     constants: dict[str, torch.Tensor]
     patterns: tuple[Any, ...]
     calls: tuple[Invocations, ...]
+    left: frozenset[str] = frozenset()
+    """Attributes in which a pass leaves values, by full names."""
 
 
 def trace_phases(model: nn.Module, call: Call, results: Results) -> Phases:
@@ -58,7 +60,8 @@ def _device(model: nn.Module, call: Call) -> torch.device:
 
 
 def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results) -> Phases:
-    modes = Modes(twin)
+    modes, left = Modes(twin), set[str]()
+    paths = [path for path, _ in twin.named_modules()]
     before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
 
     def take_back() -> None:
@@ -70,6 +73,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
     def trace(training: bool) -> _Phase:
         found = _trace(twin, device, call, results, modes, training)
         changed = changed_state(before)
+        left.update(left_values([(path, *states) for path, states in zip(paths, before, strict=True)]))
         kinds = ((s, n, v, s[n]) for s, known in before for n, v in known.items()) if changed else ()
         hooks = [(s, n, now) for s, n, v, now in kinds if type(v) is OrderedDict and v != now]
         take_back()
@@ -92,6 +96,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
         {n: c for f in found for n, c in f.constants.items()},
         tuple(f.pattern for f in found),
         tuple(f.calls for f in found),
+        frozenset(left),
     )
 
 

@@ -61,6 +61,8 @@ class Traced:
     results: tuple[Any, ...]
     blocks: tuple[Invocations, Invocations]
     """The calls of modules in inference and in training."""
+    left: frozenset[str]
+    """Attributes in which `forward` leaves values."""
 
 
 Tracing = Callable[[nn.Module, "Call"], Traced]
@@ -129,6 +131,8 @@ class Regions:
     """Why modules with weights were not captured."""
     blocks: tuple[Invocations, Invocations] = ({}, {})
     """Calls of modules inside of regions, in inference and in training."""
+    left: set[str] = field(default_factory=set[str])
+    """Attributes in which regions leave values."""
     macs: int = 0
     """Multiply-adds of the code between the regions, for the example inputs."""
 
@@ -171,6 +175,7 @@ class Regions:
         self.guards += [replace(g, node=copies[g.node]) for g in traced.guards]
         inference, training = (below(prefix, calls) for calls in traced.blocks)
         self.blocks = {**self.blocks[0], **inference}, {**self.blocks[1], **training}
+        self.left |= {f"{prefix}{name}" for name in traced.left}
         self.constants |= {f"{prefix}{name}": value for name, value in traced.constants.items()}
         known = [(n.args[0], n.args[2]) for n in results[0]]
         for node in (n for nodes in results[1:] for n in nodes if (n.args[0], n.args[2]) not in known):

@@ -57,10 +57,12 @@ def describe(analysis: Analysis) -> Structure:
 
 def _not_captured(analysis: Analysis) -> tuple[Pinned, ...]:
     captured = analysis.captured
-    return tuple(
+    refused = tuple(
         Pinned(path or captured.name, f"could not be captured: {error.what}", 0)
         for path, error in captured.refused.items()
     )
+    left = "forward leaves a value in it, and the network does not: return it"
+    return refused + tuple(Pinned(f"attribute {name!r}", left, 0) for name in sorted(captured.left))
 
 
 def _activation_bytes(analysis: Analysis) -> dict[str, int]:

@@ -154,7 +154,7 @@ class Wide(Dropping):
 @pytest.mark.parametrize(
     ("other", "words"),
     (
-        (replace(SHORT, epochs=4), "epochs=3, this one has 4"),
+        (replace(SHORT, epochs=2), "epochs=3, this one has 2"),
         (replace(SHORT, batch=64), "steps_per_epoch=32, this one has 4"),
         (replace(SHORT, target=fxcat.Target(flops=0.6)), "'flops': 0.4.*'flops': 0.6"),
         (replace(SHORT, target=None, pressure=fxcat.Pressure(1.0)), "target="),

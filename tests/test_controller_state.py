@@ -19,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fxcat
 from fxcat.packing import pack
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
     """240 steps with an averaged copy, from a state on if there is one; returns the state too, at `stop` if given."""

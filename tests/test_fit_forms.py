@@ -187,7 +187,7 @@ def test_early_stopping_waits_for_the_final_structure() -> None:
     phases = ["gated", "gated", "gated", "plain", "plain", "plain", "plain"]
     losses = [1.0, 2.0, 3.0, 2.0, 1.5, 1.6, 1.7]
     net: Any = None
-    records: Any = [SimpleNamespace(phase=p, train_loss=9.0, val_loss=v) for p, v in zip(phases, losses, strict=True)]
+    records: Any = [SimpleNamespace(phase=p, loss=v) for p, v in zip(phases, losses, strict=True)]
     assert [stop(r, net) for r in records] == [False] * 6 + [True]
 
 

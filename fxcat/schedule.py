@@ -1,0 +1,76 @@
+"""The phases of a run: when gates begin and end, and when what is dead may leave in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fxcat.errors import InputError
+
+Phase = Literal["warm-up", "gated", "plain"]
+
+EARLIEST, LATEST = 0.03, 0.1
+"""Shares of the run between which gates begin if nothing else is said."""
+MEASURED_FOR = 100
+"""Steps for which worths are measured before that, if there are as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Steps are numbered from 0. `first_gated`, `first_plain`: the first of these phases; in between, what is dead may
+    leave the network `shrinks` times."""
+
+    first_gated: int
+    first_plain: int
+    shrinks: int
+
+    @classmethod
+    def of(cls, total_steps: int, warmup: float | None, until: float, shrinks: int) -> Schedule:
+        """The phases of a run, by shares of it. Raises `InputError` where these do not make a schedule."""
+        share = warmup
+        if share is None and total_steps > 0:
+            share = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
+        if total_steps < 1 or share is None or not 0 <= share < until <= 1 or shrinks < 0:
+            raise InputError(
+                f"total_steps={total_steps}, warmup={share}, until={until}, shrinks={shrinks} do not make a schedule",
+                remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
+            )
+        first = round(share * total_steps)
+        return cls(first, max(first + 1, round(until * total_steps)), shrinks)
+
+    def phase(self, step: int) -> Phase:
+        """Where a step belongs."""
+        if step < self.first_gated:
+            return "warm-up"
+        return "gated" if step < self.first_plain else "plain"
+
+    def progress(self, step: int) -> float:
+        """How far the gated phase has come before a step, in [0, 1]."""
+        return min(1.0, max(0.0, (step - self.first_gated) / self.gated))
+
+    @property
+    def gated(self) -> int:
+        """Steps of the gated phase, at least 1."""
+        return max(1, self.first_plain - self.first_gated)
+
+    def may_shrink(self, step: int) -> bool:
+        """Whether it is time, before a step, to remove what is dead."""
+        parts = self.shrinks + 1
+        return any(step == self.first_gated + round(self.gated * i / parts) for i in range(1, parts))
+
+
+def check_settings(now: Mapping[str, Any], then: Mapping[str, Any], *, may_grow: str) -> bool:
+    """Whether a run that is to go on shall be longer than it was: `may_grow` is what says how long.
+
+    Raises `InputError` if it is shorter, or anything else is other than it was."""
+    for name, value in now.items():
+        before = then.get(name)
+        if before == value or (name == may_grow and isinstance(before, int) and before < value):
+            continue
+        longer = f"; {name} may be more than it was" if name == may_grow else ""
+        raise InputError(
+            f"the run that was stored had {name}={before!r}, this one has {value!r}",
+            remedy=f"continue a run with the arguments that it was started with{longer}",
+        )
+    return now[may_grow] != then.get(may_grow)

@@ -1,0 +1,469 @@
+"""Loops as people write them: each meets its target, and what is left computes what the network computed."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_task import Net, batches
+from torch import nn
+from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
+from torch.utils.checkpoint import checkpoint
+
+import fxcat
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+HALF = fxcat.Target(flops=0.5)
+X, Y = batches(256).tensors
+STEPS = 16
+
+Step = Callable[[fxcat.GatedModule, torch.optim.Optimizer, torch.Tensor, torch.Tensor, int], object]
+
+
+def prepared(model: nn.Module | None = None) -> fxcat.GatedModule:
+    torch.manual_seed(0)
+    return fxcat.prepare(Net() if model is None else model, EXAMPLE, verbose=False).train()
+
+
+def sgd(net: fxcat.GatedModule) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.weight_parameters(), lr=0.02, momentum=0.9)
+
+
+def controlled(net: fxcat.GatedModule, optimizer: Any, steps: int = STEPS, **options: Any) -> fxcat.GateController:
+    return fxcat.GateController(net, optimizer, target=HALF, total_steps=steps, **options)
+
+
+def batch(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return X[i * 16 % 256 :][:16], Y[i * 16 % 256 :][:16]
+
+
+def check(net: fxcat.GatedModule) -> None:
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+    small, x = fxcat.finalize(net.eval()), X[:4]
+    torch.testing.assert_close(small(x), net(x))
+    assert sum(p.numel() for p in small.parameters()) == net.hard_cost().params
+
+
+def run(step: Step, net: fxcat.GatedModule | None = None) -> None:
+    net = prepared() if net is None else net
+    optimizer = sgd(net)
+    controller = controlled(net, optimizer)
+    for i in range(STEPS):
+        step(net, optimizer, *batch(i), i)
+        controller.step()
+    check(net)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def sharpness(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), y).backward()
+    weights = list(net.weight_parameters())
+    moves = [0.05 * p.grad / p.grad.norm().clamp(min=1e-9) for p in weights]
+    with torch.no_grad():
+        torch._foreach_add_(weights, moves)
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), y).backward()
+    with torch.no_grad():
+        torch._foreach_sub_(weights, moves)
+    optimizer.step()
+
+
+def gradient_penalty(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    x = x.clone().requires_grad_()
+    output = net(x)
+    (slope,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+    descend(optimizer, F.cross_entropy(output, y) + 0.1 * slope.square().mean())
+
+
+def inner_step(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    """MAML."""
+    weights = {n: p for n, p in net.named_parameters() if n.startswith("network.")}
+    slopes = torch.autograd.grad(F.cross_entropy(net(x[:8]), y[:8]), list(weights.values()), create_graph=True)
+    fast = {n: p - 0.01 * g for (n, p), g in zip(weights.items(), slopes, strict=True)}
+    descend(optimizer, F.cross_entropy(torch.func.functional_call(net, fast, (x[8:],)), y[8:]))
+
+
+def mixed(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    share, order = 0.1 * i / STEPS, torch.randperm(len(x))
+    output = net((1 - share) * x + share * x[order])
+    descend(optimizer, (1 - share) * F.cross_entropy(output, y) + share * F.cross_entropy(output, y[order]))
+
+
+def two_views(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    views = F.normalize(torch.cat([net(x + 0.1 * torch.randn_like(x)) for _ in range(2)]))
+    likeness = (2 * views @ views.T).fill_diagonal_(-1e9)
+    descend(optimizer, F.cross_entropy(likeness, (torch.arange(2 * len(x)) + len(x)) % (2 * len(x))))
+
+
+def cached_gradients(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    with torch.no_grad():
+        outputs = torch.cat([net(part) for part in x.chunk(2)])
+    F.cross_entropy(outputs.requires_grad_(), y).backward()
+    optimizer.zero_grad()
+    assert outputs.grad is not None
+    for part, slope in zip(x.chunk(2), outputs.grad.chunk(2), strict=True):
+        net(part).backward(slope)
+    optimizer.step()
+
+
+def twice(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    optimizer.zero_grad()
+    loss = F.cross_entropy(net(x), y)
+    loss.backward(retain_graph=True)
+    (0.1 * loss).backward()
+    optimizer.step()
+
+
+def kept_zeros(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    (optimizer if i % 2 else net).zero_grad(set_to_none=False)
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+
+
+def skipped(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    optimizer.zero_grad()
+    (F.cross_entropy(net(x), y) * (float("nan") if i % 5 == 3 else 1.0)).backward()
+    if all(bool(p.grad.isfinite().all()) for p in net.weight_parameters()):
+        optimizer.step()
+    else:
+        optimizer.zero_grad()
+
+
+def validated(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), y).backward()
+    net.eval()
+    net(x)
+    net.train()
+    optimizer.step()
+
+
+def growing(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    descend(optimizer, F.cross_entropy(net(F.interpolate(x, size=4 + i // 2)), y))
+
+
+def lower_precision(dtype: torch.dtype) -> Step:
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype is torch.float16)
+
+    def step(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+        with torch.autocast("cpu", dtype):
+            output = net(x)
+        optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(output.float(), y)).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def checkpointed(reentrant: bool) -> Step:
+    def step(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+        x = x.clone().requires_grad_()
+        descend(optimizer, F.cross_entropy(checkpoint(net, x, use_reentrant=reentrant), y))  # pyright: ignore
+
+    return step
+
+
+def of_all_examples(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+    """By `torch.autograd.grad`, of θ too, and by hand."""
+    losses = F.cross_entropy(net(x), y, reduction="none")
+    weights = [p for p in net.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(losses.mean(), weights)
+    for weight, slope in zip(weights, slopes, strict=True):
+        weight.grad = slope
+    optimizer.step()
+
+
+LOOPS: dict[str, Step] = {
+    **{f.__name__: f for f in (sharpness, gradient_penalty, inner_step, mixed, two_views, cached_gradients, twice)},
+    **{f.__name__: f for f in (kept_zeros, skipped, validated, growing, of_all_examples)},
+    **{"bfloat16": lower_precision(torch.bfloat16), "float16": lower_precision(torch.float16)},
+    **{"checkpoint": checkpointed(False), "checkpoint, reentrant": checkpointed(True)},
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_step_of_ones_own(loop: str) -> None:
+    run(LOOPS[loop])
+
+
+def test_a_teacher() -> None:
+    teacher = Net().eval()
+    run(lambda net, optimizer, x, y, i: descend(optimizer, fxcat.distillation_loss(net(x), teacher(x).detach())))
+
+
+def test_two_gated_networks_against_each_other() -> None:
+    """A generator, through whose opponent its gradients pass."""
+
+    class Generator(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 192), nn.Unflatten(1, (3, 8, 8)))
+
+    made, judge = fxcat.prepare(Generator(), torch.zeros(1, 8), verbose=False).train(), prepared()
+    optimizers = [torch.optim.Adam(net.weight_parameters(), lr=1e-3) for net in (made, judge)]
+    controllers = [controlled(net, o) for net, o in zip((made, judge), optimizers, strict=True)]
+    for i in range(STEPS):
+        noise = torch.randn(16, 8)
+        descend(optimizers[1], F.softplus(-judge(batch(i)[0])).mean() + F.softplus(judge(made(noise).detach())).mean())
+        controllers[1].step()
+        descend(optimizers[0], F.softplus(-judge(made(noise))).mean())
+        controllers[0].step()
+    check(judge)
+    assert made.hard_cost().macs <= 0.5 * made.start_cost.macs
+
+
+def test_a_slow_copy_that_is_told_of() -> None:
+    """BYOL."""
+    net, head = prepared(), nn.Linear(4, 4)
+    slow = copy.deepcopy(net).requires_grad_(False)
+    optimizer = torch.optim.SGD([*net.weight_parameters(), *head.parameters()], lr=0.02, momentum=0.9)
+    controller = controlled(net, optimizer, averages=[slow])
+    for i in range(STEPS):
+        x, _ = batch(i)
+        descend(optimizer, -F.cosine_similarity(head(net(x)), slow(x)).mean())
+        controller.step()
+        with torch.no_grad():
+            for theirs, ours in zip(slow.network.parameters(), net.network.parameters(), strict=True):
+                theirs.lerp_(ours, 0.1)
+    check(net)
+    assert [p.shape for p in slow.network.parameters()] == [p.shape for p in net.network.parameters()]
+
+
+def test_optimizers_with_schedules_of_their_own() -> None:
+    net = prepared()
+    head = list(net.network.get_submodule("head").parameters())
+    rest = [p for p in net.weight_parameters() if all(p is not h for h in head)]
+    one, other = torch.optim.SGD(rest, lr=0.02, momentum=0.9), torch.optim.AdamW(head, lr=1e-3)
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, STEPS), torch.optim.lr_scheduler.StepLR(other, 4)]
+    controller = controlled(net, [one, other])
+    for i in range(STEPS):
+        x, y = batch(i)
+        F.cross_entropy(net(x), y).backward()
+        for optimizer in (one, other) if i % 2 else (one,):
+            optimizer.step()
+            optimizer.zero_grad()
+        for schedule in schedules[: 1 + i % 2]:
+            schedule.step()
+        controller.step()
+    check(net)
+
+
+def test_stochastic_weight_averaging() -> None:
+    net = prepared()
+    optimizer, average = sgd(net), AveragedModel(net)
+    controller, schedule = controlled(net, optimizer, averages=[average]), SWALR(optimizer, 0.01)
+    for i in range(STEPS):
+        x, y = batch(i)
+        descend(optimizer, F.cross_entropy(net(x), y))
+        controller.step()
+        if i > 8:
+            average.update_parameters(net)
+            schedule.step()
+    update_bn([batch(i) for i in range(4)], average)
+    check(average.module)  # type: ignore
+
+
+def test_accumulation_with_a_remainder() -> None:
+    net = prepared()
+    optimizer = sgd(net)
+    controller = controlled(net, optimizer, steps=3 * 4)
+    for _ in range(3):
+        for i in range(10):
+            x, y = batch(i)
+            (F.cross_entropy(net(x), y) / 3).backward()
+            if i % 3 == 2 or i == 9:
+                optimizer.step()
+                optimizer.zero_grad()
+                controller.step()
+    assert controller.steps == controller.total_steps
+    check(net)
+
+
+@pytest.mark.parametrize("at", (0, 5, 12))
+def test_a_state_that_is_put_back(at: int) -> None:
+    """A search for a learning rate: before gates are trained, meanwhile, and after."""
+    net = prepared()
+    optimizer = sgd(net)
+    controller = controlled(net, optimizer)
+    for i in range(STEPS):
+        if i == at:
+            kept = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+            for j in range(3):
+                descend(optimizer, 10**j * F.cross_entropy(net(batch(j)[0]), batch(j)[1]))
+            net.load_state_dict(kept[0])
+            optimizer.load_state_dict(kept[1])
+        x, y = batch(i)
+        descend(optimizer, F.cross_entropy(net(x), y))
+        controller.step()
+    check(net)
+
+
+def test_folds_and_ensembles() -> None:
+    """Copies that are trained together by one optimizer; the first stays as it is."""
+    first = prepared()
+    nets = [copy.deepcopy(first) for _ in range(2)]
+    optimizer = torch.optim.SGD([p for net in nets for p in net.weight_parameters()], lr=0.02, momentum=0.9)
+    controllers = [controlled(net, optimizer, seed=i) for i, net in enumerate(nets)]
+    for i in range(STEPS):
+        x, y = batch(i)
+        descend(optimizer, torch.stack([F.cross_entropy(net(x), y) for net in nets]).sum())
+        for controller in controllers:
+            controller.step()
+    for net in nets:
+        check(net)
+    assert first.hard_cost() == first.start_cost
+
+
+class TwoHeads(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore
+        x = self.stem(x)
+        x = F.relu(x + self.block(x)).mean((2, 3))
+        return self.head(x), self.other(x)
+
+
+def test_a_head_that_no_loss_is_made_from_in_a_step() -> None:
+    net = prepared(TwoHeads())
+    optimizer = sgd(net)
+    controller = controlled(net, optimizer)
+    for i in range(STEPS):
+        x, y = batch(i)
+        one, other = net(x)
+        descend(optimizer, F.cross_entropy(one, y) if i % 3 else F.cross_entropy(other, y % 2))
+        controller.step()
+    small = fxcat.finalize(net.eval())
+    for ours, theirs in zip(small(X[:4]), net(X[:4]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("first", (None, 0.0, "run"))
+def test_values_that_forward_leaves_in_attributes(first: Any) -> None:
+    """They are told of, and nothing of an earlier pass is taken for them. What a hook finds is of the pass."""
+
+    class Leaving(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            if first != "run":
+                self.penalty = first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.block(self.stem(x))
+            self.penalty = found.square().mean()
+            return self.head(found.mean((2, 3)))
+
+    model = Leaving()
+    if first == "run":
+        model(X[:2])
+    net = prepared(model)
+    net(X[:2])
+    told = [p.where for p in net.structure.pinned if "leaves a value" in p.reason]
+    assert told == ([] if first is None else ["attribute 'penalty'"])
+    for holder in (net, net.network, fxcat.finalize(net)):
+        if first is None:
+            assert holder.penalty is None
+        else:
+            with pytest.raises(AttributeError, match="penalty"):
+                _ = holder.penalty
+    found: list[torch.Tensor] = []
+    net.network.get_submodule("block.4").register_forward_hook(lambda module, x, y: found.append(y))
+    run(lambda net, o, x, y, i: descend(o, F.cross_entropy(net(x), y) + 1e-3 * found.pop().square().mean()), net)
+
+
+def test_gradients_that_say_nothing_of_the_gates() -> None:
+    net = prepared()
+    optimizer = sgd(net)
+    controller = controlled(net, optimizer, steps=200)
+    weights = list(net.weight_parameters())
+
+    def learn() -> None:
+        for weight, slope in zip(weights, torch.autograd.grad(net(X[:4]).sum(), weights), strict=True):
+            weight.grad = slope
+        optimizer.step()
+        controller.step()
+
+    with pytest.raises(fxcat.TrainingError, match=r"no backward pass came to the gates(?s:.*)net\.gate_parameters"):
+        for _ in range(40):
+            learn()
+
+    def loss(weights: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(net, weights, (x[None],)), y[None])
+
+    net = prepared()
+    controller = controlled(net, sgd(net))
+    named = {n: p.detach() for n, p in net.named_parameters() if n.startswith("network.")}
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eval()
+    torch.func.vmap(torch.func.grad(loss), (None, 0, 0), randomness="different")(named, X[:4], Y[:4])
+    with pytest.raises(fxcat.TrainingError, match=r"not within torch\.func\.grad or vmap"):
+        controller.step()
+
+
+def test_removal_by_hand_while_gates_are_trained() -> None:
+    """The optimizer follows."""
+
+    def step(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
+        if i == 5:
+            net.gates["block.0"].theta[:5] = 0.0
+            net.shrink()
+            assert net.network.get_parameter("block.0.weight").shape[0] <= 19
+        descend(optimizer, F.cross_entropy(net(x), y))
+
+    run(step)
+
+
+def test_a_loader_that_yields_less_than_it_says() -> None:
+    class Short(list[Any]):
+        def __len__(self) -> int:
+            return 8
+
+    with pytest.warns(UserWarning, match="was to yield 8 steps in an epoch, and yielded 6"):
+        fxcat.fit(prepared(), Short(batch(i) for i in range(6)), epochs=2, target=HALF, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fxcat.fit(prepared(), [batch(i) for i in range(6)], epochs=2, target=HALF, progress=False)
+
+
+def test_a_run_of_a_single_step() -> None:
+    net = prepared()
+    fxcat.fit(net, [batch(0)], epochs=1, target=HALF, progress=False)
+    check(net)
+
+
+class Endless(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(zip(X, Y, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "match"),
+    (
+        (torch.utils.data.DataLoader(Endless(), 16), {}, "steps_per_epoch="),
+        ([(X[:4].numpy(), Y[:4])], {}, r"NumPy array of shape \(4, 3, 8, 8\)"),
+        ([X[:4]], {}, r"no cross-entropy(?s:.*)loss="),
+        ([(X[:4], Y[:4] + 9)], {}, "out of bounds"),
+        ([batch(0)], {"optimizer": torch.optim.LBFGS}, "LBFGS evaluates the loss in its steps"),
+    ),
+)
+def test_data_and_optimizers_that_fit_cannot_use(data: Any, options: dict[str, Any], match: str) -> None:
+    net = prepared()
+    made = {name: kind(net.weight_parameters()) for name, kind in options.items()}
+    with pytest.raises(fxcat.InputError, match=match):
+        fxcat.fit(net, data, epochs=1, target=HALF, progress=False, **made)
