@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError, InputError
+from fxcat.passes.asked import Asking, plain
 from fxcat.passes.discovery import find_regions
 from fxcat.passes.effects import CALLS, RESULTS, returned
 from fxcat.passes.example import argument_forms
@@ -163,10 +164,11 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:
     """Trace a module whose arguments and results are nested values."""
+    asking = Asking()
 
     def results(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
-        args, kwargs = call.filled(values)
-        result = _whole_copy(function(twin, *args, **kwargs), twin)
+        args, kwargs = call.filled(values, asking)
+        result = _whole_copy(plain(function(twin, *args, **kwargs)), twin)
         pattern, proxies = template(map_leaves(result, _opened), fx.Proxy)
         _check_constants(pattern, twin)
         if any(not isinstance(p.node.meta["value"], torch.Tensor) for p in proxies):
@@ -176,7 +178,7 @@ def _trace_region(module: nn.Module, call: Call) -> Traced:
     traced = _merged(trace_phases(module, call, results))
     output = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     output.meta.pop(RESULTS, None)  # regions put their results together themselves
-    return traced
+    return replace(traced, absent=asking.absent)
 
 
 def _opened(leaf: Any) -> Any:

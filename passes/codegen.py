@@ -14,7 +14,7 @@ import keyword
 import linecache
 import re
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -23,6 +23,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcat.apart import GENERATED, AsWritten
+from fxcat.passes.asked import Absent, conditions
 from fxcat.passes.cleanup import remove_dead
 from fxcat.passes.effects import CALLS, PHASE, RESULTS, needed, returned
 from fxcat.passes.made_classes import make_class
@@ -52,7 +53,7 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
     found: dict[int, fx.Node] = {}
     for name, pattern in region.arguments.items():
         parameter = inspect.signature(forward).parameters[name]
-        unpack(result, _placeholder(result, parameter, pattern), pattern, found)
+        unpack(result, _placeholder(result, parameter, pattern, region.absent), pattern, found)
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node not in inside:
@@ -80,15 +81,15 @@ def _inside(graph: fx.Graph, number: int) -> set[fx.Node]:
     return needed(graph, inside, ends={n for n in inside if n.target is region_input})
 
 
-def _placeholder(graph: fx.Graph, parameter: inspect.Parameter, pattern: Any) -> fx.Node:
+def _placeholder(graph: fx.Graph, parameter: inspect.Parameter, pattern: Any, absent: Absent) -> fx.Node:
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     node = graph.placeholder(stars + parameter.name)
-    node.meta[_PATTERN] = pattern
+    node.meta[_PATTERN] = pattern, absent
     return node
 
 
 _PATTERN = "pattern"
-"""Key in the `meta` of a placeholder of a region: the template of the argument."""
+"""Key in the `meta` of a placeholder of a region: the template of the argument, and what is not to be in it."""
 
 
 def _install(root: nn.Module, graph: fx.Graph) -> None:
@@ -163,7 +164,7 @@ class _Head:
         self._parameters = parameters
         self._given = {name.lstrip("*"): node for name, node in given.items()}
         self.names: dict[str, Any] = {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
-        self.names["_isinstance"] = isinstance
+        self.names |= {"_isinstance": isinstance, "_len": len, "_sequence": (tuple, list)}
         parts, passed, stars = [this], list[str](), False
         for i, parameter in enumerate(parameters):
             name, kind = parameter.name, parameter.kind
@@ -197,24 +198,20 @@ class _Head:
         return " or ".join(opposites)
 
     def _conditions(self, absent: Sequence[str]) -> list[str]:
-        return [c for p in self._parameters if (c := self._condition(p, p.name in absent))]
+        return [c for p in self._parameters for c in self._condition(p, p.name in absent)]
 
-    def _condition(self, parameter: inspect.Parameter, is_absent: bool) -> str:
+    def _condition(self, parameter: inspect.Parameter, is_absent: bool) -> Iterable[str]:
         name = parameter.name
+        stars = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if name not in self._given or is_absent:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                return f"_is_empty({name})"
+            if stars:
+                return [f"_is_empty({name})"]
             default = self._default(parameter)
             if parameter.default is None or isinstance(parameter.default, bool):
-                return f"({name} is {default})"
-            return f"_is({name}, {default})"
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return ""
-        node = self._given[name]
-        pattern = node.meta.get(_PATTERN, Slot(0))
-        if isinstance(pattern, Slot):
-            return f"not _isinstance({name}, _others)"
-        return f"_isinstance({name}, _mapping)" if isinstance(pattern, Mapping) else ""
+                return [f"({name} is {default})"]
+            return [f"_is({name}, {default})"]
+        pattern, missed = self._given[name].meta.get(_PATTERN, (Slot(0), {}))
+        return () if stars else conditions(name, pattern, missed, self.names, name)
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:

@@ -42,6 +42,9 @@ CHANGES = "changes"
 CONSTANT = "constant"
 """Key in the `meta` of a node that reads a tensor which is neither a parameter nor a buffer."""
 
+TABLE = "table"
+"""Key in the `meta` of a node that reads a table of numbers, one for every channel."""
+
 NO_GRAD = "no_grad"
 """Key in the `meta` of a node that the model runs under `torch.no_grad()`."""
 

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, Grid, Integers, along, join, leaves, place, unlabelled
-from fxcat.passes.effects import FACTS, NO_GRAD, changed_part_of, is_inplace
+from fxcat.passes.effects import FACTS, NO_GRAD, TABLE, changed_part_of, is_inplace
 from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
@@ -85,6 +85,8 @@ class Flow:
     """Labels along the axes of parameters among them; units only if a layer makes them such."""
     statistics: dict[fx.Node, list[torch.Tensor]] = field(default_factory=dict[fx.Node, "list[torch.Tensor]"])
     """Of functions of many entries of weights the labels along the axes that they run over."""
+    tables: list[fx.Node] = field(default_factory=list[fx.Node])
+    """Values made of nothing but numbers of channels: see `with_tables`."""
     doubtful: list[tuple[torch.Tensor, fx.Node, str]] = field(default_factory=list[tuple[torch.Tensor, fx.Node, str]])
     """What `freeze_if_units` was given."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
@@ -405,7 +407,7 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
         return None
     if node in flow.weights:
         return _axes_of_weight(flow, node)
-    if not value.is_floating_point():
+    if not value.is_floating_point() and TABLE not in node.meta:
         return unlabelled(value)  # tables of indices are no units
     name = flow.attribute_name(node)
     axes = flow.parameters.get(name, {})

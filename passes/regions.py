@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError
+from fxcat.passes.asked import Absent, Asking
 from fxcat.passes.nested import Slot, fill, leaves, template
 from fxcat.passes.proxy import Guard
 from fxcat.passes.rules.boundary import region_input, region_output
@@ -25,12 +26,13 @@ class Region:
     """A module whose `forward` is a part of the graph: from its `region_input`s to its `region_output`s.
 
     `arguments`: templates by parameter of `forward`. `results`: templates of what it returns, in inference and, where
-    that differs, in training.
+    that differs, in training. `absent`: what must not be in its arguments.
     """
 
     path: str
     arguments: dict[str, Any]
     results: tuple[Any, ...]
+    absent: Absent = field(default_factory=dict[tuple[Any, ...], "frozenset[Any] | None"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Traced:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     results: tuple[Any, ...]
+    absent: Absent = field(default_factory=dict[tuple[Any, ...], "frozenset[Any] | None"])
 
 
 Tracing = Callable[[nn.Module, "Call"], Traced]
@@ -87,9 +90,13 @@ class Call:
         shapes = [x.shape for x in self.inputs] == [x.shape for x in other.inputs]
         return shapes and self.arguments == other.arguments
 
-    def filled(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other values in the place of the tensors."""
-        bound = inspect.BoundArguments(self.bound.signature, fill(self.arguments, values))
+    def filled(self, values: Sequence[Any], asking: Asking | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other values in the place of the tensors; `asking` notes what dicts are asked for."""
+        arguments = fill(self.arguments, values)
+        for name in arguments if asking is not None else ():
+            if self.bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+                arguments[name] = asking.watched(arguments[name], name)
+        bound = inspect.BoundArguments(self.bound.signature, arguments)
         return bound.args, bound.kwargs
 
     def without(self, names: Container[str]) -> Call:
@@ -137,7 +144,7 @@ class Regions:
         """Add a region that takes its tensors from `sources`. Returns the nodes of its results in inference."""
         number = len(self.regions)
         self.calls[number] = 1
-        self.regions.append(Region(path, call.arguments, traced.results))
+        self.regions.append(Region(path, call.arguments, traced.results, traced.absent))
         prefix = f"{path}." if path else ""
         entering = iter(
             self.node(region_input, (s, number, i), x)

@@ -28,6 +28,7 @@ from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
 from fxcat.passes.known import known_value
 from fxcat.passes.mode_watch import Modes
+from fxcat.passes.numbers_of_tensors import READING, number_of, numbers_of, plain_number
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -177,6 +178,20 @@ class ExampleTracer(fx.Tracer):
                     raise
             return run_node(node, self.root)
 
+    def _run_or_erase(self, node: fx.Node, module: nn.Module | None = None) -> Any:
+        """The same of a new node. One that fails is no part of the graph: if Python goes on from there, it does so for
+        these sizes."""
+        try:
+            return self._run(node, module)
+        except Exception:
+            inputs = [i for i in node.all_input_nodes if isinstance(i.meta["value"], int | float | torch.Tensor)]
+            self.graph.erase_node(node)
+            for given in inputs:
+                asked: Any = self.proxy(given)
+                asked = asked.shape.node if is_tensor(asked) else given
+                self.guards.append(Guard(asked, asked.meta["value"]))
+            raise
+
     def _take_numbers(self, node: fx.Node) -> bool:
         """Put numbers in the place of tensors of one entry that are the same in every pass, where a function may want
         numbers (`x.new_full(sizes, self.strides[0])`); returns whether there are any."""
@@ -190,6 +205,10 @@ class ExampleTracer(fx.Tracer):
                 self.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
         return bool(numbers)
+
+    def plain_number(self, proxy: ExampleProxy) -> Any:
+        """The number that a tensor holds. Raises `CaptureError` if it is not known."""
+        return plain_number(proxy)
 
     @contextmanager
     def _executing(self) -> Generator[None]:
@@ -246,7 +265,7 @@ class ExampleTracer(fx.Tracer):
             result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)
-            result.node.meta["value"] = self._run(result.node, m)
+            result.node.meta["value"] = self._run_or_erase(result.node, m)
             result.node.meta["path"] = self._path
             if getattr(m, "inplace", False):
                 result.node.meta[CHANGES] = True
@@ -343,6 +362,14 @@ class ExampleTracer(fx.Tracer):
             target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+        if kind == "call_method" and target in READING and type(args[0]) is ExampleProxy and is_tensor(args[0]):
+            return (number_of if target == "item" else numbers_of)(args[0])
+        if kind == "call_method" and target in _OF_MEMORY:
+            raise CaptureError(
+                f"{target}() asks for the memory of a tensor",
+                where=self.location(),
+                remedy="compute with the tensor itself, or list the module in ignore=",
+            )
         if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):
             return getattr(args[0].example, target)()
         if kind == "call_method" and target == "requires_grad_" and type(args[0]) is ExampleProxy:
@@ -369,7 +396,7 @@ class ExampleTracer(fx.Tracer):
         if kind == "placeholder":
             node.meta["value"] = self._inputs[target]
         elif kind not in ("output", "get_attr"):
-            node.meta["value"] = self._run(node)
+            node.meta["value"] = self._run_or_erase(node)
         rule = function_rule(target) if kind == "call_function" else None
         if rule is not None and rule.returns_input(node, None, self._training):
             node.meta[SAME] = True
@@ -394,6 +421,9 @@ class ExampleTracer(fx.Tracer):
 
 _RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_")
 """Methods that give a tensor another shape."""
+
+_OF_MEMORY = ("data_ptr", "numpy", "untyped_storage", "storage")
+"""Methods that give what is not in a graph."""
 
 _FACTS = ("dim", "ndimension", "is_floating_point", "is_complex")
 """Methods that ask for what no input and no removal changes."""
