@@ -36,11 +36,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """Why some labels are frozen."""
+    """Why some labels are frozen. `besides`: only to be told where that has no other reason."""
 
     labels: torch.Tensor
     where: str
     reason: str
+    besides: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +163,13 @@ class Flow:
         self._left.append(a.reshape(-1))
         self._right.append(b.reshape(-1))
 
-    def freeze(self, labels: Labels, where: str | fx.Node, reason: str) -> None:
+    def freeze(self, labels: Labels, where: str | fx.Node, reason: str, *, besides: bool = False) -> None:
         """These labels are never removed."""
         for tensor in leaves(labels):
             live = tensor.reshape(-1)
             live = live[live != FROZEN]
             if live.numel():
-                self.freezes.append(Freeze(live, where if isinstance(where, str) else place(where), reason))
+                self.freezes.append(Freeze(live, where if isinstance(where, str) else place(where), reason, besides))
                 self.unite(live, torch.zeros_like(live))
 
     def freeze_if_units(self, labels: torch.Tensor, where: fx.Node, reason: str) -> None:
@@ -251,14 +252,17 @@ class Flow:
         """The same for a parameter by its canonical name."""
         return self.parameters.get(name, {}).get(axis)
 
-    def roots(self) -> Integers:
-        """For every label the smallest label united with it (so 0 for the frozen)."""
+    def roots(self, *, frozen: bool = True) -> Integers:
+        """For every label the smallest label united with it (so 0 for the frozen). `frozen`: whether what is frozen
+        counts as united."""
         parent = np.arange(self.count, dtype=np.int32)
         start, pending = 0, 0
         for i, labels in enumerate(self._left):
             pending += labels.numel()
             if pending >= CHUNK or i == len(self._left) - 1:
                 left, right = (torch.cat(side[start : i + 1]).numpy() for side in (self._left, self._right))
+                if not frozen:
+                    left, right = (side[(left != FROZEN) & (right != FROZEN)] for side in (left, right))
                 join(parent, left, right)
                 start, pending = i + 1, 0
         return parent

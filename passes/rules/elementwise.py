@@ -46,8 +46,9 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     for other in partners[1:]:
         flow.unite(partners[0], other)
     for labels in partners if without else ():
-        flow.freeze(labels, node, "an axis with units meets one without")
-    result = min(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
+        flow.freeze(labels, node, "an axis with units meets one without", besides=True)
+    fewest = max if without else min  # where there are units, what comes later may tell why they stay, too
+    result = fewest(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
     for labels in stretched:
         flow.stretch(labels, max(partners, key=lambda p: p.numel(), default=result), node)
     return result
