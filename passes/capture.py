@@ -17,7 +17,7 @@ from torch import fx, nn
 from fxcat.errors import CaptureError, InputError
 from fxcat.passes.asked import Asking, plain
 from fxcat.passes.discovery import find_regions
-from fxcat.passes.effects import CALLS, RESULTS, returned
+from fxcat.passes.effects import CALLS, COUNTS, RESULTS, returned
 from fxcat.passes.example import argument_forms
 from fxcat.passes.exclusive import ONE_AT_A_TIME
 from fxcat.passes.guards import assert_guards
@@ -158,8 +158,10 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
         output.meta[CALLS] = ((), *(call.absent for call in shorter))
     if any(p is not None for p in patterns):
         output.meta[RESULTS] = tuple(patterns)
+    if any(found.counts):
+        output.meta[COUNTS] = found.counts
     assert_guards(graph, guards)
-    return Traced(graph, guards, found.constants, tuple(patterns[:modes]))
+    return Traced(graph, guards, found.constants, tuple(patterns[:modes]), counts=found.counts)
 
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:

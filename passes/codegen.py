@@ -7,33 +7,29 @@ of their own over the same modules.
 from __future__ import annotations
 
 import builtins
-import importlib
 import inspect
 import itertools
 import keyword
-import linecache
 import re
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 from torch import fx, nn
 
-from fxcat.apart import GENERATED, AsWritten
+from fxcat.apart import AsWritten
 from fxcat.passes.asked import Absent, conditions
 from fxcat.passes.cleanup import remove_dead
-from fxcat.passes.effects import CALLS, PHASE, RESULTS, needed, returned
+from fxcat.passes.effects import CALLS, COUNTS, PHASE, RESULTS, needed, returned
+from fxcat.passes.generated import Generated
+from fxcat.passes.kept_state import lines_of
 from fxcat.passes.made_classes import make_class
 from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
 from fxcat.passes.uncast import NAMES as UNCAST_NAMES
 from fxcat.passes.uncast import with_blocks, with_marks
-
-_numbers = itertools.count()
 
 
 def install(root: nn.Module, graph: fx.Graph, regions: Sequence[Region] = ()) -> None:
@@ -71,6 +67,8 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
     output = result.output(phases[0] if len(phases) == 1 else tuple(phases))
     if len(phases) > 1:
         output.meta["phases"] = True
+    if any(region.counts):
+        output.meta[COUNTS] = region.counts
     return result
 
 
@@ -99,6 +97,8 @@ def _install(root: nn.Module, graph: fx.Graph) -> None:
     given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
     parameters = _parameters(base, list(given))
     head = _Head(_name_of_module(graph, parameters), parameters, given)
+    for part in (g for way in ways for g in way.graphs):
+        _end_with(part, lines_of(_output(part).meta.get(COUNTS, ((),))[0], head.this, dict(root.named_modules())))
     names = {"_as_written": AsWritten(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
     first = ways[0].graphs[0]
     if len(ways) == len(ways[0].graphs) == 1:
@@ -107,6 +107,18 @@ def _install(root: nn.Module, graph: fx.Graph) -> None:
     else:
         methods = _dispatched(ways, given, head, names)
     root.__class__ = _class_with(base, methods)
+
+
+_LINES = "lines"
+"""Key in the `meta` of an output: lines of code that come before it."""
+
+
+def _end_with(graph: fx.Graph, lines: Sequence[str]) -> None:
+    _output(graph).meta[_LINES] = lines
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    return next(n for n in reversed(graph.nodes) if n.op == "output")
 
 
 def _class_with(base: type[nn.Module], methods: Sequence[Generated]) -> type[nn.Module]:
@@ -245,16 +257,17 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
     The graph of inference has only what its output needs. That of training has all that the model runs then: a norm
     whose result nobody reads updates its statistics too, and dropout draws numbers.
     """
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    output = _output(graph)
     ways, modes = output.meta.get(CALLS, ((),)), 2 if output.meta.get("phases") else 1
     patterns = output.meta.get(RESULTS, (None,) * len(ways) * modes)
-    if len(ways) == modes == 1 and patterns == (None,):
+    counts = output.meta.get(COUNTS, ((),))
+    if len(ways) == modes == 1 and patterns == (None,) and counts[0] == counts[-1]:
         return (Way((), (graph,)),)
     found: list[Way] = []
     for i, absent in enumerate(ways):
         own = patterns[i * modes : (i + 1) * modes]
         inference, training = (_part(graph, (i, p), absent, own[p % modes]) for p in range(2))
-        same = modes == 1 and len(inference.nodes) == len(training.nodes)
+        same = modes == 1 and len(inference.nodes) == len(training.nodes) and counts[0] == counts[-1]
         found.append(Way(absent, (inference,) if same else (inference, training)))
     return tuple(found)
 
@@ -266,11 +279,13 @@ def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: 
     """
     phase = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    output = _output(graph)
     phase.graph_copy(graph, copies)
     way, number = of
     result = fx.map_arg(returned(output, number, way), copies.__getitem__)
-    phase.output(result if pattern is None else pack(phase, pattern, result))
+    returning = phase.output(result if pattern is None else pack(phase, pattern, result))
+    counts = output.meta.get(COUNTS, ((),))
+    returning.meta[COUNTS] = (counts[number % len(counts)],)
     _erase_from(phase, {n for n in phase.nodes if n.op == "placeholder" and n.target in absent})
     if number == 0 and output.meta.get("phases"):
         remove_dead(phase, number)
@@ -359,36 +374,12 @@ def _compiled(
     graph: fx.Graph, this: str, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
 ) -> Generated:
     """The function of a graph of a module that it calls `this`, with a head of its own, and lines that come first."""
+    last = _output(graph).meta.get(_LINES, ())
     code = with_marks(_with_names_as_data(graph)).python_code(this)
     lines = [head, *(f"    {line}" for line in start)]
     source = re.sub(r"^def forward\(.*$", lambda _: "\n".join(lines), code.src, count=1, flags=re.MULTILINE)
+    if last:
+        before, returned_, after = source.rpartition("\n    return ")
+        source = "\n    ".join([before, *last]) + returned_ + after
     namespace = {**code.globals, **UNCAST_NAMES, **(names or {})}
     return Generated(with_blocks(source), head.removeprefix("def ").partition("(")[0], namespace)
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """Source of a function, and what the names in it mean. Can be pickled."""
-
-    source: str
-    name: str
-    namespace: Mapping[str, Any]
-
-    def defined(self) -> Callable[..., Any]:
-        """Compile it; registered with linecache, as long as the function lives, so that tracebacks show it."""
-        filename = f"{GENERATED} {next(_numbers)}>"
-        linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
-        namespace = dict(self.namespace)
-        exec(compile(self.source, filename, "exec"), namespace)
-        function = namespace[self.name]
-        weakref.finalize(function, linecache.cache.pop, filename, None)
-        return function
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        modules = {n: v.__name__ for n, v in self.namespace.items() if isinstance(v, ModuleType)}
-        others = {n: v for n, v in self.namespace.items() if n not in modules and n != "__builtins__"}
-        return _generated, (self.source, self.name, others, modules)
-
-
-def _generated(source: str, name: str, names: Mapping[str, Any], modules: Mapping[str, str]) -> Generated:
-    return Generated(source, name, {**names, **{n: importlib.import_module(path) for n, path in modules.items()}})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxcat.errors import CaptureError
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
-from fxcat.passes.kept_state import changed_state, check_next
+from fxcat.passes.kept_state import Count, State, changed_state, check_next
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
 from fxcat.passes.proxy import Guard
@@ -33,6 +33,7 @@ class Phases:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     patterns: tuple[Any, ...]
+    counts: tuple[tuple[Count, ...], ...]
 
 
 def trace_phases(model: nn.Module, call: Call, results: Results) -> Phases:
@@ -57,6 +58,7 @@ def _device(model: nn.Module, call: Call) -> torch.device:
 
 def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results) -> Phases:
     modes = Modes(twin)
+    states = {path: vars(m) for path, m in twin.named_modules()}
     before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
 
     def take_back() -> None:
@@ -67,14 +69,23 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
 
     def trace(training: bool) -> _Phase:
         found = _trace(twin, device, call, results, modes, training)
-        changed = changed_state(before)
         hooks = [(s, n, s[n]) for s, known in before for n, v in known.items() if type(v) is OrderedDict and v != s[n]]
+        found = replace(found, changed=tuple(changed_state(before)), hooks=tuple(hooks))
         take_back()
-        if changed:
-            for state, name, registered in hooks:
-                state[name] = registered
-            check_next(found.graph, changed, lambda: _trace(twin, device, call, results, modes, training).graph)
-            take_back()
+        return found
+
+    def checked(found: _Phase, training: bool, others: Sequence[_Phase]) -> _Phase:
+        """What one phase changes may decide the other one, too."""
+        changed = list(found.changed)
+        own = {(id(state), name) for state, name, _ in changed}
+        changed += [c for f in others for c in f.changed if (id(c[0]), c[1]) not in own]
+        if not changed:
+            return found
+        for state, name, registered in found.hooks:
+            state[name] = registered
+        again = lambda: _trace(twin, device, call, results, modes, training).graph  # noqa: E731
+        found = replace(found, counts=check_next(found.graph, changed, again, states))
+        take_back()
         return found
 
     found = [trace(False)]
@@ -83,11 +94,13 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
         found.append(trace(True))
         if modes.known > known:  # the layers whose modes training sets are functions in inference too
             found[0] = trace(False)
+    found = [checked(f, i == 1, found[:i] + found[i + 1 :]) for i, f in enumerate(found)]
     return Phases(
         tuple(f.graph for f in found),
         tuple(guard for f in found for guard in f.guards),
         {n: c for f in found for n, c in f.constants.items()},
         tuple(f.pattern for f in found),
+        tuple(f.counts for f in found),
     )
 
 
@@ -101,6 +114,11 @@ class _Phase:
     guards: tuple[Guard, ...]
     constants: dict[str, torch.Tensor]
     pattern: Any
+    counts: tuple[Count, ...] = ()
+    changed: tuple[tuple[State, str, Any], ...] = ()
+    """What the pass has changed of the state of modules."""
+    hooks: tuple[tuple[State, str, Any], ...] = ()
+    """What it has registered."""
 
 
 def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, modes: Modes, training: bool) -> _Phase:

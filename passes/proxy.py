@@ -112,6 +112,12 @@ class ExampleProxy(fx.Proxy):
 
     def _plain(self) -> Any:
         """The value of what is no tensor, where Python needs it."""
+        if isinstance(self.example, torch.dtype) and self.tracer.has_cast:
+            raise CaptureError(
+                "Python asks for the type of a value after it has switched autocast on",
+                where=self.tracer.location(),
+                remedy="switch autocast on outside of the model",
+            )
         return self._resolve(self.tracer.device if isinstance(self.example, torch.device) else self.example)
 
     def __str__(self) -> str:
@@ -140,6 +146,8 @@ class ExampleProxy(fx.Proxy):
         if isinstance(self.example, torch.device):
             other = self.tracer.device if isinstance(other, ExampleProxy) else other
             return function(self.tracer.device, other)
+        if isinstance(self.example, torch.dtype):
+            return function(self._plain(), other._plain() if isinstance(other, ExampleProxy) else other)
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:

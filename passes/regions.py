@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fxcat.errors import CaptureError
 from fxcat.passes.asked import Absent, Asking
+from fxcat.passes.kept_state import Count
 from fxcat.passes.nested import Slot, fill, leaves, template
 from fxcat.passes.proxy import Guard
 from fxcat.passes.rules.boundary import region_input, region_output
@@ -26,13 +27,14 @@ class Region:
     """A module whose `forward` is a part of the graph: from its `region_input`s to its `region_output`s.
 
     `arguments`: templates by parameter of `forward`. `results`: templates of what it returns, in inference and, where
-    that differs, in training. `absent`: what must not be in its arguments.
+    that differs, in training. `absent`: what must not be in its arguments. `counts`: per phase what it does to state.
     """
 
     path: str
     arguments: dict[str, Any]
     results: tuple[Any, ...]
     absent: Absent = field(default_factory=dict[tuple[Any, ...], "frozenset[Any] | None"])
+    counts: tuple[tuple[Count, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Traced:
     constants: dict[str, torch.Tensor]
     results: tuple[Any, ...]
     absent: Absent = field(default_factory=dict[tuple[Any, ...], "frozenset[Any] | None"])
+    counts: tuple[tuple[Count, ...], ...] = ()
 
 
 Tracing = Callable[[nn.Module, "Call"], Traced]
@@ -144,7 +147,7 @@ class Regions:
         """Add a region that takes its tensors from `sources`. Returns the nodes of its results in inference."""
         number = len(self.regions)
         self.calls[number] = 1
-        self.regions.append(Region(path, call.arguments, traced.results, traced.absent))
+        self.regions.append(Region(path, call.arguments, traced.results, traced.absent, traced.counts))
         prefix = f"{path}." if path else ""
         entering = iter(
             self.node(region_input, (s, number, i), x)

@@ -391,7 +391,7 @@ def _asking(function: Callable[..., bool], several: bool) -> Callable[..., bool]
     PyTorch itself asks whether it has to hand a call on to them."""
 
     def call(*values: Any) -> bool:
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("torch."):
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "torch":
             return function(*values)
         given = values[0] if several else values
         return any(hasattr(v, "__torch_function__") and not _is_instance(v, _OF_TORCH) for v in given)

@@ -64,8 +64,10 @@ class ExampleTracer(fx.Tracer):
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
-        self.uncast: list[str] = []
-        """The types of devices for which the model has switched autocast off where it is now."""
+        self.uncast: list[tuple[str, torch.dtype | None]] = []
+        """The types of devices for which the model has switched autocast where it is now, and to what that casts."""
+        self.has_cast = False
+        """Whether it has switched autocast on: example values then lack the types that values have."""
         self.asked: list[object] = []
         """The instructions that asked for integers since the last node."""
 
@@ -162,8 +164,8 @@ class ExampleTracer(fx.Tracer):
         elif not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
         if self.uncast and kind.startswith("call"):
-            device = self.uncast[-1]
-            node.meta[UNCAST] = None if device == self.device.type else device
+            device, dtype = self.uncast[-1]
+            node.meta[UNCAST] = None if device == self.device.type else device, dtype
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
