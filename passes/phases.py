@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError
+from fxcat.passes.by_size import BySize
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
 from fxcat.passes.kept_state import Count, State, changed_state, check_next
@@ -105,7 +106,9 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
 
 
 def _shallow(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict, set, OrderedDict) else value  # hooks are in the last kind
+    return (
+        value.copy() if type(value) in (list, dict, set, OrderedDict, BySize) else value
+    )  # hooks are in the last kind
 
 
 @dataclass(frozen=True, slots=True)

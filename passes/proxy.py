@@ -23,6 +23,7 @@ from fxcat.passes.arguments import arguments
 from fxcat.passes.branches import is_message, raises_otherwise
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import known_value
+from fxcat.passes.texts import is_key, marked
 
 if TYPE_CHECKING:
     from fxcat.passes.tracer import ExampleTracer
@@ -132,7 +133,15 @@ class ExampleProxy(fx.Proxy):
     def _text(self, frame: types.FrameType, specification: str) -> str:
         if isinstance(self.example, torch.Tensor):
             return fx.Proxy.__repr__(self)
-        return format(self.example if is_message(frame) else self._plain(), specification)
+        if is_message(frame):
+            return format(self.example, specification)
+        if not specification and is_key(frame):
+            proxy: Any = self
+            if isinstance(self.example, torch.Size):
+                return f"torch.Size([{', '.join(marked(proxy[i]) for i in range(len(self.example)))}])"
+            if type(self.example) is int:
+                return marked(self)
+        return format(self._plain(), specification)
 
     def __eq__(self, other: object) -> Any:
         return self._compare(operator.eq, other)

@@ -41,6 +41,7 @@ from fxcat.passes.rules.table import (
     module_rule,
 )
 from fxcat.passes.stand_ins import stand_ins
+from fxcat.passes.texts import forget
 
 
 class ExampleTracer(fx.Tracer):
@@ -105,6 +106,7 @@ class ExampleTracer(fx.Tracer):
                 "tensor operations whose shapes do not depend on tensor values",
             ) from error
         finally:
+            forget()
             # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
             self.__dict__ = {"guards": self.guards, "_is_executing": True}
 
