@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from fxcat.errors import CaptureError
 from fxcat.passes.by_size import BySize
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
+from fxcat.passes.held import held_buffers
 from fxcat.passes.kept_state import Count, State, changed_state, check_next
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
@@ -42,13 +43,13 @@ def trace_phases(model: nn.Module, call: Call, results: Results) -> Phases:
 
     What it kept of an earlier pass is taken for stale, if its Python can do with that.
     """
-    twin, device = meta_twin(model), _device(model, call)
+    twin, device, held = meta_twin(model), _device(model, call), held_buffers(model)
     if make_stale(twin):
         try:
-            return _of_twin(twin, device, call, results)
+            return _of_twin(twin, device, call, results, held)
         except CaptureError:
             twin = meta_twin(model)
-    return _of_twin(twin, device, call, results)
+    return _of_twin(twin, device, call, results, held)
 
 
 def _device(model: nn.Module, call: Call) -> torch.device:
@@ -57,7 +58,9 @@ def _device(model: nn.Module, call: Call) -> torch.device:
     return found or torch.device("cpu")
 
 
-def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results) -> Phases:
+def _of_twin(
+    twin: nn.Module, device: torch.device, call: Call, results: Results, held: Mapping[str, torch.Tensor]
+) -> Phases:
     modes = Modes(twin)
     states = {path: vars(m) for path, m in twin.named_modules()}
     before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
@@ -69,7 +72,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
             state.update({n: _shallow(v) for n, v in known.items()} | kept)
 
     def trace(training: bool) -> _Phase:
-        found = _trace(twin, device, call, results, modes, training)
+        found = _trace(twin, device, call, results, modes, held, training)
         hooks = [(s, n, s[n]) for s, known in before for n, v in known.items() if type(v) is OrderedDict and v != s[n]]
         found = replace(found, changed=tuple(changed_state(before)), hooks=tuple(hooks))
         take_back()
@@ -84,7 +87,7 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
             return found
         for state, name, registered in found.hooks:
             state[name] = registered
-        again = lambda: _trace(twin, device, call, results, modes, training).graph  # noqa: E731
+        again = lambda: _trace(twin, device, call, results, modes, held, training).graph  # noqa: E731
         found = replace(found, counts=check_next(found.graph, changed, again, states))
         take_back()
         return found
@@ -124,7 +127,15 @@ class _Phase:
     """What it has registered."""
 
 
-def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, modes: Modes, training: bool) -> _Phase:
+def _trace(
+    twin: nn.Module,
+    device: torch.device,
+    call: Call,
+    results: Results,
+    modes: Modes,
+    held: Mapping[str, torch.Tensor],
+    training: bool,
+) -> _Phase:
     """Trace a copy in one mode. It is one that nobody traced before: models that cache tensors break when traced
     twice."""
     pattern: Any = None
@@ -139,6 +150,7 @@ def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, 
     known = set(vars(twin))
     modes.begin(training)
     tracer = modes.tracer = ExampleTracer(device, modes)
+    tracer.held = held
     graph = tracer.trace_module(twin, dict(zip(names, call.inputs, strict=True)), forward, training=training)
     modes.end()
     functionalise(graph)

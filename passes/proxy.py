@@ -191,15 +191,18 @@ class ExampleProxy(fx.Proxy):
         return self._as(bool)._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
 
     def _truth(self, frame: types.FrameType) -> bool:
-        """Which way a tensor sends Python: a known one its own; another is asserted where all else is an error, or
-        for values that are not finite."""
-        known = known_value(self.node, self.tracer.root)
-        if known is not None and not known.sizes and not known.finite:
+        """Which way a tensor sends Python: a known one its own; another is asserted where all else is an error, for
+        values that are not finite, or while buffers hold what they do."""
+        known = known_value(self.node, self.tracer.root, self.tracer.held)
+        doubtful = known is not None and (known.finite or known.held)
+        if known is not None and not known.sizes and not doubtful:
             return bool(known.value)
         for value in (True, False) if known is None else (bool(known.value),):
-            if (known is not None and known.finite) or raises_otherwise(frame, value):
+            if doubtful or raises_otherwise(frame, value):
                 holds: Any = self if value else torch.logical_not(self)  # pyright: ignore[reportArgumentType]
                 torch._assert(holds, "a branch was captured that is not taken for these values")  # pyright: ignore[reportPrivateUsage]
+                if known is not None and known.held:
+                    self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
                 return value
         if known is None:
             raise CaptureError(

@@ -67,6 +67,8 @@ class ExampleTracer(fx.Tracer):
         """Tensors that are none of the graph, and what was drawn into them."""
         self.uncast: list[tuple[str, torch.dtype | None]] = []
         """The types of devices for which the model has switched autocast where it is now, and to what that casts."""
+        self.held: Mapping[str, torch.Tensor] = {}
+        """Values of buffers that no forward pass changes."""
         self.has_cast = False
         """Whether it has switched autocast on: example values then lack the types that values have."""
         self.asked: list[object] = []

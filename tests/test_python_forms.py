@@ -166,6 +166,8 @@ FORMS: dict[str, Form] = {
     "mask of channels": lambda y: y * (torch.arange(y.shape[1]) < 3).to(y).view(1, -1, 1, 1),
     "ones of channels": lambda y: y * torch.ones(y.shape[1], dtype=y.dtype).view(1, -1, 1, 1),
     "unit matrix": lambda y: (y.movedim(1, -1) @ torch.eye(y.shape[1], dtype=y.dtype)).movedim(-1, 1),
+    "einsum that permutes": lambda y: torch.einsum("nchw->nhwc", y).permute(0, 3, 1, 2),
+    "einsum that sums": lambda y: y + torch.einsum("n c h w -> n c", y)[..., None, None],
     "normal_": lambda y: y + torch.empty_like(y).normal_(1, 0.0),
     "uniform_": lambda y: y * y.new_empty((y.shape[0], y.shape[1], 1, 1)).uniform_(2.0, 2.0),
     "bernoulli_": lambda y: y * torch.empty_like(y).bernoulli_(1.0),
@@ -269,3 +271,50 @@ def test_why_units_stay_is_told(name: str) -> None:
     report = check(built(form), name, SHAPE, OTHER, settings=1)
     assert not report.failures
     assert any(said in p.reason for p in report.pinned)
+
+
+class Held(nn.Module):
+    """A branch on what a buffer holds."""
+
+    def __init__(self, asked: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.asked = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1), asked
+        self.register_buffer("shares", torch.ones(3))
+        self.register_buffer("done", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        if self.asked(self):
+            y = y + self.b(y)
+        return self.head(y)
+
+    def begin(self) -> None:
+        self.done.fill_(1)
+
+
+ASKED: dict[str, Callable[[Any], Any]] = {
+    "an entry": lambda net: net.training or net.shares[1] > 0,
+    "a number": lambda net: net.shares.sum().item() == 3,
+    "a list": lambda net: net.shares[:2].tolist()[0] > 0.5,
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_buffers_that_no_pass_changes_decide(name: str) -> None:
+    model, x = Held(ASKED[name]).eval(), torch.rand(2, 3, 6, 6)
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    assert not net.program.analysis.regions  # pyright: ignore
+    small = fxcat.finalize(net)
+    for network in (net, small):
+        assert difference(network(x), model(x)) <= 1e-5
+    for buffer in (net.network.shares, small.shares):
+        assert isinstance(buffer, torch.Tensor)
+        buffer.zero_()
+    for network in (net, small):
+        with pytest.raises(RuntimeError, match="not taken for these values"):
+            network(x)
+
+
+def test_buffers_that_methods_change_do_not() -> None:
+    with pytest.raises(fxcat.CaptureError, match="values of a tensor"):
+        fxcat.prepare(Held(lambda net: not net.done).eval(), torch.rand(2, 3, 6, 6), verbose=False)
