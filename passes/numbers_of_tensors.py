@@ -37,6 +37,10 @@ def numbers_of(proxy: ExampleProxy) -> Any:
     return _taken_apart(proxy.tracer.create_proxy("call_method", "detach", (proxy,), {}))
 
 
+NUMBER = "number"
+"""Key in the `meta` of a node whose value stands for a number of Python: one of its type."""
+
+
 def number_of(proxy: ExampleProxy) -> Any:
     """What `item` returns."""
     if proxy.example.numel() == 1 and proxy.example.dim():
@@ -70,7 +74,10 @@ def _known(proxy: ExampleProxy) -> torch.Tensor | None:
 
 
 def _taken_apart(proxy: Any) -> Any:
-    return [_taken_apart(part) for part in proxy] if proxy.example.dim() else proxy
+    if proxy.example.dim():
+        return [_taken_apart(part) for part in proxy]
+    proxy.node.meta[NUMBER] = torch.empty((), dtype=proxy.example.dtype).fill_(0).item()
+    return proxy
 
 
 _SAME = ("to", "cpu", "cuda", "long", "int", "detach", "clone", "contiguous")

@@ -25,7 +25,7 @@ from torch.nn.modules import transformer
 from fxcat.errors import CaptureError
 from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
 from fxcat.passes.nested import leaves
-from fxcat.passes.numbers_of_tensors import number_of
+from fxcat.passes.numbers_of_tensors import NUMBER, number_of
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
@@ -300,7 +300,9 @@ class _Float(metaclass=_OfNumbers):
 
 def _is_instance(value: Any, kinds: Any) -> bool:
     """`isinstance`: a model may ask whether it has a tensor or a list of tensors, or whether it is being traced."""
-    return isinstance(value, kinds) or (isinstance(value, ExampleProxy) and isinstance(value.example, kinds))
+    if isinstance(value, kinds) or not isinstance(value, ExampleProxy):
+        return isinstance(value, kinds)
+    return isinstance(value.node.meta.get(NUMBER, value.example), kinds)
 
 
 def _type_of(value: Any, *more: Any, **options: Any) -> Any:

@@ -193,6 +193,7 @@ def test_forms(name: str) -> None:
 
 NUMBERS: dict[str, Form] = {
     "item": lambda y: y * y.mean().item(),
+    "of a type": lambda y: y * 2 if isinstance(y.mean().item(), float) and not torch.is_tensor(y.sum().item()) else y,
     "of a maximum": lambda y: y / float(y.abs().max()),
     "whole": lambda y: y * int(y.abs().max() * 3),
     "list": lambda y: y * sum(y.mean((0, 2, 3)).tolist()),
