@@ -96,8 +96,8 @@ class Call:
     def filled(self, values: Sequence[Any], asking: Asking | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with other values in the place of the tensors; `asking` notes what dicts are asked for."""
         arguments = fill(self.arguments, values)
-        for name in arguments if asking is not None else ():
-            if self.bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+        for name in arguments:
+            if asking is not None and self.bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 arguments[name] = asking.watched(arguments[name], name)
         bound = inspect.BoundArguments(self.bound.signature, arguments)
         return bound.args, bound.kwargs

@@ -19,13 +19,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.modules import transformer
 
 from fxcat.errors import CaptureError
 from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
 from fxcat.passes.nested import leaves
 from fxcat.passes.numbers_of_tensors import NUMBER, number_of
+from fxcat.passes.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
@@ -44,8 +45,8 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
         for name in ("finfo", "iinfo", "broadcast_shapes"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
-        for name in _ASKING_FOR_OVERRIDES:
-            stack.enter_context(patch.object(torch.overrides, name, _ASKING_FOR_OVERRIDES[name]))
+        for name in ASKING_FOR_OVERRIDES:
+            stack.enter_context(patch.object(torch.overrides, name, ASKING_FOR_OVERRIDES[name]))
         stack.enter_context(patch.object(torch, "Size", _Shape))
         loose = _loose_namespaces(root)
         helpers = _with_helpers(
@@ -84,7 +85,7 @@ def _of_python(value: Any) -> Any:
     if keeps_results(value):
         return forgetting(value)
     if isinstance(value, types.BuiltinFunctionType):
-        return next((new for old, new in _NOT_OVERRIDDEN if old is value), value)
+        return next((new for old, new in NOT_OVERRIDDEN if old is value), value)
     if isinstance(value, torch.jit.ScriptFunction):
         return _deferred(_called(value))
     return getattr(value, "_torchdynamo_orig_callable", value)
@@ -386,24 +387,3 @@ _SIZE = torch.Size
 
 class _Shape(metaclass=_Shapes):
     """`torch.Size`: of sizes, a shape that stays symbolic."""
-
-
-def _asking(function: Callable[..., bool], several: bool) -> Callable[..., bool]:
-    """One of the functions that ask for tensors of kinds that change what functions do: for models, proxies are none.
-    PyTorch itself asks whether it has to hand a call on to them."""
-
-    def call(*values: Any) -> bool:
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] == "torch":
-            return function(*values)
-        given = values[0] if several else values
-        return any(hasattr(v, "__torch_function__") and not _is_instance(v, _OF_TORCH) for v in given)
-
-    return call
-
-
-_OF_TORCH = (torch.Tensor, fx.Proxy)
-_ASKING_FOR_OVERRIDES = {
-    name: _asking(getattr(torch.overrides, name), several=name == "has_torch_function")
-    for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-}
-_NOT_OVERRIDDEN = [(getattr(torch.overrides, name), new) for name, new in _ASKING_FOR_OVERRIDES.items()]

@@ -58,7 +58,8 @@ def _keyed(code: types.CodeType, line: int) -> frozenset[str]:
         return frozenset()
     line -= code.co_firstlineno - 1
     above = {child: node for node in ast.walk(method) for child in ast.iter_child_nodes(node)}
-    made = [n for n in ast.walk(method) if _is_text(n) and n.lineno <= line <= (n.end_lineno or 0)]
+    expressions = [n for n in ast.walk(method) if isinstance(n, ast.expr) and _is_text(n)]
+    made = [n for n in expressions if n.lineno <= line <= (n.end_lineno or 0)]
     outer = [n for n in made if not any(a in made for a in _above(n, above))]
     found = [name for n in outer for name in _used(n, method, above, code.co_varnames[0])]
     return frozenset() if None in found else frozenset(n for n in found if n is not None)

@@ -27,8 +27,9 @@ from fxcat.passes.effects import CHANGES, CONSTANT, NO_GRAD, SAME, UNCAST
 from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
 from fxcat.passes.known import known_value
+from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
-from fxcat.passes.numbers_of_tensors import READING, number_of, numbers_of, plain_number
+from fxcat.passes.numbers_of_tensors import plain_number
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -368,24 +369,10 @@ class ExampleTracer(fx.Tracer):
             target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
-        if kind == "call_method" and target in READING and type(args[0]) is ExampleProxy and is_tensor(args[0]):
-            return (number_of if target == "item" else numbers_of)(args[0])
-        if kind == "call_method" and target in _OF_MEMORY:
-            raise CaptureError(
-                f"{target}() asks for the memory of a tensor",
-                where=self.location(),
-                remedy="compute with the tensor itself, or list the module in ignore=",
-            )
-        if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):
-            return getattr(args[0].example, target)()
-        if kind == "call_method" and target == "requires_grad_" and type(args[0]) is ExampleProxy:
-            if args[1:] == (False,) or not kwargs.get("requires_grad", True):
-                args[0].node = self.create_proxy(kind, "detach", args[:1], {}).node
-            return args[0]
-        if kind == "call_method" and target in _RESHAPING and type(args[0]) is ExampleProxy:
-            # the proxy stands for the same tensor in its new shape
-            args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
-            return args[0]
+        if kind == "call_method":
+            result = instead_of_method(target, args, kwargs)
+            if result is not NotImplemented:
+                return result
         function: Any = target if kind == "call_function" else None
         if kind == "call_method":
             function = getattr(torch.Tensor, target, None)
@@ -424,15 +411,6 @@ class ExampleTracer(fx.Tracer):
                 break
             self.guards.pop()
 
-
-_RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_")
-"""Methods that give a tensor another shape."""
-
-_OF_MEMORY = ("data_ptr", "numpy", "untyped_storage", "storage")
-"""Methods that give what is not in a graph."""
-
-_FACTS = ("dim", "ndimension", "is_floating_point", "is_complex")
-"""Methods that ask for what no input and no removal changes."""
 
 _PLAIN = (int, float, bool, str, type(None))
 
