@@ -230,10 +230,8 @@ class ExampleProxy(fx.Proxy):
             operator.index(self.size(0))  # another batch has another length
         elif self.node.target in _TAKING_APART:
             axis, count = _pieces(self)
-            if axis == 0:
-                operator.index(count)
-            elif isinstance(count, ExampleProxy):  # removal does not change it, other sizes may
-                count._resolve(count.example, checks=True)
+            if isinstance(count, ExampleProxy):  # removal does not change it, other sizes may
+                count._resolve(count.example, checks=axis != 0)
         return len(self.example)
 
     def __index__(self) -> int:

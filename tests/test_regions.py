@@ -258,7 +258,7 @@ def test_another_structure_of_arguments_is_refused() -> None:
     model = Nested("dict")
     x = torch.randn(1, 3, 6, 6)
     net = fxcat.prepare(model, ({"a": x}, (x,)), verbose=False)
-    with pytest.raises(AssertionError, match="captured with 1 values"):
+    with pytest.raises(fxcat.InputError, match="called in another way"):
         net({"a": x}, (x, x))
 
 
