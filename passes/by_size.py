@@ -5,23 +5,28 @@ Keys that hold sizes are found by comparing these as numbers of the graph: what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fxcat.passes.nested import leaves
 from fxcat.passes.proxy import ExampleProxy
+from fxcat.passes.texts import sizes_in
 
 _NONE = object()
 
 
 class BySize(dict[Any, Any]):
-    """Entries whose keys hold proxies are kept beside the others."""
+    """Entries whose keys hold proxies are kept beside the others. `default`: as that of a `defaultdict`."""
 
-    def __init__(self, known: dict[Any, Any]) -> None:
+    takes_texts = True
+
+    def __init__(self, known: dict[Any, Any], default: Callable[[], Any] | None = None) -> None:
         super().__init__(known)
+        self._default = default
         self._kept: list[tuple[Any, Any]] = []
 
     def _find(self, key: Any) -> Any:
+        key = sizes_in(key)
         if not _holds_sizes(key):
             return super().get(key, _NONE)
         return next((value for known, value in (*self._kept, *super().items()) if _are_same(known, key)), _NONE)
@@ -31,6 +36,8 @@ class BySize(dict[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         found = self._find(key)
+        if found is _NONE and self._default is not None:
+            found = self[key] = self._default()
         if found is _NONE:
             raise KeyError("a key that holds sizes" if _holds_sizes(key) else key)
         return found
@@ -40,11 +47,22 @@ class BySize(dict[Any, Any]):
         return default if found is _NONE else found
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        key = sizes_in(key)
         if not _holds_sizes(key):
             super().__setitem__(key, value)
             return
         self._kept = [(known, v) for known, v in self._kept if not _are_same(known, key)]
         self._kept.append((key, value))
+
+    def pop(self, key: Any, default: Any = _NONE) -> Any:
+        found = self._find(key)
+        if found is _NONE and default is _NONE:
+            raise KeyError(key)
+        key = sizes_in(key)
+        self._kept = [(known, v) for known, v in self._kept if v is not found or not _are_same(known, key)]
+        if not _holds_sizes(key):
+            super().pop(key, None)
+        return default if found is _NONE else found
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         if key not in self:
@@ -56,7 +74,7 @@ class BySize(dict[Any, Any]):
         self._kept.clear()
 
     def copy(self) -> BySize:
-        result = BySize(dict(super().items()))
+        result = BySize(dict(super().items()), self._default)
         result._kept = list(self._kept)
         return result
 

@@ -15,8 +15,9 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError, InputError
+from fxcat.passes.asked import Asking, plain
 from fxcat.passes.discovery import find_regions
-from fxcat.passes.effects import CALLS, RESULTS, returned
+from fxcat.passes.effects import CALLS, COUNTS, RESULTS, returned
 from fxcat.passes.example import argument_forms
 from fxcat.passes.exclusive import ONE_AT_A_TIME
 from fxcat.passes.guards import assert_guards
@@ -163,16 +164,27 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
         output.meta[CALLS] = ((), *(call.absent for call in shorter))
     if any(p is not None for p in patterns):
         output.meta[RESULTS] = tuple(patterns)
+    if any(found.counts):
+        output.meta[COUNTS] = found.counts
     assert_guards(graph, guards)
-    return Traced(graph, guards, found.constants, tuple(patterns[:modes]), (blocks[0], blocks[-1]), found.left)
+    return Traced(
+        graph,
+        guards,
+        found.constants,
+        tuple(patterns[:modes]),
+        (blocks[0], blocks[-1]),
+        found.left,
+        counts=found.counts,
+    )
 
 
 def _trace_region(module: nn.Module, call: Call) -> Traced:
     """Trace a module whose arguments and results are nested values."""
+    asking = Asking()
 
     def results(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
-        args, kwargs = call.filled(values)
-        result = _whole_copy(function(twin, *args, **kwargs), twin)
+        args, kwargs = call.filled(values, asking)
+        result = _whole_copy(plain(function(twin, *args, **kwargs)), twin)
         pattern, proxies = template(map_leaves(result, _opened), fx.Proxy)
         _check_constants(pattern, twin)
         if any(not isinstance(p.node.meta["value"], torch.Tensor) for p in proxies):
@@ -182,7 +194,7 @@ def _trace_region(module: nn.Module, call: Call) -> Traced:
     traced = _merged(trace_phases(module, call, results))
     output = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     output.meta.pop(RESULTS, None)  # regions put their results together themselves
-    return traced
+    return replace(traced, absent=asking.absent)
 
 
 def _opened(leaf: Any) -> Any:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import builtins
-import importlib
-import itertools
 import keyword
-import linecache
 import re
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
-from fxcat.apart import GENERATED
+from fxcat.passes.generated import Generated
 from fxcat.passes.uncast import NAMES as UNCAST_NAMES
 from fxcat.passes.uncast import with_blocks, with_marks
 
-_numbers = itertools.count()
+LINES = "lines"
+"""Key in the `meta` of an output: lines of code that come before it."""
 
 
 def _with_names_as_data(graph: fx.Graph) -> fx.Graph:
@@ -58,36 +53,12 @@ def compiled(
     graph: fx.Graph, this: str, head: str, start: Sequence[str] = (), names: Mapping[str, Any] | None = None
 ) -> Generated:
     """The function of a graph of a module that it calls `this`, with a head of its own, and lines that come first."""
+    last = next(reversed(graph.nodes)).meta.get(LINES, ())
     code = with_marks(_with_names_as_data(graph)).python_code(this)
     lines = [head, *(f"    {line}" for line in start)]
     source = re.sub(r"^def forward\(.*$", lambda _: "\n".join(lines), code.src, count=1, flags=re.MULTILINE)
+    if last:
+        before, returned_, after = source.rpartition("\n    return ")
+        source = "\n    ".join([before, *last]) + returned_ + after
     namespace = {**code.globals, **UNCAST_NAMES, **(names or {})}
     return Generated(with_blocks(source), head.removeprefix("def ").partition("(")[0], namespace)
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """Source of a function, and what the names in it mean. Can be pickled."""
-
-    source: str
-    name: str
-    namespace: Mapping[str, Any]
-
-    def defined(self) -> Callable[..., Any]:
-        """Compile it; registered with linecache, as long as the function lives, so that tracebacks show it."""
-        filename = f"{GENERATED} {next(_numbers)}>"
-        linecache.cache[filename] = (len(self.source), None, self.source.splitlines(True), filename)
-        namespace = dict(self.namespace)
-        exec(compile(self.source, filename, "exec"), namespace)
-        function = namespace[self.name]
-        weakref.finalize(function, linecache.cache.pop, filename, None)
-        return function
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        modules = {n: v.__name__ for n, v in self.namespace.items() if isinstance(v, ModuleType)}
-        others = {n: v for n, v in self.namespace.items() if n not in modules and n != "__builtins__"}
-        return _generated, (self.source, self.name, others, modules)
-
-
-def _generated(source: str, name: str, names: Mapping[str, Any], modules: Mapping[str, str]) -> Generated:
-    return Generated(source, name, {**names, **{n: importlib.import_module(path) for n, path in modules.items()}})

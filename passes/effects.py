@@ -28,6 +28,9 @@ CALLS = "calls"
 """Key in the `meta` of an output: for every way in which the model may be called the arguments that are left out. The
 first way is that of the example; an output without the key is of this one alone."""
 
+COUNTS = "counts"
+"""Key in the `meta` of an output: per phase what a pass does to numbers that modules keep (`kept_state.Count`)."""
+
 INPLACE_OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -43,12 +46,15 @@ CHANGES = "changes"
 CONSTANT = "constant"
 """Key in the `meta` of a node that reads a tensor which is neither a parameter nor a buffer."""
 
+TABLE = "table"
+"""Key in the `meta` of a node that reads a table of numbers, one for every channel."""
+
 NO_GRAD = "no_grad"
 """Key in the `meta` of a node that the model runs under `torch.no_grad()`."""
 
 UNCAST = "uncast"
-"""Key in the `meta` of a node that the model runs in `torch.autocast(device_type, enabled=False)`: the type of the
-device, None if it is that of the values."""
+"""Key in the `meta` of a node that the model runs in a `torch.autocast` of its own: the type of the device, None if it
+is that of the values; and to what it casts, None where it is switched off."""
 
 SAME = "same"
 """Key in the `meta` of a node that returns its input itself (`nn.Identity`, dropout in inference)."""

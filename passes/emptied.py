@@ -34,6 +34,10 @@ class Emptied(Protocol):
         """Whether all units of a group are among those of a node's tensor."""
         ...
 
+    def groups(self, node: fx.Node) -> list[str]:
+        """The names of the groups whose units lie in a node's tensor."""
+        ...
+
     def width(self, node: fx.Node) -> int:
         """How many channels are left of a node's tensor."""
         ...
@@ -91,10 +95,13 @@ def drop_emptied(
                 read.add(flow.parameter_name(old, "bias"))
             _constant(copies[old], module, emptied.width(old))
         elif fails:
+            names = " and ".join(
+                dict.fromkeys(n for i in _inputs(old) if emptied.is_empty(i) for n in emptied.groups(i))
+            )
             raise PlanError(
-                "every unit of a value is removed, and the network still needs one",
+                f"every unit of a value is removed (of {names}), and the network still needs one",
                 where=place(old),
-                remedy="leave at least one unit of every part of a group open, or close the section that holds it",
+                remedy=f"leave at least one unit of every part of {names} open, or close the section that holds it",
             )
     cleanup.remove_dead(graph)
     return read

@@ -26,6 +26,9 @@ from fxcat.passes.nested import Slot, fields_of, is_record, leaves, pack, unpack
 PATTERN = "pattern"
 """Key in the `meta` of a placeholder: the template of the argument."""
 
+ABSENT = "absent"
+"""Key in the `meta` of a placeholder: what is not to be in the argument."""
+
 SAME_AS = "same_as"
 """Key in the `meta` of a placeholder: the parameter that was given the same value at capture."""
 

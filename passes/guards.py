@@ -8,18 +8,18 @@ removal makes false.)
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxcat.passes.arguments import thaw
-from fxcat.passes.arrays import FROZEN, Grid, place
+from fxcat.passes.arrays import Grid, place
 from fxcat.passes.effects import PHASE
 from fxcat.passes.invocations import same_place
 from fxcat.passes.labels import Flow
 from fxcat.passes.proxy import Guard
+from fxcat.passes.rules.sizes import asked_sizes, is_width
 
 
 def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
@@ -40,17 +40,7 @@ def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
 def _is_of_widths(flow: Flow, guard: Guard) -> bool:
     """Whether a guard asks for nothing but sizes of parameters, and of axes that have a unit at every index."""
     asked = list(asked_sizes(guard.node))
-    return bool(asked) and all(_is_width(flow, tensor, axis) for tensor, axis in asked)
-
-
-def _is_width(flow: Flow, tensor: fx.Node, axis: int | None) -> bool:
-    if tensor.op == "get_attr":
-        return True
-    labels = flow.values[tensor]
-    if axis is None or not isinstance(labels, torch.Tensor):
-        return False
-    line = labels.movedim(axis, 0).flatten(1)[:, 0]
-    return bool((line > FROZEN).all()) and len(line.unique()) == tensor.meta["value"].shape[axis]
+    return bool(asked) and all(is_width(flow, tensor, axis) for tensor, axis in asked)
 
 
 def _is_settled(guard: Guard) -> bool:
@@ -124,35 +114,3 @@ def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reaso
         flow.unite(labels, labels.narrow(axis, 0, 1))  # units may still lie along the other axes
     elif labels.numel() > 1:
         flow.freeze(labels, where, reason)
-
-
-def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
-    """The tensors and axes (None: all) from whose sizes a number is computed."""
-    stack: list[tuple[fx.Node, int | None]] = [(node, None)]
-    seen: set[tuple[fx.Node, int | None]] = set()
-    while stack:
-        current, index = stack.pop()
-        if (current, index) in seen or isinstance(current.meta.get("value"), torch.Tensor):
-            continue
-        seen.add((current, index))
-        tensors = [i for i in current.all_input_nodes if isinstance(i.meta.get("value"), torch.Tensor)]
-        if tensors and (current.target == "size" or current.args[1:] == ("shape",)):
-            yield tensors[0], index if index is not None else _size_axis(current)
-            continue
-        item = current.args[1] if current.target is operator.getitem else None
-        if isinstance(item, slice):
-            chosen = range(len(thaw(current.args[0])))[thaw(item)]
-            stack += [
-                (i, a) for i in current.all_input_nodes[:1] for a in (chosen if index is None else [chosen[index]])
-            ]
-            continue
-        follow = item if isinstance(item, int) else None
-        stack += [(i, follow) for i in current.all_input_nodes]
-
-
-def _size_axis(node: fx.Node) -> int | None:
-    """The axis that `x.size(axis)` asks for; no axis for attributes that are not the shape."""
-    if node.target == "size":
-        given = node.args[1] if len(node.args) > 1 else None
-        return given if isinstance(given, int) else None
-    return None

@@ -18,9 +18,12 @@ from torch import fx, nn
 from fxcat.apart import AsWritten, Layers, Refusing
 from fxcat.errors import InputError
 from fxcat.gates import SAMPLES
-from fxcat.passes.codegen import Generated, compiled
+from fxcat.passes.codegen import LINES, compiled
+from fxcat.passes.effects import COUNTS
 from fxcat.passes.folding import fold
+from fxcat.passes.generated import Generated
 from fxcat.passes.invocations import Invocations
+from fxcat.passes.kept_state import lines_of
 from fxcat.passes.made_classes import make_class
 from fxcat.passes.region_graphs import region_graph
 from fxcat.passes.regions import Region
@@ -101,7 +104,8 @@ class _Installer:
         folded = fold([way.graphs for way in ways], self._blocks, prefix, signature)
         given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
         ways = [replace(way, graphs=graphs) for way, graphs in zip(ways, folded.outer, strict=True)]
-        self._set_class(module, _class_of(original_class(module), ways, given, partial(layers, graph)))
+        modules = dict(module.named_modules())
+        self._set_class(module, _class_of(original_class(module), ways, given, partial(layers, graph), modules))
         for inner, graphs in folded.inner.items():
             block = _inside(module, inner.removeprefix(prefix))
             if block is not None and not _is_chain(block, list(graphs.values())):
@@ -119,7 +123,7 @@ class _Installer:
         if key not in self._classes:
             way = Way((), tuple(graphs.values()))
             given = {str(n.target): n for n in way.graphs[0].nodes if n.op == "placeholder"}
-            self._classes[key] = _class_of(original_class(block), [way], given, None)
+            self._classes[key] = _class_of(original_class(block), [way], given, None, {})
         return self._classes[key]
 
     def _set_class(self, module: nn.Module, made: type[nn.Module]) -> None:
@@ -195,13 +199,20 @@ def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
 
 
 def _class_of(
-    base: type[nn.Module], ways: Sequence[Way], given: Mapping[str, fx.Node], inside: Layers | None
+    base: type[nn.Module],
+    ways: Sequence[Way],
+    given: Mapping[str, fx.Node],
+    inside: Layers | None,
+    modules: Mapping[str, nn.Module],
 ) -> type[nn.Module]:
     """A subclass with the code of graphs. `given`: placeholders by their names; `inside`: paths of the layers, if the
-    module may be called in other ways than these."""
+    module may be called in other ways than these; `modules`: those in it that count their calls."""
     graphs = [graph for way in ways for graph in way.graphs]
     parameters = parameters_of(base, list(given))
     head = Head(name_of_module(graphs, parameters), parameters, given)
+    for graph in graphs:
+        output = next(reversed(graph.nodes))
+        output.meta[LINES] = lines_of(output.meta.get(COUNTS, ((),))[0], head.this, modules)
     captured = ", ".join(given)
     otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured)
     names = {"_as_written": otherwise, **head.names}

@@ -107,17 +107,12 @@ def _descending(tracer: ExampleTracer, function: Callable[..., Any]) -> Callable
 
 
 def _entering(tracer: ExampleTracer, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What entering autocast does: nodes say that they run without it, but none that it has a precision of its own."""
+    """What entering autocast does: nodes say that they run without it, or with one that casts."""
 
     def call(context: torch.autocast) -> Any:
         if not tracer.is_executing:
-            if context._enabled:
-                raise CaptureError(
-                    "autocast is switched on in the forward pass",
-                    where=tracer.location(),
-                    remedy="switch it on outside of the model, or only around calls of its modules",
-                )
-            tracer.uncast.append(context.device)
+            tracer.has_cast |= context._enabled
+            tracer.uncast.append((context.device, context.fast_dtype if context._enabled else None))
         return enter(context)
 
     return call

@@ -1,13 +1,15 @@
 """Numbers and flags that a model changes from one forward pass to the next (`self.steps += 1`).
 
-A graph is of one pass. So the next one is traced too, with stand-ins for the numbers that tell who asks for them.
+A graph is of one pass. So the next one is traced too, with stand-ins for the numbers that tell who asks for them, and
+what becomes of them: generated code does the same.
 """
 
 from __future__ import annotations
 
+import keyword
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import fx, nn
@@ -21,15 +23,32 @@ State: TypeAlias = dict[str, Any]
 """The attributes of a module."""
 
 
+Count: TypeAlias = tuple[str, str, Any]
+"""What a pass does to the state of a module: its path, the name of the attribute, and what that becomes: a constant, or
+an expression of nested tuples, `("+", (path, name), 1)`."""
+
+
+def _changing(symbol: str, *, swapped: bool = False) -> Callable[[Kept, Any], Kept]:
+    def call(self: Kept, other: Any) -> Kept:
+        if not isinstance(other, int | float | Kept):
+            raise TypeError("a number that every forward pass changes is part of a result")
+        sides = self.expression, other.expression if isinstance(other, Kept) else other
+        return Kept((symbol, *(sides[::-1] if swapped else sides)))
+
+    return call
+
+
 class Kept:
     """Stands for a number that every pass changes: it may be counted on, but must not reach anything else."""
 
-    def _changed(self, other: object) -> Kept:
-        if not isinstance(other, int | float | Kept):
-            raise TypeError("a number that every forward pass changes is part of a result")
-        return self
+    def __init__(self, expression: tuple[Any, ...]) -> None:
+        """`expression`: how it is computed; a path and a name where it is read."""
+        self.expression = expression
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __floordiv__ = __mod__ = _changed
+    __add__, __radd__ = _changing("+"), _changing("+", swapped=True)
+    __sub__, __rsub__ = _changing("-"), _changing("-", swapped=True)
+    __mul__, __rmul__ = _changing("*"), _changing("*", swapped=True)
+    __truediv__, __floordiv__, __mod__ = _changing("/"), _changing("//"), _changing("%")
 
     def _refused(self, *_: object) -> Any:
         raise TypeError("a number that every forward pass changes is asked for")
@@ -71,10 +90,19 @@ _ABSENT = object()
 _OF_TORCH = nn.Module().__dict__.keys()
 
 
-def check_next(graph: fx.Graph, changed: Sequence[tuple[State, str, Any]], trace: Callable[[], fx.Graph]) -> None:
-    """Refuse a model whose next pass is another than the one that was traced. `trace`: traces that one."""
+def check_next(
+    graph: fx.Graph,
+    changed: Sequence[tuple[State, str, Any]],
+    trace: Callable[[], fx.Graph],
+    states: Mapping[str, State],
+) -> tuple[Count, ...]:
+    """What a pass does to the state of the model. Refuses one whose next pass is another than the one that was traced.
+
+    `trace`: traces that one. `states`: the attributes of all modules, by path.
+    """
+    paths = {id(state): path for path, state in states.items()}
     for state, name, after in changed:
-        state[name] = Kept() if type(after) in (int, float) else after
+        state[name] = Kept((paths[id(state)], name)) if type(after) in (int, float) else after
     try:
         following = trace()
     except CaptureError as error:
@@ -83,6 +111,47 @@ def check_next(graph: fx.Graph, changed: Sequence[tuple[State, str, Any]], trace
     same = len(following.nodes) == len(graph.nodes)
     if not same or any(key_of(b, copies) != key_of(a, {}) for b, a in copies.items()):
         raise _decides(changed)
+    known = {(id(state), name) for state, name, _ in changed}
+    left = [
+        (path, name, value)
+        for path, state in states.items()
+        for name, value in state.items()
+        if isinstance(value, Kept) or (id(state), name) in known
+    ]
+    counts = [(p, n, v.expression if isinstance(v, Kept) else v) for p, n, v in left]
+    return tuple(c for c in counts if isinstance(c[2], int | float | str | tuple | None) and c[2] != c[:2])
+
+
+def lines_of(counts: Sequence[Count], this: str, paths: Container[str]) -> list[str]:
+    """Python that does the same to the modules that are left, at these paths of the one that is called `this`."""
+    found = [c for c in counts if c[1].isidentifier() and all(p in paths for p in (c[0], *_paths_in(c[2])))]
+    if not found:
+        return []
+    targets, values = zip(*((_attribute(this, p, n), _code(this, v)) for p, n, v in found), strict=True)
+    return [f"{', '.join(targets)} = {', '.join(values)}"]
+
+
+def _paths_in(value: Any) -> list[str]:
+    if not isinstance(value, tuple):
+        return []
+    if len(value) == 2:
+        return [value[0]]
+    return [path for part in value[1:] for path in _paths_in(part)]
+
+
+def _code(this: str, value: Any) -> str:
+    if not isinstance(value, tuple):
+        return repr(value)
+    if len(value) == 2:
+        return _attribute(this, *value)
+    symbol, left, right = value
+    return f"({_code(this, left)} {symbol} {_code(this, right)})"
+
+
+def _attribute(this: str, path: str, name: str) -> str:
+    for part in path.split(".") if path else ():
+        this = f"{this}.{part}" if part.isidentifier() and not keyword.iskeyword(part) else f"getattr({this}, {part!r})"
+    return f"{this}.{name}"
 
 
 def _decides(changed: Sequence[tuple[State, str, Any]]) -> CaptureError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -21,12 +21,13 @@ from fxcat.passes.rules.table import function_rule, method_rule
 class Known:
     """A value that was found, and the numbers, computed from sizes, that it may depend on.
 
-    `finite`: it is that where values, which are not known, are finite.
+    `finite`: it is that where values, which are not known, are finite. `held`: as long as buffers hold what they do.
     """
 
     value: torch.Tensor
     sizes: list[fx.Node]
     finite: bool = False
+    held: bool = False
 
 
 @dataclass(slots=True)
@@ -34,27 +35,33 @@ class _Search:
     """What is found on the way to a value."""
 
     root: nn.Module
+    buffers: Mapping[str, torch.Tensor]
     found: dict[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
     sizes: list[fx.Node] = field(default_factory=list[fx.Node])
     finite: bool = False
+    held: bool = False
 
 
 class _Unknown(Exception):
     """A value depends on those of inputs, parameters or buffers, or on chance."""
 
 
-def known_value(node: fx.Node, root: nn.Module) -> Known | None:
-    """The value of a node that inputs, parameters, buffers and chance do not change; None if they do."""
+_NONE: Mapping[str, torch.Tensor] = {}
+
+
+def known_value(node: fx.Node, root: nn.Module, buffers: Mapping[str, torch.Tensor] = _NONE) -> Known | None:
+    """The value of a node that inputs, parameters, buffers other than those given, and chance do not change; None if
+    they do."""
     if _cannot_be_below(node):
         return Known(torch.tensor(False), [])
-    search = _Search(root)
+    search = _Search(root, buffers)
     try:
         value = _evaluate(node, search)
     except _Unknown:
         return None
     except Exception:  # what the model's op does with values that it never has
         return None
-    return Known(value, search.sizes, search.finite)
+    return Known(value, search.sizes, search.finite, search.held)
 
 
 def _cannot_be_below(node: fx.Node) -> bool:
@@ -79,6 +86,8 @@ def _evaluate(node: fx.Node, search: _Search) -> Any:
         if constant.is_meta:
             raise _Unknown
         sure = False
+    elif node.op == "get_attr" and str(node.target) in search.buffers and not _is_changed(node):
+        constant, sure, search.held = search.buffers[str(node.target)].detach().cpu(), False, True
     elif node.op in ("call_function", "call_method") and not is_random(node.target) and not _is_changed(node):
         constant, sure = _compute(node, search)
     else:

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, Grid, Integers, along, join, leaves, place, unlabelled
-from fxcat.passes.effects import FACTS, NO_GRAD, changed_part_of, is_inplace
+from fxcat.passes.effects import FACTS, NO_GRAD, TABLE, changed_part_of, is_inplace
 from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
@@ -36,11 +36,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """Why some labels are frozen."""
+    """Why some labels are frozen. `besides`: only to be told where that has no other reason."""
 
     labels: torch.Tensor
     where: str
     reason: str
+    besides: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Flow:
     """Labels along the axes of parameters among them; units only if a layer makes them such."""
     statistics: dict[fx.Node, list[torch.Tensor]] = field(default_factory=dict[fx.Node, "list[torch.Tensor]"])
     """Of functions of many entries of weights the labels along the axes that they run over."""
+    tables: list[fx.Node] = field(default_factory=list[fx.Node])
+    """Values made of nothing but numbers of channels: see `with_tables`."""
     doubtful: list[tuple[torch.Tensor, fx.Node, str]] = field(default_factory=list[tuple[torch.Tensor, fx.Node, str]])
     """What `freeze_if_units` was given."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
@@ -160,13 +163,13 @@ class Flow:
         self._left.append(a.reshape(-1))
         self._right.append(b.reshape(-1))
 
-    def freeze(self, labels: Labels, where: str | fx.Node, reason: str) -> None:
+    def freeze(self, labels: Labels, where: str | fx.Node, reason: str, *, besides: bool = False) -> None:
         """These labels are never removed."""
         for tensor in leaves(labels):
             live = tensor.reshape(-1)
             live = live[live != FROZEN]
             if live.numel():
-                self.freezes.append(Freeze(live, where if isinstance(where, str) else place(where), reason))
+                self.freezes.append(Freeze(live, where if isinstance(where, str) else place(where), reason, besides))
                 self.unite(live, torch.zeros_like(live))
 
     def freeze_if_units(self, labels: torch.Tensor, where: fx.Node, reason: str) -> None:
@@ -249,14 +252,17 @@ class Flow:
         """The same for a parameter by its canonical name."""
         return self.parameters.get(name, {}).get(axis)
 
-    def roots(self) -> Integers:
-        """For every label the smallest label united with it (so 0 for the frozen)."""
+    def roots(self, *, frozen: bool = True) -> Integers:
+        """For every label the smallest label united with it (so 0 for the frozen). `frozen`: whether what is frozen
+        counts as united."""
         parent = np.arange(self.count, dtype=np.int32)
         start, pending = 0, 0
         for i, labels in enumerate(self._left):
             pending += labels.numel()
             if pending >= CHUNK or i == len(self._left) - 1:
                 left, right = (torch.cat(side[start : i + 1]).numpy() for side in (self._left, self._right))
+                if not frozen:
+                    left, right = (side[(left != FROZEN) & (right != FROZEN)] for side in (left, right))
                 join(parent, left, right)
                 start, pending = i + 1, 0
         return parent
@@ -405,7 +411,7 @@ def _attribute_labels(flow: Flow, node: fx.Node) -> Labels:
         return None
     if node in flow.weights:
         return _axes_of_weight(flow, node)
-    if not value.is_floating_point():
+    if not value.is_floating_point() and TABLE not in node.meta:
         return unlabelled(value)  # tables of indices are no units
     name = flow.attribute_name(node)
     axes = flow.parameters.get(name, {})

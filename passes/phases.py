@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError
+from fxcat.passes.by_size import BySize
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.functionalise import detach_without_grad, functionalise
+from fxcat.passes.held import held_buffers
 from fxcat.passes.invocations import Invocations
-from fxcat.passes.kept_state import changed_state, check_next, left_values
+from fxcat.passes.kept_state import Count, State, changed_state, check_next, left_values
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
 from fxcat.passes.proxy import Guard
@@ -35,6 +37,7 @@ class Phases:
     constants: dict[str, torch.Tensor]
     patterns: tuple[Any, ...]
     calls: tuple[Invocations, ...]
+    counts: tuple[tuple[Count, ...], ...]
     left: frozenset[str] = frozenset()
     """Attributes in which a pass leaves values, by full names."""
 
@@ -44,13 +47,13 @@ def trace_phases(model: nn.Module, call: Call, results: Results) -> Phases:
 
     What it kept of an earlier pass is taken for stale, if its Python can do with that.
     """
-    twin, device = meta_twin(model), _device(model, call)
+    twin, device, held = meta_twin(model), _device(model, call), held_buffers(model)
     if make_stale(twin):
         try:
-            return _of_twin(twin, device, call, results)
+            return _of_twin(twin, device, call, results, held)
         except CaptureError:
             twin = meta_twin(model)
-    return _of_twin(twin, device, call, results)
+    return _of_twin(twin, device, call, results, held)
 
 
 def _device(model: nn.Module, call: Call) -> torch.device:
@@ -59,9 +62,11 @@ def _device(model: nn.Module, call: Call) -> torch.device:
     return found or torch.device("cpu")
 
 
-def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results) -> Phases:
+def _of_twin(
+    twin: nn.Module, device: torch.device, call: Call, results: Results, held: Mapping[str, torch.Tensor]
+) -> Phases:
     modes, left = Modes(twin), set[str]()
-    paths = [path for path, _ in twin.named_modules()]
+    states = {path: vars(m) for path, m in twin.named_modules()}
     before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
 
     def take_back() -> None:
@@ -71,17 +76,27 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
             state.update({n: _shallow(v) for n, v in known.items()} | kept)
 
     def trace(training: bool) -> _Phase:
-        found = _trace(twin, device, call, results, modes, training)
-        changed = changed_state(before)
-        left.update(left_values([(path, *states) for path, states in zip(paths, before, strict=True)]))
-        kinds = ((s, n, v, s[n]) for s, known in before for n, v in known.items()) if changed else ()
-        hooks = [(s, n, now) for s, n, v, now in kinds if type(v) is OrderedDict and v != now]
+        found = _trace(twin, device, call, results, modes, held, training)
+        now = [(path, *pair) for path, pair in zip(states, before, strict=True)]
+        left.update(left_values(now))
+        kinds = ((s, n, v) for s, known in before for n, v in known.items() if type(v) is OrderedDict)
+        hooks = [(s, n, s[n]) for s, n, v in kinds if (v or s[n]) and v != s[n]]
+        found = replace(found, changed=tuple(changed_state(before)), hooks=tuple(hooks))
         take_back()
-        if changed:
-            for state, name, registered in hooks:
-                state[name] = registered
-            check_next(found.graph, changed, lambda: _trace(twin, device, call, results, modes, training).graph)
-            take_back()
+        return found
+
+    def checked(found: _Phase, training: bool, others: Sequence[_Phase]) -> _Phase:
+        """What one phase changes may decide the other one, too."""
+        changed = list(found.changed)
+        own = {(id(state), name) for state, name, _ in changed}
+        changed += [c for f in others for c in f.changed if (id(c[0]), c[1]) not in own]
+        if not changed:
+            return found
+        for state, name, registered in found.hooks:
+            state[name] = registered
+        again = lambda: _trace(twin, device, call, results, modes, held, training).graph  # noqa: E731
+        found = replace(found, counts=check_next(found.graph, changed, again, states))
+        take_back()
         return found
 
     found = [trace(False)]
@@ -90,18 +105,22 @@ def _of_twin(twin: nn.Module, device: torch.device, call: Call, results: Results
         found.append(trace(True))
         if modes.known > known:  # the layers whose modes training sets are functions in inference too
             found[0] = trace(False)
+    found = [checked(f, i == 1, found[:i] + found[i + 1 :]) for i, f in enumerate(found)]
     return Phases(
         tuple(f.graph for f in found),
         tuple(guard for f in found for guard in f.guards),
         {n: c for f in found for n, c in f.constants.items()},
         tuple(f.pattern for f in found),
         tuple(f.calls for f in found),
+        tuple(f.counts for f in found),
         frozenset(left),
     )
 
 
 def _shallow(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict, set, OrderedDict) else value  # hooks are in the last kind
+    return (
+        value.copy() if type(value) in (list, dict, set, OrderedDict, BySize) else value
+    )  # hooks are in the last kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +130,22 @@ class _Phase:
     constants: dict[str, torch.Tensor]
     pattern: Any
     calls: Invocations
+    counts: tuple[Count, ...] = ()
+    changed: tuple[tuple[State, str, Any], ...] = ()
+    """What the pass has changed of the state of modules."""
+    hooks: tuple[tuple[State, str, Any], ...] = ()
+    """What it has registered."""
 
 
-def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, modes: Modes, training: bool) -> _Phase:
+def _trace(
+    twin: nn.Module,
+    device: torch.device,
+    call: Call,
+    results: Results,
+    modes: Modes,
+    held: Mapping[str, torch.Tensor],
+    training: bool,
+) -> _Phase:
     """Trace a copy in one mode. It is one that nobody traced before: models that cache tensors break when traced
     twice."""
     pattern: Any = None
@@ -128,6 +160,7 @@ def _trace(twin: nn.Module, device: torch.device, call: Call, results: Results, 
     known = set(vars(twin))
     modes.begin(training)
     tracer = modes.tracer = ExampleTracer(device, modes)
+    tracer.held = held
     graph = tracer.trace_module(twin, dict(zip(names, call.inputs, strict=True)), forward, training=training)
     modes.end()
     functionalise(graph)

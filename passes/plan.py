@@ -100,6 +100,12 @@ class _Setting:
         """Whether all units of a group are among those of a node's tensor."""
         return _holds_group(self.analysis, self.analysis.flow.of(node))
 
+    def groups(self, node: fx.Node) -> list[str]:
+        """The names of the groups whose units lie in a node's tensor."""
+        numbers = set(self.analysis.units.of_label[self.analysis.flow.of(node)].reshape(-1).tolist())
+        groups = self.analysis.units.groups
+        return [g.name for g in groups if not numbers.isdisjoint(range(g.start, g.start + g.count))]
+
     def width(self, node: fx.Node) -> int:
         """How many channels are left of a node's tensor."""
         return self.shape(node)[1]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dis
 import math
 import operator
 import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -21,6 +23,7 @@ from fxcat.passes.arguments import arguments
 from fxcat.passes.branches import is_message, raises_otherwise
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import known_value
+from fxcat.passes.texts import is_key, marked
 
 if TYPE_CHECKING:
     from fxcat.passes.tracer import ExampleTracer
@@ -43,6 +46,12 @@ class Guard:
 def instruction(frame: types.FrameType) -> tuple[types.CodeType, int]:
     """Where a frame is in its code."""
     return frame.f_code, frame.f_lasti
+
+
+@cache
+def _is_matching(code: types.CodeType, at: int) -> bool:
+    """Whether an instruction is that of `case SomeClass():`."""
+    return code.co_code[at] == dis.opmap["MATCH_CLASS"]
 
 
 class ExampleProxy(fx.Proxy):
@@ -104,18 +113,35 @@ class ExampleProxy(fx.Proxy):
 
     def _plain(self) -> Any:
         """The value of what is no tensor, where Python needs it."""
+        if isinstance(self.example, torch.dtype) and self.tracer.has_cast:
+            raise CaptureError(
+                "Python asks for the type of a value after it has switched autocast on",
+                where=self.tracer.location(),
+                remedy="switch autocast on outside of the model",
+            )
         return self._resolve(self.tracer.device if isinstance(self.example, torch.device) else self.example)
 
     def __str__(self) -> str:
         return self._text(sys._getframe(1), "")
+
+    def __repr__(self) -> str:
+        return fx.Proxy.__repr__(self) if is_tensor(self) else self._text(sys._getframe(1), "")
 
     def __format__(self, specification: str) -> str:
         return self._text(sys._getframe(1), specification)
 
     def _text(self, frame: types.FrameType, specification: str) -> str:
         if isinstance(self.example, torch.Tensor):
-            return repr(self)
-        return format(self.example if is_message(frame) else self._plain(), specification)
+            return fx.Proxy.__repr__(self)
+        if is_message(frame):
+            return format(self.example, specification)
+        if not specification and is_key(frame):
+            proxy: Any = self
+            if isinstance(self.example, torch.Size):
+                return f"torch.Size([{', '.join(marked(proxy[i]) for i in range(len(self.example)))}])"
+            if type(self.example) is int:
+                return marked(self)
+        return format(self._plain(), specification)
 
     def __eq__(self, other: object) -> Any:
         return self._compare(operator.eq, other)
@@ -129,6 +155,8 @@ class ExampleProxy(fx.Proxy):
         if isinstance(self.example, torch.device):
             other = self.tracer.device if isinstance(other, ExampleProxy) else other
             return function(self.tracer.device, other)
+        if isinstance(self.example, torch.dtype):
+            return function(self._plain(), other._plain() if isinstance(other, ExampleProxy) else other)
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
@@ -160,18 +188,21 @@ class ExampleProxy(fx.Proxy):
         if isinstance(self.example, torch.Tensor):
             return self._truth(sys._getframe(1))
         value = bool(self.example)
-        return self._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
+        return self._as(bool)._resolve(value, checks=raises_otherwise(sys._getframe(1), value))
 
     def _truth(self, frame: types.FrameType) -> bool:
-        """Which way a tensor sends Python: a known one its own; another is asserted where all else is an error, or
-        for values that are not finite."""
-        known = known_value(self.node, self.tracer.root)
-        if known is not None and not known.sizes and not known.finite:
+        """Which way a tensor sends Python: a known one its own; another is asserted where all else is an error, for
+        values that are not finite, or while buffers hold what they do."""
+        known = known_value(self.node, self.tracer.root, self.tracer.held)
+        doubtful = known is not None and (known.finite or known.held)
+        if known is not None and not known.sizes and not doubtful:
             return bool(known.value)
         for value in (True, False) if known is None else (bool(known.value),):
-            if (known is not None and known.finite) or raises_otherwise(frame, value):
+            if doubtful or raises_otherwise(frame, value):
                 holds: Any = self if value else torch.logical_not(self)  # pyright: ignore[reportArgumentType]
                 torch._assert(holds, "a branch was captured that is not taken for these values")  # pyright: ignore[reportPrivateUsage]
+                if known is not None and known.held:
+                    self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
                 return value
         if known is None:
             raise CaptureError(
@@ -182,25 +213,50 @@ class ExampleProxy(fx.Proxy):
         self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
         return bool(known.value)
 
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What it stands for, to `case torch.Tensor():`; nothing else may take a proxy for a tensor."""
+        frame = sys._getframe(1)
+        return type(self.example) if _is_matching(*instruction(frame)) else type(self)
+
+    def __copy__(self) -> fx.Proxy:
+        return self.tracer.proxy(self.node)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.Proxy:
+        return self.tracer.create_proxy("call_method", "clone", (self,), {}) if is_tensor(self) else self
+
     def __len__(self) -> int:
         if isinstance(self.example, torch.Tensor):
             operator.index(self.size(0))  # another batch has another length
-        elif self.node.target in _AS_MANY_AS_EXAMPLES:
-            count = _along_first_axis(self)
-            if count is not None:
-                operator.index(count)
-        return len(self.example)  # of a shape, or of pieces: removal does not change it
+        elif self.node.target in _TAKING_APART:
+            axis, count = _pieces(self)
+            if isinstance(count, ExampleProxy):  # removal does not change it, other sizes may
+                count._resolve(count.example, checks=axis != 0)
+        return len(self.example)
 
     def __index__(self) -> int:
+        if is_tensor(self):
+            return operator.index(self.tracer.plain_number(self))
         found = self._resolve(operator.index(self.example))
         self.tracer.asked.append(instruction(sys._getframe(1)))
         return found
 
     def __int__(self) -> int:
-        return self._resolve(int(self.example))
+        return self._known_number(int)
 
     def __float__(self) -> float:
-        return self._resolve(float(self.example))
+        return self._known_number(float)
+
+    def _known_number(self, kind: Callable[[Any], Any]) -> Any:
+        if is_tensor(self):
+            return kind(self.tracer.plain_number(self))
+        found = self._as(kind)
+        return found._resolve(found.example)
+
+    def _as(self, kind: Callable[[Any], Any]) -> ExampleProxy:
+        """The same number as one of another type."""
+        same = type(self.example) is kind
+        return self if same else self.tracer.create_proxy("call_function", kind, (self,), {})  # pyright: ignore
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})
@@ -283,20 +339,26 @@ class Stale:
         return self
 
 
-_AS_MANY_AS_EXAMPLES = (torch.split, "split", torch.unbind, "unbind")
+_TAKING_APART = (torch.split, "split", torch.chunk, "chunk", torch.unbind, "unbind")
 
 
-def _along_first_axis(pieces: ExampleProxy) -> Any:
-    """Into how many pieces of a given size a value is taken apart along its first axis, as a number that stays
-    symbolic; None along another axis, or with a list of sizes."""
-    node, proxy = pieces.node, pieces.tracer.proxy
-    given = arguments(node, "input", "dim") if "unbind" in str(node.target) else arguments(node, "input", "size", "dim")
-    size = given.get("size", given.get("split_size_or_sections", given.get("split_size", 1)))
-    if given.get("dim", 0) != 0 or isinstance(size, tuple | list):
-        return None
-    length: Any = proxy(node.all_input_nodes[0]).size(0)
+def _pieces(taken_apart: ExampleProxy) -> tuple[int, Any]:
+    """Along which axis a value is taken apart, and into how many pieces: a number that stays symbolic, None with a list
+    of sizes."""
+    node, proxy = taken_apart.node, taken_apart.tracer.proxy
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    given = arguments(node, "input", "dim") if name == "unbind" else arguments(node, "input", "size", "dim")
+    other = given.get("split_size_or_sections", given.get("split_size", given.get("chunks", 1)))
+    size, axis = given.get("size", other), given.get("dim", 0)
+    if isinstance(size, tuple | list):
+        return axis, None
+    source = node.all_input_nodes[0]
+    length: Any = proxy(source).size(axis)
     each: Any = proxy(size) if isinstance(size, fx.Node) else size
-    return length if isinstance(size, int) and size == 1 else (length + (each - 1)) // each
+    each = (length + (each - 1)) // each if name == "chunk" else each
+    return axis % source.meta["value"].dim(), length if type(each) is int and each == 1 else (
+        length + (each - 1)
+    ) // each
 
 
 def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:

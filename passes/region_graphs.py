@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx
 
-from fxcat.passes.effects import needed
-from fxcat.passes.folding import PATTERN
+from fxcat.passes.asked import Absent
+from fxcat.passes.effects import COUNTS, needed
+from fxcat.passes.folding import ABSENT, PATTERN
 from fxcat.passes.nested import pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import owners, region_input, region_output
@@ -24,7 +25,7 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
     found: dict[int, fx.Node] = {}
     for name, pattern in region.arguments.items():
         parameter = signature_of(forward).parameters[name]
-        unpack(result, _placeholder(result, parameter, pattern), pattern, found)
+        unpack(result, _placeholder(result, parameter, pattern, region.absent), pattern, found)
     for node in result.nodes:
         node.meta["path"] = ""
     copies: dict[fx.Node, fx.Node] = {}
@@ -44,6 +45,8 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
     output = result.output(phases[0] if len(phases) == 1 else tuple(phases))
     if len(phases) > 1:
         output.meta["phases"] = True
+    if any(region.counts):
+        output.meta[COUNTS] = region.counts
     return result
 
 
@@ -54,8 +57,8 @@ def _inside(graph: fx.Graph, number: int) -> set[fx.Node]:
     return needed(graph, inside, ends={n for n in inside if n.target is region_input})
 
 
-def _placeholder(graph: fx.Graph, parameter: inspect.Parameter, pattern: Any) -> fx.Node:
+def _placeholder(graph: fx.Graph, parameter: inspect.Parameter, pattern: Any, absent: Absent) -> fx.Node:
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     node = graph.placeholder(stars + parameter.name)
-    node.meta[PATTERN] = pattern
+    node.meta |= {PATTERN: pattern, ABSENT: absent}
     return node

@@ -15,7 +15,9 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError
+from fxcat.passes.asked import Absent, Asking
 from fxcat.passes.invocations import CALL, Invocations, below
+from fxcat.passes.kept_state import Count
 from fxcat.passes.nested import Slot, fill, leaves, template
 from fxcat.passes.proxy import Guard
 from fxcat.passes.rules.boundary import region_input, region_output
@@ -26,12 +28,14 @@ class Region:
     """A module whose `forward` is a part of the graph: from its `region_input`s to its `region_output`s.
 
     `arguments`: templates by parameter of `forward`. `results`: templates of what it returns, in inference and, where
-    that differs, in training.
+    that differs, in training. `absent`: what must not be in its arguments. `counts`: per phase what it does to state.
     """
 
     path: str
     arguments: dict[str, Any]
     results: tuple[Any, ...]
+    absent: Absent = field(default_factory=dict[tuple[Any, ...], "frozenset[Any] | None"])
+    counts: tuple[tuple[Count, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Traced:
     """The calls of modules in inference and in training."""
     left: frozenset[str]
     """Attributes in which `forward` leaves values."""
+    absent: Absent = field(default_factory=dict[tuple[Any, ...], "frozenset[Any] | None"])
+    counts: tuple[tuple[Count, ...], ...] = ()
 
 
 Tracing = Callable[[nn.Module, "Call"], Traced]
@@ -92,9 +98,13 @@ class Call:
         shapes = [x.shape for x in self.inputs] == [x.shape for x in other.inputs]
         return shapes and self.arguments == other.arguments
 
-    def filled(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other values in the place of the tensors."""
-        bound = inspect.BoundArguments(self.bound.signature, fill(self.arguments, values))
+    def filled(self, values: Sequence[Any], asking: Asking | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other values in the place of the tensors; `asking` notes what dicts are asked for."""
+        arguments = fill(self.arguments, values)
+        for name in arguments:
+            if asking is not None and self.bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+                arguments[name] = asking.watched(arguments[name], name)
+        bound = inspect.BoundArguments(self.bound.signature, arguments)
         return bound.args, bound.kwargs
 
     def without(self, names: Container[str]) -> Call:
@@ -146,7 +156,7 @@ class Regions:
         """Add a region that takes its tensors from `sources`. Returns the nodes of its results in inference."""
         number = len(self.regions)
         self.calls[number] = 1
-        self.regions.append(Region(path, call.arguments, traced.results))
+        self.regions.append(Region(path, call.arguments, traced.results, traced.absent, traced.counts))
         prefix = f"{path}." if path else ""
         entering = iter(
             self.node(region_input, (s, number, i), x)

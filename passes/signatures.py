@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from torch import fx, nn
 
-from fxcat.passes.folding import PATTERN, SAME_AS
+from fxcat.passes.asked import conditions
+from fxcat.passes.folding import ABSENT, PATTERN, SAME_AS
 from fxcat.passes.nested import CONSTANTS, Slot
 
 signature_of = lru_cache(1024)(inspect.signature)
@@ -35,7 +36,7 @@ class Head:
         self._parameters = parameters
         self._given = {name.lstrip("*"): node for name, node in given.items()}
         self.names: dict[str, Any] = {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
-        self.names["_isinstance"] = isinstance
+        self.names |= {"_isinstance": isinstance, "_len": len, "_sequence": (tuple, list)}
         parts, passed, stars = [this], list[str](), False
         for i, parameter in enumerate(parameters):
             name, kind = parameter.name, parameter.kind
@@ -72,28 +73,27 @@ class Head:
         return " or ".join(opposites)
 
     def _conditions(self, absent: Sequence[str]) -> list[str]:
-        return [c for p in self._parameters if (c := self._condition(p, p.name in absent))]
+        return [c for p in self._parameters for c in self._condition(p, p.name in absent)]
 
-    def _condition(self, parameter: inspect.Parameter, is_absent: bool) -> str:
+    def _condition(self, parameter: inspect.Parameter, is_absent: bool) -> Iterable[str]:
         name = parameter.name
+        stars = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if name not in self._given or is_absent:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                return f"_is_empty({name})"
+            if stars:
+                return [f"_is_empty({name})"]
             default = self._default(parameter)
             if parameter.default is None or isinstance(parameter.default, bool):
-                return f"({name} is {default})"
-            return f"_is({name}, {default})"
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return ""
-        node = self._given[name]
-        if SAME_AS in node.meta:
-            return f"({name} is {node.meta[SAME_AS]})"
-        pattern = node.meta.get(PATTERN, Slot(0))
-        if isinstance(pattern, Slot):
-            return f"not _isinstance({name}, _others)"
-        if isinstance(pattern, CONSTANTS):
-            return f"_is({name}, _given_{name})"
-        return f"_isinstance({name}, _mapping)" if isinstance(pattern, Mapping) else ""
+                return [f"({name} is {default})"]
+            return [f"_is({name}, {default})"]
+        meta = self._given[name].meta
+        pattern = meta.get(PATTERN, Slot(0))
+        if stars:
+            return ()
+        if SAME_AS in meta:
+            return [f"({name} is {meta[SAME_AS]})"]
+        if f"_given_{name}" in self.names:
+            return [f"_is({name}, _given_{name})"]
+        return conditions(name, pattern, meta.get(ABSENT, {}), self.names, name)
 
 
 def name_of_module(graphs: Sequence[fx.Graph], parameters: Sequence[inspect.Parameter]) -> str:

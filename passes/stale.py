@@ -9,6 +9,7 @@ from __future__ import annotations
 import dis
 import inspect
 import types
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from fxcat.passes.by_size import BySize
+from fxcat.passes.nested import leaves
 from fxcat.passes.proxy import Stale
 from fxcat.passes.rules.table import is_leaf
 
@@ -57,9 +59,10 @@ def _before_any_pass(value: Any, *, assigned: bool) -> Any:
 
     `assigned`: the value is; if not, only elements of it are.
     """
-    if type(value) is dict:
+    if type(value) in (dict, defaultdict, OrderedDict):
         known: dict[Any, Any] = value
-        return BySize({} if all(isinstance(v, torch.Tensor | torch.Size) for v in known.values()) else known)
+        of_passes = all(isinstance(v, torch.Tensor | torch.Size) for v in leaves(tuple(known.values())))
+        return BySize({} if of_passes else known, getattr(known, "default_factory", None))
     if not assigned and type(value) is not list:
         return value
     if isinstance(value, torch.Tensor):

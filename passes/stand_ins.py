@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import dis
 import functools
+import inspect
 import sys
 import types
 from collections.abc import Callable, Generator, Iterator
@@ -23,6 +24,9 @@ from torch.nn.modules import transformer
 
 from fxcat.errors import CaptureError
 from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
+from fxcat.passes.nested import leaves
+from fxcat.passes.numbers_of_tensors import NUMBER, number_of
+from fxcat.passes.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
@@ -39,8 +43,11 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         for owner, names in _TAKING_SIZES.items():
             for name in names:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
-        for name in ("finfo", "iinfo"):
+        for name in ("finfo", "iinfo", "broadcast_shapes"):
             stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
+        for name in ASKING_FOR_OVERRIDES:
+            stack.enter_context(patch.object(torch.overrides, name, ASKING_FOR_OVERRIDES[name]))
+        stack.enter_context(patch.object(torch, "Size", _Shape))
         loose = _loose_namespaces(root)
         helpers = _with_helpers(
             _python_modules(root) | {name for known in loose for name in _taken_from(known, _codes_in(known))}
@@ -56,7 +63,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                         known[name] = instead
                         replaced.append((known, name, value))
                 for name in _BUILTINS.keys() - known.keys():
-                    if name not in ("int", "float") or only_calls(name):
+                    if name not in ("int", "float", "type") or only_calls(name):
                         known[name] = _BUILTINS[name]
                         added.append((known, name))
             yield
@@ -77,12 +84,14 @@ def _of_python(value: Any) -> Any:
     keeps its results one that forgets those of proxies."""
     if keeps_results(value):
         return forgetting(value)
+    if isinstance(value, types.BuiltinFunctionType):
+        return next((new for old, new in NOT_OVERRIDDEN if old is value), value)
     if isinstance(value, torch.jit.ScriptFunction):
         return _deferred(_called(value))
     return getattr(value, "_torchdynamo_orig_callable", value)
 
 
-_FUNCTIONS = (types.FunctionType, torch.jit.ScriptFunction)
+_FUNCTIONS = (types.FunctionType, torch.jit.ScriptFunction, types.BuiltinFunctionType)
 
 
 @cache
@@ -199,7 +208,8 @@ def _only_called(codes: list[types.CodeType], name: str) -> bool:
     codes = list(codes)
     while codes:
         code = codes.pop()
-        for step in dis.get_instructions(code) if name in code.co_names else ():
+        is_run = code.co_flags & inspect.CO_OPTIMIZED  # not what was run when it was imported
+        for step in dis.get_instructions(code) if is_run and name in code.co_names else ():
             # the lowest bit of a global's number: it is about to be called
             called = step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1
             if step.argval == name and not called and step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -250,15 +260,25 @@ def _length(value: Any) -> Any:
     return len(value)
 
 
+def _is_floating(found: ExampleProxy) -> bool:
+    return isinstance(found.example, float) or (
+        isinstance(found.example, torch.Tensor) and found.example.is_floating_point()
+    )
+
+
 class _OfNumbers(type):
     """The type of `_Integer` and `_Float`."""
 
     number: type
+    of_tensor: Callable[[Any], Any]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if len(args) == 1 else None
         if isinstance(given, ExampleProxy) and isinstance(given.example, int | float):
             return given.tracer.create_proxy("call_function", cls.number, args, {})
+        if isinstance(given, ExampleProxy) and isinstance(given.example, torch.Tensor):
+            found = number_of(given)
+            return cls.of_tensor(found) if isinstance(found, ExampleProxy) else cls.number(found)
         return cls.number(*args, **kwargs)
 
     def __instancecheck__(cls, instance: object) -> bool:
@@ -272,17 +292,28 @@ class _Integer(metaclass=_OfNumbers):
     """`int` for the modules whose code is traced: what is computed from sizes stays symbolic."""
 
     number = int
+    of_tensor = staticmethod(lambda found: found.long() if isinstance(found.example, torch.Tensor) else found)
 
 
 class _Float(metaclass=_OfNumbers):
     """`float`, likewise."""
 
     number = float
+    of_tensor = staticmethod(lambda found: found if _is_floating(found) else found * 1.0)
 
 
 def _is_instance(value: Any, kinds: Any) -> bool:
     """`isinstance`: a model may ask whether it has a tensor or a list of tensors, or whether it is being traced."""
-    return isinstance(value, kinds) or (isinstance(value, ExampleProxy) and isinstance(value.example, kinds))
+    if isinstance(value, kinds) or not isinstance(value, ExampleProxy):
+        return isinstance(value, kinds)
+    return isinstance(value.node.meta.get(NUMBER, value.example), kinds)
+
+
+def _type_of(value: Any, *more: Any, **options: Any) -> Any:
+    """`type`: of a proxy, that of what it stands for."""
+    if more or options or not isinstance(value, ExampleProxy):
+        return type(value, *more, **options)
+    return type(value.example)
 
 
 def _is_callable(value: Any) -> bool:
@@ -323,6 +354,7 @@ def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _BUILTINS: dict[str, Any] = {
     **{"len": _length, "int": _Integer, "float": _Float, "isinstance": _is_instance, "callable": _is_callable},
+    "type": _type_of,
     **{"min": _extreme(builtins.min), "max": _extreme(builtins.max)},
 }
 """What the modules whose code is traced find under these names."""
@@ -332,9 +364,29 @@ def _deferred(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that PyTorch does not dispatch, as a node where its argument is a proxy."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, ExampleProxy)), None)
+        proxy = next((a for a in leaves((args, kwargs)) if isinstance(a, ExampleProxy)), None)
         if proxy is None:
             return function(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", function, args, kwargs)
 
     return call
+
+
+class _Shapes(type):
+    """The type of `_Shape`."""
+
+    def __call__(cls, *args: Any) -> Any:
+        return _deferred(_SIZE)(*args)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, _SIZE)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, _SIZE)
+
+
+_SIZE = torch.Size
+
+
+class _Shape(metaclass=_Shapes):
+    """`torch.Size`: of sizes, a shape that stays symbolic."""

@@ -28,7 +28,9 @@ from fxcat.passes.execute import run_module, run_node
 from fxcat.passes.interception import intercepted, state_error
 from fxcat.passes.invocations import CALL, Calls
 from fxcat.passes.known import known_value
+from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
+from fxcat.passes.numbers_of_tensors import plain_number
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -41,6 +43,7 @@ from fxcat.passes.rules.table import (
     module_rule,
 )
 from fxcat.passes.stand_ins import stand_ins
+from fxcat.passes.texts import forget
 
 
 class ExampleTracer(fx.Tracer):
@@ -65,8 +68,12 @@ class ExampleTracer(fx.Tracer):
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
-        self.uncast: list[str] = []
-        """The types of devices for which the model has switched autocast off where it is now."""
+        self.uncast: list[tuple[str, torch.dtype | None]] = []
+        """The types of devices for which the model has switched autocast where it is now, and to what that casts."""
+        self.held: Mapping[str, torch.Tensor] = {}
+        """Values of buffers that no forward pass changes."""
+        self.has_cast = False
+        """Whether it has switched autocast on: example values then lack the types that values have."""
         self.asked: list[object] = []
         """The instructions that asked for integers since the last node."""
 
@@ -104,6 +111,7 @@ class ExampleTracer(fx.Tracer):
                 "tensor operations whose shapes do not depend on tensor values",
             ) from error
         finally:
+            forget()
             # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
             self.__dict__ = {"guards": self.guards, "calls": self.calls, "_is_executing": True}
 
@@ -165,8 +173,8 @@ class ExampleTracer(fx.Tracer):
         elif not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
         if self.uncast and kind.startswith("call"):
-            device = self.uncast[-1]
-            node.meta[UNCAST] = None if device == self.device.type else device
+            device, dtype = self.uncast[-1]
+            node.meta[UNCAST] = None if device == self.device.type else device, dtype
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
@@ -181,6 +189,20 @@ class ExampleTracer(fx.Tracer):
                     raise
             return run_node(node, self.root)
 
+    def _run_or_erase(self, node: fx.Node, module: nn.Module | None = None) -> Any:
+        """The same of a new node. One that fails is no part of the graph: if Python goes on from there, it does so for
+        these sizes."""
+        try:
+            return self._run(node, module)
+        except Exception:
+            inputs = [i for i in node.all_input_nodes if isinstance(i.meta["value"], int | float | torch.Tensor)]
+            self.graph.erase_node(node)
+            for given in inputs:
+                asked: Any = self.proxy(given)
+                asked = asked.shape.node if is_tensor(asked) else given
+                self.guards.append(Guard(asked, asked.meta["value"]))
+            raise
+
     def _take_numbers(self, node: fx.Node) -> bool:
         """Put numbers in the place of tensors of one entry that are the same in every pass, where a function may want
         numbers (`x.new_full(sizes, self.strides[0])`); returns whether there are any."""
@@ -194,6 +216,10 @@ class ExampleTracer(fx.Tracer):
                 self.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
         return bool(numbers)
+
+    def plain_number(self, proxy: ExampleProxy) -> Any:
+        """The number that a tensor holds. Raises `CaptureError` if it is not known."""
+        return plain_number(proxy)
 
     @contextmanager
     def _executing(self) -> Generator[None]:
@@ -245,7 +271,7 @@ class ExampleTracer(fx.Tracer):
         result = self._inside(m, forward, args, kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)
-            result.node.meta["value"] = self._run(result.node, m)
+            result.node.meta["value"] = self._run_or_erase(result.node, m)
             self._note_place(result.node)
             if getattr(m, "inplace", False):
                 result.node.meta[CHANGES] = True
@@ -364,16 +390,10 @@ class ExampleTracer(fx.Tracer):
             target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
-        if kind == "call_method" and target in _FACTS and isinstance(args[0], ExampleProxy):
-            return getattr(args[0].example, target)()
-        if kind == "call_method" and target == "requires_grad_" and type(args[0]) is ExampleProxy:
-            if args[1:] == (False,) or not kwargs.get("requires_grad", True):
-                args[0].node = self.create_proxy(kind, "detach", args[:1], {}).node
-            return args[0]
-        if kind == "call_method" and target in _RESHAPING and type(args[0]) is ExampleProxy:
-            # the proxy stands for the same tensor in its new shape
-            args[0].node = self.create_proxy(kind, target.removesuffix("_"), args, kwargs).node
-            return args[0]
+        if kind == "call_method":
+            result = instead_of_method(target, args, kwargs)
+            if result is not NotImplemented:
+                return result
         function: Any = target if kind == "call_function" else None
         if kind == "call_method":
             function = getattr(torch.Tensor, target, None)
@@ -390,7 +410,7 @@ class ExampleTracer(fx.Tracer):
         if kind == "placeholder":
             node.meta["value"] = self._inputs[target]
         elif kind not in ("output", "get_attr"):
-            node.meta["value"] = self._run(node)
+            node.meta["value"] = self._run_or_erase(node)
         rule = function_rule(target) if kind == "call_function" else None
         if rule is not None and rule.returns_input(node, None, self._training):
             node.meta[SAME] = True
@@ -418,12 +438,6 @@ class ExampleTracer(fx.Tracer):
                 break
             self.guards.pop()
 
-
-_RESHAPING = ("unsqueeze_", "squeeze_", "transpose_", "swapaxes_", "swapdims_", "t_")
-"""Methods that give a tensor another shape."""
-
-_FACTS = ("dim", "ndimension", "is_floating_point", "is_complex")
-"""Methods that ask for what no input and no removal changes."""
 
 _PLAIN = (int, float, bool, str, type(None))
 

@@ -1,4 +1,4 @@
-"""Autocast switched off in generated code where the model switches it off: nodes say so, lines become blocks."""
+"""Autocast switched off or on in generated code where the model switches it: nodes say so, lines become blocks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ def with_marks(graph: fx.Graph) -> fx.Graph:
         return graph
     result = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for device, block in groupby(list(graph.nodes), lambda n: n.meta.get(UNCAST, _OUTSIDE)):
+    for mode, block in groupby(list(graph.nodes), lambda n: n.meta.get(UNCAST, _OUTSIDE)):
         nodes = list(block)
-        if device is not _OUTSIDE:
+        if mode is not _OUTSIDE:
+            device, dtype = mode
             value = None if device else _first_value(nodes)
-            result.call_function(_begin, (copies[value] if value else device or "cpu",))
+            result.call_function(_begin, (copies[value] if value else device or "cpu", dtype))
         for node in nodes:
             copies[node] = result.node_copy(node, copies.__getitem__)
-        if device is not _OUTSIDE:
+        if mode is not _OUTSIDE:
             result.call_function(_end)
     return result
 
 
-def _begin(device: torch.Tensor | str) -> None:
-    """Marks where a block begins, with the type of a device or a value on it."""
+def _begin(device: torch.Tensor | str, dtype: torch.dtype | None) -> None:
+    """Marks where a block begins, with the type of a device or a value on it, and to what values are cast there."""
 
 
 def _end() -> None:
@@ -52,7 +53,7 @@ def with_blocks(source: str) -> str:
     return "\n".join(_indented(source.split("\n"))) if _BEGIN.search(source) else source
 
 
-_BEGIN = re.compile(rf"^    \w+ = \w+{_begin.__name__}\((.*?)\);", re.MULTILINE)
+_BEGIN = re.compile(rf"^    \w+ = \w+{_begin.__name__}\((.*?), ([\w.]+)\);", re.MULTILINE)
 _END = re.compile(rf"^    \w+ = \w+{_end.__name__}\(\);")
 
 
@@ -62,7 +63,7 @@ def _indented(lines: list[str]) -> Iterator[str]:
         begins = _BEGIN.match(line)
         if begins:
             device = begins[1] if begins[1].startswith("'") else f"{begins[1]}.device.type"
-            yield f"    with _autocast({device}, enabled=False):"
+            yield f"    with _autocast({device}, {'enabled=False' if begins[2] == 'None' else f'dtype={begins[2]}'}):"
             shift = "    "
         elif _END.match(line):
             shift = ""

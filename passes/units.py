@@ -15,7 +15,7 @@ from torch import fx
 
 from fxcat.passes.arrays import FROZEN, Grid, Integers, Labels, compress, join, leaves
 from fxcat.passes.chains import Chain
-from fxcat.passes.labels import Flow
+from fxcat.passes.labels import Flow, Freeze
 from fxcat.records import Pinned
 
 NO_UNIT = -1
@@ -106,10 +106,21 @@ def _number(flow: Flow, chains: tuple[Chain, ...]) -> Units:
 def _pinned(flow: Flow) -> list[Pinned]:
     """One entry per place and reason, with the number of labels it froze."""
     found: dict[tuple[str, str], int] = {}
-    for freeze in flow.freezes:
+    for freeze in (*(f for f in flow.freezes if not f.besides), *_unexplained(flow)):
         key = (freeze.where, freeze.reason)
         found[key] = found.get(key, 0) + int(freeze.labels.unique().numel())
     return [Pinned(where, reason, count) for (where, reason), count in found.items()]
+
+
+def _unexplained(flow: Flow) -> list[Freeze]:
+    """Those reasons, to be told where there is no other, that are the only ones for what might be units."""
+    besides = [f for f in flow.freezes if f.besides]
+    if not besides:
+        return []
+    roots = flow.roots(frozen=False)
+    producing = {int(r) for b in flow.blocks if b.producer for r in np.unique(roots[b.start : b.start + b.count])}
+    explained = {int(r) for f in flow.freezes if not f.besides for r in np.unique(roots[f.labels.numpy()])}
+    return [f for f in besides if not producing.isdisjoint(set(roots[f.labels.numpy()].tolist()) - explained)]
 
 
 def _unique_names(groups: list[UnitRange]) -> tuple[UnitRange, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from fxcat.passes.cleanup import remove_dead
-from fxcat.passes.effects import CALLS, PHASE, RESULTS, needed, returned
+from fxcat.passes.effects import CALLS, COUNTS, PHASE, RESULTS, needed, returned
 from fxcat.passes.nested import pack
 
 
@@ -30,13 +30,14 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     ways, modes = output.meta.get(CALLS, ((),)), 2 if output.meta.get("phases") else 1
     patterns = output.meta.get(RESULTS, (None,) * len(ways) * modes)
-    if len(ways) == modes == 1 and patterns == (None,):
+    counts = output.meta.get(COUNTS, ((),))
+    if len(ways) == modes == 1 and patterns == (None,) and counts[0] == counts[-1]:
         return (Way((), (graph,)),)
     found: list[Way] = []
     for i, absent in enumerate(ways):
         own = patterns[i * modes : (i + 1) * modes]
         inference, training = (_part(graph, (i, p), absent, own[p % modes]) for p in range(2))
-        same = modes == 1 and len(inference.nodes) == len(training.nodes)
+        same = modes == 1 and len(inference.nodes) == len(training.nodes) and counts[0] == counts[-1]
         found.append(Way(absent, (inference,) if same else (inference, training)))
     return tuple(found)
 
@@ -52,7 +53,9 @@ def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: 
     phase.graph_copy(graph, copies)
     way, number = of
     result = fx.map_arg(returned(output, number, way), copies.__getitem__)
-    phase.output(result if pattern is None else pack(phase, pattern, result))
+    returning = phase.output(result if pattern is None else pack(phase, pattern, result))
+    counts = output.meta.get(COUNTS, ((),))
+    returning.meta[COUNTS] = (counts[number % len(counts)],)
     _erase_from(phase, {n for n in phase.nodes if n.op == "placeholder" and n.target in absent})
     if number == 0 and output.meta.get("phases"):
         remove_dead(phase, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import math
@@ -512,6 +513,7 @@ class Cache(nn.Module):
         self.a, self.c, self.kind = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1), kind
         self.last, self.grids, self.h = None, [torch.empty(0)], 0
         self.known: dict[Any, torch.Tensor] = {}
+        self.made: dict[Any, list[torch.Tensor]] = collections.defaultdict(list)
         self.register_buffer("buffer", torch.zeros(0), persistent=False)
 
     @functools.cache  # noqa: B019
@@ -546,6 +548,25 @@ class Cache(nn.Module):
                 if found is None:
                     found = self.known.setdefault((y.shape[2] * grow, y.device), self.make(y) * grow)
                 self.grid = found
+        elif self.kind == "text":
+            text = f"{y.shape[2]}x{y.size(3)}"
+            if text not in self.known:
+                self.known[text] = self.make(y)
+            self.grid = self.known[text]
+        elif self.kind == "text of a shape":
+            if self.known.get(str(tuple(y.shape[2:]))) is None:
+                self.known[str(tuple(y.shape[2:]))] = self.make(y)
+            self.grid = self.known[str(tuple(y.shape[2:]))]
+        elif self.kind == "text of another shape":
+            name = "grid of {}".format(y.shape[2:])  # noqa: UP032
+            if name not in self.known:
+                self.known[name] = self.make(y)
+            self.grid = self.known[name]
+        elif self.kind == "defaultdict":
+            key = y.shape[2], y.shape[3]
+            if not self.made[key]:
+                self.made[key] = [self.make(y)]
+            self.grid = self.made[key][0]
         elif self.kind == "none" and (self.last is None or self.last.size(1) != y.size(2)):
             self.grid = self.last = self.make(y)
         elif self.kind == "longest":
@@ -562,6 +583,7 @@ class Cache(nn.Module):
 
 
 KINDS = ("class", "instance", "numbers", "list", "dict", "dict, found twice", "none", "longest", "buffer", "cached")
+KINDS += ("text", "text of a shape", "text of another shape", "defaultdict")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -578,6 +600,21 @@ def test_a_dict_of_sizes_that_no_pass_writes_decides() -> None:
     net = fxcat.prepare(model.eval(), torch.rand(1, 3, 9, 9), verbose=False)
     with pytest.raises(AssertionError, match="sizes decide otherwise"):
         net(X)
+
+
+def test_a_text_that_is_more_than_a_key_decides() -> None:
+    class Telling(Cache):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(self.a(x).relu())
+            key = f"{y.shape[2]}x{y.size(3)}"
+            if key not in self.known:
+                self.known[key] = self.make(y)
+            return y[:, :2] + self.known[key] * (2 if key == "4x4" else 1)
+
+    model = Telling("text").eval()
+    net = check(model)
+    with pytest.raises(AssertionError, match="sizes decide otherwise"):
+        net(torch.rand(1, 3, 12, 12))
 
 
 class Decoding(Cache):

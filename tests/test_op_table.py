@@ -10,6 +10,7 @@ from op_calls import Branches, Call, calls, keys, name_of
 _PLACES = ("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
 _OWNERS = ("torch", "Tensor")
 _WITHOUT = ("rand", "randn", "randint", "randperm", "zeros", "ones", "empty", "full")
+_WITHOUT += ("arange", "linspace", "logspace", "eye")
 
 UNTRIED = {
     **{f"{o}.{name}{end}": "takes places: test_ops" for o in _OWNERS for name in _PLACES for end in ("", "_")},
@@ -34,6 +35,12 @@ UNTRIED = {
     **{f"torch.{name}": "takes no tensor" for name in _WITHOUT},
     **{f"torch.{name}_like": "draws other numbers for a smaller value" for name in ("rand", "randn")},
     **{f"{owner}.bernoulli": "draws other numbers for a smaller value" for owner in ("torch", "Tensor")},
+    **{
+        f"Tensor.{name}_": "draws other numbers for a smaller value: test_python_forms"
+        for name in ("bernoulli", "normal", "uniform", "exponential", "random", "cauchy", "geometric", "log_normal")
+    },
+    "torch.normal": "draws other numbers for a smaller value: test_python_forms",
+    **{f"torch.nn.init.{name}_": "draws numbers without gradients" for name in ("normal", "uniform", "trunc_normal")},
     **dict.fromkeys(("operator.floordiv", "operator.ifloordiv", "torch.floor_divide"), "has no derivative"),
     **{f"{owner}.heaviside": "has no derivative" for owner in ("torch", "Tensor")},
     **{f"F.max_unpool{n}d": "takes the places that a pooling gives: test_ops" for n in (1, 2, 3)},

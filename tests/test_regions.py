@@ -258,7 +258,7 @@ def test_another_structure_of_arguments_is_refused() -> None:
     model = Nested("dict")
     x = torch.randn(1, 3, 6, 6)
     net = fxcat.prepare(model, ({"a": x}, (x,)), verbose=False)
-    with pytest.raises(AssertionError, match="captured with 1 values"):
+    with pytest.raises(fxcat.InputError, match="called in another way"):
         net({"a": x}, (x, x))
 
 
@@ -328,7 +328,7 @@ def test_autocast_is_switched_off_where_the_model_does_so() -> None:
 def test_parts_keep_their_precision() -> None:
     model, x = Mixed().eval(), torch.randn(2, 3, 8, 8)
     net = fxcat.prepare(model, x, verbose=False).eval()
-    assert any("autocast" in p.reason for p in net.structure.pinned)
+    assert [p.where for p in net.structure.pinned] == ["output"]
     assert torch.equal(net(x), model(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(net(x), model(x))
@@ -336,3 +336,18 @@ def test_parts_keep_their_precision() -> None:
     assert difference(fxcat.finalize(net)(x), net(x)) <= SINGLE_TOLERANCE
     net.gates["body.0"].theta[4:] = 0.0  # sums in another order are rounded to bfloat16 differently
     assert difference(fxcat.finalize(net)(x), net(x)) <= 2**-8
+
+
+class Asking(Mixed):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = self.body(x)
+        return self.head(features.float() if features.dtype == torch.bfloat16 else features * 2)
+
+
+def test_types_that_autocast_gives_decide_no_branch_of_a_graph() -> None:
+    """Example values do not have them: Python goes on between regions."""
+    model, x = Asking().eval(), torch.randn(2, 3, 8, 8)
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    assert torch.equal(net(x), model(x))
+    assert [r.path for r in net.program.analysis.regions] == ["body", "head"]  # pyright: ignore

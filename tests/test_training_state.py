@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -275,6 +275,13 @@ def _decides(net: _Counting, y: torch.Tensor) -> torch.Tensor:
     return y * 2 if net.steps > 2 else y
 
 
+def _decides_inference(net: _Counting, y: torch.Tensor) -> torch.Tensor:
+    if net.training:
+        net.steps += 1
+        return y
+    return y * 2 if net.steps > 2 else y
+
+
 def _is_a_factor(net: _Counting, y: torch.Tensor) -> torch.Tensor:
     net.rate = 0.9 * net.rate
     return y * net.rate
@@ -301,7 +308,72 @@ def test_a_number_that_decides_nothing_is_no_matter() -> None:
     torch.testing.assert_close(net.eval()(x), model.eval()(x))
 
 
-@pytest.mark.parametrize("count", [_decides, _is_a_factor, _decays_to_a_bound, _is_first, _counts_a_list])
+class _Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.n, self.rate = nn.Conv2d(8, 8, 1), 0, 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.n += 1
+        if self.training:
+            self.rate = 0.5 * self.rate - 1 / 4
+        return self.conv(x).relu()
+
+
+class _Counted(nn.Module):
+    """Numbers, a flag and a buffer that every pass changes, some only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.inner = nn.Sequential(_Inner(), nn.Identity())
+        self.steps, self.last, self.begins = 0, 0, True
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last, self.begins = self.steps, False
+        if self.training:
+            self.steps += 1
+            self.seen += 1
+        y = self.stem(x)
+        return self.head(y + self.inner(y))
+
+    def state(self) -> tuple[object, ...]:
+        return self.steps, self.last, self.begins, int(self.seen)
+
+
+class _Outer(nn.Module):
+    """Only its parts can be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = _Counted()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.part(x)
+        return y if bool(y.sum() > -1e9) else y * 2
+
+
+@pytest.mark.parametrize("cls", [_Counted, _Outer])
+def test_numbers_that_decide_nothing_go_on(cls: type[nn.Module]) -> None:
+    model, x = cls(), torch.randn(2, 3, 4, 4)
+    net = fxcat.prepare(model, x, verbose=False)
+    small = fxcat.finalize(net)
+    section = next(g for g in net.gates.values() if g.kind == "section")
+    section.set(0.0)
+    networks = (model, net, small, fxcat.finalize(net))
+    for network in networks:
+        for mode in (True, True, False, True, False):
+            network.train(mode)(x)
+    plain = [n.network if isinstance(n, fxcat.GatedModule) else n for n in networks]
+    parts: list[Any] = [getattr(n, "part", n) for n in plain]
+    assert [_Counted.state(p) for p in parts] == [(3, 3, False, 3)] * 4
+    assert [(p.inner[0].n, p.inner[0].rate) for p in parts[:3]] == [(5, -0.3125)] * 3
+
+
+@pytest.mark.parametrize(
+    "count", [_decides, _decides_inference, _is_a_factor, _decays_to_a_bound, _is_first, _counts_a_list]
+)
 def test_numbers_that_decide_the_next_pass_are_refused(
     count: Callable[[nn.Module, torch.Tensor], torch.Tensor],
 ) -> None:

@@ -6,11 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
-from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
+from fxcat.passes.rules.elementwise import broadcast
+from fxcat.passes.rules.sizes import asked_sizes, is_width, shape_read, sizes_left, units_of_size
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
 
 if TYPE_CHECKING:
@@ -81,7 +82,18 @@ class Creation(_New):
     """Values of some sizes."""
 
 
-@rule("new_tensor", torch.randint, torch.randperm)
+@rule(torch.arange, torch.linspace, torch.logspace, torch.eye)
+class Table(Rule):
+    """Numbers in a row, or a unit matrix. As many as there are channels are the same in every pass, as a buffer is."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        asked = [a for i in node.all_input_nodes if _is_number(i) for a in asked_sizes(i)]
+        if asked and all(is_width(flow, tensor, axis) for tensor, axis in asked):
+            flow.tables.append(node)
+        return frozen((1,) * node.meta["value"].dim())
+
+
+@rule("new_tensor", torch.randperm)
 class NewTensor(Rule):
     """Values of their own."""
 
@@ -107,3 +119,49 @@ class Bernoulli(Alike):
 
     def zero_at(self, node: fx.Node) -> Zero:
         return Zero.BREAKS if "p" in arguments(node, "input", "p") else Zero.PRESERVES
+
+
+@rule(*(f"{name}_" for name in ("normal", "uniform", "exponential", "random", "cauchy", "geometric", "log_normal")))
+@rule("bernoulli_", nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_)
+class Drawn(Rule):
+    """Numbers that are drawn anew, in the place of values, or for parameters of their distribution."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return broadcast(flow, node)
+
+
+@rule(torch.normal, torch.randint)
+class DrawnOfSizes(_New):
+    """Numbers that are drawn, of sizes that stand behind the parameters of their distribution; or one for every entry
+    of these."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def sizes(self, node: fx.Node) -> Any:
+        at = self._place(node)
+        return node.args[at] if at < len(node.args) else node.kwargs.get("size")
+
+    def _place(self, node: fx.Node) -> int:
+        numbers = (i for i, a in enumerate(node.args) if not (isinstance(a, int | float) or _is_number(a)))
+        return next(numbers, len(node.args))
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        return broadcast(flow, node) if self._has_parameters(node) else super().flow(flow, node)
+
+    def _has_parameters(self, node: fx.Node) -> bool:
+        given = (node.args[0] if node.args else None, node.kwargs.get("mean"), *node.args[1:2], node.kwargs.get("std"))
+        return any(isinstance(a, fx.Node) and isinstance(a.meta["value"], torch.Tensor) for a in given)
+
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        if self._has_parameters(node):
+            return None
+        given, at = self.sizes(node), self._place(node)
+        if shape_read(given) is not None and tuple(moved.number(given)) == moved.shape:
+            return None
+        before = (*node.args[:at], *(node.kwargs[k] for k in _OF_DISTRIBUTIONS if k in node.kwargs))
+        options = {k: v for k, v in node.kwargs.items() if k != "size" and k not in _OF_DISTRIBUTIONS}
+        return Replacement((*before, sizes_left(given, moved.shape, moved), *node.args[at + 1 :]), options)
+
+
+_OF_DISTRIBUTIONS = ("mean", "std", "low", "high")

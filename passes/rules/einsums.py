@@ -21,6 +21,8 @@ def einsum(equation: Any, *operands: Any) -> Any:
         return NotImplemented
     parts, result = _spelled(equation.replace(" ", ""), [_rank(x) for x in operands])
     plain = ",".join(parts) + "->" + result
+    if len(parts) == 1 and len(set(parts[0])) == len(parts[0]):
+        return _of_one(parts[0], result, operands[0])
     if len(operands) <= 2 or any(len(set(p)) < len(p) for p in parts):
         return NotImplemented if plain == equation.replace(" ", "") else torch.einsum(plain, *operands)
     left, value = parts[0], operands[0]
@@ -29,6 +31,13 @@ def einsum(equation: Any, *operands: Any) -> Any:
         kept = result if i == len(parts) else "".join(x for x in dict.fromkeys(left + part) if x in wanted)
         left, value = kept, torch.einsum(f"{left},{part}->{kept}", value, operand)
     return value
+
+
+def _of_one(letters: str, result: str, value: Any) -> Any:
+    """Sums over the axes that the result lacks, and the others in its order."""
+    gone = [i for i, letter in enumerate(letters) if letter not in result]
+    left = [letter for letter in letters if letter in result]
+    return (value.sum(gone) if gone else value).permute([left.index(letter) for letter in result])
 
 
 def _rank(value: Any) -> int:

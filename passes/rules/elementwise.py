@@ -38,12 +38,17 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
     stretched: list[torch.Tensor] = []
+    without = False
     for labels, shape in entries:
+        without |= labels.numel() == 1 and any(v and n > 1 for v, n in zip(varying, shape, strict=True))
         over_units = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
         (stretched if over_units else partners).append(labels)
     for other in partners[1:]:
         flow.unite(partners[0], other)
-    result = min(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
+    for labels in partners if without else ():
+        flow.freeze(labels, node, "an axis with units meets one without", besides=True)
+    fewest = max if without else min  # where there are units, what comes later may tell why they stay, too
+    result = fewest(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
     for labels in stretched:
         flow.stretch(labels, max(partners, key=lambda p: p.numel(), default=result), node)
     return result

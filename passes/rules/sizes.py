@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
+from fxcat.passes.arguments import thaw
+from fxcat.passes.arrays import FROZEN
 from fxcat.passes.rules.table import Moved, Share, Size
 
 if TYPE_CHECKING:
@@ -59,3 +62,46 @@ def sizes_left(given: Any, shape: tuple[int, ...], moved: Moved) -> tuple[Any, .
         elif not isinstance(size, fx.Node) and size != -1:
             sizes[axis] = shape[axis]
     return tuple(sizes)
+
+
+def is_width(flow: Flow, tensor: fx.Node, axis: int | None) -> bool:
+    """Whether the size of an axis is that of a parameter, or there is a unit at every index: no input changes it."""
+    if tensor.op == "get_attr":
+        return True
+    labels = flow.values[tensor]
+    if axis is None or not isinstance(labels, torch.Tensor):
+        return False
+    line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
+    return bool((line > FROZEN).all()) and len(line.unique()) == tensor.meta["value"].shape[axis]
+
+
+def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
+    """The tensors and axes (None: all) from whose sizes a number is computed."""
+    stack: list[tuple[fx.Node, int | None]] = [(node, None)]
+    seen: set[tuple[fx.Node, int | None]] = set()
+    while stack:
+        current, index = stack.pop()
+        if (current, index) in seen or isinstance(current.meta.get("value"), torch.Tensor):
+            continue
+        seen.add((current, index))
+        tensors = [i for i in current.all_input_nodes if isinstance(i.meta.get("value"), torch.Tensor)]
+        if tensors and (current.target == "size" or current.args[1:] == ("shape",)):
+            yield tensors[0], index if index is not None else _size_axis(current)
+            continue
+        item = current.args[1] if current.target is operator.getitem else None
+        if isinstance(item, slice):
+            chosen = range(len(thaw(current.args[0])))[thaw(item)]
+            stack += [
+                (i, a) for i in current.all_input_nodes[:1] for a in (chosen if index is None else [chosen[index]])
+            ]
+            continue
+        follow = item if isinstance(item, int) else None
+        stack += [(i, follow) for i in current.all_input_nodes]
+
+
+def _size_axis(node: fx.Node) -> int | None:
+    """The axis that `x.size(axis)` asks for; no axis for attributes that are not the shape."""
+    if node.target == "size":
+        given = node.args[1] if len(node.args) > 1 else None
+        return given if isinstance(given, int) else None
+    return None

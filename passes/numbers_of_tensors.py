@@ -1,0 +1,104 @@
+"""Numbers that Python takes from tensors (`x.max().item()`) while a model is traced.
+
+What is made of sizes gives these again; what no input changes is a plain number; anything else stays a tensor of no
+axes, which does in arithmetic what the number would do.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxcat.errors import CaptureError
+from fxcat.passes.known import known_value
+from fxcat.passes.nested import map_leaves
+from fxcat.passes.proxy import ExampleProxy, Guard
+
+READING = ("item", "tolist")
+"""Methods that give numbers."""
+
+_MOST = 64
+"""So many numbers are taken one by one."""
+
+
+def numbers_of(proxy: ExampleProxy) -> Any:
+    """What `tolist` returns, and `item` for a tensor without axes. Raises `CaptureError` for many unknown numbers."""
+    written = _written(proxy)
+    if written is not None:
+        return written
+    found = _known(proxy)
+    if found is not None:
+        return found.tolist()
+    if proxy.example.numel() > _MOST or proxy.example.is_complex():
+        raise _refused(proxy)
+    return _taken_apart(proxy.tracer.create_proxy("call_method", "detach", (proxy,), {}))
+
+
+NUMBER = "number"
+"""Key in the `meta` of a node whose value stands for a number of Python: one of its type."""
+
+
+def number_of(proxy: ExampleProxy) -> Any:
+    """What `item` returns."""
+    if proxy.example.numel() == 1 and proxy.example.dim():
+        proxy = proxy.tracer.create_proxy("call_method", "reshape", (proxy, ()), {})  # pyright: ignore
+    return numbers_of(proxy)
+
+
+def plain_number(proxy: ExampleProxy) -> Any:
+    """The same where Python needs a number, and nothing that stands for one. Raises `CaptureError` if it is unknown."""
+    found = _known(proxy)
+    if found is None:
+        raise _refused(proxy)
+    return found.item()
+
+
+def _refused(proxy: ExampleProxy) -> CaptureError:
+    return CaptureError(
+        "Python takes numbers from the values of a tensor",
+        where=proxy.tracer.location(),
+        remedy="compute with the tensor itself, or list the module in ignore=",
+    )
+
+
+def _known(proxy: ExampleProxy) -> torch.Tensor | None:
+    """The values of a tensor that inputs do not change, but for their sizes."""
+    known = known_value(proxy.node, proxy.tracer.root)
+    if known is None or known.finite:
+        return None
+    proxy.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+    return known.value
+
+
+def _taken_apart(proxy: Any) -> Any:
+    if proxy.example.dim():
+        return [_taken_apart(part) for part in proxy]
+    proxy.node.meta[NUMBER] = torch.empty((), dtype=proxy.example.dtype).fill_(0).item()
+    return proxy
+
+
+_SAME = ("to", "cpu", "cuda", "long", "int", "detach", "clone", "contiguous")
+
+
+def _written(proxy: ExampleProxy) -> Any:
+    """The integers, some of them computed from sizes, that a tensor was made of."""
+    node = proxy.node
+    while node.op == "call_method" and node.target in _SAME and _counts(node):
+        node = node.all_input_nodes[0]
+    if node.target is operator.getitem and isinstance(node.args[1], int) and isinstance(node.args[0], fx.Node):
+        whole = _written(proxy.tracer.proxy(node.args[0]))  # pyright: ignore[reportArgumentType]
+        return None if whole is None else whole[node.args[1]]
+    if node.target not in (torch.tensor, torch.as_tensor) or not node.args or not _counts(node):
+        return None
+    return map_leaves(node.args[0], lambda a: proxy.tracer.proxy(a) if isinstance(a, fx.Node) else a)
+
+
+def _counts(node: fx.Node) -> bool:
+    value = node.meta["value"]
+    changed = any(
+        u.args[:1] == (node,) and str(getattr(u.target, "__name__", u.target)).endswith("_") for u in node.users
+    )
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32) and not changed
