@@ -33,7 +33,8 @@ def shrink_all(
     check_state(net.network, optimizers, loaded=loaded)
     shrunk = net.shrink(keep)
     for average in averages:
-        average_net(average).shrink(keep)
+        copied = average_net(average)
+        copied.shrink(keep.to(copied.gate_vector.theta.device))
     left = {id(p) for p in net.network.parameters()}
     for optimizer in optimizers:
         for name, axes in shrunk.keep.items():

@@ -31,21 +31,18 @@ from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
 from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
-from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
+from fxcat.optimizers import Optimizers, Steps, Watched, as_list, check_weights, holding, wrappers_of
 from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
 from fxcat.records import Pressure, Target
 from fxcat.rehearsal import rehearse
+from fxcat.schedule import checked_warmup
 from fxcat.selection import check_reachable, select_structure
 
 Phase = Literal["warm-up", "gated", "plain"]
 Closure = Callable[[], torch.Tensor]
 
 POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
-EARLIEST, LATEST = 0.03, 0.1
-"""Shares of the run between which gates begin if nothing else is said."""
-MEASURED_FOR = 100
-"""Steps for which worths are measured before that, if there are as many."""
 UNSEEN = 30
 """So many steps in a row may say nothing of the gates: a loss scaler finds its scale in half of them."""
 WORTH_SHRINKING = 0.02
@@ -100,21 +97,23 @@ class GateController:
             **{"until": until, "shrinks": shrinks, "gate_lr": gate_lr, "averages": averages, "held_out": held_out},
             **{"loss": loss, "scaler": scaler, "seed": seed},
         )
-        warmup = _checked_warmup(total_steps, warmup, until, shrinks)
+        warmup = checked_warmup(total_steps, warmup, until, shrinks)
         if net.gate_vector.theta.numel() and not net.gate_vector.theta.requires_grad:
             raise InputError(
                 "the gates of this network have been trained and decided",
                 remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
             )
         net.led.check_free()
-        self.optimizers = as_list(optimizer)
-        check_weights(net, self.optimizers)
+        found = as_list(optimizer)
+        check_weights(net, found)
+        self.optimizers = holding(net, found)
         check_state(net.network, self.optimizers, loaded=True)
         for average in (averages := tuple(averages)):
             average_net(average)
         if target is not None:
             check_reachable(net, target)
         self.net, self.target, self.averages = net, target, averages
+        self._pressure = pressure
         self._settings: dict[str, Any] = {
             "policy": net.policy,
             "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
@@ -141,14 +140,14 @@ class GateController:
         self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
-        self._watched = [Watched(o, net, scaler) for o in self.optimizers]
+        self._made = Steps(net, [Watched(o, net, scaler, wrappers_of(optimizer, o)) for o in self.optimizers])
         net.led = Led(self)
         net.gate_vector.seed(seed)
         if self.phase == "plain":
             self._settle(net.gate_vector.hard())
         else:
             net.gate_vector.values = self.policy.warm_up if self.phase == "warm-up" else self.policy.values
-            net.unfinished = f"GateController(target={target})" if pressure is None else f"GateController({pressure})"
+            self._say_unfinished()
 
     @property
     def phase(self) -> Phase:
@@ -172,6 +171,9 @@ class GateController:
     def step(self, *, closure: Closure | None = None, held_out: tuple[Any, Any] | None = None) -> bool:
         """One step of the gates. Returns True if the network has just become smaller.
 
+        Nothing happens where no optimizer has made a step since the last one, as between the parts of a batch whose
+        gradients are accumulated.
+
         `closure`: returns the loss of the step's batch, `lambda: criterion(net(x), y)`. With it one section per step,
         in turn, is measured by the difference of two forward passes, with it and without it, in place of
         an estimate from the backward pass. `held_out`: the batch to take when `wants_held_out`, in place of those given
@@ -182,6 +184,8 @@ class GateController:
         """
         check_callable(closure, "closure", optional=True)
         self.net.led.check_by(self)
+        if not self._made.have_been_made() and held_out is None:
+            return False
         phase, wants_held_out = self.phase, self.wants_held_out
         self._check_optimizers()
         self.steps += 1
@@ -317,11 +321,16 @@ class GateController:
         """No gate is trained any more."""
         vector = self.net.gate_vector
         with torch.no_grad():
-            vector.theta.copy_(setting)
+            for net in (self.net, *map(average_net, self.averages)):  # an average of θ decides nothing
+                net.gate_vector.theta.copy_(setting)
         vector.values = "hard"
         vector.theta.requires_grad_(False)
         vector.draws.forget()
-        self.net.unfinished = None
+        self._say_unfinished()
+
+    def _say_unfinished(self) -> None:
+        by = f"target={self.target}" if self._pressure is None else str(self._pressure)
+        self.net.unfinished = None if self.phase == "plain" else f"GateController({by})"
 
     def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
@@ -332,7 +341,7 @@ class GateController:
         """
         units = self.net.gate_vector.unit_count
         shrunk = shrink_all(self.net, keep, self.optimizers, self.averages, loaded=loaded)
-        self.net.wrappers.follow()
+        self.net.wrappers.follow(self.net)
         self._shrunk_at = self.steps
         origin = shrunk.gate_origin(units).to(keep.device)
         self.policy.restrict(origin)
@@ -378,22 +387,13 @@ class GateController:
         self.steps = state["steps"]
         with torch.no_grad():
             vector.theta.copy_(state["theta"])
-        vector.theta.requires_grad_(state["trains"])
+        if vector.theta.requires_grad != state["trains"]:
+            vector.theta.requires_grad_(state["trains"])
+            self.net.wrappers.follow(self.net)
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
-
-
-def _checked_warmup(total_steps: int, warmup: float | None, until: float, shrinks: int) -> float:
-    """The share of the run at which gates begin. Raises `InputError` where the phases do not make a schedule."""
-    if warmup is None and total_steps > 0:
-        warmup = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
-    if total_steps < 1 or warmup is None or not 0 <= warmup < until <= 1 or shrinks < 0:
-        raise InputError(
-            f"total_steps={total_steps}, warmup={warmup}, until={until}, shrinks={shrinks} do not make a schedule",
-            remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
-        )
-    return warmup
+        self._say_unfinished()
 
 
 def check_settings(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
