@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
+from fxcat.checks import check_flag
 from fxcat.controller import GateController
 from fxcat.errors import InputError
+from fxcat.following import Led
 from fxcat.fractions import cost_fractions
-from fxcat.gated import GatedModule
-from fxcat.integrations.found import gated_in
+from fxcat.integrations.found import copies_in, gated_in
 from fxcat.records import Pressure, Target
 
 _PHASES = ("warm-up", "gated", "plain")
@@ -30,8 +28,8 @@ class GateCallback(Callback):
     holds what `prepare` returned. Works with `lightning` and `pytorch_lightning`.
 
     `target`, `pressure`, `settings`: as for `GateController`. `total_steps`: optimizer steps of the whole run, by
-    default those that the trainer estimates; a run that is resumed keeps those that it had. `log`: whether the expected
-    cost, as fractions of the start network, and the phase (0 warm-up, 1 gated, 2 plain) are logged after every epoch as
+    default those that the trainer estimates; a run that is resumed keeps those that it had. `log`: after every epoch
+    the expected cost, as fractions of the start network, and the phase (0 warm-up, 1 gated, 2 plain) are logged as
     `gates/flops`, `gates/params`, `gates/phase`.
 
     Its state is in the trainer's checkpoints. Averaged copies that other callbacks hold become smaller too. When the
@@ -55,6 +53,7 @@ class GateCallback(Callback):
         log: bool = True,
         **settings: Any,
     ) -> None:
+        check_flag(log, "log")
         self._settings: dict[str, Any] = {"target": target, "pressure": pressure, **settings}
         inspect.signature(GateController).bind(None, None, total_steps=total_steps, **self._settings)  # names
         self._total_steps, self._log = total_steps, log
@@ -65,9 +64,7 @@ class GateCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before anything is restored."""
         self._state = None
-        if stage != "fit":
-            return
-        if trainer.strategy.restore_checkpoint_after_setup:  # since they replace the parameters by others
+        if stage == "fit" and trainer.strategy.restore_checkpoint_after_setup:  # it replaces the parameters by others
             raise InputError(
                 f"{type(trainer.strategy).__name__} shards parameters: pieces of them cannot become smaller",
                 remedy='use Trainer(strategy="ddp")',
@@ -89,15 +86,13 @@ class GateCallback(Callback):
         if state is None and before is not None and before.net is net:
             if before.phase == "plain":  # a second fit trains what is left
                 return
-            state = before.state_dict()
-        self.controller = before = None  # two of them would undo what the other does
+            state, net.led = before.state_dict(), Led()  # it goes on, with other optimizers
         self._was_called = self._is_on_time = False
-        optimizers, averages = pl_module.optimizers(), _copies(trainer.callbacks, net)
         self.controller = GateController(
             net,
-            optimizers if isinstance(optimizers, list) else [optimizers],  # pyright: ignore[reportArgumentType]
+            pl_module.optimizers(),  # pyright: ignore[reportArgumentType]
             total_steps=self._steps(trainer, state),
-            averages=averages,
+            averages=copies_in(trainer.callbacks, net),
             **self._settings,
         )
         if state is not None:
@@ -105,7 +100,8 @@ class GateCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Between optimizer steps the controller does nothing."""
-        controller = _made(self.controller)
+        controller = self.controller
+        assert controller is not None
         phase, was_called = controller.phase, controller.net.gate_vector.draws.made > 0
         self._was_called |= was_called
         if was_called or phase == "plain":
@@ -116,20 +112,22 @@ class GateCallback(Callback):
                 callback.load_state_dict(state | {k: now[k] for k in _PLACES if k in now})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs."""
-        controller = _made(self.controller)
+        """Logs, and looks once whether the gates will be decided in time."""
+        controller = self.controller
+        assert controller is not None
         if controller.phase != "plain" and not self._is_on_time:
             self._check_pace(trainer, pl_module, controller)
             self._is_on_time = True
         if self._log:
-            net = controller.net
-            flops, params = cost_fractions(net, net.gate_vector.theta.detach().double()).tolist()
-            values = {"flops": flops, "params": params, "phase": float(_PHASES.index(controller.phase))}
-            pl_module.log_dict({f"gates/{k}": torch.tensor(v) for k, v in values.items()}, sync_dist=True)
+            flops, params = cost_fractions(controller.net, controller.net.gate_vector.theta.detach().double()).tolist()
+            phase = float(_PHASES.index(controller.phase))
+            values = {"gates/flops": flops, "gates/params": params, "gates/phase": phase}
+            pl_module.log_dict(values, sync_dist=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not where it is interrupted."""
-        controller = _made(self.controller)
+        controller = self.controller
+        assert controller is not None
         if controller.phase != "plain":
             rank_zero_warn(
                 f"training ended in step {controller.steps}, before the gates' {controller.first_plain} steps: "
@@ -138,9 +136,10 @@ class GateCallback(Callback):
             controller.finish()
 
     def _steps(self, trainer: Trainer, state: dict[str, Any] | None) -> int:
-        if self._total_steps is not None or state is not None:
-            return self._total_steps or state["settings"]["total_steps"]  # pyright: ignore[reportOptionalSubscript]
-        total = trainer.estimated_stepping_batches
+        """Of the whole run."""
+        if self._total_steps is not None:
+            return self._total_steps
+        total = trainer.estimated_stepping_batches if state is None else state["settings"]["total_steps"]
         if not 0 < total < math.inf:
             raise InputError(
                 "the trainer does not know how many steps it is going to make",
@@ -159,21 +158,9 @@ class GateCallback(Callback):
         share = max((done / most for done, most in limits if most and most > 0), default=0.0)
         # of one optimizer all are counted, also those that a loss scaler leaves out
         steps = trainer.global_step if pl_module.automatic_optimization else controller.steps
-        if share > 0 and round(steps / share) < controller.first_plain:
+        if share > 0 and (expected := round(steps / share)) < controller.first_plain:
             raise InputError(
-                f"the run will train the network with gates in {round(steps / share)} steps, "
-                f"not in {controller.total_steps}: it would end before the gates are decided",
-                remedy=f"GateCallback(total_steps={round(steps / share)})",
+                f"the run will train the network with gates in {expected} steps, not in {controller.total_steps}: "
+                "it would end before the gates are decided",
+                remedy=f"GateCallback(total_steps={expected})",
             )
-
-
-def _made(controller: GateController | None) -> GateController:
-    assert controller is not None  # fit has begun
-    return controller
-
-
-def _copies(callbacks: Iterable[Any], net: GatedModule) -> list[GatedModule]:
-    """Copies of the network that callbacks hold: averages of its weights."""
-    held = [v for c in callbacks for v in vars(c).values() if isinstance(v, nn.Module)]
-    found = {id(m): m for module in held for m in module.modules() if isinstance(m, GatedModule) and m is not net}
-    return list(found.values())
