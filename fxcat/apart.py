@@ -73,6 +73,10 @@ class AsWritten:
     def __init__(self, forward: Callable[..., Any], layers: Layers, captured: str) -> None:
         self._forward, self._layers, self._captured = forward, layers, captured
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the layers themselves: what gives them knows a whole graph, with functions that have no name
+        return _as_written, (self._forward, frozenset(self._layers()), self._captured)
+
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         said = f"forward was captured with {self._captured}, and is called in another way"
         if any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
@@ -82,3 +86,7 @@ class AsWritten:
                 remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
             )
         return call_whole(self._forward, (module, *args), kwargs, of=module, layers=self._layers, said=said)
+
+
+def _as_written(forward: Callable[..., Any], layers: Collection[str], captured: str) -> AsWritten:
+    return AsWritten(forward, lambda: layers, captured)

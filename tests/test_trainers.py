@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -231,3 +233,38 @@ def test_wrappers_that_were_made_before_a_state_was_loaded() -> None:
         trained(wrapper, made, its, first=first + 1)
         assert same(again, net)
     assert sum(p.nbytes for p in prepared().parameters()) > sizes[0] > sizes[1]
+
+
+class Pooled(Net):
+    """Calls a function that was made in another one, and so has no name that pickle would find."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.max_pool2d(x, 2))
+
+
+class Sent(pickle.Pickler):
+    """Notes what would go to a process that is spawned."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.generators, self.storages = 0, [0]
+
+    def reducer_override(self, value: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.generators += isinstance(value, torch.Generator)
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter) and value.device.type == "cpu":
+            self.storages.append(value.untyped_storage().data_ptr())
+        return NotImplemented
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_networks_are_sent_to_processes_that_are_spawned(called: bool) -> None:
+    net = fxcat.prepare(Pooled(), torch.zeros(1, 3, 8, 8), verbose=False).eval()
+    expected = net(X[:4]) if called else copy.deepcopy(net)(X[:4])
+    file = io.BytesIO()
+    sent = Sent(file)
+    sent.dump(net)
+    assert not sent.generators  # the file descriptor of the tensor that one is pickled as would end too soon
+    assert len(set(sent.storages)) == len(sent.storages)  # multiprocessing refuses one twice
+    found: Any = pickle.loads(file.getvalue())
+    assert torch.equal(found(X[:4]), expected)
+    assert torch.equal(fxcat.finalize(found)(X[:4]), expected)

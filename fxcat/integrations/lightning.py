@@ -69,7 +69,7 @@ class GateCallback(Callback):
                 f"{type(trainer.strategy).__name__} shards parameters: pieces of them cannot become smaller",
                 remedy='use Trainer(strategy="ddp")',
             )
-        monitoring = [c for c in trainer.callbacks if getattr(c, "monitor", None) is not None]
+        monitoring = [c for c in trainer.callbacks if getattr(c, "monitor", None) is not None]  # pyright: ignore
         self._others = [(c, deepcopy(c.state_dict())) for c in monitoring]
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class GateCallback(Callback):
             net,
             pl_module.optimizers(),  # pyright: ignore[reportArgumentType]
             total_steps=self._steps(trainer, state),
-            averages=copies_in(trainer.callbacks, net),
+            averages=copies_in(trainer.callbacks, net),  # pyright: ignore[reportAttributeAccessIssue]
             **self._settings,
         )
         if state is not None:
