@@ -79,6 +79,10 @@ class AsWritten:
     layers: Layers
     captured: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the layers themselves: what gives them knows a whole graph, with functions that have no name
+        return _as_written, (self.forward, frozenset(self.layers()), self.captured)
+
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         said = f"forward was captured with {self.captured}, and is called in another way"
         if any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
@@ -88,6 +92,10 @@ class AsWritten:
                 remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
             )
         return call_whole(self.forward, (module, *args), kwargs, of=module, layers=self.layers, said=said)
+
+
+def _as_written(forward: Callable[..., Any], layers: Collection[str], captured: str) -> AsWritten:
+    return AsWritten(forward, lambda: layers, captured)
 
 
 @dataclass(frozen=True, slots=True)

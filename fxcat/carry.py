@@ -33,7 +33,8 @@ def shrink_all(
     check_state(net.network, optimizers, loaded=loaded)
     shrunk = net.removed(keep)
     for average in averages:
-        average_net(average).removed(keep)
+        copied = average_net(average)
+        copied.removed(keep.to(copied.gate_vector.theta.device))
     left = {id(p) for p in net.network.parameters()}
     for optimizer in optimizers:
         for name, axes in shrunk.keep.items():

@@ -31,7 +31,17 @@ from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
 from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
-from fxcat.optimizers import NOTICES, Optimizers, Watched, as_list, check_weights, without_gates
+from fxcat.optimizers import (
+    NOTICES,
+    Optimizers,
+    Steps,
+    Watched,
+    as_list,
+    check_weights,
+    holding,
+    without_gates,
+    wrappers_of,
+)
 from fxcat.policy import GatePolicy
 from fxcat.program import Shrunk
 from fxcat.ratio import RatioPolicy
@@ -99,8 +109,9 @@ class GateController:
         )
         self.schedule = Schedule.of(total_steps, warmup, until, shrinks)
         net.led.check_free()
-        self.optimizers = as_list(optimizer)
-        check_weights(net, self.optimizers)
+        found = as_list(optimizer)
+        check_weights(net, found)
+        self.optimizers = holding(net, found)
         check_state(net.network, self.optimizers, loaded=True)
         for average in (averages := tuple(averages)):
             average_net(average)
@@ -128,7 +139,7 @@ class GateController:
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
         self._scaler = scaler
-        self._watched = [Watched(o, net, scaler) for o in self.optimizers]
+        self._made = Steps(net, [Watched(o, net, scaler, wrappers_of(optimizer, o)) for o in self.optimizers])
         NOTICES.tell(self)
         net.led = Led(self)
         net.gate_vector.seed(seed)
@@ -136,7 +147,7 @@ class GateController:
             self._settle(net.gate_vector.hard())
         else:
             net.gate_vector.values = self.policy.warm_up if self.phase == "warm-up" else self.policy.values
-            net.unfinished = f"GateController(target={target})" if pressure is None else f"GateController({pressure})"
+            self._say_unfinished()
 
     def __repr__(self) -> str:
         gates = f"gates are trained in steps {self.schedule.first_gated} to {self.schedule.first_plain}"
@@ -163,6 +174,9 @@ class GateController:
     def step(self, *, closure: Closure | None = None, held_out: tuple[Any, Any] | None = None) -> bool:
         """One step of the gates. Returns True if the network has just become smaller.
 
+        Nothing happens where no optimizer has made a step since the last one, as between the parts of a batch whose
+        gradients are accumulated.
+
         `closure`: returns the loss of the step's batch, `lambda: criterion(net(x), y)`. With it one section per step,
         in turn, is measured by the difference of two forward passes, with it and without it, in place of
         an estimate from the backward pass. `held_out`: the batch to take when `wants_held_out`, in place of those given
@@ -173,6 +187,8 @@ class GateController:
         """
         check_callable(closure, "closure", optional=True)
         self.net.led.check_by(self)
+        if not self._made.have_been_made() and held_out is None:
+            return False
         phase, wants_held_out = self.phase, self.wants_held_out
         self._check_optimizers()
         self.steps += 1
@@ -212,7 +228,7 @@ class GateController:
         if any(id(p) in weights for group in optimizer.param_groups for p in group["params"]):
             without_gates(optimizer, self.net)
             self.optimizers.append(optimizer)
-            self._watched.append(Watched(optimizer, self.net, self._scaler))
+            self._made.watch(Watched(optimizer, self.net, self._scaler))
             self._is_checked = False
 
     def _check_optimizers(self) -> None:
@@ -325,11 +341,16 @@ class GateController:
         """No gate is trained any more."""
         vector = self.net.gate_vector
         with torch.no_grad():
-            vector.theta.copy_(setting)
+            for net in (self.net, *map(average_net, self.averages)):  # an average of θ decides nothing
+                net.gate_vector.theta.copy_(setting)
         vector.values = "hard"
         vector.theta.requires_grad_(False)
         vector.draws.forget()
-        self.net.unfinished = None
+        self._say_unfinished()
+
+    def _say_unfinished(self) -> None:
+        by = str(self.objective) if self.target is None else f"target={self.target}"
+        self.net.unfinished = None if self.phase == "plain" else f"GateController({by})"
 
     def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> Shrunk:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
@@ -340,7 +361,7 @@ class GateController:
         """
         units = self.net.gate_vector.unit_count
         shrunk = shrink_all(self.net, keep, self.optimizers, self.averages, loaded=loaded)
-        self.net.wrappers.follow()
+        self.net.wrappers.follow(self.net)
         self._shrunk_at = self.steps
         self.policy.restrict(shrunk.gate_origin(units).to(keep.device))
         return shrunk
@@ -392,9 +413,10 @@ class GateController:
         self.policy.pace(self.schedule.gated)
         with torch.no_grad():
             vector.theta.copy_(state["theta"])
-        vector.theta.requires_grad_(state["trains"])
+        if vector.theta.requires_grad != state["trains"]:
+            vector.theta.requires_grad_(state["trains"])
+            self.net.wrappers.follow(self.net)
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
-        if self.phase == "plain":
-            self.net.unfinished = None
+        self._say_unfinished()

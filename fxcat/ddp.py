@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 from weakref import WeakSet
 
@@ -15,7 +16,7 @@ from fxcat.errors import InputError, TrainingError
 
 
 class Wrappers:
-    """The `DistributedDataParallel`s through which a network was called since it became smaller."""
+    """The `DistributedDataParallel`s round a network."""
 
     def __init__(self) -> None:
         self._found: WeakSet[DistributedDataParallel] = WeakSet()
@@ -27,8 +28,15 @@ class Wrappers:
             if isinstance(found, DistributedDataParallel):
                 self._found.add(found)
 
-    def follow(self) -> None:
-        """The network has become smaller."""
+    def follow(self, net: nn.Module) -> None:
+        """The network has become smaller, or has fewer parameters that are trained.
+
+        Those through which it was called follow, and those that were made for it and not yet called: a state may be
+        loaded in between."""
+        if is_distributed():
+            # by type: what else there is may be a proxy of something that has gone
+            objects = [o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel)]
+            self._found.update(o for o in objects if any(m is net for m in o.module.modules()))
         for wrapper in self._found:
             rewrap(wrapper)
         self._found.clear()
@@ -42,7 +50,8 @@ def rewrap(ddp: DistributedDataParallel) -> None:
     hooks and communication hooks stay. Otherwise it would go on with buckets of the parameters as they were, and, with
     `find_unused_parameters=True`, no longer average gradients at all.
 
-    `GateController.step()` does so for those through which the network was called. All processes must.
+    `GateController` does so for those round its network, when it or a state that is loaded changes them. All processes
+    must.
     Raises `InputError` if it has a process group of its own: such a one must be made again.
     """
     check_instance(ddp, DistributedDataParallel, "rewrap()")
@@ -74,6 +83,5 @@ def check_same_weights(network: nn.Module) -> None:
     if not is_same_everywhere(sums.device, *bits):
         raise TrainingError(
             "the weights differ between processes since the network became smaller",
-            remedy="train through DistributedDataParallel(net), and call fxcat.rewrap(ddp) on one that was not used "
-            "before the network became smaller",
+            remedy="train through DistributedDataParallel(net)",
         )

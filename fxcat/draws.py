@@ -54,7 +54,7 @@ class Draws:
         self._seen: list[Draw] = []
         self.used: list[Draw] = []
         """Those that count since the last `take`."""
-        self._stepped = False
+        self._stepped, self._has_stepped = False, False
         self._recent: deque[Draw] = deque(maxlen=REMEMBERED)
 
     def add(self, draw: Draw) -> None:
@@ -93,7 +93,12 @@ class Draws:
         for draw in self._seen:
             draw.scale = scale
         self.used += self._seen
-        self._seen, self._stepped = [], True
+        self._seen, self._stepped, self._has_stepped = [], True, True
+
+    def have_stepped(self) -> bool:
+        """Whether the optimizer has made a step since this was asked last."""
+        stepped, self._has_stepped = self._has_stepped, False
+        return stepped
 
     def take(self) -> list[Draw]:
         """Those that count, once."""

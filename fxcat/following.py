@@ -62,22 +62,24 @@ class Led:
         return Led, ()
 
 
-def described(recipe: Recipe) -> torch.Tensor:
-    """How small a network is, as bytes: files of tensors can hold it."""
+def described(recipe: Recipe, unfinished: str | None = None) -> torch.Tensor:
+    """How small a network is, and what trains its gates and has not ended, as bytes: files of tensors can hold it."""
     stage = recipe[-1]
-    text = json.dumps({"gates": stage.gates, "closed": stage.closed, "biases": stage.biases})
+    content = {"gates": stage.gates, "closed": stage.closed, "biases": stage.biases, "unfinished": unfinished}
+    text = json.dumps(content)
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def parsed(description: Any) -> tuple[Gates, list[tuple[int, ...]], tuple[str, ...]]:
-    """Gates at the start, the numbers of those that were closed shrink after shrink, and layers with new biases.
+def parsed(description: Any) -> tuple[Gates, list[tuple[int, ...]], tuple[str, ...], str | None]:
+    """Gates at the start, the numbers of those that were closed shrink after shrink, layers with new biases, and what
+    trained its gates and had not ended.
 
     Raises `InputError` for anything that `described` did not give."""
     try:
         content = json.loads(bytes(torch.as_tensor(description).to(torch.uint8).tolist()))
         gates = tuple((str(name), int(count)) for name, count in content["gates"])
         closed = [tuple(int(g) for g in each) for each in content["closed"]]
-        return gates, closed, tuple(str(path) for path in content["biases"])
+        return gates, closed, tuple(str(path) for path in content["biases"]), content.get("unfinished")
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"the state does not say how small its network was: {error}") from error
 

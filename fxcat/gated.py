@@ -255,7 +255,7 @@ class GatedModule(nn.Module):
 
     def get_extra_state(self) -> torch.Tensor:
         """How small the network is: `load_state_dict` makes another one as small first. Bytes."""
-        return described(self.recipe)
+        return described(self.recipe, self.unfinished)
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing is left to do: the network is as small."""
@@ -269,6 +269,7 @@ class GatedModule(nn.Module):
             keep = self.gate_vector.open_but(numbers)
             if self.led.by is None:
                 self.removed(keep)
+                self.wrappers.follow(self)
             else:
                 self.led.by.shrink(keep, loaded=True)
 
@@ -280,11 +281,15 @@ class GatedModule(nn.Module):
             for name in [n for n in names if prefix + n in state_dict]:
                 state_dict[f"{prefix}network.{name}"] = state_dict.pop(prefix + name)
             state_dict.setdefault(f"{prefix}gate_vector.theta", self.gate_vector.theta.detach())
-        gates, closed, biases = parsed(state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state()))
+        gates, closed, biases, unfinished = parsed(
+            state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        )
         new = [path for path in biases if path not in self.recipe[-1].biases]
         if new:
             self.add_biases(new)
         self.follow(gates, closed)
+        if self.led.by is None:
+            self.unfinished = unfinished
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

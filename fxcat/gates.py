@@ -317,6 +317,15 @@ class GateVector(nn.Module):
         self.shrunk += 1
         self.draws.forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # as bytes: to a process that is spawned a tensor goes by a file descriptor, which ends with the tensor, and
+        # the one that a generator is pickled as ends before that process begins
+        return self.__dict__ | {"_generators": bytes(self.random_state.flatten().tolist())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_generators": (torch.Generator(), torch.Generator())})
+        self.random_state = torch.tensor(list(state["_generators"]), dtype=torch.uint8).reshape(2, -1)
+
     def seed(self, seed: int) -> None:
         """Gates draw from generators of their own, so that dropout and data order stay those of the plain run.
 

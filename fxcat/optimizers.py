@@ -11,12 +11,15 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from fxcat.errors import InputError
+from fxcat.errors import InputError, TrainingError
 from fxcat.following import KEY, described, parsed
 from fxcat.gated import GatedModule
 from fxcat.whole import PLAIN, is_flat
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+WAITS = 1000
+"""So many calls in a row may come between two steps of the optimizers, while gradients are accumulated."""
 
 
 def as_list(optimizers: Any) -> list[torch.optim.Optimizer]:
@@ -48,6 +51,18 @@ def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:
     inside += [x for v in inside if isinstance(v, list | tuple) for x in v]  # pyright: ignore
     holders = [v for v in inside if hasattr(v, "param_groups")] if depth else []
     return [*own, *(o for v in holders for o in _all_in(v, depth - 1))]
+
+
+def wrappers_of(optimizers: Any, inner: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """What trainers have wrapped round an optimizer, among what a user passed."""
+    given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]  # pyright: ignore
+    return [o for each in given for o in _all_in(each) if o.state is inner.state and o is not inner]  # pyright: ignore
+
+
+def holding(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    """Those that hold weights of the network: others (of a discriminator beside it) say nothing of its gates."""
+    own = {id(p) for p in net.network.parameters()}
+    return [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
 
 
 def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -112,23 +127,42 @@ class Watched:
     A copy watches the copied optimizer and network.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, net: GatedModule, scaler: Any = None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        net: GatedModule,
+        scaler: Any = None,
+        wrappers: Sequence[torch.optim.Optimizer] = (),
+    ) -> None:
         self._arguments = (optimizer, net, scaler)
         self._scale = 1.0
-        zero_grad, draws = optimizer.zero_grad, net.gate_vector.draws
-
-        def watched_zero_grad(*args: Any, **kwargs: Any) -> None:
-            draws.discard()
-            zero_grad(*args, **kwargs)
-
-        optimizer.zero_grad = watched_zero_grad
-        # one that lacks them leaves it to those inside of it
-        if hasattr(optimizer, "_optimizer_step_post_hooks"):
+        self._watch_clearing(optimizer)
+        for wrapper in wrappers:
+            self._watch_clearing(wrapper, only_if_cleared=True)
+        if hasattr(optimizer, "_optimizer_step_post_hooks"):  # else it makes its steps by those inside of it
             optimizer.register_step_pre_hook(self._before)
             optimizer.register_step_post_hook(self._after)
         if hasattr(optimizer, "_optimizer_state_dict_post_hooks"):
             optimizer.register_state_dict_post_hook(self._described)
             optimizer.register_load_state_dict_pre_hook(self._follow)
+
+    def _watch_clearing(self, optimizer: torch.optim.Optimizer, *, only_if_cleared: bool = False) -> None:
+        """`only_if_cleared`: a wrapper may leave the gradients as they are, all of them."""
+        zero_grad, draws = optimizer.zero_grad, self._arguments[1].gate_vector.draws
+
+        def watched_zero_grad(*args: Any, **kwargs: Any) -> None:
+            zero_grad(*args, **kwargs)
+            found = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+            left = next(found, None) if only_if_cleared else None
+            if left is None or not bool(left.any()):
+                draws.discard()
+
+        optimizer.zero_grad = watched_zero_grad
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether every step of the optimizer is noticed."""
+        return bool(getattr(type(self._arguments[0]).step, "hooked", False))
 
     def _before(self, *_: Any) -> None:
         scaler = self._arguments[2] or _scaler_of_step()
@@ -144,11 +178,38 @@ class Watched:
     def _follow(self, _: Any, state: dict[str, Any]) -> None:
         """Before a state is loaded: the network, and the optimizer with it, become as small as they were."""
         if KEY in state:
-            gates, closed, _ = parsed(state[KEY])
+            gates, closed, *_ = parsed(state[KEY])
             self._arguments[1].follow(gates, closed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
+
+
+class Steps:
+    """Whether the optimizers of a network have made a step between two calls of its controller."""
+
+    def __init__(self, net: GatedModule, watched: Sequence[Watched]) -> None:
+        self._net, self._watched = net, list(watched)
+        self._waited = 0
+
+    def watch(self, another: Watched) -> None:
+        """One that has come later."""
+        self._watched.append(another)
+
+    def have_been_made(self) -> bool:
+        """Whether one has made a step since this was asked last, or may have: not of all they are noticed.
+
+        Raises `TrainingError` if none does for too long."""
+        if self._net.gate_vector.draws.have_stepped() or not all(w.is_heard for w in self._watched):
+            self._waited = 0
+            return True
+        self._waited += 1
+        if self._waited == WAITS:
+            raise TrainingError(
+                f"in {WAITS} calls of the controller's step() no optimizer that it knows made a step",
+                remedy="pass the controller the optimizers whose step() the loop calls",
+            )
+        return False
 
 
 def _scaler_of_step() -> torch.amp.GradScaler | None:

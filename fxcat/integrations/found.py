@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import nn
 
 from fxcat.checks import check_module
@@ -22,3 +25,11 @@ def gated_in(module: nn.Module, name: str) -> GatedModule:
         if not found
         else "prepare one network; several need a GateController each, in a loop of your own",
     )
+
+
+def copies_in(holders: Iterable[Any], net: GatedModule) -> list[GatedModule]:
+    """Copies of a network in modules that objects hold as attributes: averages of its weights in a trainer's
+    callbacks."""
+    held = [v for holder in holders for v in vars(holder).values() if isinstance(v, nn.Module)]
+    found = {id(m): m for module in held for m in module.modules() if isinstance(m, GatedModule) and m is not net}
+    return list(found.values())
