@@ -138,7 +138,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         # copying weights waits for memory and lets Python go on: do both at once
         network, copied = copy_model(model)
         copying = background.submit(copy_data, copied)
-        captured = capture(model, example_inputs, in_regions=in_regions)
+        captured = capture(model, example_inputs, in_regions=in_regions, python=options.python)
         captured = with_entries(captured) if options.inputs else captured
         captured = with_known_orders(captured, model)
         own = dict(network.named_buffers(remove_duplicate=False)) | dict(captured.constants)
