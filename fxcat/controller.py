@@ -314,13 +314,13 @@ class GateController:
         self._settle(vector.hard())
 
     def _settle(self, setting: torch.Tensor) -> None:
-        """No gate is trained any more."""
-        vector = self.net.gate_vector
-        with torch.no_grad():
-            vector.theta.copy_(setting)
-        vector.values = "hard"
-        vector.theta.requires_grad_(False)
-        vector.draws.forget()
+        """No gate is trained any more, in no copy: an average of θ says nothing of what was decided."""
+        for vector in (n.gate_vector for n in (self.net, *map(average_net, self.averages))):
+            with torch.no_grad():
+                vector.theta.copy_(setting)
+            vector.values = "hard"
+            vector.theta.requires_grad_(False)
+            vector.draws.forget()
         self.net.unfinished = None
 
     def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> None:

@@ -52,9 +52,7 @@ class Captured:
     macs: int = 0
 
 
-def capture(
-    model: nn.Module, example_inputs: Any, *, in_regions: bool = True, python: Sequence[str] = ()
-) -> Captured:
+def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True, python: Sequence[str] = ()) -> Captured:
     """Capture a model whole if it can be traced, otherwise in regions, unless they are not wanted.
 
     `python`: paths of modules that are no regions, nor parts of one: what they call may be.
