@@ -60,11 +60,11 @@ def prepare(
     `limits`: how far groups and sections may shrink, by patterns (`fnmatch`) of their names in `summary()`, for example
     `{"*": Limits(keep=True), "layer4.*": Limits(least=8)}`; what a later pattern sets overrides earlier ones.
     `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
-    those that are left. `python`: paths of modules (`""`: the model) whose Python is run as it is, so that it can decide
-    by attributes that are set later, such as `export`; the modules that it calls are captured, each by itself.
-    `verify`: run the model and the network on the example, in `eval()` and in `train()`, and raise
-    `CaptureError` if with all gates open they do not compute the same; by default where that is cheap (up to 0.4 G MACs
-    in a forward pass). `verbose`: print what was found and what is left alone, and why.
+    those that are left. `python`: paths of modules (`""`: the model) whose Python is run as it is, so that it can
+    decide by attributes that are set later, such as `export`; the modules that it calls are captured, each by itself.
+    `verify`: run the model and the network on the example, in `eval()` and in `train()`, and raise `CaptureError` if
+    with all gates open they do not compute the same; by default where that is cheap (up to 0.4 G MACs in a forward
+    pass). `verbose`: print what was found and what is left alone, and why.
 
     Raises `InputError`, `CaptureError` (module path, source line, reason) and `NothingToPruneError`.
     """

@@ -382,6 +382,8 @@ class GateController:
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
+        if self.phase == "plain":
+            self._settle(vector.theta.detach())
 
 
 def _checked_warmup(total_steps: int, warmup: float | None, until: float, shrinks: int) -> float:

@@ -5,8 +5,9 @@
     model.train(data="coco128.yaml", epochs=100)
     model.export(format="onnx")
 
-Whatever decides by flags that they set later (the model's own Python, its head) runs as it is. Every checkpoint holds a
-model of theirs without gates, `best.pt` one of the final structure. Reading it takes fxcat, whose code is in its blocks.
+Whatever decides by flags that they set later (the model's own Python, its head) runs as it is. Every checkpoint holds
+a model of theirs without gates, `best.pt` one of the final structure. Reading it takes fxcat: its blocks have generated
+code.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def attach(
 ) -> None:
     """Let `model.train(…)` prune the model that it trains, also with `resume=True` in a new process.
 
-    `target` or `pressure`: as in `GateController`, of which `controlled` are further arguments; `prepared`: arguments of
-    `prepare`, such as `limits` or `round_to`. With neither target nor pressure a small model from an earlier run is
+    `target` or `pressure`: as in `GateController`, of which `controlled` are further arguments; `prepared`: arguments
+    of `prepare`, such as `limits` or `round_to`. With neither target nor pressure a small model from an earlier run is
     trained on as it is; their trainer by itself would build it anew at full size, so that is refused.
 
     `model.train` raises `InputError` for what cannot be pruned: several GPUs at once (their launcher starts processes
