@@ -42,7 +42,8 @@ head:
   - [[9, 6], 1, Detect, [nc]]
 """
 TARGET = fxcat.Target(flops=0.6)
-LEGACY = pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript:DeprecationWarning")
+LEGACY = pytest.mark.filterwarnings("ignore")
+"""Their exporter uses the older one of torch."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from fxcat.api import prepare
 from fxcat.checks import check_instance
 from fxcat.controller import GateController
 from fxcat.errors import InputError
-from fxcat.gated import GatedModule
 from fxcat.integrations.ultralytics_models import is_small, with_their_tools
 from fxcat.records import Pressure, Target
 
@@ -97,6 +96,9 @@ class _Pruning(_Retraining):
     prepared: dict[str, Any]
     controlled: dict[str, Any]
     controller: GateController
+    model: Any
+    optimizer: Any
+    ema: Any
     _run: dict[str, Any] | None = None
     _is_final = False
     """Whether a network of the final structure has been validated."""
@@ -115,7 +117,7 @@ class _Pruning(_Retraining):
             )
 
     def setup_model(self) -> Any:
-        ckpt = super().setup_model()
+        ckpt: Any = super().setup_model()
         if self.resume:
             self._run = (ckpt["optimizer"] or {}).get(RUN)
             if self._run is None:
@@ -173,7 +175,7 @@ class _Pruning(_Retraining):
         return found
 
     def save_model(self) -> Any:
-        average: GatedModule = self.ema.ema
+        average = self.ema.ema
         self.ema.ema = with_their_tools(average.finalized(torch.ones_like(average.gate_vector.theta)))
         try:
             return super().save_model()
