@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from torch import fx, nn
@@ -72,6 +73,9 @@ class AsWritten:
 
     def __init__(self, forward: Callable[..., Any], layers: Layers, captured: str) -> None:
         self._forward, self._layers, self._captured = forward, layers, captured
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AsWritten, (self._forward, partial(frozenset[str], self._layers()), self._captured)
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         said = f"forward was captured with {self._captured}, and is called in another way"

@@ -29,6 +29,7 @@ from fxcat.passes.entries import with_entries
 from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.orders import with_known_orders
+from fxcat.passes.pickling import flat, restored
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
 from fxcat.passes.slicing import add_buffer, add_buffers
@@ -48,6 +49,9 @@ class Compiled(Program):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, flat(self.analysis.graph, (self.analysis, self.gatings))
 
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
         plan = self.plan(network, units, sections, final=True)
@@ -127,6 +131,10 @@ class Compiled(Program):
         twin = meta_twin(network)
         _remove_gates(twin, self)
         return make_plan(self.analysis, twin, units, sections, final=final)
+
+
+def _unpickled(content: bytes, classes: tuple[type, ...]) -> Compiled:
+    return Compiled(*restored(content, classes))
 
 
 def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True) -> GatedModule:
