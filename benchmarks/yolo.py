@@ -1,6 +1,6 @@
 """A YOLO pruned by Ultralytics' own trainer, beside the unpruned run of the same epochs, on images of coloured boxes.
 
-    python benchmarks/yolo.py --epochs 24
+    python benchmarks/yolo.py
 
 Both runs have the same data, epochs and recipe. Accuracy is that of their `val` on `best.pt`, and on the ONNX file of
 their `export`, run by ONNX Runtime; MACs and parameters are counted on the model in `best.pt`, for one image. Finished
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="yolo11n")
     parser.add_argument("--flops", nargs="*", type=float, default=[0.7])
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--json", type=Path, default=Path("runs/yolo.json"))

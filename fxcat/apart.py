@@ -69,13 +69,18 @@ def _found(network: nn.Module, path: str) -> nn.Module | None:
 
 class AsWritten:
     """A `forward` for arguments of another kind than those that were captured: the model's own, as long as that calls
-    `forward` itself with such as were (a loss of a batch) and no layer apart."""
+    `forward` itself with such as were (a loss of a batch) and no layer apart.
 
-    def __init__(self, forward: Callable[..., Any], layers: Layers, captured: str) -> None:
-        self._forward, self._layers, self._captured = forward, layers, captured
+    `part`: path of the part of the model that it is of. If that has weights itself, they would be used without gates:
+    that is refused.
+    """
+
+    def __init__(self, forward: Callable[..., Any], layers: Layers, captured: str, *, part: str = "") -> None:
+        self._forward, self._layers, self._captured, self._part = forward, layers, captured, part
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AsWritten, (self._forward, partial(frozenset[str], self._layers()), self._captured)
+        known = partial(frozenset[str], self._layers())
+        return partial(AsWritten, part=self._part), (self._forward, known, self._captured)
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         said = f"forward was captured with {self._captured}, and is called in another way"
@@ -84,5 +89,11 @@ class AsWritten:
                 f"{said}, by a tracer",
                 where=type(module).__name__,
                 remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
+            )
+        if self._part and "" in self._layers():
+            raise InputError(
+                f"{said}: it would use its weights without gates",
+                where=self._part,
+                remedy="call prepare() with an example for which it is called so, or with ignore=[…]",
             )
         return call_whole(self._forward, (module, *args), kwargs, of=module, layers=self._layers, said=said)

@@ -41,7 +41,8 @@ def install(root: nn.Module, graph: fx.Graph, regions: Sequence[Region] = ()) ->
         _install(root, graph)
     for number, region in enumerate(regions):
         module = root.get_submodule(region.path)
-        _install(module, region_graph(graph, number, region, original_class(module).forward))
+        own = region_graph(graph, number, region, original_class(module).forward)
+        _install(module, own, part=region.path)
 
 
 def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable[..., Any]) -> fx.Graph:
@@ -91,14 +92,15 @@ _PATTERN = "pattern"
 """Key in the `meta` of a placeholder of a region: the template of the argument."""
 
 
-def _install(root: nn.Module, graph: fx.Graph) -> None:
+def _install(root: nn.Module, graph: fx.Graph, *, part: str = "") -> None:
     """Make the graph, for all ways to call it, the `forward` of `root`."""
     base = original_class(root)
     ways = split_phases(graph)
     given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
     parameters = _parameters(base, list(given))
     head = _Head(_name_of_module(graph, parameters), parameters, given)
-    names = {"_as_written": AsWritten(base.forward, partial(layers, graph), ", ".join(given)), **head.names}
+    as_written = AsWritten(base.forward, partial(layers, graph), ", ".join(given), part=part)
+    names = {"_as_written": as_written, **head.names}
     first = ways[0].graphs[0]
     if len(ways) == len(ways[0].graphs) == 1:
         start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()

@@ -223,6 +223,30 @@ def test_no_region_holds_python_that_is_run_as_it_is() -> None:
     assert [r.path for r in net.program.analysis.regions] == ["stem", "second", "head"]  # pyright: ignore
 
 
+class Masking(nn.Module):
+    """Attention that is masked in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.masks = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        mask = torch.zeros(x.shape[1], x.shape[1]) if self.masks else None
+        return self.last(self.attention(x, x, x, attn_mask=mask)[0])
+
+
+def test_a_region_that_is_called_in_another_way_uses_no_weights_without_gates() -> None:
+    net = fxcat.prepare(Masking(), torch.randn(2, 5, 8), python=[""], verbose=False)
+    assert any(gate.kind == "units" for gate in net.gates.values())
+    net(torch.randn(2, 5, 8))
+    net.masks = True
+    with pytest.raises(fxcat.InputError, match="without gates"):
+        net(torch.randn(2, 5, 8))
+
+
 def test_training_and_shrinking_in_regions() -> None:
     torch.manual_seed(0)
     net = prepared(Branching())
