@@ -94,6 +94,6 @@ class AsWritten:
             raise InputError(
                 f"{said}: it would use its weights without gates",
                 where=self._part,
-                remedy="call prepare() with an example for which it is called so, or with ignore=[…]",
+                remedy="call prepare() with an example for which it is called so, or name it in python=[…]",
             )
         return call_whole(self._forward, (module, *args), kwargs, of=module, layers=self._layers, said=said)

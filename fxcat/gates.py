@@ -154,6 +154,10 @@ class GateSamples(nn.Module):
         # by the modules that hold them: people put others in their place (SyncBatchNorm)
         self._scaled = tuple((homes[path], path.rpartition(".")[2], name) for path, name in scales)
 
+    def forward(self, value: Any) -> Any:
+        """Passes on what comes: a container whose Python runs all that it holds (`nn.Sequential`) runs this too."""
+        return value
+
     def fill(self, sample: torch.Tensor) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass."""
         parameters = [getattr(getattr(home, leaf), name) for home, leaf, name in self._scaled]

@@ -22,7 +22,7 @@ from fxcat.passes.execute import infer
 from fxcat.passes.nested import CONSTANTS, Slot, fill, leaves
 from fxcat.passes.regions import Call, Pin, Regions, Tracing
 from fxcat.passes.rules.boundary import NO_REGION, region_output
-from fxcat.passes.rules.table import HOOKED, Zero, has_hooks, is_leaf, module_rule
+from fxcat.passes.rules.table import HOOKED, Zero, has_hooks, is_leaf, is_of_torch, module_rule
 from fxcat.passes.watch import Watch
 
 
@@ -121,12 +121,18 @@ class _Run:
             if any(p is not None for p in module._parameters.values())
             and not any(path == c or path.startswith(c + ".") for c in self._captured)
             and path not in self._executed
+            and not self._is_used_whole(path)
         ]
         if idle:
             reason = f"{idle[0]!r} did not run on the example inputs, and may use it"
             for node in list(self.found.graph.nodes):
                 if node.target is region_output:
                     self.found.pins.append(Pin(node, None, reason))
+
+    def _is_used_whole(self, path: str) -> bool:
+        """Whether a module is a part of one of torch.nn that ran: that uses what it holds without calling it."""
+        outer = [p for p in self._executed if p and path.startswith(f"{p}.")]
+        return any(is_of_torch(self._runner.get_submodule(p)) for p in outer)
 
     def _call(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._pause():

@@ -247,6 +247,18 @@ def test_a_region_that_is_called_in_another_way_uses_no_weights_without_gates() 
         net(torch.randn(2, 5, 8))
 
 
+def test_attention_that_python_calls_as_it_is_keeps_nothing_else() -> None:
+    body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    model, x = nn.Sequential(body, Masking()), torch.randn(2, 5, 8)
+    net = fxcat.prepare(model, x, python=["", "1", "1.attention"], verbose=False).eval()
+    assert [r.path for r in net.program.analysis.regions] == ["0"]  # pyright: ignore
+    net.gates["0.0"].theta[:9] = 0.0
+    small = fxcat.finalize(net)
+    assert difference(small(x), net(x)) <= SINGLE_TOLERANCE
+    small[1].masks = net.network[1].masks = True  # pyright: ignore
+    assert difference(small(x), net(x)) <= SINGLE_TOLERANCE
+
+
 def test_training_and_shrinking_in_regions() -> None:
     torch.manual_seed(0)
     net = prepared(Branching())

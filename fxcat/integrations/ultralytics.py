@@ -129,11 +129,10 @@ class _Pruning(_Retraining):
         if self._run is not None:
             self.model = self._run["net"].to(self.device)
             return
-        flagged = [path for path, module in self.model.named_modules() if hasattr(module, "export")]
         stride = max(int(self.model.stride.max()), 32)
         side = -(-int(np.max(self.args.imgsz)) // stride) * stride
         example = torch.zeros(1, self.data["channels"], side, side, device=self.device)
-        self.model = prepare(self.model, example, python=["", *flagged], **self.prepared)
+        self.model = prepare(self.model, example, python=own_python(self.model), **self.prepared)
 
     def set_class_weights(self) -> None:
         super().set_class_weights()
@@ -189,6 +188,15 @@ class _Pruning(_Retraining):
             self.metrics, self.fitness = self.validate()
             self.save_model()
         super().final_eval()
+
+
+def own_python(model: nn.Module) -> list[str]:
+    """Paths of the modules that their tools and their training use in other ways than inference does: the model, heads
+    with flags, and attention in these, which is masked in training only."""
+    modules = dict(model.named_modules())
+    heads = [path for path, module in modules.items() if hasattr(module, "export")]
+    attentions = [path for path, module in modules.items() if isinstance(module, nn.MultiheadAttention)]
+    return ["", *heads, *(a for a in attentions if any(a.startswith(f"{h}.") for h in heads))]
 
 
 def optimizer_steps(trainer: Any) -> int:
