@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from threading import get_ident
 from typing import Any, NoReturn, TypeVar
 
@@ -73,15 +74,20 @@ def _found(network: nn.Module, path: str) -> nn.Module | None:
 @dataclass(frozen=True, slots=True)
 class AsWritten:
     """A `forward` for arguments of another kind than those that were captured: the model's own, as long as that calls
-    `forward` itself with such as were (a loss of a batch) and no layer apart."""
+    `forward` itself with such as were (a loss of a batch) and no layer apart.
+
+    `part`: path of the part of the model that it is of. If that has weights itself, they would be used without gates:
+    that is refused.
+    """
 
     forward: Callable[..., Any]
     layers: Layers
     captured: str
+    part: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # the layers themselves: what gives them knows a whole graph, with functions that have no name
-        return _as_written, (self.forward, frozenset(self.layers()), self.captured)
+        # the layers themselves: what gives them knows a whole graph
+        return AsWritten, (self.forward, partial(frozenset[str], self.layers()), self.captured, self.part)
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         said = f"forward was captured with {self.captured}, and is called in another way"
@@ -91,11 +97,13 @@ class AsWritten:
                 where=type(module).__name__,
                 remedy="trace it with concrete_args, which say what is left out: {'labels': None}",
             )
+        if self.part and "" in self.layers():
+            raise InputError(
+                f"{said}: it would use its weights without gates",
+                where=self.part,
+                remedy="call prepare() with an example for which it is called so, or name it in python=[…]",
+            )
         return call_whole(self.forward, (module, *args), kwargs, of=module, layers=self.layers, said=said)
-
-
-def _as_written(forward: Callable[..., Any], layers: Collection[str], captured: str) -> AsWritten:
-    return AsWritten(forward, lambda: layers, captured)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ def prepare(
     round_to: int = 1,
     limits: Mapping[str, Limits] | None = None,
     gate_inputs: bool = False,
+    python: Sequence[str] = (),
     verify: bool | None = None,
     verbose: bool = True,
 ) -> GatedModule:
@@ -60,9 +61,11 @@ def prepare(
     `limits`: how far groups and sections may shrink, by patterns (`fnmatch`) of their names in `summary()`, for example
     `{"*": Limits(keep=True), "layer4.*": Limits(least=8)}`; what a later pattern sets overrides earlier ones.
     `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
-    those that are left. `verify`: run the model and the network on the example, in `eval()` and in `train()`, and raise
-    `CaptureError` if with all gates open they do not compute the same; by default where that is cheap (up to 0.4 G MACs
-    in a forward pass). `verbose`: print what was found and what is left alone, and why.
+    those that are left. `python`: paths of modules (`""`: the model) whose Python is run as it is, so that it can
+    decide by attributes that are set later, such as `export`; the modules that it calls are captured, each by itself.
+    `verify`: run the model and the network on the example, in `eval()` and in `train()`, and raise `CaptureError` if
+    with all gates open they do not compute the same; by default where that is cheap (up to 0.4 G MACs in a forward
+    pass). `verbose`: print what was found and what is left alone, and why.
 
     Raises `InputError`, `CaptureError` (module path, source line, reason) and `NothingToPruneError`.
     """
@@ -75,14 +78,14 @@ def prepare(
     for name, flag in (("gate_inputs", gate_inputs), ("verbose", verbose)):
         check_flag(flag, name)
     check_flag(verify, "verify", optional=True)
-    ignore = _checked_names(model, ignore)
+    ignore, python = _checked_names(model, ignore), _checked_names(model, python, "python")
     units, sections = _GATES[gates]
     if policy == "ratio":
         if not units:
             raise InputError(f'policy="ratio" cannot prune gates={gates!r}', remedy="choose gates='units'")
         sections = False
     limits = {"*": Limits(multiple_of=round_to), **(limits or {})} if round_to > 1 else limits or {}
-    net, example = _build(model, example_inputs, Options(units, sections, ignore, gate_inputs))
+    net, example = _build(model, example_inputs, Options(units, sections, ignore, gate_inputs, python))
     if not net.structure.cost.macs and any(isinstance(x, torch.Tensor) and not x.numel() for x in leaves(example)):
         raise InputError("the example inputs are empty: no costs can be told", remedy="give at least one example")
     net.policy = policy
@@ -171,14 +174,14 @@ def _first_that_fits(attempt: Callable[[A], R], candidates: Iterable[A], functio
     raise type(first)(what, where=first.where, remedy=f"call fxcat.{function}(model, example_inputs)") from first
 
 
-def _checked_names(model: nn.Module, ignore: Iterable[str]) -> tuple[str, ...]:
-    """Paths of modules to ignore."""
-    names = as_names(ignore, "ignore")
+def _checked_names(model: nn.Module, paths: Iterable[str], argument: str = "ignore") -> tuple[str, ...]:
+    """Paths of modules that an argument names."""
+    names = as_names(paths, argument)
     known = [path for path, _ in model.named_modules(remove_duplicate=False)] if names else []
     unknown = [path for path in names if path not in known]
     if unknown:
         raise InputError(
-            f"ignore= names {shown(unknown[0])}, which is no module of {type(model).__name__}",
+            f"{argument}= names {shown(unknown[0])}, which is no module of {type(model).__name__}",
             remedy="use the names of model.named_modules()",
         )
     return names

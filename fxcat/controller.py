@@ -338,14 +338,13 @@ class GateController:
         self._settle(vector.hard())
 
     def _settle(self, setting: torch.Tensor) -> None:
-        """No gate is trained any more."""
-        vector = self.net.gate_vector
-        with torch.no_grad():
-            for net in (self.net, *map(average_net, self.averages)):  # an average of θ decides nothing
-                net.gate_vector.theta.copy_(setting)
-        vector.values = "hard"
-        vector.theta.requires_grad_(False)
-        vector.draws.forget()
+        """No gate is trained any more, in no copy: an average of θ says nothing of what was decided."""
+        for vector in (n.gate_vector for n in (self.net, *map(average_net, self.averages))):
+            with torch.no_grad():
+                vector.theta.copy_(setting)
+            vector.values = "hard"
+            vector.theta.requires_grad_(False)
+            vector.draws.forget()
         self._say_unfinished()
 
     def _say_unfinished(self) -> None:
@@ -419,4 +418,6 @@ class GateController:
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
+        if self.phase == "plain":
+            self._settle(vector.theta.detach())
         self._say_unfinished()

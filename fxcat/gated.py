@@ -308,10 +308,13 @@ class GatedModule(nn.Module):
         check_target(target, optional=True)
         print_summary(self, target)
 
-    def finalized(self) -> nn.Module:
-        """The network without gates and without what is closed; `fxcat.finalize` is the public way."""
+    def finalized(self, keep: torch.Tensor | None = None) -> nn.Module:
+        """The network without gates and without what is closed; `fxcat.finalize` is the public way.
+
+        `keep`: which gates stay, 0/1 of shape (gates,); by default those with θ > ½."""
         self.check_weights()
-        hard = self.gate_vector.hard()
+        _check_setting(keep, self.gate_vector.theta.detach())
+        hard = self.gate_vector.hard() if keep is None else keep
         count = self.gate_vector.unit_count
         small = self.program.finalized(self.network, hard[:count], hard[count:])
         attach(small, self._recipe_after(hard))

@@ -152,6 +152,10 @@ class GateSamples(nn.Module):
         # by their paths: people put other modules in their place (SyncBatchNorm), and blocks hold this one
         self._scaled = tuple((s.scales[0].split("."), s.scales[1]) for s in layout.slots if s.scales is not None)
 
+    def forward(self, value: Any) -> Any:
+        """Passes on what comes: a container whose Python runs all that it holds (`nn.Sequential`) runs this too."""
+        return value
+
     def fill(self, sample: torch.Tensor, network: nn.Module) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass of the network that they are of."""
         parameters = [getattr(_at(network, path), name) for path, name in self._scaled]

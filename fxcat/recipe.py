@@ -150,10 +150,16 @@ def _stage(content: dict[str, Any]) -> Stage:
 def _options(content: dict[str, Any]) -> dict[str, Any]:
     """What `prepare` was asked for, if it is of the right types."""
     flags = {name: content[name] for name in ("units", "sections", "inputs")}
-    ignored = content["ignore"]
-    if not all(isinstance(flag, bool) for flag in flags.values()) or not isinstance(ignored, list):
+    paths = {name: content.get(name, []) for name in ("ignore", "python")}
+    if not all(isinstance(flag, bool) for flag in flags.values()):
         raise ValueError("options of other types")
-    return {**flags, "ignore": [str(path) for path in ignored]}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return {**flags, **{name: _paths(found) for name, found in paths.items()}}
+
+
+def _paths(found: Any) -> list[str]:
+    if not isinstance(found, list):
+        raise ValueError("paths of another type")
+    return [str(path) for path in found]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
 def _example(content: Any) -> Any:

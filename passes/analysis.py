@@ -26,17 +26,20 @@ from fxcat.passes.units import Units, resolve_units
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `prepare` was asked for: kinds of gates, module paths to leave alone, and whether to gate input features."""
+    """What `prepare` was asked for: kinds of gates, module paths to leave alone, whether to gate input features, and
+    paths of modules whose Python is run as it is."""
 
     units: bool = True
     sections: bool = True
     ignore: tuple[str, ...] = ()
     inputs: bool = False
+    python: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Options:
         """From the names and values of the fields, as JSON gives them."""
-        return cls(stored["units"], stored["sections"], tuple(stored["ignore"]), stored["inputs"])
+        flags = stored["units"], stored["sections"], tuple(stored["ignore"]), stored["inputs"]
+        return cls(*flags, tuple(stored.get("python", ())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,10 @@ class Captured:
     left: frozenset[str] = frozenset()
 
 
-def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -> Captured:
+def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True, python: Sequence[str] = ()) -> Captured:
     """Capture a model whole if it can be traced, otherwise in regions, unless they are not wanted.
+
+    `python`: paths of modules that are no regions, nor parts of one: what they call may be.
 
     Raises `InputError` when the inputs do not fit `forward`, and `CaptureError` (module path, source line, reason) when
     nothing can be captured; the model is not touched.
@@ -68,21 +70,23 @@ def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True) -
         try:
             call = _bind(model, args, kwargs)
             with ONE_AT_A_TIME:
-                return _capture(model, call, in_regions=in_regions)
+                return _capture(model, call, in_regions=in_regions, python=python)
         except (CaptureError, InputError) as error:
             refused.append(error)
     raise refused[0]
 
 
-def _capture(model: nn.Module, call: Call, *, in_regions: bool) -> Captured:
+def _capture(model: nn.Module, call: Call, *, in_regions: bool, python: Sequence[str]) -> Captured:
     try:
+        if python:
+            raise CaptureError("its Python is to be run as it is", where=_name(model))
         if call.has_lists:  # the images of a detector
             raise CaptureError("it takes a list, which may have another length the next time", where=_name(model))
         return _whole(model, call)
     except CaptureError as error:
         if not in_regions:
             raise
-        return _in_regions(model, call, error)
+        return _in_regions(model, call, error, python)
 
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -213,16 +217,17 @@ def _one_region(model: nn.Module, call: Call) -> Captured:
     return _from_regions(model, call, found)
 
 
-def _in_regions(model: nn.Module, call: Call, refused: CaptureError) -> Captured:
+def _in_regions(model: nn.Module, call: Call, refused: CaptureError, python: Sequence[str]) -> Captured:
     """`refused`: why the model cannot be captured whole. It is raised if nothing inside the model can be captured."""
     tensors = [torch.rand(t.shape, dtype=t.dtype) if t.is_meta else t for t in call.tensors]
     try:
-        found = find_regions(model, *call.filled(tensors), _trace_region)
+        found = find_regions(model, *call.filled(tensors), _trace_region, python)
         if not found.regions:
             raise CaptureError("no part of the model can be captured", where=_name(model))
     except CaptureError as error:
         raise (error if call.has_lists else refused) from error
-    found.refused = {"": refused, **found.refused}
+    if not python:
+        found.refused = {"": refused, **found.refused}
     return _from_regions(model, call, found)
 
 

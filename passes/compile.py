@@ -29,7 +29,7 @@ from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.installing import install, layers, uninstall
 from fxcat.passes.orders import with_known_orders
-from fxcat.passes.pickling import packed, unpacked
+from fxcat.passes.pickling import flat, restored
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Tie
 from fxcat.passes.slicing import add_buffer, add_buffers
@@ -51,7 +51,7 @@ class Compiled(Program):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (packed((self.analysis, self.gatings)),)
+        return _unpickled, flat(self.analysis.graph, (self.analysis, self.gatings))
 
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
         plan = self.plan(network, units, sections, final=True)
@@ -134,8 +134,8 @@ class Compiled(Program):
         return make_plan(self.analysis, twin, units, sections, final=final)
 
 
-def _unpacked(content: bytes) -> Compiled:
-    return Compiled(*unpacked(content))
+def _unpickled(content: bytes, classes: tuple[type, ...]) -> Compiled:
+    return Compiled(*restored(content, classes))
 
 
 def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True) -> GatedModule:
@@ -147,7 +147,7 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         # copying weights waits for memory and lets Python go on: do both at once
         network, copied = copy_model(model)
         copying = background.submit(copy_data, copied)
-        captured = capture(model, example_inputs, in_regions=in_regions)
+        captured = capture(model, example_inputs, in_regions=in_regions, python=options.python)
         captured = with_entries(captured) if options.inputs else captured
         captured = with_known_orders(captured, model)
         own = dict(network.named_buffers(remove_duplicate=False)) | dict(captured.constants)

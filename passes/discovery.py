@@ -8,7 +8,7 @@ than to pass them on, pins their units.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +22,7 @@ from fxcat.passes.execute import infer
 from fxcat.passes.nested import CONSTANTS, Slot, fill, leaves
 from fxcat.passes.regions import Call, Pin, Regions, Tracing
 from fxcat.passes.rules.boundary import NO_REGION, region_output
-from fxcat.passes.rules.table import HOOKED, Zero, has_hooks, is_leaf, module_rule
+from fxcat.passes.rules.table import HOOKED, Zero, has_hooks, is_leaf, is_of_torch, module_rule
 from fxcat.passes.watch import Watch
 
 
@@ -34,15 +34,19 @@ class _Decides(Exception):
     """Code that cannot be captured decides by the values of tensors, after some were stand-ins."""
 
 
-def find_regions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Tracing) -> Regions:
+def find_regions(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Tracing, python: Sequence[str] = ()
+) -> Regions:
     """Run `model` (its tensors are not changed) and capture what can be captured.
+
+    `python`: paths of modules that are neither captured as a region nor as a part of one.
 
     Raises `CaptureError` when the model does not run on the example inputs.
     """
     repeated: set[str] = set()
     in_full = False
     while True:
-        run = _Run(model, trace, repeated, in_full=in_full)
+        run = _Run(model, trace, repeated, python, in_full=in_full)
         try:
             return run.execute(args, kwargs)
         except _CalledAgain as again:
@@ -61,7 +65,9 @@ def find_regions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 class _Run:
     """One execution of a model's Python."""
 
-    def __init__(self, model: nn.Module, trace: Tracing, repeated: set[str], *, in_full: bool) -> None:
+    def __init__(
+        self, model: nn.Module, trace: Tracing, repeated: set[str], python: Sequence[str], *, in_full: bool
+    ) -> None:
         """`in_full`: regions compute what they return."""
         self._in_full = in_full
         self._has_stand_ins = False
@@ -72,6 +78,7 @@ class _Run:
         self._runner = share(model).eval()
         self._trace = trace
         self._repeated = repeated
+        self._python = python
         self._paths = {id(m): path for path, m in self._runner.named_modules()}
         self._known: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
         self._captured: dict[str, tuple[int, Call]] = {}
@@ -114,12 +121,18 @@ class _Run:
             if any(p is not None for p in module._parameters.values())
             and not any(path == c or path.startswith(c + ".") for c in self._captured)
             and path not in self._executed
+            and not self._is_used_whole(path)
         ]
         if idle:
             reason = f"{idle[0]!r} did not run on the example inputs, and may use it"
             for node in list(self.found.graph.nodes):
                 if node.target is region_output:
                     self.found.pins.append(Pin(node, None, reason))
+
+    def _is_used_whole(self, path: str) -> bool:
+        """Whether a module is a part of one of torch.nn that ran: that uses what it holds without calling it."""
+        outer = [p for p in self._executed if p and path.startswith(f"{p}.")]
+        return any(is_of_torch(self._runner.get_submodule(p)) for p in outer)
 
     def _call(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._pause():
@@ -147,6 +160,8 @@ class _Run:
         weights = any(True for _ in module.parameters())
         if not call.is_plain or not (weights or any(id(t) in self._known for t in call.tensors)):
             raise _NotTried("its arguments are not tensors and flags", where=path)
+        if any(f"{p}.".startswith(f"{path}.") for p in self._python):
+            raise _NotTried("its Python is to be run as it is", where=path)
         if path in self._repeated:
             raise CaptureError("it is called in several ways, or by parts, by code that cannot be captured", where=path)
         sources = [self._source(t) for t in call.tensors]

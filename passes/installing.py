@@ -105,7 +105,8 @@ class _Installer:
         given = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
         ways = [replace(way, graphs=graphs) for way, graphs in zip(ways, folded.outer, strict=True)]
         modules = dict(module.named_modules())
-        self._set_class(module, _class_of(original_class(module), ways, given, partial(layers, graph), modules))
+        inside = partial(layers, graph)
+        self._set_class(module, _class_of(original_class(module), ways, given, inside, modules, path))
         for inner, graphs in folded.inner.items():
             block = _inside(module, inner.removeprefix(prefix))
             if block is not None and not _is_chain(block, list(graphs.values())):
@@ -204,9 +205,10 @@ def _class_of(
     given: Mapping[str, fx.Node],
     inside: Layers | None,
     modules: Mapping[str, nn.Module],
+    part: str = "",
 ) -> type[nn.Module]:
     """A subclass with the code of graphs. `given`: placeholders by their names; `inside`: paths of the layers, if the
-    module may be called in other ways than these; `modules`: those in it that count their calls."""
+    module may be called in other ways than these; `modules`: those in it that count their calls; `part`: its path."""
     graphs = [graph for way in ways for graph in way.graphs]
     parameters = parameters_of(base, list(given))
     head = Head(name_of_module(graphs, parameters), parameters, given)
@@ -214,7 +216,7 @@ def _class_of(
         output = next(reversed(graph.nodes))
         output.meta[LINES] = lines_of(output.meta.get(COUNTS, ((),))[0], head.this, modules)
     captured = ", ".join(given)
-    otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured)
+    otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured, part)
     names = {"_as_written": otherwise, **head.names}
     if len(graphs) == 1:
         start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()

@@ -57,6 +57,30 @@ def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, 
     return net, average, file.getvalue()
 
 
+def test_an_average_has_the_final_structure() -> None:
+    """θ of a slow average is still near where it began when the gates are decided."""
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05)
+    for gate in net.gates.values():
+        gate.set(0.45)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    for gate in net.gates.values():
+        gate.set(1.0)
+    controller = fxcat.GateController(
+        net, optimizer, target=fxcat.Target(flops=0.5), total_steps=40, averages=[average]
+    )
+    images, labels = batches(320).tensors
+    for step in range(40):
+        chosen = slice(8 * step, 8 * step + 8)
+        optimizer.zero_grad()
+        F.cross_entropy(net(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+        average.update_parameters(net)
+        controller.step()
+    averaged: Any = average.module
+    assert averaged.hard_cost() == net.hard_cost()
+
+
 def states(run: tuple[fxcat.GatedModule, AveragedModel, bytes]) -> dict[str, Any]:
     return torch.load(io.BytesIO(run[2]), weights_only=True)
 
@@ -87,6 +111,7 @@ def test_own_loop_goes_on_from_the_controllers_state(
     ended = own_loop(None, part[2])
     assert equal(states(ended), states(own_loop_whole))
     assert ended[0].gate_vector.theta.requires_grad is own_loop_whole[0].gate_vector.theta.requires_grad
+    assert ended[0].unfinished is None
 
 
 def controller_for(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> fxcat.GateController:

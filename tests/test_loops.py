@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -411,6 +413,23 @@ def test_weights_of_the_model_and_of_a_smaller_network_are_loaded() -> None:
     assert same(net, small)
     with pytest.raises(fxcat.InputError, match="smaller already"):
         net.load_state_dict(prepared().state_dict())
+
+
+def test_pickling_goes_no_deeper_with_more_layers() -> None:
+    layers = [layer for _ in range(120) for layer in (nn.Conv2d(4, 4, 1), nn.ReLU())]
+    net = fxcat.prepare(nn.Sequential(nn.Conv2d(3, 4, 1), *layers, nn.Conv2d(4, 2, 1)), X[:2], verbose=False).eval()
+    for gate in net.gates.values():
+        gate.theta[0] = 0.0
+    small = fxcat.finalize(net)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 120)
+    try:
+        again, small = pickle.loads(pickle.dumps(net)), pickle.loads(pickle.dumps(small))
+    finally:
+        sys.setrecursionlimit(limit)
+    torch.testing.assert_close(small(X[:2]), net(X[:2]))
+    again.shrink()
+    torch.testing.assert_close(again(X[:2]), net(X[:2]))
 
 
 def test_networks_and_whole_runs_can_be_pickled() -> None:

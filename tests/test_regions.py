@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -46,6 +47,19 @@ class Looking(Branching):
         scaled = self.first(features)
         size = scaled.shape[-1] * scaled.shape[1] / scaled.size(1)
         return self.head(self.second(scaled)) * size + features.sum()
+
+
+class Flagged(Branching):
+    """It could be captured whole, but returns more or less by a flag that is set later, and by an argument."""
+
+    export = False
+
+    def forward(self, x: torch.Tensor, **options: Any) -> Any:
+        features = self.first(self.stem(x))
+        if options.get("embed"):
+            return features
+        y = self.head(self.second(features))
+        return y if self.export else (y, features)
 
 
 class Siamese(Branching):
@@ -181,6 +195,68 @@ def test_code_that_did_not_run_may_need_anything() -> None:
     net = prepared(Idle())
     assert {g.name for g in net.structure.groups} == {"stem.0", "first.0"}
     assert any("'second' did not run" in p.reason or "'second.0' did not run" in p.reason for p in net.structure.pinned)
+
+
+def test_python_that_is_run_as_it_is_decides_by_what_is_set_later(tmp_path: Path) -> None:
+    model, x = Flagged().double(), torch.randn(2, 3, 8, 8).double()
+    randomise(model, 0)
+    captured = fxcat.prepare(model, x, verbose=False)
+    net = fxcat.prepare(model, x, python=[""], verbose=False).eval()
+    assert (net.structure.cost, net.structure.coverage) == (captured.structure.cost, captured.structure.coverage)
+    assert not any("captured" in p.reason for p in net.structure.pinned if p.where == "Flagged")
+    for gate in net.gates.values():
+        gate.theta[::3] = 0.0
+    y, features = net(x)
+    small = fxcat.finalize(net)
+    fxcat.save(small, tmp_path / "small.safetensors")
+    for one in (net, small, fxcat.load(tmp_path / "small.safetensors", model).eval()):
+        assert difference(one(x, embed=True), features) < 1e-12
+        assert difference(one(x, options=False), (y, features)) < 1e-12
+        one.export = True
+        assert difference(one(x), y) < 1e-12
+    with pytest.raises(fxcat.InputError, match="python= names 'body'"):
+        fxcat.prepare(model, x, python=["body"])
+
+
+def test_no_region_holds_python_that_is_run_as_it_is() -> None:
+    net = fxcat.prepare(Flagged(), torch.randn(2, 3, 8, 8), python=["first.4"], verbose=False)
+    assert [r.path for r in net.program.analysis.regions] == ["stem", "second", "head"]  # pyright: ignore
+
+
+class Masking(nn.Module):
+    """Attention that is masked in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.masks = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        mask = torch.zeros(x.shape[1], x.shape[1]) if self.masks else None
+        return self.last(self.attention(x, x, x, attn_mask=mask)[0])
+
+
+def test_a_region_that_is_called_in_another_way_uses_no_weights_without_gates() -> None:
+    net = fxcat.prepare(Masking(), torch.randn(2, 5, 8), python=[""], verbose=False)
+    assert any(gate.kind == "units" for gate in net.gates.values())
+    net(torch.randn(2, 5, 8))
+    net.masks = True
+    with pytest.raises(fxcat.InputError, match="without gates"):
+        net(torch.randn(2, 5, 8))
+
+
+def test_attention_that_python_calls_as_it_is_keeps_nothing_else() -> None:
+    body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    model, x = nn.Sequential(body, Masking()), torch.randn(2, 5, 8)
+    net = fxcat.prepare(model, x, python=["", "1", "1.attention"], verbose=False).eval()
+    assert [r.path for r in net.program.analysis.regions] == ["0"]  # pyright: ignore
+    net.gates["0.0"].theta[:9] = 0.0
+    small = fxcat.finalize(net)
+    assert difference(small(x), net(x)) <= SINGLE_TOLERANCE
+    small[1].masks = net.network[1].masks = True  # pyright: ignore
+    assert difference(small(x), net(x)) <= SINGLE_TOLERANCE
 
 
 def test_training_and_shrinking_in_regions() -> None:
