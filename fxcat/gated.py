@@ -127,6 +127,10 @@ class GatedModule(nn.Module):
         return call
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(args, kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `forward` does, whatever signature it shows."""
         return self._run(self.network, args, kwargs)
 
     def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

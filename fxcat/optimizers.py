@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxcat.errors import InputError
 from fxcat.following import KEY, described, parsed
 from fxcat.gated import GatedModule
+
+PLACE = "fxcat_theta"
+"""In an optimizer's state: the group that θ was in, and its number there."""
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 
@@ -47,7 +51,7 @@ def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:
 
 
 def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Raise `InputError` unless they hold all weights that are trained. θ is the controller's, and taken out."""
+    """Raise `InputError` unless they hold all weights that are trained."""
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     trained = {n: p for n, p in net.network.named_parameters() if p.requires_grad}
     missing = [n for n, p in trained.items() if id(p) not in held]
@@ -59,20 +63,27 @@ def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer])
             remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); pass several in a list; "
             "what shall not be trained: requires_grad_(False)",
         )
-    theta = net.gate_vector.theta
-    for group in (g for o in optimizers for g in o.param_groups):
-        group["params"] = [p for p in group["params"] if p is not theta]
 
 
 class Watched:
     """Tells the draws of a network when an optimizer makes a step, and when it clears the gradients; its state says how
     small the network was.
 
+    θ is the controller's, and taken out. In the state it still has its place: an optimizer that is made in the same way
+    can be given the state before there is a controller. `theta`: the group that it was in, and what came after it.
+
     A copy watches the copied optimizer and network.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, net: GatedModule, scaler: Any = None) -> None:
-        self._arguments = (optimizer, net, scaler)
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        net: GatedModule,
+        scaler: Any = None,
+        theta: tuple[int, tuple[nn.Parameter, ...]] | None = None,
+    ) -> None:
+        self._theta = theta or _taken_out(optimizer, net.gate_vector.theta)
+        self._arguments = (optimizer, net, scaler, self._theta)
         self._scale = 1.0
         zero_grad, draws = optimizer.zero_grad, net.gate_vector.draws
 
@@ -95,17 +106,53 @@ class Watched:
     def _after(self, *_: Any) -> None:
         self._arguments[1].gate_vector.draws.use(self._scale)
 
-    def _described(self, _: Any, state: dict[str, Any]) -> None:
+    def _described(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         state[KEY] = described(self._arguments[1].recipe)
+        if self._theta is not None:
+            number, after = self._theta
+            left = {id(p) for p in optimizer.param_groups[number]["params"]}
+            ids: list[int] = state["param_groups"][number]["params"]
+            place = len(ids) - sum(id(p) in left for p in after)
+            new = 1 + max((i for g in state["param_groups"] for i in g["params"]), default=-1)
+            _set_ids(state, number, [*ids[:place], new, *ids[place:]])
+            state[PLACE] = (number, new)
 
     def _follow(self, _: Any, state: dict[str, Any]) -> None:
         """Before a state is loaded: the network, and the optimizer with it, become as small as they were."""
         if KEY in state:
             gates, closed, _ = parsed(state[KEY])
             self._arguments[1].follow(gates, closed)
+        remove_theta(state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
+
+
+def _taken_out(
+    optimizer: torch.optim.Optimizer, theta: nn.Parameter
+) -> tuple[int, tuple[nn.Parameter, ...]] | None:
+    """Take θ out of an optimizer; the number of its group and what came after it, or None if it was not there."""
+    for number, group in enumerate(optimizer.param_groups):
+        found = [p is theta for p in group["params"]]
+        if True in found:
+            after = tuple(group["params"][found.index(True) + 1 :])
+            group["params"] = [p for p in group["params"] if p is not theta]
+            return number, after
+    return None
+
+
+def remove_theta(state: dict[str, Any]) -> None:
+    """Take the place of θ out of an optimizer's state, if it has one."""
+    if PLACE in state:
+        number, theta = state.pop(PLACE)
+        _set_ids(state, number, [i for i in state["param_groups"][number]["params"] if i != theta])
+
+
+def _set_ids(state: dict[str, Any], number: int, ids: list[int]) -> None:
+    """Other parameters in a group of an optimizer's state; the group itself may be somebody else's."""
+    groups = list(state["param_groups"])
+    groups[number] = {**groups[number], "params": ids}
+    state["param_groups"] = groups
 
 
 def _scaler_of_step() -> torch.amp.GradScaler | None:

@@ -31,6 +31,7 @@ from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.orders import with_known_orders
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
+from fxcat.passes.signatures import shown_by
 from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
@@ -153,7 +154,8 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         stage = Stage(asdict(options), in_regions, example, shapes_of(model), gates)
         before = attached(model)
         recipe = (*(() if before is None else parse(before)[0]), stage)
-        result = GatedModule(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
+        shown = shown_by(network, captured)
+        result = shown(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
         copying.result()
     return result
 

@@ -401,6 +401,35 @@ def test_a_run_goes_on_from_states_that_are_loaded_in_any_order(order: tuple[int
     assert same(half_way(state, order), whole)
 
 
+@pytest.mark.parametrize("place", [0, 4, 99])
+def test_an_optimizer_of_all_parameters_is_given_its_state_before_there_is_a_controller(place: int) -> None:
+    """Trainers restore what they know before they tell anybody; theta may stand anywhere among the weights."""
+
+    def run(states: dict[int, list[Any]], start: int = 0) -> fxcat.GatedModule:
+        net = prepared()
+        if start:
+            net.load_state_dict(states[start][0])
+        parameters = [*net.weight_parameters()]
+        parameters.insert(place, net.gate_vector.theta)
+        optimizer = torch.optim.AdamW(parameters, lr=2e-3)
+        if start:
+            optimizer.load_state_dict(states[start][1])
+        controller = controller_of(net, optimizer, pressure=None, target=fxcat.Target(flops=0.4))
+        if start:
+            controller.load_state_dict(states[start][2])
+        for i in range(start, STEPS):
+            if i in (15, 40):
+                states[i] = copy.deepcopy([p.state_dict() for p in (net, optimizer, controller)])
+            plain(net, optimizer, i)
+            controller.step()
+        return net
+
+    states: dict[int, list[Any]] = {}
+    whole = run(states)
+    assert same(run(dict(states), 15), whole)
+    assert same(run(dict(states), 40), whole)
+
+
 def test_weights_of_the_model_and_of_a_smaller_network_are_loaded() -> None:
     net, model = prepared(), Net()
     assert not any(net.load_state_dict(model.state_dict()))
