@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,15 +24,10 @@ from fxcat.controller import GateController
 from fxcat.errors import InputError
 from fxcat.integrations.found import gated_in
 from fxcat.packing import pack, unpack
-from fxcat.records import Pressure, Target
+from fxcat.records import Pressure, Target, check_pressure, check_target
 
-_REFUSED = {
-    "deepspeed": "DeepSpeed keeps the weights in shapes of its own",
-    "fsdp": "FSDP keeps the weights in shapes of its own",
-    "activation_checkpointing": "forward was captured, and keeps all activations",
-    "gradient_checkpointing": "forward was captured, and keeps all activations",
-}
-"""Arguments that would break at the first removal, or do nothing without a word."""
+_REPLICATED = ("NO", "MULTI_")
+"""How the kinds of processes begin in which every one has whole weights."""
 _PLAIN = (bool, int, float, type(None))
 
 
@@ -41,9 +37,9 @@ class GateCallback(TrainerCallback, ExportableState):
     `target` or `pressure`: what decides the size. `options`: further arguments of `GateController` (`averages`,
     `warmup`, `until`, …); the number of steps is the Trainer's. `controller`: while and after it trains.
 
-    Its state is in `trainer_state.json` of every checkpoint, so `resume_from_checkpoint` needs no word more. Checkpoints
-    from before the network last became smaller are no candidates for `load_best_model_at_end`. A training that ends
-    early (`EarlyStoppingCallback`) meets the target at its end.
+    Its state is in `trainer_state.json` of every checkpoint, so `resume_from_checkpoint` needs no word more. For
+    `load_best_model_at_end` only checkpoints count that were made after the network last became smaller. A training
+    that ends early (`EarlyStoppingCallback`) meets the target at its end.
 
     Raises `InputError` before the first step for what `GateController` refuses, for DeepSpeed, FSDP, `DataParallel` and
     activation checkpointing, and for a checkpoint without the gates' state or of a run with other settings.
@@ -60,6 +56,8 @@ class GateCallback(TrainerCallback, ExportableState):
         # as mappings they come from a checkpoint, by `restore_callback_states_from_checkpoint`
         target = Target(**target) if isinstance(target, Mapping) else target
         pressure = Pressure(**pressure) if isinstance(pressure, Mapping) else pressure
+        check_target(target, optional=True)
+        check_pressure(pressure, optional=True)
         self._settings = {"target": target, "pressure": pressure, **options}
         self.controller: GateController | None = None
 
@@ -103,14 +101,22 @@ class GateCallback(TrainerCallback, ExportableState):
         return {"args": args, "attributes": {"stored": stored}}
 
     def _check(self, args: TrainingArguments) -> None:
-        for name, reason in _REFUSED.items():
-            if getattr(args, name, None):
-                raise InputError(f"{reason}: it cannot be trained with {name}", remedy=f"leave {name} off")
+        kind = AcceleratorState().distributed_type.value
+        if not kind.startswith(_REPLICATED):
+            raise InputError(
+                f"{kind} keeps weights in shapes of its own, which cannot shrink",
+                remedy="train in one process, or in several with torchrun and DistributedDataParallel",
+            )
         if args.n_gpu > 1:
             raise InputError(
-                "nn.DataParallel trains copies of the network, of which none may shrink",
+                "DataParallel trains copies of the network, of which none may shrink",
                 remedy="start one process per GPU with torchrun, or make one GPU visible",
             )
+        for name in ("activation_checkpointing", "gradient_checkpointing"):
+            if getattr(args, name, False):
+                raise InputError(
+                    f"{name} would do nothing: forward was captured without it", remedy=f"leave {name} off"
+                )
         lost = [k for k, v in self._settings.items() if not isinstance(v, (*_PLAIN, Target, Pressure))]
         if lost and getattr(args, "restore_callback_states_from_checkpoint", False):
             raise InputError(
