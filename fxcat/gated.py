@@ -307,6 +307,7 @@ class GatedModule(nn.Module):
         self.program, self.parts = shrunk.program, shrunk.parts
         self._set_structure(shrunk.structure, shrunk.cost_model)
         self.recipe = self._recipe_after(keep)
+        attach(self.network, self.recipe)
         self._is_installed = False
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         for path, module in self.network.named_modules():

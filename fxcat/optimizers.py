@@ -128,9 +128,7 @@ class Watched:
         return type(self), self._arguments
 
 
-def _taken_out(
-    optimizer: torch.optim.Optimizer, theta: nn.Parameter
-) -> tuple[int, tuple[nn.Parameter, ...]] | None:
+def _taken_out(optimizer: torch.optim.Optimizer, theta: nn.Parameter) -> tuple[int, tuple[nn.Parameter, ...]] | None:
     """Take θ out of an optimizer; the number of its group and what came after it, or None if it was not there."""
     for number, group in enumerate(optimizer.param_groups):
         found = [p is theta for p in group["params"]]

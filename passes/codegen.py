@@ -29,8 +29,10 @@ from fxcat.passes.made_classes import make_class
 from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
+from fxcat.passes.signatures import hide, left_out
 from fxcat.passes.uncast import NAMES as UNCAST_NAMES
 from fxcat.passes.uncast import with_blocks, with_marks
+from fxcat.pretrained import told_when_saved
 
 _numbers = itertools.count()
 
@@ -105,14 +107,15 @@ def _install(root: nn.Module, graph: fx.Graph) -> None:
         methods = [_compiled(first, head.this, f"def forward({head.text}):", start, names)]
     else:
         methods = _dispatched(ways, given, head, names)
-    root.__class__ = _class_with(base, methods)
+    root.__class__ = _class_with(base, methods, left_out(parameters, {name.lstrip("*") for name in given}))
 
 
-def _class_with(base: type[nn.Module], methods: Sequence[Generated]) -> type[nn.Module]:
-    """A subclass with generated methods."""
+def _class_with(base: type[nn.Module], methods: Sequence[Generated], hidden: Sequence[str]) -> type[nn.Module]:
+    """A subclass with generated methods; `hidden`: parameters of `forward` that it does not show."""
     members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__, "_captured_class": base}
-    members |= {method.name: method.defined() for method in methods}
-    return make_class(base.__name__, base, members, (_class_with, (base, tuple(methods))))
+    members |= told_when_saved(base) | {method.name: method.defined() for method in methods}
+    hide(members["forward"], hidden)
+    return make_class(base.__name__, base, members, (_class_with, (base, tuple(methods), tuple(hidden))))
 
 
 def _dispatched(

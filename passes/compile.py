@@ -21,7 +21,7 @@ from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
-from fxcat.passes.codegen import install, layers
+from fxcat.passes.codegen import install, layers, original_class
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
@@ -154,7 +154,8 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         stage = Stage(asdict(options), in_regions, example, shapes_of(model), gates)
         before = attached(model)
         recipe = (*(() if before is None else parse(before)[0]), stage)
-        shown = shown_by(network, captured)
+        inputs = {str(n.target) for n in captured.graph.nodes if n.op == "placeholder"}
+        shown = shown_by(original_class(network), inputs, captured.regions)
         result = shown(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
         copying.result()
     return result

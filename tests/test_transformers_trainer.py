@@ -166,6 +166,34 @@ def test_clipping_does_not_change_what_is_decided(tmp_path: Path) -> None:
     assert structures[0] == structures[1] and min(structures[0].values()) < max(structures[0].values())
 
 
+@pytest.mark.parametrize("when", ["whole", "small", "in training"])
+def test_what_its_configuration_cannot_make_is_saved_by_fxcat(when: str, tmp_path: Path) -> None:
+    """Nothing but the missing names would say that `from_pretrained` draws new weights for a section."""
+    net = prepared()
+    if when != "whole":
+        net.gates["vit.layers.0.section"].set(0.0)
+    saved: Any = fxcat.finalize(net).eval()
+    if when == "whole":
+        saved.save_pretrained(tmp_path)
+        loaded = ViTForImageClassification.from_pretrained(tmp_path)
+        assert torch.equal(loaded(IMAGES).logits, saved(IMAGES).logits)
+        return
+    if when == "in training":
+        net.shrink()
+        saved = net
+    with pytest.warns(UserWarning, match="smaller than its configuration says.*fxcat.save"):
+        saved.save_pretrained(tmp_path)
+
+
+def test_the_small_network_is_trained_on(tmp_path: Path) -> None:
+    net = prepared()
+    net.gates["vit.layers.0.section"].set(0.0)
+    one = trainer(fxcat.finalize(net), tmp_path, save_strategy="steps", save_steps=2, max_steps=4)
+    with pytest.warns(UserWarning, match="smaller than its configuration says"):
+        one.train()
+        one.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 class Losing(nn.Module):
     """Somebody's own module round the network."""
 
