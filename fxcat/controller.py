@@ -31,7 +31,7 @@ from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
 from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
-from fxcat.optimizers import Optimizers, Watched, as_list, check_weights
+from fxcat.optimizers import Optimizers, as_list, check_weights, watch_all
 from fxcat.policy import GatePolicy
 from fxcat.ratio import RatioPolicy
 from fxcat.records import Pressure, Target
@@ -141,7 +141,7 @@ class GateController:
         self.policy: GatePolicy = POLICIES[net.policy](net, objective, gated=gated, gate_lr=gate_lr)
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
-        self._watched = [Watched(o, net, scaler) for o in self.optimizers]
+        self._watched = watch_all(self.optimizers, net, scaler)
         net.led = Led(self)
         net.gate_vector.seed(seed)
         if self.phase == "plain":

@@ -69,8 +69,8 @@ class Watched:
     """Tells the draws of a network when an optimizer makes a step, and when it clears the gradients; its state says how
     small the network was.
 
-    θ is the controller's, and taken out. In the state it still has its place: an optimizer that is made in the same way
-    can be given the state before there is a controller. `theta`: the group that it was in, and what came after it.
+    θ is the controller's, and no longer there. In the state it still has its place: an optimizer that is made in the
+    same way can be given the state before there is a controller. `theta`: its group, and what came after it there.
 
     A copy watches the copied optimizer and network.
     """
@@ -82,7 +82,7 @@ class Watched:
         scaler: Any = None,
         theta: tuple[int, tuple[nn.Parameter, ...]] | None = None,
     ) -> None:
-        self._theta = theta or _taken_out(optimizer, net.gate_vector.theta)
+        self._theta = theta or _place_of(net.gate_vector.theta, optimizer)
         self._arguments = (optimizer, net, scaler, self._theta)
         self._scale = 1.0
         zero_grad, draws = optimizer.zero_grad, net.gate_vector.draws
@@ -95,6 +95,7 @@ class Watched:
         if hasattr(optimizer, "_optimizer_step_post_hooks"):  # else it makes its steps by those inside of it
             optimizer.register_step_pre_hook(self._before)
             optimizer.register_step_post_hook(self._after)
+        if hasattr(optimizer, "_optimizer_state_dict_post_hooks"):  # else its state is that of those inside
             optimizer.register_state_dict_post_hook(self._described)
             optimizer.register_load_state_dict_pre_hook(self._follow)
 
@@ -128,14 +129,20 @@ class Watched:
         return type(self), self._arguments
 
 
-def _taken_out(optimizer: torch.optim.Optimizer, theta: nn.Parameter) -> tuple[int, tuple[nn.Parameter, ...]] | None:
-    """Take θ out of an optimizer; the number of its group and what came after it, or None if it was not there."""
+def watch_all(optimizers: Sequence[torch.optim.Optimizer], net: GatedModule, scaler: Any = None) -> list[Watched]:
+    """Watch the optimizers of a network, and take θ out of them. Some may share their groups."""
+    watched = [Watched(o, net, scaler) for o in optimizers]
+    for group in (g for o in optimizers for g in o.param_groups):
+        group["params"] = [p for p in group["params"] if p is not net.gate_vector.theta]
+    return watched
+
+
+def _place_of(theta: nn.Parameter, optimizer: torch.optim.Optimizer) -> tuple[int, tuple[nn.Parameter, ...]] | None:
+    """The number of its group in an optimizer, and what comes after it there; None if it is not there."""
     for number, group in enumerate(optimizer.param_groups):
         found = [p is theta for p in group["params"]]
         if True in found:
-            after = tuple(group["params"][found.index(True) + 1 :])
-            group["params"] = [p for p in group["params"] if p is not theta]
-            return number, after
+            return number, tuple(group["params"][found.index(True) + 1 :])
     return None
 
 

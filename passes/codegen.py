@@ -29,7 +29,7 @@ from fxcat.passes.made_classes import make_class
 from fxcat.passes.nested import Slot, pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, owners, region_input, region_output
-from fxcat.passes.signatures import hide, left_out
+from fxcat.passes.shown import hide, left_out
 from fxcat.passes.uncast import NAMES as UNCAST_NAMES
 from fxcat.passes.uncast import with_blocks, with_marks
 from fxcat.pretrained import told_when_saved

@@ -31,7 +31,7 @@ from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.orders import with_known_orders
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Region, Tie
-from fxcat.passes.signatures import shown_by
+from fxcat.passes.shown import shown_by
 from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
