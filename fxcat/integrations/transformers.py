@@ -58,7 +58,7 @@ class GateCallback(TrainerCallback, ExportableState):
         pressure = Pressure(**pressure) if isinstance(pressure, Mapping) else pressure
         check_target(target, optional=True)
         check_pressure(pressure, optional=True)
-        self._settings = {"target": target, "pressure": pressure, **options}
+        self._settings: dict[str, Any] = {"target": target, "pressure": pressure, **options}
         self.controller: GateController | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
