@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,13 +29,14 @@ def shrink_all(
     Raises `PlanError`, and `InputError` when optimizer state has a shape that says nothing about which entries belong
     to which; then nothing has changed.
     """
+    copied = [average_net(average) for average in averages]
+    net.copies.check(net, copied)
     before = dict(net.network.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}
     check_state(net.network, optimizers, loaded=loaded)
     shrunk = net.removed(keep)
-    for average in averages:
-        copied = average_net(average)
-        copied.removed(keep.to(copied.gate_vector.theta.device))
+    for average in copied:
+        average.removed(keep.to(average.gate_vector.theta.device))
     left = {id(p) for p in net.network.parameters()}
     for optimizer in optimizers:
         for name, axes in shrunk.keep.items():
@@ -45,15 +47,17 @@ def shrink_all(
     return shrunk
 
 
-def average_net(average: nn.Module) -> GatedModule:
-    """The gated network in an averaged copy (`torch.optim.swa_utils.AveragedModel`), or that is one itself."""
-    found = average if isinstance(average, GatedModule) else getattr(average, "module", None)
-    if not isinstance(found, GatedModule):
+def average_net(average: Any) -> GatedModule:
+    """The one gated network in an averaged copy (`torch.optim.swa_utils.AveragedModel`), or that is one itself."""
+    inside = [average] if isinstance(average, nn.Module) else getattr(average, "__dict__", {}).values()
+    holders = [v for v in inside if isinstance(v, nn.Module)]
+    found = list({id(m): m for holder in holders for m in holder.modules() if isinstance(m, GatedModule)}.values())
+    if len(found) != 1:
         raise InputError(
             f"a {type(average).__name__} among averages= holds no gated network",
             remedy="make it from the network that prepare() returned: AveragedModel(net)",
         )
-    return found
+    return found[0]
 
 
 def _forget(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], left: set[int]) -> None:

@@ -31,17 +31,7 @@ from fxcat.gated import GatedModule
 from fxcat.held_out import HeldOut
 from fxcat.losses import Loss, checked, cross_entropy
 from fxcat.optimizer_shapes import check_state
-from fxcat.optimizers import (
-    NOTICES,
-    Optimizers,
-    Steps,
-    Watched,
-    as_list,
-    check_weights,
-    holding,
-    without_gates,
-    wrappers_of,
-)
+from fxcat.optimizers import NOTICES, Optimizers, as_list, check_weights, holding
 from fxcat.policy import GatePolicy
 from fxcat.program import Shrunk
 from fxcat.ratio import RatioPolicy
@@ -49,6 +39,7 @@ from fxcat.records import Pressure, Target
 from fxcat.rehearsal import rehearse
 from fxcat.schedule import Phase, Schedule, check_settings
 from fxcat.selection import check_reachable, select_structure
+from fxcat.watched import Steps, watch_all, without_gates
 
 Closure = Callable[[], torch.Tensor]
 
@@ -139,7 +130,8 @@ class GateController:
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
         self._scaler = scaler
-        self._made = Steps(net, [Watched(o, net, scaler, wrappers_of(optimizer, o)) for o in self.optimizers])
+        self._made = Steps(net, watch_all(self.optimizers, net, scaler, given=optimizer))
+        without_gates(net, found)
         NOTICES.tell(self)
         net.led = Led(self)
         net.gate_vector.seed(seed)
@@ -226,9 +218,8 @@ class GateController:
             return
         weights = {id(p) for p in self.net.network.parameters()}
         if any(id(p) in weights for group in optimizer.param_groups for p in group["params"]):
-            without_gates(optimizer, self.net)
             self.optimizers.append(optimizer)
-            self._made.watch(Watched(optimizer, self.net, self._scaler))
+            self._made.watch(*watch_all([optimizer], self.net, self._scaler))
             self._is_checked = False
 
     def _check_optimizers(self) -> None:

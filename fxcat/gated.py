@@ -14,6 +14,7 @@ from torch import nn
 from fxcat.apart import call_whole
 from fxcat.appraisal import Appraisal
 from fxcat.checks import check_instance
+from fxcat.copies import Copies
 from fxcat.costs import CostModel
 from fxcat.ddp import Wrappers
 from fxcat.errors import InputError
@@ -65,6 +66,10 @@ class GatedModule(nn.Module):
         recipe: Recipe,
     ) -> None:
         super().__init__()
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        # first, so that the last parameters are those of the head, as in the model: people count from the end
+        self.gate_vector = _vector(parts, dtype).to(device)
         self.network = network
         self.recipe = recipe
         """How the network became what it is; the last stage is that of this `prepare`."""
@@ -72,15 +77,13 @@ class GatedModule(nn.Module):
         self.start_structure = structure
         self.start_cost = structure.cost
         self.limits = GateLimits.resolved({}, structure.groups, structure.sections)
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-        self.gate_vector = _vector(parts, dtype).to(device)
         self.program = program
         self.parts = parts
         self.appraisal = Appraisal(self.gate_vector.theta.numel())
         """What gates were found to be worth in training."""
         self.wrappers = Wrappers()
         self._methods, self._turns = Methods(), Turns()
+        self.copies = Copies()
         self._is_installed = False
         self._places: Places | None = None
         self.led = Led()
@@ -90,6 +93,10 @@ class GatedModule(nn.Module):
         self.training = network.training  # its modules keep the modes that they are in
         self.gate_vector.train(network.training)
         self._own = frozenset(self.__dict__)
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self.copies.note(self)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -124,6 +131,10 @@ class GatedModule(nn.Module):
         return call
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(args, kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `forward` does, whatever signature it shows."""
         return self._run(self.network, args, kwargs)
 
     def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -288,6 +299,7 @@ class GatedModule(nn.Module):
         if new:
             self.add_biases(new)
         self.follow(gates, closed)
+        self.copies.forget(self)
         if self.led.by is None:
             self.unfinished = unfinished
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -343,6 +355,7 @@ class GatedModule(nn.Module):
         self.program, self.parts = shrunk.program, shrunk.parts
         self._set_structure(shrunk.structure, shrunk.cost_model)
         self.recipe = self._recipe_after(keep)
+        attach(self.network, self.recipe)
         self._is_installed = False
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         for path, module in self.network.named_modules():

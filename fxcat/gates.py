@@ -60,7 +60,7 @@ class GateLayout:
 
 
 def _slot_values(
-    sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], parameters: tuple[torch.Tensor, ...]
+    sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], *parameters: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     gates = _product(_factors(sample, index))
     flat = torch.cat(parameters) if parameters else gates.new_empty(0)
@@ -93,7 +93,7 @@ class _SlotValues(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        return _slot_values(sample, index, repeated, sizes, parameters)
+        return _slot_values(sample, index, repeated, sizes, *parameters)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # pyright: ignore
@@ -160,7 +160,10 @@ class GateSamples(nn.Module):
         """Publish a sample of all gates, shape (gates,), for one forward pass of the network that they are of."""
         parameters = [getattr(_at(network, path), name) for path, name in self._scaled]
         index = self._index.on(sample.device)
-        values: tuple[torch.Tensor, ...] = _SlotValues.apply(*(sample, index, self._repeated, self._sizes), *parameters)
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (sample, *parameters))
+        # torch.compile cannot trace an autograd function with nothing to differentiate
+        function = _SlotValues.apply if differentiable or not torch.compiler.is_compiling() else _slot_values
+        values: tuple[torch.Tensor, ...] = function(*(sample, index, self._repeated, self._sizes), *parameters)
         place = self._place()
         for slot, value in zip(self._slots, values, strict=True):
             place[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)

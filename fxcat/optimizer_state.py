@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fxcat.errors import InputError
+from fxcat.watched import remove_theta
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Any]:
@@ -16,6 +17,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module) -> dic
     network's, which nothing else stores."""
     names = _names(optimizer, network)
     state = optimizer.state_dict()
+    remove_theta(state)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     own = {id(p) for p in network.parameters()}
     others = {n: p.detach() for n, p in zip(names, parameters, strict=True) if id(p) not in own}

@@ -21,17 +21,19 @@ from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
+from fxcat.passes.codegen import install, layers, original_class
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
 from fxcat.passes.entries import with_entries
 from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
-from fxcat.passes.installing import install, layers, uninstall
+from fxcat.passes.installing import install, layers, original_class, uninstall
 from fxcat.passes.orders import with_known_orders
 from fxcat.passes.pickling import flat, restored
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Tie
+from fxcat.passes.shown import shown_by
 from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
@@ -163,7 +165,9 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
         stage = Stage(asdict(options), in_regions, example, shapes_of(model), gates)
         before = attached(model)
         recipe = (*(() if before is None else parse(before)[0]), stage)
-        result = GatedModule(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
+        inputs = {str(n.target) for n in captured.graph.nodes if n.op == "placeholder"}
+        shown = shown_by(original_class(network), inputs, captured.regions)
+        result = shown(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
         copying.result()
     return result
 

@@ -28,8 +28,10 @@ from fxcat.passes.made_classes import make_class
 from fxcat.passes.region_graphs import region_graph
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, region_output
+from fxcat.passes.shown import hide, left_out
 from fxcat.passes.signatures import Head, name_of_module, parameters_of, signature_of
 from fxcat.passes.ways import Way, split_phases
+from fxcat.pretrained import told_when_saved
 
 _CAPTURED = "_captured_class"
 """Attribute of a generated class: the class that was captured."""
@@ -135,11 +137,12 @@ class _Installer:
             vars(module)[SAMPLES] = samples
 
 
-def _class_with(base: type[nn.Module], methods: tuple[Generated, ...]) -> type[nn.Module]:
-    """A subclass with generated methods."""
+def _class_with(base: type[nn.Module], methods: tuple[Generated, ...], hidden: tuple[str, ...]) -> type[nn.Module]:
+    """A subclass with generated methods; `hidden`: parameters of `forward` that it does not show."""
     members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__}
-    members |= {_CAPTURED: base} | {method.name: method.defined() for method in methods}
-    return make_class(base.__name__, base, members, (_class_with, (base, methods)))
+    members |= {_CAPTURED: base} | told_when_saved(base) | {method.name: method.defined() for method in methods}
+    hide(members["forward"], hidden)
+    return make_class(base.__name__, base, members, (_class_with, (base, methods, hidden)))
 
 
 def _undoable(made: type[nn.Module], before: type[nn.Module]) -> type[nn.Module]:
@@ -220,8 +223,10 @@ def _class_of(
     names = {"_as_written": otherwise, **head.names}
     if len(graphs) == 1:
         start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()
-        return _class_with(base, (compiled(graphs[0], head.this, f"def forward({head.text}):", start, names),))
-    return _class_with(base, tuple(_dispatched(ways, given, head, names)))
+        methods = [compiled(graphs[0], head.this, f"def forward({head.text}):", start, names)]
+    else:
+        methods = _dispatched(ways, given, head, names)
+    return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in given}))
 
 
 def _dispatched(

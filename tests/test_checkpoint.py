@@ -19,8 +19,10 @@ import torch
 from interrupted import (
     EXAMPLE,
     SETUPS,
+    TARGET,
     Dropping,
     Interrupted,
+    InterruptingLoss,
     Result,
     Setup,
     in_own_process,
@@ -341,3 +343,23 @@ def test_killed_at_20_random_moments(undisturbed: tuple[Path, float], tmp_path: 
         if result.exists():
             assert ended_like(result, expected)
             runs += 1
+
+
+def test_an_optimizer_of_all_parameters_goes_on(tmp_path: Path) -> None:
+    """It was given theta too, which is not its own to train."""
+
+    def weights(folder: Path | None, *, stop: int | None = None, resume: bool = False) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        loader = DataLoader(batches(64), 8)
+        options: dict[str, Any] = {"epochs": 4, "target": TARGET, "optimizer": optimizer, "progress": False}
+        fxcat.fit(net, loader, loss=InterruptingLoss(stop), checkpoint_dir=folder, resume=resume, **options)
+        return list(net.weight_parameters())
+
+    for stop in (12, 30):
+        folder = tmp_path / str(stop)
+        with pytest.raises(Interrupted):
+            weights(folder, stop=stop)
+        pairs = zip(weights(folder, resume=True), weights(None), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs)

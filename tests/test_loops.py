@@ -252,6 +252,35 @@ def test_an_average_of_all_buffers_corrupts_nothing() -> None:
     assert averaged.hard_cost() == net.hard_cost()
 
 
+class Keeping:
+    """Copies of a network that somebody makes on the way, or changes."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.copies = kind, list[Any]()
+
+    def __call__(self, net: fxcat.GatedModule, optimizer: torch.optim.Optimizer, step: int) -> None:
+        plain(net, optimizer, step)
+        if not self.copies or (self.kind == "snapshots" and step % 20 == 0):
+            self.copies.append(AveragedModel(net) if self.kind == "average" else copy.deepcopy(net))
+        if self.kind == "loaded":
+            self.copies[0].load_state_dict(net.state_dict())
+        if self.kind == "trained apart":
+            F.cross_entropy(self.copies[0](X[:8]), Y[:8]).backward()
+            torch.optim.SGD(self.copies[0].weight_parameters(), lr=0.01).step()
+        if self.kind == "average":
+            self.copies[0].update_parameters(net)
+
+
+@pytest.mark.parametrize("kind", ["snapshots", "loaded", "trained apart"])
+def test_copies_that_are_no_averages_may_stay(kind: str) -> None:
+    assert same(trained(Keeping(kind)), trained(plain))
+
+
+def test_an_average_that_is_not_named_is_an_error() -> None:
+    with pytest.raises(fxcat.InputError, match="a copy of the network is changed while it trains"):
+        trained(Keeping("average"))
+
+
 def test_a_target_of_everything_removes_nothing() -> None:
     net = trained(plain, pressure=None, target=fxcat.Target(flops=1.0))
     assert net.hard_cost() == net.start_cost
@@ -401,6 +430,35 @@ def test_a_run_goes_on_from_states_that_are_loaded_in_any_order(order: tuple[int
     whole = half_way(state, order)
     assert state[0]["network.block.0.weight"].numel() < Net().block[0].weight.numel()  # pyright: ignore
     assert same(half_way(state, order), whole)
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_an_optimizer_of_all_parameters_is_given_its_state_before_there_is_a_controller(place: int) -> None:
+    """Trainers restore what they know before they tell anybody; theta may stand anywhere among the weights."""
+
+    def run(states: dict[int, list[Any]], start: int = 0) -> fxcat.GatedModule:
+        net = prepared()
+        if start:
+            net.load_state_dict(states[start][0])
+        parameters = [*net.weight_parameters()]
+        parameters.insert(place, net.gate_vector.theta)
+        optimizer = torch.optim.AdamW(parameters, lr=2e-3)
+        if start:
+            optimizer.load_state_dict(states[start][1])
+        controller = controller_of(net, optimizer, pressure=None, target=fxcat.Target(flops=0.4))
+        if start:
+            controller.load_state_dict(states[start][2])
+        for i in range(start, STEPS):
+            if i in (15, 40):
+                states[i] = copy.deepcopy([p.state_dict() for p in (net, optimizer, controller)])
+            plain(net, optimizer, i)
+            controller.step()
+        return net
+
+    states: dict[int, list[Any]] = {}
+    whole = run(states)
+    assert same(run(dict(states), 15), whole)
+    assert same(run(dict(states), 40), whole)
 
 
 def test_weights_of_the_model_and_of_a_smaller_network_are_loaded() -> None:

@@ -218,6 +218,22 @@ def test_compiled_training_is_the_same(autocast: bool) -> None:
     assert plain[-1] < 0.5 * plain[0]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("training", (False, True))
+@pytest.mark.parametrize("gradients", (False, True))
+def test_compiled_transformers_are_the_same(training: bool, gradients: bool) -> None:
+    """None of their parameters is scaled by a gate, so in inference nothing of the gates is differentiated."""
+    torch._dynamo.reset()
+    model = torchvision.models.VisionTransformer(8, 4, 1, 2, 16, 32, num_classes=4)
+    net = fxcat.prepare(model, EXAMPLE, verbose=False).train(training)
+    outputs: list[torch.Tensor] = []
+    with torch.set_grad_enabled(gradients):
+        for network in (net, torch.compile(net, backend="eager")):
+            net.gate_vector.seed(0)
+            outputs.append(network(torch.ones(2, 3, 8, 8)))
+    assert torch.equal(*outputs)
+
+
 def test_shuffles_stay_free_in_repeated_shrinks() -> None:
     """A shuffle that has become an index_select is still no obstacle, and no two of them share their indices."""
     model = torchvision.models.shufflenet_v2_x0_5(num_classes=10).double().eval()

@@ -1,0 +1,56 @@
+"""Copies of a network whose weights change while it trains: averages that must shrink with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from fxcat.errors import InputError
+
+if TYPE_CHECKING:
+    from fxcat.gated import GatedModule
+
+
+class Copies:
+    """The copies of a network that are still there, and how often their weights had been written to at first. A network
+    and its copies share it."""
+
+    def __init__(self) -> None:
+        self._found: WeakKeyDictionary[GatedModule, int] = WeakKeyDictionary()
+
+    def note(self, net: GatedModule) -> None:
+        """A copy has been made."""
+        self._found[net] = _writes(net)
+
+    def forget(self, net: GatedModule) -> None:
+        """It is given other weights as a whole: it is no average."""
+        self._found.pop(net, None)
+
+    def check(self, net: GatedModule, averages: Collection[GatedModule]) -> None:
+        """Raise `InputError` if there is an average of a network that is not among those that shrink with it.
+
+        That is a copy that is written to, but neither by gradients of its own nor with a controller of its own.
+        """
+        for copy, before in self._found.items():
+            known = copy is net or any(copy is a for a in averages) or copy.led.by is not None
+            trained = any(p.grad is not None for p in copy.network.parameters())
+            if not known and not trained and _writes(copy) != before:
+                raise InputError(
+                    "a copy of the network is changed while it trains (an average of its weights?), and would not "
+                    "become smaller with it",
+                    remedy="name it: GateController(…, averages=[average]); or delete the copy",
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Copies:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Copies, ()  # of another process, or another time
+
+
+def _writes(module: nn.Module) -> int:
+    # those made in inference mode do not count
+    return sum(p._version for p in module.network.parameters() if not p.is_inference())  # pyright: ignore
