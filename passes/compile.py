@@ -21,7 +21,6 @@ from fxcat.gates import SAMPLES, GateSamples
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
-from fxcat.passes.codegen import install, layers, original_class
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes

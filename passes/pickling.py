@@ -66,9 +66,9 @@ class _Writer(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Functions that were made in functions, if they say under which name they can be found
         (`torch.nn.functional.max_pool2d`)."""
-        if isinstance(obj, FunctionType) and "<locals>" in obj.__qualname__:
-            if getattr(importlib.import_module(obj.__module__), obj.__name__, None) is obj:
-                return _found, (obj.__module__, obj.__name__)
+        is_inner = isinstance(obj, FunctionType) and "<locals>" in obj.__qualname__
+        if is_inner and getattr(importlib.import_module(obj.__module__), obj.__name__, None) is obj:
+            return _found, (obj.__module__, obj.__name__)
         return NotImplemented
 
 
