@@ -113,7 +113,7 @@ def number_values(
 
     def number(node: fx.Node) -> int | None:
         copy = copies.get(node)
-        return copy.meta[VALUE][0] if copy in present else None
+        return copy.meta[VALUE][0] if copy is not None and copy in present else None
 
     def numbered(call: Invocation) -> Invocation:
         return replace(call, values=tuple(map(number, call.values)), results=tuple(map(number, call.results)))

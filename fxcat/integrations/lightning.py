@@ -130,7 +130,7 @@ class GateCallback(Callback):
         assert controller is not None
         if controller.phase != "plain":
             rank_zero_warn(
-                f"training ended in step {controller.steps}, before the gates' {controller.first_plain} steps: "
+                f"training ended in step {controller.steps}, before the gates' {controller.schedule.first_plain} steps: "
                 "the network is cut to its target now, and not trained after that"
             )
             controller.finish()
@@ -158,7 +158,7 @@ class GateCallback(Callback):
         share = max((done / most for done, most in limits if most and most > 0), default=0.0)
         # of one optimizer all are counted, also those that a loss scaler leaves out
         steps = trainer.global_step if pl_module.automatic_optimization else controller.steps
-        if share > 0 and (expected := round(steps / share)) < controller.first_plain:
+        if share > 0 and (expected := round(steps / share)) < controller.schedule.first_plain:
             raise InputError(
                 f"the run will train the network with gates in {expected} steps, not in {controller.total_steps}: "
                 "it would end before the gates are decided",
