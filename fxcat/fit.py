@@ -16,7 +16,7 @@ from fxcat.checkpoint import Checkpoints
 from fxcat.controller import GateController
 from fxcat.distillation import distillation_loss
 from fxcat.distributed import is_main, joined
-from fxcat.errors import InputError, located
+from fxcat.errors import FxcatError, InputError, located
 from fxcat.gated import GatedModule
 from fxcat.history import EpochRecord, History
 from fxcat.losses import Loss, cross_entropy, own_loss
@@ -198,7 +198,11 @@ def _train(
     state = RunState(settings, run.controller, run.weights, run.batches.named(), run.history)
     checkpoints = None if checkpoint_dir is None else Checkpoints(checkpoint_dir)
     if checkpoints is not None:
-        _begin(run, state, checkpoints, resume=resume)
+        try:
+            _begin(run, state, checkpoints, resume=resume)
+        except FxcatError:
+            run.net.unfinished = None  # it has not begun
+            raise
     done = len(run.history.epochs)
     bar = Progress(steps * epochs, done * steps, enabled=progress and is_main())
     with TensorBoard(log_dir if is_main() else None) as logs, bar:

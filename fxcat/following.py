@@ -62,24 +62,25 @@ class Led:
         return Led, ()
 
 
-def described(recipe: Recipe, unfinished: str | None = None) -> torch.Tensor:
-    """How small a network is, and what trains its gates and has not ended, as bytes: files of tensors can hold it."""
+def described(recipe: Recipe, *, unfinished: bool = False) -> torch.Tensor:
+    """How small a network is, and whether something trains its gates and has not ended, as bytes: files of tensors can
+    hold it. As many of a copy, whatever trains that: averages go through states value by value."""
     stage = recipe[-1]
-    content = {"gates": stage.gates, "closed": stage.closed, "biases": stage.biases, "unfinished": unfinished}
+    content = {"gates": stage.gates, "closed": stage.closed, "biases": stage.biases, "unfinished": int(unfinished)}
     text = json.dumps(content)
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def parsed(description: Any) -> tuple[Gates, list[tuple[int, ...]], tuple[str, ...], str | None]:
-    """Gates at the start, the numbers of those that were closed shrink after shrink, layers with new biases, and what
-    trained its gates and had not ended.
+def parsed(description: Any) -> tuple[Gates, list[tuple[int, ...]], tuple[str, ...], bool]:
+    """Gates at the start, the numbers of those that were closed shrink after shrink, layers with new biases, and
+    whether something trained its gates and had not ended.
 
     Raises `InputError` for anything that `described` did not give."""
     try:
         content = json.loads(bytes(torch.as_tensor(description).to(torch.uint8).tolist()))
         gates = tuple((str(name), int(count)) for name, count in content["gates"])
         closed = [tuple(int(g) for g in each) for each in content["closed"]]
-        return gates, closed, tuple(str(path) for path in content["biases"]), content.get("unfinished")
+        return gates, closed, tuple(str(path) for path in content["biases"]), bool(content.get("unfinished"))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"the state does not say how small its network was: {error}") from error
 

@@ -106,7 +106,10 @@ class GatedModule(nn.Module):
             if network is None or name.startswith("__"):
                 raise
         value = getattr(network, name)
-        return self._gated(value) if getattr(value, "__self__", None) is network else value
+        if getattr(value, "__self__", None) is not network:
+            return value
+        self.install()  # generated classes have methods of their own
+        return self._gated(getattr(network, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = self.__dict__.get("_own")  # not before it is made
@@ -266,7 +269,7 @@ class GatedModule(nn.Module):
 
     def get_extra_state(self) -> torch.Tensor:
         """How small the network is: `load_state_dict` makes another one as small first. Bytes."""
-        return described(self.recipe, self.unfinished)
+        return described(self.recipe, unfinished=self.unfinished is not None)
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing is left to do: the network is as small."""
@@ -301,7 +304,7 @@ class GatedModule(nn.Module):
         self.follow(gates, closed)
         self.copies.forget(self)
         if self.led.by is None:
-            self.unfinished = unfinished
+            self.unfinished = "the training that its state was stored in" if unfinished else None
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -21,7 +21,7 @@ from torch import fx
 from fxcat.gates import SAMPLES
 from fxcat.passes.effects import UNCAST
 from fxcat.passes.invocations import CALL, VALUE, Invocation, Invocations, Key
-from fxcat.passes.nested import Slot, fields_of, is_record, leaves, pack, unpack
+from fxcat.passes.nested import Slot, fields_of, is_record, leaves, map_leaves, pack, unpack
 
 PATTERN = "pattern"
 """Key in the `meta` of a placeholder: the template of the argument."""
@@ -247,22 +247,26 @@ class _Flat:
             kind = signature.parameters[name].kind
             stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(kind, "")
             holder = holders[name] = graph.placeholder(stars + name)
-            holder.meta[PATTERN] = pattern
+            # conditions on what nothing reads would only refuse what could as well be given
+            holder.meta[PATTERN] = map_leaves(
+                pattern, lambda leaf: Unread() if isinstance(leaf, Slot) and not is_read[leaf.index] else leaf
+            )
             if isinstance(pattern, Slot):
                 number = numbers[pattern.index]
                 if number is not None and number in first:
                     holder.meta[SAME_AS] = first[number]
-                elif not is_read[pattern.index]:
-                    holder.meta[PATTERN] = Unread()
                 first.setdefault(number, name)
         entering: dict[int, fx.Node] = {}
         for name, pattern in arguments.items():
             if any(isinstance(leaf, Slot) for leaf in leaves(pattern)):
                 unpack(graph, holders[name], pattern, entering)
+        for slot, value in entering.items():
+            if not is_read[slot] and value.op != "placeholder":
+                graph.erase_node(value)
         told = {p.index for p in arguments.values() if isinstance(p, Slot)}
         for slot, number in enumerate(numbers):
             other = numbers.index(number)
-            if other != slot and number is not None and not {slot, other} <= told:
+            if other != slot and number is not None and is_read[slot] and not {slot, other} <= told:
                 same = graph.call_function(operator.is_, (entering[slot], entering[other]))
                 graph.call_function(torch._assert, (same, "captured with one value in both places"))  # pyright: ignore[reportPrivateUsage]
         return entering

@@ -137,6 +137,7 @@ def test_weights_without_values_are_refused() -> None:
     net = prepared()
     controller = controller_of(net)
     net.to("meta")
+    controller.optimizers[0].step()
     with pytest.raises(fxcat.InputError, match="meta device"):
         controller.step()
 

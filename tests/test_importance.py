@@ -286,6 +286,8 @@ def test_training_goes_on_from_a_warm_start(trained: nn.Module) -> None:
     assert float(controller.policy.prices.schedule(0.0)[0]) == pytest.approx(share)  # pyright: ignore[reportAttributeAccessIssue]
     for x, y in loader():
         F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
         controller.step()
     assert controller.phase == "gated" and torch.equal(net.gate_vector.theta, theta)
     del controller  # one at a time

@@ -407,11 +407,12 @@ def test_gradients_that_say_nothing_of_the_gates() -> None:
         return F.cross_entropy(torch.func.functional_call(net, weights, (x[None],)), y[None])
 
     net = prepared()
-    controller = controlled(net, sgd(net))
+    controller = controlled(net, optimizer := sgd(net))
     named = {n: p.detach() for n, p in net.named_parameters() if n.startswith("network.")}
     for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.eval()
     torch.func.vmap(torch.func.grad(loss), (None, 0, 0), randomness="different")(named, X[:4], Y[:4])
+    optimizer.step()
     with pytest.raises(fxcat.TrainingError, match=r"not within torch\.func\.grad or vmap"):
         controller.step()
 

@@ -93,7 +93,8 @@ def test_an_autograd_function_is_opaque_reported_and_keeps_its_gradient() -> Non
     assert [g.name for g in net.structure.groups] == ["0.2", "1"]
     assert any("ScaleFunction" in p.where and "unknown operation" in p.reason for p in net.structure.pinned)
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-    gradients = [torch.autograd.grad(m(x).sum(), next(m.parameters()))[0] for m in (model.eval(), net.eval())]
+    weights = next(model.parameters()), next(net.weight_parameters())
+    gradients = [torch.autograd.grad(m.eval()(x).sum(), w)[0] for m, w in zip((model, net), weights, strict=True)]
     assert torch.allclose(*gradients, rtol=1e-12)
 
 

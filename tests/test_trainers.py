@@ -83,11 +83,11 @@ def test_calls_between_two_steps_do_not_count() -> None:
 
 def test_an_optimizer_that_never_makes_a_step_is_told() -> None:
     net = prepared()
-    controller, other = controller_of(net, sgd(net)), sgd(net)
+    controller, other = controller_of(net, sgd(net)), torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     backward(net, 0)
     with pytest.raises(fxcat.TrainingError, match="in 1000 calls of the controller's step"):
         for _ in range(1000):
-            other.step()
+            other.step()  # of another network
             assert not controller.step()
     assert controller.steps == 0
 
@@ -179,7 +179,7 @@ def test_what_has_not_ended_is_known_after_loading() -> None:
         again.load_state_dict(state)
         for loaded in (alone, resumed):
             assert (loaded.unfinished is None) is has_ended
-    with pytest.warns(UserWarning, match="GateController\\(target=Target\\(flops=0.4.*has not ended"):
+    with pytest.warns(UserWarning, match="its state was stored in has not ended"):
         loaded = prepared()
         loaded.load_state_dict(half[0])
         fxcat.finalize(loaded)

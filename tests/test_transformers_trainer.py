@@ -297,7 +297,7 @@ def test_a_checkpoint_holds_what_is_said(whole: Any) -> None:
 def test_what_is_no_checkpoint_of_the_run_is_refused(whole: Any, tmp_path: Path) -> None:
     folder = whole[1]
     with pytest.raises(fxcat.InputError, match="had total_steps=30"):
-        resumed(folder, str(folder / "checkpoint-5"), max_steps=40)
+        resumed(folder, str(folder / "checkpoint-5"), max_steps=20)
     net = prepared()
     trainer(net, tmp_path, save_strategy="steps", save_steps=3, max_steps=3).train()
     with pytest.raises(fxcat.InputError, match="does not hold the state of one GateCallback"):

@@ -130,8 +130,8 @@ class GateCallback(Callback):
         assert controller is not None
         if controller.phase != "plain":
             rank_zero_warn(
-                f"training ended in step {controller.steps}, before the gates' {controller.schedule.first_plain} steps: "
-                "the network is cut to its target now, and not trained after that"
+                f"training ended in step {controller.steps}, before the gates' "
+                f"{controller.schedule.first_plain} steps: the network is cut to its target now, untrained"
             )
             controller.finish()
 

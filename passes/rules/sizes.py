@@ -69,8 +69,8 @@ def is_width(flow: Flow, tensor: fx.Node, axis: int | None) -> bool:
     if tensor.op == "get_attr":
         return True
     labels = flow.values[tensor]
-    if axis is None or not isinstance(labels, torch.Tensor):
-        return False
+    if axis is None or not isinstance(labels, torch.Tensor) or labels.shape[axis] == 1:
+        return False  # along an axis of one there may be units or, as well, examples
     line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
     return bool((line > FROZEN).all()) and len(line.unique()) == tensor.meta["value"].shape[axis]
 
