@@ -121,7 +121,7 @@ def transformers(net: fxcat.GatedModule, folder: Path) -> None:
     arguments = TrainingArguments(
         output_dir=str(folder),
         **{"num_train_epochs": EPOCHS, "per_device_train_batch_size": BATCH, "max_grad_norm": 0.0},
-        **{"lr_scheduler_type": "constant", "save_strategy": "epoch", "use_cpu": True},
+        **{"lr_scheduler_type": "constant", "save_strategy": "epoch", "use_cpu": True, "label_names": ["labels"]},
         **{"report_to": [], "disable_tqdm": True, "logging_strategy": "no"},
     )
     trainer = InOrder(
@@ -158,7 +158,7 @@ TRAINERS: dict[str, tuple[Callable[[fxcat.GatedModule, Path], None], int]] = {
     "own loop": (own_loop, 3),
     "fxcat.fit": (fit, 2),
     "Lightning": (lightning, 4),
-    "transformers' Trainer": (transformers, 4),
+    "transformers' Trainer": (transformers, 5),
     "Accelerate": (accelerate, 5),
 }
 """How each runs, and the lines that a user adds to a script that trains the network alone (counted by the tests)."""
