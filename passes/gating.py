@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from fxcat.gates import SAMPLES, GateLayout, GateSlot
+from fxcat.gates import SAMPLES
 from fxcat.passes.effects import changed_part_of
 from fxcat.passes.gate_sites import Site, folding_at
 from fxcat.passes.invocations import same_place, stands_for
@@ -24,6 +24,7 @@ from fxcat.passes.labels import Flow
 from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.table import Counting, Folding
 from fxcat.passes.units import NO_UNIT, Units
+from fxcat.slot_values import GateLayout, GateSlot
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from small_task import Net as SmallNet
 from torch import nn
 
 import fxcat
-from fxcat.gates import GateLayout, GateSamples, GateSlot
+from fxcat.gates import GateSamples
+from fxcat.slot_values import GateLayout, GateSlot
 
 
 class Net(nn.Module):
