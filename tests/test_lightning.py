@@ -381,6 +381,8 @@ class Sharding(SingleDeviceStrategy):
 
 
 def test_wrong_uses_are_refused() -> None:
+    with pytest.raises(fxcat.InputError, match="target="):
+        GateCallback(target=0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(fxcat.InputError, match="found no networks with gates in Lit"):
         run(gates(), module=Lit(Net()))
     with pytest.raises(fxcat.InputError, match="found 2 networks with gates"):

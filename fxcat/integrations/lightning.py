@@ -16,7 +16,7 @@ from fxcat.errors import InputError
 from fxcat.following import Led
 from fxcat.fractions import cost_fractions
 from fxcat.integrations.found import copies_in, gated_in
-from fxcat.records import Pressure, Target
+from fxcat.records import Pressure, Target, check_pressure, check_target
 
 _PHASES = ("warm-up", "gated", "plain")
 _PLACES = ("dirpath", "last_model_path")
@@ -54,6 +54,8 @@ class GateCallback(Callback):
         **settings: Any,
     ) -> None:
         check_flag(log, "log")
+        check_target(target, optional=True)
+        check_pressure(pressure, optional=True)
         self._settings: dict[str, Any] = {"target": target, "pressure": pressure, **settings}
         inspect.signature(GateController).bind(None, None, total_steps=total_steps, **self._settings)  # names
         self._total_steps, self._log = total_steps, log
