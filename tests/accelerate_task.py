@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from small_task import Net, batches
+from torch import distributed
 from torch.utils.data import DataLoader
 
 import fxcat
@@ -85,6 +86,9 @@ def in_two_processes(folder: Path) -> None:
             assert torch.equal(value, again.net.state_dict()[name]), (epoch, name)
     result = {"macs": run.net.hard_cost().macs, "same": all(same), "sizes": sizes}
     torch.save(result, folder / f"{run.accelerator.process_index}.pt")
+    # together: a process that ends while the other still talks to it may be aborted
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

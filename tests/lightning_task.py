@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_task import Net, batches
+from torch import distributed
 from torch.utils.data import DataLoader
 
 import fxcat
@@ -104,6 +105,9 @@ def in_two_processes(folder: Path) -> None:
                 assert torch.equal(value, resumed.state_dict()[name]), (strategy, epoch, name)
         result = {"macs": cost.macs, "same": same, "parted": parted}
         torch.save(result, folder / f"{strategy}-{trained.global_rank}.pt")
+    # together: a process that ends while the other still talks to it may be aborted
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def main() -> None:

@@ -102,6 +102,13 @@ def differ(folder: Path) -> None:
         kind = type(one.model_wrapped).__name__
         found = [kind, watching.same, watching.shrunk, net.hard_cost().macs, net.start_cost.macs]
         torch.save(found, folder / f"{unused}-{distributed.get_rank()}.pt")
+    leave()
+
+
+def leave() -> None:
+    """Together: a process that ends while the other still talks to it may be aborted."""
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def main() -> None:
