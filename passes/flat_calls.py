@@ -140,7 +140,7 @@ class Flat:
         arguments = self._arguments(key)
         if arguments is None or not set(call.results) <= set(call.values):
             return None
-        entering = self.placeholders(graph, key, arguments, [True] * len(call.values))
+        entering = self.placeholders(graph, key, arguments, [True] * len(call.values), [False] * len(call.values))
         results = [entering[call.values.index(number)] for number in call.results]
         graph.output(pack(graph, call.result, results))
         return graph
@@ -157,9 +157,15 @@ class Flat:
         return dict(list(bound.arguments.items())[1:])
 
     def placeholders(
-        self, graph: fx.Graph, key: Key, arguments: Mapping[str, Any], is_read: Sequence[bool]
+        self,
+        graph: fx.Graph,
+        key: Key,
+        arguments: Mapping[str, Any],
+        is_read: Sequence[bool],
+        is_checked: Sequence[bool],
     ) -> dict[int, fx.Node]:
-        """Begin the graph of a call; returns what the slots of its arguments are there. `is_read`: per slot."""
+        """Begin the graph of a call; returns what the slots of its arguments are there. Per slot: whether it is read,
+        and whether what is given must be a tensor (else sizes, or several values)."""
         signature, numbers = self.signatures(key[0]), self.calls[key].values
         assert signature is not None
         first: dict[int | None, str] = {}
@@ -170,7 +176,7 @@ class Flat:
             holder = holders[name] = graph.placeholder(stars + name)
             # conditions on what nothing reads would only refuse what could as well be given
             holder.meta[PATTERN] = map_leaves(
-                pattern, lambda leaf: Unread() if isinstance(leaf, Slot) and not is_read[leaf.index] else leaf
+                pattern, lambda leaf: Unread() if isinstance(leaf, Slot) and not is_checked[leaf.index] else leaf
             )
             if isinstance(pattern, Slot):
                 number = numbers[pattern.index]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxcat.gates import SAMPLES
@@ -88,7 +89,8 @@ class Folder:
             values.append(value or (spare[0] if spare else None))
         scope = _Scope(key, f"{key[0].removeprefix(self._flat.prefix)}.", tuple(values))
         is_read = [v is not None for v in values]
-        entering = self._flat.placeholders(scope.graph, key, border.arguments, is_read)
+        is_tensor = [v is not None and isinstance(v.meta.get("value"), torch.Tensor) for v in values]
+        entering = self._flat.placeholders(scope.graph, key, border.arguments, is_read, is_tensor)
         for slot, value in enumerate(values):
             if value is not None:
                 scope.nodes.setdefault(value, entering[slot])
