@@ -172,10 +172,17 @@ def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions
 
 
 def _forget(network: nn.Module, names: Iterable[str]) -> None:
-    """Take attributes out of which the graph leaves no value: those that are there are of another pass."""
+    """Take attributes out of which the graph leaves no value: those that are there are of another pass.
+
+    Containers are emptied: other Python of the model (`train`) may ask for them."""
     for name in names:
         path, _, leaf = name.rpartition(".")
-        vars(network.get_submodule(path)).pop(leaf, None)
+        held = vars(network.get_submodule(path))
+        kind = type(held.get(leaf))
+        if kind in (dict, list, set):
+            held[leaf] = kind()
+        else:
+            held.pop(leaf, None)
 
 
 _moved = 0

@@ -298,3 +298,39 @@ def test_a_call_that_fails_leaves_no_trace() -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     net, small = pruned(ready(Fallible()), x)
     assert len(seen(small, "wide", lambda: small(x))) == len(seen(net.network, "wide", lambda: net(x))) == 1
+
+
+class Sized(nn.Module):
+    """Its block is given sizes, and keeps a cache that `train` empties."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.block, self.head = nn.Conv2d(3, 6, 3, 2), Resized(), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.enter(x), x.shape[2:]))
+
+
+class Resized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.cache = nn.Conv2d(6, 6, 1), dict[str, torch.Tensor]()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if self.cache:
+            self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        if not self.training:
+            self.cache["bias"] = self.layer.bias * 2
+        return nn.functional.interpolate(self.layer(x), size=size)
+
+
+def test_sizes_for_blocks_and_caches_in_them() -> None:
+    model, x = ready(Sized()), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    model(x)
+    net, small = pruned(model, x)
+    other = torch.randn(2, 3, 20, 12, dtype=torch.float64)
+    with torch.no_grad():
+        assert difference(small.train().eval()(other), net.train().eval()(other)) < TOLERANCE
