@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,23 +72,33 @@ def from_torch_pruning(
             ) from error
         scores, missing = _unit_scores(net, _producers(net, model), _Scorer(pruning, graph, importance))
     scores *= marginal_macs(net)[:count].cpu()
-    rest = torch.full((len(net.structure.sections),), torch.inf, dtype=torch.float64)
+    by = type(importance).__name__
+    return _completed(scores, len(net.structure.sections), missing, fallback, by).to(net.gate_vector.theta.device)
+
+
+def _completed(
+    scores: torch.Tensor, sections: int, missing: Mapping[str, str], fallback: torch.Tensor | None, by: str
+) -> torch.Tensor:
+    """Scores of all gates, shape (units + sections,), out of those of units, NaN where there are none; `missing`: the
+    groups that have none, and why; `by`: the name of the estimator."""
+    count = len(scores)
+    rest = torch.full((sections,), torch.inf, dtype=torch.float64)
     if fallback is not None:
         fallback = fallback.double().cpu()
-        if fallback.shape != (count + len(rest),):
+        if fallback.shape != (count + sections,):
             raise InputError(
                 f"fallback has shape {tuple(fallback.shape)}",
-                remedy=f"it needs one score per gate: ({count + len(rest)},)",
+                remedy=f"it needs one score per gate: ({count + sections},)",
             )
         rest = fallback[count:]
         scores = torch.where(scores.isnan(), fallback[:count], scores)
     if missing:
         names = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
-        what = f"torch-pruning's {type(importance).__name__} does not score {len(missing)} groups: {names}"
+        what = f"torch-pruning's {by} does not score {len(missing)} groups: {names}"
         if fallback is None:
             raise InputError(what, remedy="pass fallback=fxcat.importance.norm_scale(net)")
-        warnings.warn(f"{what}; their scores are those of fallback=", stacklevel=2)
-    return torch.cat([scores, rest]).to(net.gate_vector.theta.device)
+        warnings.warn(f"{what}; their scores are those of fallback=", stacklevel=3)
+    return torch.cat([scores, rest])
 
 
 @contextmanager
