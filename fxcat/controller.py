@@ -109,17 +109,8 @@ class GateController:
         if target is not None:
             check_reachable(net, target)
         self.net, self.target, self.averages = net, target, averages
-        self._settings: dict[str, Any] = {
-            "policy": net.policy,
-            "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
-            "target": None if target is None else asdict(target),
-            "pressure": None if pressure is None else asdict(pressure),
-            "total_steps": total_steps,
-            "warmup": warmup,
-            "until": until,
-            "shrinks": shrinks,
-            "gate_lr": gate_lr,
-        }
+        given = {"total_steps": total_steps, "warmup": warmup, "until": until, "shrinks": shrinks, "gate_lr": gate_lr}
+        self._settings = _settings(net, target, pressure) | given
         if target is not None and not bool((target_fractions(target, torch.device("cpu")) < 1).any()):
             self.schedule = Schedule(0, 0, shrinks)  # it asks for nothing
         self.total_steps, self.steps, self._shrunk_at = total_steps, 0, -1
@@ -412,3 +403,13 @@ class GateController:
         if self.phase == "plain":
             self._settle(vector.theta.detach())
         self._say_unfinished()
+
+
+def _settings(net: GatedModule, target: Target | None, pressure: Pressure | None) -> dict[str, Any]:
+    """What a run that goes on from a state must have in common with the one that it is of."""
+    return {
+        "policy": net.policy,
+        "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
+        "target": None if target is None else asdict(target),
+        "pressure": None if pressure is None else asdict(pressure),
+    }
