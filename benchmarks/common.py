@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -23,6 +23,10 @@ import fxcat.exporters
 import fxcat.passes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+VERSIONS = Path(__file__).parent / "results" / "versions.json"
+Measures = Literal["library", "training", "nothing"]
+"""What of fxcat a row depends on: all of its code, the weights that it trains, or, as those of others, nothing."""
 
 
 def environment() -> dict[str, Any]:
@@ -57,6 +61,13 @@ def library() -> str:
     return digest.hexdigest()[:12]
 
 
+@cache
+def trained_alike() -> set[str]:
+    """The versions that train the same weights as this one, to the bit, as far as `witness.py` was run with them."""
+    known: dict[str, str] = json.loads(VERSIONS.read_text())
+    return {library()} | {name for name, witness in known.items() if witness == known.get(library())}
+
+
 class _NoStrings(ast.NodeTransformer):
     """Drops strings that stand by themselves: docstrings, of modules, classes, functions and attributes."""
 
@@ -75,22 +86,24 @@ def finished_or_run(
     key: dict[str, Any],
     run: Callable[[], dict[str, Any]],
     *,
-    measures_library: bool = True,
+    measures: Measures = "library",
 ) -> dict[str, Any]:
     """The row that has the entries of `key`; if there is none, they and what `run` returns, written to the file too.
 
-    A row that another version of the library gave is measured again, unless the row does not depend on it.
+    A row that another version of the library gave is measured again, unless what it measures is the same.
     """
-    found = finished_row(rows, key, measures_library=measures_library)
-    return found or add_row(path, rows, key, run(), measures_library=measures_library)
+    return finished_row(rows, key, measures=measures) or add_row(path, rows, key, run(), measures=measures)
 
 
 def finished_row(
-    rows: list[dict[str, Any]], key: dict[str, Any], *, measures_library: bool = True
+    rows: list[dict[str, Any]], key: dict[str, Any], *, measures: Measures = "library"
 ) -> dict[str, Any] | None:
-    """The row that has the entries of `key`, and that this version of the library gave if it depends on it."""
-    wanted = key | _version(measures_library)
-    return next((r for r in rows if r.items() >= wanted.items()), None)
+    """The row that has the entries of `key`, of a version of the library that gives the same."""
+    found = (r for r in rows if r.items() >= key.items())
+    if measures == "nothing":
+        return next(found, None)
+    versions = trained_alike() if measures == "training" else {library()}
+    return next((r for r in found if r.get("library") in versions), None)
 
 
 def add_row(
@@ -99,18 +112,14 @@ def add_row(
     key: dict[str, Any],
     result: dict[str, Any],
     *,
-    measures_library: bool = True,
+    measures: Measures = "library",
 ) -> dict[str, Any]:
     """Put a row in the place of an older one with that key, and write the file."""
-    row = key | _version(measures_library) | result
+    row = key | ({} if measures == "nothing" else {"library": library()}) | result
     rows[:] = [r for r in rows if not r.items() >= key.items()] + [row]
     write_json(path, rows)
     sys.stderr.write(f"{row}\n")
     return row
-
-
-def _version(measures_library: bool) -> dict[str, str]:
-    return {"library": library()} if measures_library else {}
 
 
 def write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:

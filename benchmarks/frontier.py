@@ -14,7 +14,7 @@ highest rate: with half or a fifth of it for fine-tuning, magnitude and group no
 cores (CIFAR-10 at 16×16, 20 epochs), `--full` is the usual recipe of 200 epochs at 32×32. Latency: the final network in
 ONNX Runtime (CPU, one thread, batch 1), and its ratio to the dense one's, measured in alternation; it computes channels
 in blocks, for which one row has widths in multiples of eight. Finished runs are kept in the JSON file and not repeated;
-fxcat's are, when its code has changed.
+fxcat's are, unless `witness.py` shows that the code since trains the same weights.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def jobs_of(name: str, options: argparse.Namespace) -> list[tuple[float, Job]]:
                 key: dict[str, Any] = {"model": name, "flops": 1.0 if method == "dense" else flops}
                 key |= {"method": method, "seed": seed, "epochs": epochs, "size": size}
                 key |= {"images": options.train_images, "lr": options.lr or task.lr, "precision": options.precision}
-                jobs.append((flops, Job(key, partial(train, method, key, folder, flops), method in FXCAT)))
+                measures = "training" if method in FXCAT else "nothing"
+                jobs.append((flops, Job(key, partial(train, method, key, folder, flops), measures)))
     return jobs
 
 

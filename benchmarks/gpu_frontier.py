@@ -136,7 +136,7 @@ def frontier(decoded: Path, options: argparse.Namespace, deadline: float) -> Non
             key |= {"size": SIZE, "images": options.train_images, "lr": options.lr or TASKS[name].lr}
             key |= {"batch": options.batch_size, "precision": options.precision, "device": options.device}
             call = partial(train, method, key, decoded, flops, options.test_images, options.latency)
-            jobs.append(Job(key, call, method in FXCAT))
+            jobs.append(Job(key, call, "training" if method in FXCAT else "nothing"))
         rows = run_jobs(options.json, jobs, pool=pool, deadline=deadline)
     found = {(r["model"], r["flops"], r["method"], r["seed"]): r for r in rows}
     chosen: list[dict[str, Any]] = []

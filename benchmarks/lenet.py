@@ -114,7 +114,9 @@ def main() -> None:
         recipe = Recipe(**{**asdict(RECIPES[name]), **given})
         for seed in range(options.seeds):
             key: dict[str, Any] = {"model": name, "seed": seed, "recipe": asdict(recipe)}
-            chosen.append(finished_or_run(options.json, rows, key, partial(run, name, seed, recipe, data)))
+            chosen.append(
+                finished_or_run(options.json, rows, key, partial(run, name, seed, recipe, data), measures="training")
+            )
     print_table("MNIST", [{k: v for k, v in r.items() if k != "recipe"} for r in chosen])
     for name in options.models:
         of_model = [r for r in chosen if r["model"] == name]

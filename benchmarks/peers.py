@@ -158,7 +158,7 @@ def main() -> None:
         for tool in options.tools:
             key: dict[str, Any] = {"model": name, "tool": tool}
             call = partial(attempt_apart, tool, name, options.limit, options.memory)
-            row = finished_or_run(options.json, rows, key, call, measures_library=tool == "fxcat")
+            row = finished_or_run(options.json, rows, key, call, measures="library" if tool == "fxcat" else "nothing")
             chosen.append(key | {column: row.get(column, "") for column in (*STEPS, "error")})
     print_table("each step: seconds, or what went wrong", chosen)
     for tool in options.tools:

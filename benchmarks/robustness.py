@@ -99,7 +99,7 @@ def main() -> None:
                 key: dict[str, Any] = {"model": name, "seed": seed, "initialisation": start, "width": width}
                 key |= {"nu": options.nu, "epochs": options.epochs}
                 call = partial(run, name, seed, start, width, options.nu, options.epochs, data)
-                chosen.append(finished_or_run(options.json, rows, key, call))
+                chosen.append(finished_or_run(options.json, rows, key, call, measures="training"))
         print_table(f"{name}, MNIST, pressure {options.nu} at width 1", summary(chosen))
 
 

@@ -180,7 +180,7 @@ def jobs_of(options: argparse.Namespace) -> list[tuple[float, Job]]:
                     key |= {"seed": seed, "epochs": epochs, "images": options.train_images, "size": options.size}
                     key |= {"batch": options.batch_size, "lr": options.lr, "prune_at": options.prune_at}
                     call = partial(measured, key, options.cifar, flops)
-                    jobs.append((flops, Job(key, call, method.startswith("fxcat"))))
+                    jobs.append((flops, Job(key, call, "training" if method.startswith("fxcat") else "nothing")))
     return jobs
 
 

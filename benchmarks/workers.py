@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import add_row, finished_row, finished_rows
+from common import Measures, add_row, finished_row, finished_rows
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Job:
 
     key: dict[str, Any]
     call: Callable[[], dict[str, Any]]
-    measures_library: bool = True
+    measures: Measures = "library"
 
 
 Attempt = tuple[int, dict[str, Any] | None, str]
@@ -55,14 +55,14 @@ def run_jobs(
     that have not finished are given up; only with several workers, or a `pool` of one's own.
     """
     rows = finished_rows(path)
-    found = [finished_row(rows, job.key, measures_library=job.measures_library) for job in jobs]
+    found = [finished_row(rows, job.key, measures=job.measures) for job in jobs]
     wanted = [(i, jobs[i].call) for i, row in enumerate(found) if row is None]
     for index, result, error in _attempts(wanted, workers, pool, deadline):
         if result is None:
             sys.stderr.write(f"{jobs[index].key} failed:\n{error}\n")
         else:
             job = jobs[index]
-            found[index] = add_row(path, rows, job.key, result, measures_library=job.measures_library)
+            found[index] = add_row(path, rows, job.key, result, measures=job.measures)
     missing = sum(row is None for row in found)
     if missing:
         sys.stderr.write(f"{missing} of {len(jobs)} rows are missing: the same command goes on with them\n")

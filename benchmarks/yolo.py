@@ -91,7 +91,7 @@ def main() -> None:
     table = [
         finished_or_run(
             *(options.json, rows, {**setting, "target": flops or 1.0}, partial(run, flops, options)),
-            measures_library=flops is not None,
+            measures="nothing" if flops is None else "library",
         )
         for flops in (None, *options.flops)
     ]

@@ -71,7 +71,7 @@ def run_all(tool: str, package: str, names: list[str], options: argparse.Namespa
     checked = set(sample(names, options.onnx)) if options.onnx else set[str]()
     own = tool == "fxcat"
     keys: dict[str, Row] = {name: {"tool": tool, "package": package, "model": name} for name in names}
-    find = partial(finished_row, rows, measures_library=own and not options.keep)
+    find = partial(finished_row, rows, measures="library" if own and not options.keep else "nothing")
     left = [n for n in names if find(keys[n]) is None]
     end = time.monotonic() + 60 * options.minutes
 
@@ -84,7 +84,7 @@ def run_all(tool: str, package: str, names: list[str], options: argparse.Namespa
     with ThreadPoolExecutor(options.workers) as pool:
         for name, row in zip(left, pool.map(run, left), strict=True):
             if row is not None:
-                add_row(options.json, rows, keys[name], row, measures_library=own)
+                add_row(options.json, rows, keys[name], row, measures="library" if own else "nothing")
     chosen = [r for r in map(find, keys.values()) if r is not None]
     for row in chosen:
         if row.get("reason") or row.get("share", 1) < 0.95:
