@@ -194,7 +194,7 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     own), on the same device, in the same train or eval mode. Names and `state_dict` keys of what is left are unchanged.
     `verify`: inputs (a tensor, a tuple with the arguments of `forward`, or a dict of them) on which that is checked.
 
-    Warns while a `GateController` is still training the gates.
+    Warns while a `GateController` is still training the gates, and if the network was trained without one.
 
     Raises `InputError` for anything but a `GatedModule`, `PlanError` if a group that is needed has no unit left, and
     `VerificationError` if the result computes something else than `net.eval()` on the inputs to verify it.
@@ -202,7 +202,14 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     check_gated(net, "finalize()")
     if net.unfinished is not None:
         warnings.warn(
-            f"{net.unfinished} has not ended: what is not decided stays; call controller.finish() before finalize()",
+            f"{net.unfinished} has not ended{_stands(net)}: what is not decided stays; call controller.finish() before "
+            "finalize()",
+            stacklevel=2,
+        )
+    elif net.led.is_fresh and net.gate_vector.draws.reached and bool((net.gate_vector.theta == 1).all()):
+        warnings.warn(
+            "the network was trained, but nothing decided on its gates: all of it stays; train it with fxcat.fit, a "
+            "GateController, or the GateCallback of your trainer (fxcat.integrations)",
             stacklevel=2,
         )
     with torch.inference_mode(False):  # what is made within that mode cannot be trained
@@ -210,6 +217,12 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     if verify is not None:
         verification.verify(small, net, verify)
     return small
+
+
+def _stands(net: GatedModule) -> str:
+    """How far what trains a network has come, as far as is known."""
+    by = net.led.by
+    return "" if by is None else f" (optimizers have made {by.steps} of {by.total_steps} steps)"
 
 
 def find_bypasses(model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[str] = ()) -> Bypasses:
