@@ -235,8 +235,8 @@ class GateController:
             )
         if draws.were_late:
             raise TrainingError(
-                "a backward pass came to a forward pass that was made before the last step of the gates, and the network "
-                "may become smaller in a step",
+                "a backward pass came to a forward pass that was made before the last step of the gates: the network "
+                "may become smaller in between",
                 remedy="call controller.step() after loss.backward() and optimizer.step(), before the next net(x)",
             )
         made, taken = draws.made, draws.take()
