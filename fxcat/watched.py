@@ -56,14 +56,15 @@ class Watched:
 
     def _watch_clearing(self, optimizer: torch.optim.Optimizer, *, only_if_cleared: bool = False) -> None:
         """`only_if_cleared`: a wrapper may leave the gradients as they are, all of them."""
-        zero_grad, draws = optimizer.zero_grad, self._arguments[1].gate_vector.draws
+        zero_grad, vector = optimizer.zero_grad, self._arguments[1].gate_vector
 
         def watched_zero_grad(*args: Any, **kwargs: Any) -> None:
             zero_grad(*args, **kwargs)
             found = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
             left = next(found, None) if only_if_cleared else None
             if left is None or not bool(left.any()):
-                draws.discard()
+                vector.draws.discard()
+                vector.theta.grad = None  # it was scaled with the others, by a norm that need not have been finite
 
         optimizer.zero_grad = watched_zero_grad
 
