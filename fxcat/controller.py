@@ -179,6 +179,7 @@ class GateController:
             check_same_weights(self.net.network)
         if phase == "plain":
             return False
+        self.net.copies.check(self.net, map(average_net, self.averages))
         theta = self.net.gate_vector.theta
         if theta.numel():  # else all that could go has gone
             if not wants_held_out or held_out is None:

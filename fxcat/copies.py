@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -29,26 +29,31 @@ class Copies:
         """It is given other weights as a whole: it is no average."""
         self._found.pop(net, None)
 
-    def check(self, net: GatedModule, averages: Collection[GatedModule]) -> None:
+    def check(self, net: GatedModule, averages: Iterable[GatedModule]) -> None:
         """Raise `InputError` if there is an average of a network that is not among those that shrink with it.
 
         That is a copy that is written to, but neither by gradients of its own nor with a controller of its own.
         """
-        for copy, before in self._found.items():
-            known = copy is net or any(copy is a for a in averages) or copy.led.by is not None
-            trained = any(p.grad is not None for p in copy.network.parameters())
-            if not known and not trained and _writes(copy) != before:
-                raise InputError(
-                    "a copy of the network is changed while it trains (an average of its weights?), and would not "
-                    "become smaller with it",
-                    remedy="name it: GateController(…, averages=[average]); or delete the copy",
-                )
+        changed = [
+            c for c, before in self._found.items() if c is not net and c.led.by is None and _is_written(c, before)
+        ]
+        known = {id(a) for a in averages} if changed else set[int]()
+        if any(id(c) not in known for c in changed):
+            raise InputError(
+                "a copy of the network is changed while it trains (an average of its weights?), and would not "
+                "become smaller with it",
+                remedy="name it: GateController(…, averages=[average]); or delete the copy",
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Copies:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Copies, ()  # of another process, or another time
+
+
+def _is_written(copy: GatedModule, before: int) -> bool:
+    return all(p.grad is None for p in copy.network.parameters()) and _writes(copy) != before
 
 
 def _writes(module: nn.Module) -> int:
