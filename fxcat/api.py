@@ -19,7 +19,6 @@ from fxcat.gated import GatedModule, Policy, check_gated
 from fxcat.gates import SAMPLES
 from fxcat.limits import GateLimits, Limits, check_limits
 from fxcat.passes import verification
-from fxcat.passes.analysis import Options
 from fxcat.passes.bypasses import Bypasses, place_bypasses
 from fxcat.passes.bypassing import with_bypasses
 from fxcat.passes.capture import Captured, capture
@@ -27,6 +26,7 @@ from fxcat.passes.compile import build
 from fxcat.passes.copying import meta_twin
 from fxcat.passes.example import example_candidates
 from fxcat.passes.nested import leaves
+from fxcat.passes.work import Options
 from fxcat.report import prepared
 from fxcat.whole import check_whole
 
