@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,13 +45,6 @@ from fxcat.recipe import Stage, attached, describe_example, parse
 from fxcat.records import Pinned
 
 _UNKNOWN: Any = None
-
-Watch = Callable[[Source], Sequence[Observer[Work]]]
-
-
-def no_watch(source: Source) -> tuple[Observer[Work], ...]:
-    """Nobody looks."""
-    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +117,7 @@ class Compiled(Program):
                 remedy="replace it in the model, and call prepare() again",
             )
         _remove_gates(network, self)
-        _add_gates(network, compiled)
+        add_gates(network, compiled.gatings)
         found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
         return compiled, CostModel(compiled.analysis.terms), found
 
@@ -140,21 +134,29 @@ def _unpickled(content: bytes, classes: tuple[type, ...]) -> Compiled:
 
 
 def build(
-    model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True, watch: Watch = no_watch
+    model: nn.Module,
+    example_inputs: Any,
+    options: Options,
+    *,
+    in_regions: bool = True,
+    watch: Sequence[Callable[[Source], Observer[Work]]] = (),
+    dump: str | os.PathLike[str] | None = None,
 ) -> GatedModule:
     """Capture, analyse and gate a copy of `model`; if allowed, in regions where it cannot be traced as a whole.
 
-    `watch`: makes what looks at the network between the steps. Raises `CaptureError`, `InputError`, and
-    `NothingToPruneError` when there is neither a unit nor a section.
+    `watch`: make what looks at the network between the steps. `dump`: see `dumps`. Raises `CaptureError`, `InputError`,
+    and `NothingToPruneError` when there is neither a unit nor a section.
     """
     source, name = Source(model, example_inputs, in_regions), type(model).__name__
     with _no_garbage_collection(), ThreadPoolExecutor(1) as background:
         # copying weights waits for memory and lets Python go on: do both at once
         network, copied = copy_model(model)
         copying = background.submit(copy_data, copied)
-        work = Work(name, network, options, source)
-        compiled = Compiled.of(run(PREPARING, work, CaptureError, (*dumps("prepare", name), *watch(source))))
-        _add_gates(network, compiled)
+        observers = (*dumps("prepare", name, dump), *(make(source) for make in watch))
+        if observers:
+            copying.result()
+        compiled = Compiled.of(run(PREPARING, Work(name, network, options, source), CaptureError, observers))
+        add_gates(network, compiled.gatings)
         result = _gated(source, network, options, compiled)
         copying.result()
     return result
@@ -187,7 +189,7 @@ def _with_known_orders(work: Work) -> Work:
     return work if captured is work.captured else replace(work, captured=captured)
 
 
-def _with_own_tensors(work: Work) -> Work:
+def with_own_tensors(work: Work) -> Work:
     """What the graph reads, and the model does not hold, is registered; what only the model's Python held goes."""
     network, captured = work.network, work.captured
     own = dict(network.named_buffers(remove_duplicate=False)) | dict(captured.constants)
@@ -216,7 +218,7 @@ def _with_gates(work: Work) -> Work:
 CAPTURE = Step("capture", _captured, needs=("source",), gives=("captured",), rewrites=True)
 ENTRIES = Step("entries", _with_entries, needs=("captured",), rewrites=True)
 ORDERS = Step("orders", _with_known_orders, needs=("captured", "source"), rewrites=True)
-TENSORS = Step("tensors", _with_own_tensors, needs=("captured",))
+TENSORS = Step("tensors", with_own_tensors, needs=("captured",))
 SUBSTANCE = Step("substance", _with_something_to_prune, needs=("units", "sections"))
 GATES = Step("gates", _with_gates, needs=("flow", "units", "sections"), gives=("gatings",), rewrites=True)
 
@@ -288,7 +290,7 @@ def _sliced(removal: Removal) -> Removal:
     before = removal.compiled
     _remove_gates(removal.network, before)
     rewrite.apply(removal.network, before.analysis.graph, removal.plan, before.analysis.regions)
-    _add_gates(removal.network, removal.left)
+    add_gates(removal.network, removal.left.gatings)
     return removal
 
 
@@ -356,9 +358,9 @@ def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
     return (*groups, *(GatePart(s.name, "section", 1) for s in analysis.sections))
 
 
-def _add_gates(network: nn.Module, compiled: Compiled) -> None:
+def add_gates(network: nn.Module, gatings: Gatings) -> None:
+    """Modules take their gates, and there is a place for the values of all."""
     device = next((p.device for p in network.parameters()), None)
-    gatings = compiled.gatings
     samples = GateSamples(gatings.layout).to(device)
     network.add_module(SAMPLES, samples)
     for path, subclass in gatings.folded.items():

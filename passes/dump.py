@@ -23,9 +23,9 @@ from fxcat.passes.work import Work
 VARIABLE = "FXCAT_DUMP"
 
 
-def dumps(kind: str, name: str) -> tuple[Observer[State], ...]:
-    """What writes the steps of a run, if the environment names a folder for them."""
-    folder = os.environ.get(VARIABLE)
+def dumps(kind: str, name: str, folder: str | os.PathLike[str] | None = None) -> tuple[Observer[State], ...]:
+    """What writes the steps of a run into a folder, if one is given, or the environment names one."""
+    folder = folder or os.environ.get(VARIABLE)
     return (Dump(Path(folder), kind, name),) if folder else ()
 
 
