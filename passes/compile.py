@@ -93,7 +93,7 @@ class Compiled(Program):
     def consumers(
         self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor
     ) -> tuple[tuple[Consumer, ...], tuple[Pinned, ...]]:
-        left = set(_planned(Removal(self, network, units, sections, final=True)).plan.origin.values())
+        left = set(self.plan(network, units, sections, final=True).origin.values())
         return find_consumers(self.analysis, self.gatings, network, left, units)
 
     def with_biases(self, network: nn.Module, paths: Sequence[str]) -> tuple[Program, CostModel, Structure]:
@@ -120,6 +120,10 @@ class Compiled(Program):
         add_gates(network, compiled.gatings)
         found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
         return compiled, CostModel(compiled.analysis.terms), found
+
+    def plan(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
+        """Plan the removal of what is 0; see `make_plan`. The network is not changed."""
+        return _planned(Removal(self, network, units, sections, final)).plan
 
     def unit_axes(self, network: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
         units = self.analysis.units
