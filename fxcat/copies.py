@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from fxcat.errors import InputError
+from fxcat.following import Led
 
-if TYPE_CHECKING:
-    from fxcat.gated import GatedModule
+
+class Copied(Protocol):
+    """What is asked of a `GatedModule`."""
+
+    network: nn.Module
+    led: Led
 
 
 class Copies:
@@ -19,17 +24,17 @@ class Copies:
     and its copies share it."""
 
     def __init__(self) -> None:
-        self._found: WeakKeyDictionary[GatedModule, int] = WeakKeyDictionary()
+        self._found: WeakKeyDictionary[Copied, int] = WeakKeyDictionary()
 
-    def note(self, net: GatedModule) -> None:
+    def note(self, net: Copied) -> None:
         """A copy has been made."""
         self._found[net] = _writes(net)
 
-    def forget(self, net: GatedModule) -> None:
+    def forget(self, net: Copied) -> None:
         """It is given other weights as a whole: it is no average."""
         self._found.pop(net, None)
 
-    def check(self, net: GatedModule, averages: Iterable[GatedModule]) -> None:
+    def check(self, net: Copied, averages: Iterable[Copied]) -> None:
         """Raise `InputError` if there is an average of a network that is not among those that shrink with it.
 
         That is a copy that is written to, but neither by gradients of its own nor with a controller of its own.
@@ -52,10 +57,10 @@ class Copies:
         return Copies, ()  # of another process, or another time
 
 
-def _is_written(copy: GatedModule, before: int) -> bool:
+def _is_written(copy: Copied, before: int) -> bool:
     return all(p.grad is None for p in copy.network.parameters()) and _writes(copy) != before
 
 
-def _writes(module: nn.Module) -> int:
+def _writes(net: Copied) -> int:
     # those made in inference mode do not count
-    return sum(p._version for p in module.network.parameters() if not p.is_inference())  # pyright: ignore
+    return sum(p._version for p in net.network.parameters() if not p.is_inference())

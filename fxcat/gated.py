@@ -27,6 +27,7 @@ from fxcat.places import Places
 from fxcat.program import GatePart, Program, Shrunk, Structure
 from fxcat.recipe import Gates, Recipe, attach
 from fxcat.records import Cost, Target, check_target
+from fxcat.report import print_summary
 from fxcat.tables import Table
 from fxcat.whole import check_own, check_unchanged, check_whole, parameter_shapes
 
@@ -318,8 +319,6 @@ class GatedModule(nn.Module):
     def summary(self, target: Target | None = None) -> None:
         """Print groups and sections with their costs, the smallest reachable cost, limits, what is pinned and why, and
         whether the target can be met; once something has gone, what is left; in training what sections are worth."""
-        from fxcat.report import print_summary
-
         check_target(target, optional=True)
         print_summary(self, target)
 
