@@ -18,8 +18,8 @@ from fxcat.passes.arrays import Grid, place
 from fxcat.passes.effects import PHASE
 from fxcat.passes.invocations import same_place
 from fxcat.passes.labels import Flow
-from fxcat.passes.proxy import Guard
 from fxcat.passes.rules.sizes import asked_sizes, is_width
+from fxcat.passes.tracing import Guard
 
 
 def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:

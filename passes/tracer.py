@@ -33,7 +33,7 @@ from fxcat.passes.known import known_value
 from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.numbers_of_tensors import plain_number
-from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
+from fxcat.passes.proxy import ExampleProxy, instruction, is_tensor
 from fxcat.passes.rules.asking import LINE
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -47,6 +47,7 @@ from fxcat.passes.rules.table import (
 )
 from fxcat.passes.stand_ins import stand_ins
 from fxcat.passes.texts import forget
+from fxcat.passes.tracing import Guard
 
 
 class ExampleTracer(fx.Tracer):
