@@ -235,8 +235,8 @@ class GatedModule(nn.Module):
         return self.network.parameters()
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
-        """The gates' probabilities θ: what the `GateController` trains."""
-        return self.gate_vector.parameters()
+        """The gates' probabilities θ, what the `GateController` trains; nothing once they are decided."""
+        return (p for p in self.gate_vector.parameters() if p.requires_grad)
 
     def expected_cost(self) -> Cost[torch.Tensor]:
         """Expected MACs and parameters for one example, differentiable in θ; double scalars, absolute numbers."""
