@@ -221,16 +221,17 @@ def _class_of(
     captured = ", ".join(given)
     otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured, part)
     names = {"_as_written": otherwise, **head.names}
+    source = f"{base.__module__}.{base.__qualname__}"
     if len(graphs) == 1:
         start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()
-        methods = [compiled(graphs[0], head.this, f"def forward({head.text}):", start, names)]
+        methods = [compiled(graphs[0], head.this, f"def forward({head.text}):", source, start, names)]
     else:
-        methods = _dispatched(ways, given, head, names)
+        methods = _dispatched(ways, given, head, source, names)
     return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in given}))
 
 
 def _dispatched(
-    ways: Sequence[Way], given: Mapping[str, fx.Node], head: Head, names: Mapping[str, Any]
+    ways: Sequence[Way], given: Mapping[str, fx.Node], head: Head, source: str, names: Mapping[str, Any]
 ) -> list[Generated]:
     """A function for every way and phase, and the `forward` that chooses one."""
     methods: list[Generated] = []
@@ -241,7 +242,7 @@ def _dispatched(
         lines.append(f"    if {head.fits(way.absent)}:")
         for phase in reversed(range(len(way.graphs))):
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
-            methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):"))
+            methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
             condition = f"if {head.this}.training: " if phase else ""
             lines.append(f"        {condition}return {head.this}.{name}({values})")
     lines.append(f"    return _as_written({head.this}, {head.passed})\n")
