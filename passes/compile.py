@@ -90,6 +90,16 @@ class Compiled(Program):
         parts = gate_parts(left)
         return Shrunk(removal.left, parts, CostModel(left.terms), describe(left), plan.keep, *origins)
 
+    def shapes_after(self, network: nn.Module, closed: Sequence[Sequence[int]]) -> dict[str, torch.Size]:
+        twin, program = meta_twin(network), self
+        for numbers in closed:
+            count = program.analysis.units.count
+            keep = torch.ones(count + len(program.analysis.sections))
+            keep[list(numbers)] = 0.0
+            left = run(SHRINKING, Removal(program, twin, keep[:count], keep[count:]), PlanError)
+            program = left.left
+        return {name: value.shape for name, value in twin.state_dict().items() if isinstance(value, torch.Tensor)}
+
     def consumers(
         self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor
     ) -> tuple[tuple[Consumer, ...], tuple[Pinned, ...]]:

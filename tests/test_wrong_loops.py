@@ -72,3 +72,18 @@ def test_a_norm_that_is_not_finite_is_forgotten() -> None:
         controller.step()
     assert [math.isfinite(n) for n in norms] == [True, False, True, True]
     assert controller.steps == 3
+
+
+class Divided(torch.optim.Optimizer):
+    """Updates half of the weights, as if another process did so with the others."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.optim = torch.optim.SGD(parameters[::2], lr=0.1)
+
+
+def test_an_optimizer_of_a_part_of_its_weights() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    with pytest.raises(fxcat.InputError, match="Divided updates 5 of 10 weights itself"):
+        optimizer = Divided(list(net.weight_parameters()))
+        fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9)

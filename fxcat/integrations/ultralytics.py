@@ -52,7 +52,8 @@ def attach(
 
     `model.train` raises `InputError` for what cannot be pruned: several GPUs at once (their launcher starts processes
     that know nothing of this), `time=`, `distill_model=`, quantization-aware training. So does `model.tune`, which
-    trains models of its own, without gates.
+    trains models of its own, without gates. Once it has pruned, `model.train` trains the small model on as it is; to
+    prune that further, attach again.
     """
     check_instance(model, Model, "attach()", remedy='pass what YOLO("yolo11n.yaml") returns')
     objective = {"target": target, "pressure": pressure}
@@ -82,7 +83,9 @@ def _train(
     own = trainer or model._smart_load("trainer")
     kind = _Retraining if controlled["target"] is controlled["pressure"] is None else _Pruning
     members = {"prepared": prepared, "controlled": controlled}
-    return type(model).train(model, trainer=type(own.__name__, (kind, own), members), **arguments)
+    result = type(model).train(model, trainer=type(own.__name__, (kind, own), members), **arguments)
+    model.train = partial(_train, model, {}, {"target": None, "pressure": None})  # it has been pruned
+    return result
 
 
 class _Retraining(BaseTrainer):
