@@ -47,8 +47,8 @@ def _check_undivided(found: Sequence[torch.optim.Optimizer]) -> None:
     whole, parts = _held([outer]), _held(inner)
     if inner and parts < whole:
         raise InputError(
-            f"{type(outer).__name__} updates {len(parts)} of {len(whole)} weights itself and leaves the others to other "
-            "processes: it cannot follow when they become smaller",
+            f"{type(outer).__name__} updates {len(parts)} of {len(whole)} weights itself and leaves the others to "
+            "other processes: it cannot follow when they become smaller",
             remedy="use its inner optimizer by itself, a whole one in every process",
         )
 

@@ -84,6 +84,6 @@ class Divided(torch.optim.Optimizer):
 
 def test_an_optimizer_of_a_part_of_its_weights() -> None:
     net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
-    with pytest.raises(fxcat.InputError, match="Divided updates 5 of 10 weights itself"):
+    with pytest.raises(fxcat.InputError, match="Divided updates 6 of 12 weights itself"):
         optimizer = Divided(list(net.weight_parameters()))
         fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9)
