@@ -44,7 +44,10 @@ def make_ready(net: Loading, state: dict[str, Any], prefix: str) -> bool:
             state[f"{prefix}network.{name}"] = state.pop(prefix + name)
         state.setdefault(f"{prefix}gate_vector.theta", net.gate_vector.theta.detach())
     elif not any(k.startswith(f"{prefix}network.") for k in state):
-        _check_wrapping(state, prefix)
+        _check_wrapping(state, prefix, names)
+    if f"{prefix}_extra_state" not in state:
+        said = "the state does not say how small its network was"
+        _check_shapes(state, f"{prefix}network.", _shapes(net.network), said)
     gates, closed, biases, unfinished = parsed(state.setdefault(f"{prefix}_extra_state", net.get_extra_state()))
     left = left_to_close(net.recipe, gates, closed)
     if left:
@@ -74,10 +77,11 @@ def _check_shapes(state: Mapping[str, Any], prefix: str, wanted: Mapping[str, to
             )
 
 
-def _check_wrapping(state: Mapping[str, Any], prefix: str) -> None:
+def _check_wrapping(state: Mapping[str, Any], prefix: str, names: Sequence[str]) -> None:
     own = [k.removeprefix(prefix) for k in state if k.startswith(prefix)]
     for wrapping in WRAPPING:
-        if any(k.startswith(f"{wrapping}network.") for k in own):
+        inner = [k.removeprefix(wrapping) for k in own if k.startswith(wrapping)]
+        if any(k.startswith("network.") or k in names for k in inner):
             raise InputError(
                 f"the names in the state begin with {wrapping!r}: it is that of what was wrapped round the network",
                 remedy="save that of the network itself, or take the beginning off: "

@@ -48,6 +48,14 @@ def wrapped(state: State) -> State:
     return {f"module.{k}": v for k, v in state.items()}
 
 
+def of_the_wrapped_model(state: State) -> State:
+    return {f"_orig_mod.{k}": v for k, v in Net().state_dict().items()}
+
+
+def without_its_size(state: State) -> State:
+    return {k: v for k, v in state.items() if not k.endswith("_extra_state")}
+
+
 def of_the_small(state: State) -> State:
     return dict(fxcat.finalize(shrunk()).state_dict())
 
@@ -55,6 +63,8 @@ def of_the_small(state: State) -> State:
 CASES: list[tuple[Callable[[State], State], str]] = [
     (with_another_head, r"does not hold the network that it says: a shape \(3, 3\) where(?s:.*)where: head.weight"),
     (wrapped, "the names in the state begin with 'module.'"),
+    (of_the_wrapped_model, "the names in the state begin with '_orig_mod.'"),
+    (without_its_size, "the state does not say how small its network was"),
     (of_the_small, "that of a smaller network without gates(?s:.*)fxcat.load"),
 ]
 
