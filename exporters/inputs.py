@@ -14,7 +14,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import InputError
+from fxcat.exporters.form import SIZE_STEP, is_image
 from fxcat.passes.example import argument_forms, find_example_inputs
+from fxcat.recipe import attached, make_example, parse
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)
 _OTHERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -115,8 +117,24 @@ def at_batch(arguments: tuple[Any, ...], batch: int | None, seed: int) -> tuple[
     return tree_map(leaf, arguments, is_leaf=is_images)
 
 
+def larger(arguments: tuple[Any, ...], rows: int, columns: int) -> tuple[Any, ...]:
+    """The shapes of arguments with images (N, C, H, W) that are so many steps higher and wider."""
+
+    def leaf(value: Any) -> Any:
+        if not is_image(value):
+            return value
+        batch, channels, height, width = value.shape
+        shape = (batch, channels, height + rows * SIZE_STEP, width + columns * SIZE_STEP)
+        return torch.empty(shape, dtype=value.dtype, device="meta")
+
+    return tree_map(leaf, arguments)
+
+
 def _found(module: nn.Module) -> Any:
-    shapes = getattr(module, "fxcat_example_shapes", None)
-    if shapes is None:
-        return find_example_inputs(module)
-    return tuple(torch.empty(tuple(shape), device="meta") for shape in shapes)
+    """The example that a small network was prepared with; of others a guess."""
+    recipe = attached(module)
+    if recipe is not None:
+        example = parse(recipe)[0][-1].example
+        if example is not None:
+            return make_example(example)
+    return find_example_inputs(module)

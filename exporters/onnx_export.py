@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxcat.checks import as_path, check_flag, check_integer, check_module
+from fxcat.checks import as_path, check_flag, check_module
 from fxcat.errors import ExportError, InputError
+from fxcat.exporters.form import Form
 from fxcat.exporters.report import ExportReport
 from fxcat.gated import GatedModule
 
@@ -20,32 +22,44 @@ def export_onnx(
     example_inputs: torch.Tensor | list[torch.Tensor] | tuple[Any, ...] | None = None,
     *,
     verify: bool = True,
+    compare: nn.Module | None = None,
     opset: int | None = None,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    external_data: bool | None = None,
 ) -> ExportReport:
     """Export `module` in inference mode with a dynamic batch, verified in ONNX Runtime at batch 1 and 4.
 
-    `example_inputs`: a tensor of shape (N, …), a tuple of the arguments of `forward`, or a dict with their names; found
-    from the module if not given. Only shapes matter: tensors may be on the meta device. `opset`: the exporter's default
-    if not given.
-    Weights beyond 2 GB lie in `<path>.data`. The module is not touched.
+    `example_inputs`: a tensor of shape (N, …), a tuple of the arguments of `forward`, or a dict with their names. If
+    not given: for what `finalize` returned those that it was prepared with, else found from the module. Only shapes
+    matter: tensors may be on the meta device. The module is not touched.
 
     `dynamic_batch=False`: the file takes the batch size of the example inputs only, and is verified on them and on
     random ones. So it is always where an argument is a list of images (C, H, W), as for detectors: their number and
-    sizes are those of the example (`report.batches` tells), and each is an input of its own.
+    sizes are those of the example (`report.batches` tells), and each is an input of its own. `dynamic_size`: images
+    (N, C, H, W) may have other heights and widths; verified with higher and with wider ones.
+
+    `opset`: the exporter's default if not given; those before 18 are written by the older, tracing one. `input_names`,
+    `output_names`: instead
+    of those of the module's arguments and results. `external_data`: whether the weights lie in `<path>.data`; by
+    default only what does not fit into one file (2 GB). `compare`: another module, such as the dense one: its file's
+    latency is measured in alternation with this one's.
 
     Needs `pip install "fxcat[onnx]"`: onnx, onnxscript, and onnxruntime or one of its other builds (`onnxruntime-gpu`).
 
     Raises `StorageError` (the path cannot be written), `InputError`, and `ExportError` (a package is missing, the
     export failed, or the file does not compute what the module computes).
     """
-    check_module(module, "export_onnx()")
-    gated = next((path for path, part in module.named_modules() if isinstance(part, GatedModule)), None)
-    if gated is not None:
-        raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
-    check_integer(opset, "opset", least=1, optional=True)
+    for given in (module, compare) if compare is not None else (module,):
+        check_module(given, "export_onnx()")
+        gated = next((path for path, part in given.named_modules() if isinstance(part, GatedModule)), None)
+        if gated is not None:
+            raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
+    form = Form(opset, dynamic_batch, dynamic_size, input_names, output_names, external_data)
+    form.check()
     check_flag(verify, "verify")
-    check_flag(dynamic_batch, "dynamic_batch")
     target = as_path(path)
     try:
         from fxcat.exporters.onnx_file import write_file
@@ -54,4 +68,4 @@ def export_onnx(
             f"ONNX files need the package {error.name}",
             remedy='pip install "fxcat[onnx]", or onnxruntime-gpu beside it',
         ) from error
-    return write_file(module, target, example_inputs, verify=verify, opset=opset, dynamic_batch=dynamic_batch)
+    return write_file(module, target, example_inputs, form, verify=verify, compare=compare)

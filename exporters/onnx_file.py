@@ -5,19 +5,23 @@ was.
 from __future__ import annotations
 
 import logging
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fxcat.errors import ExportError, StorageError
+from fxcat.exporters.form import Form
 from fxcat.exporters.inputs import batch_of, example_arguments, has_images
-from fxcat.exporters.latency import measure_latency
+from fxcat.exporters.latency import compare_latency, measure_latency
 from fxcat.exporters.program import build_program, inference_copy, strip_metadata
 from fxcat.exporters.report import ExportReport
 from fxcat.exporters.runtime import provider_for
 from fxcat.exporters.staging import staged
-from fxcat.exporters.tracing import trace_program
+from fxcat.exporters.tidy import finish
+from fxcat.exporters.tracing import OLDEST_CAPTURED, trace_program
 from fxcat.exporters.verify import BATCHES, FileFacts, check_file, compare_outputs, trials
 from fxcat.passes.exclusive import ONE_AT_A_TIME
 
@@ -25,36 +29,50 @@ _log = logging.getLogger(__name__)
 
 
 def write_file(
-    module: nn.Module, target: Path, example_inputs: Any, *, verify: bool, opset: int | None, dynamic_batch: bool
+    module: nn.Module, target: Path, example_inputs: Any, form: Form, *, verify: bool, compare: nn.Module | None = None
 ) -> ExportReport:
     """Export a module; arguments and errors are those of `export_onnx`."""
     with ONE_AT_A_TIME, staged(target) as temporary:
         arguments = example_arguments(module, example_inputs)
         reference = inference_copy(module)
         images = has_images(arguments)
-        dynamic = dynamic_batch and not images
-        inputs = trials(arguments, dynamic)
-        if images:
-            program = trace_program(reference, inputs[0], opset)
+        form = replace(form, dynamic_batch=False, dynamic_size=False) if images else form
+        inputs = trials(arguments, form)
+        if images or (form.opset is not None and form.opset < OLDEST_CAPTURED):
+            program = trace_program(reference, inputs[0], form)
         else:
-            program = build_program(reference, arguments, opset, dynamic)
+            program = build_program(reference, arguments, form)
         strip_metadata(program.model)
         _write(program, temporary)
-        facts = _facts(temporary, opset)
+        finish(temporary, form)
+        facts = _facts(temporary, form.opset)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
         report = ExportReport(target, size, facts.opset, facts.operators)
         if verify:
             agreement = compare_outputs(temporary, reference, inputs, provider_for(module))
-            latency = measure_latency(temporary, arguments, provider=agreement.provider)
+            latency, dense = _latencies(temporary, arguments, agreement.provider, compare, form)
             report = ExportReport(
                 *(target, size, facts.opset, facts.operators),
-                batches=BATCHES if dynamic else (batch_of(arguments),),
+                batches=BATCHES if form.dynamic_batch else (batch_of(arguments),),
                 max_error=agreement.max_error,
                 provider=agreement.provider,
                 latency_ms=latency,
+                compared_latency_ms=dense,
             )
     _log.info("wrote %s: %d nodes, %.1f MB", target, sum(report.operators.values()), size / 1e6)
     return report
+
+
+def _latencies(
+    path: Path, arguments: tuple[Any, ...], provider: str, other: nn.Module | None, form: Form
+) -> tuple[float, float | None]:
+    """Of the file, and of that of another module, measured in alternation."""
+    if other is None:
+        return measure_latency(path, arguments, provider=provider), None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "other.onnx"
+        write_file(other, file, arguments, replace(form, external_data=None), verify=False)
+        return compare_latency(path, file, arguments, provider=provider)
 
 
 def _write(program: Any, path: Path) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from fxcat.errors import ExportError
 from fxcat.exporters.chunks import EqualChunks
+from fxcat.exporters.form import Form
 from fxcat.exporters.forward import flat_outputs
-from fxcat.exporters.inputs import at_batch
+from fxcat.exporters.inputs import at_batch, tensors_of
 from fxcat.exporters.outputs import output_names
 from fxcat.exporters.reasons import first_line, source_line
 from fxcat.exporters.silence import quiet
@@ -39,15 +39,16 @@ def inference_copy(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def build_program(reference: nn.Module, arguments: tuple[Any, ...], opset: int | None, dynamic: bool) -> Any:
-    """The `ONNXProgram` of an inference copy, for every batch size if `dynamic`, else for that of the arguments.
+def build_program(reference: nn.Module, arguments: tuple[Any, ...], form: Form) -> Any:
+    """The `ONNXProgram` of an inference copy, for all sizes that the form leaves open, else for those of the arguments.
 
     Raises `InputError` if the module does not run on the arguments, and `ExportError` if it cannot be exported.
     """
-    inputs = at_batch(arguments, _TRACE_BATCH if dynamic else None, seed=0)
+    inputs = at_batch(arguments, _TRACE_BATCH if form.dynamic_batch else None, seed=0)
     names = output_names(reference, inputs)
-    batch = torch.export.Dim("batch")
-    shapes = tree_map(lambda v: {0: batch} if isinstance(v, torch.Tensor) else None, inputs) if dynamic else None
+    names = form.named(form.output_names, names, "output_names")
+    taken = form.input_names and form.named(form.input_names, tensors_of(inputs), "input_names")
+    shapes = form.dynamic_shapes(inputs)
     with flat_outputs(reference), quiet(), torch.no_grad():
         try:
             with EqualChunks():
@@ -55,8 +56,10 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], opset: int |
         except Exception as error:
             reason = first_line(error)
             remedy = "write forward without branches or shapes that depend on the batch size or on values"
-            if f"({batch.__name__})" in reason:
+            if "(batch)" in reason:
                 remedy += ", or export it for one batch size, with dynamic_batch=False"
+            if form.dynamic_size:
+                remedy += ", or export it for images of one size, with dynamic_size=False"
             raise ExportError(
                 f"torch.export cannot capture {type(reference).__name__}: {reason}",
                 where=source_line(error),
@@ -70,7 +73,8 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], opset: int |
                 (),
                 dynamo=True,
                 dynamic_shapes=shapes,
-                opset_version=opset,
+                opset_version=form.opset,
+                input_names=taken,
                 output_names=names,
                 verbose=False,
             )

@@ -13,8 +13,8 @@ class ExportReport:
 
     `bytes`: with external weights, if any. `operators`: ONNX operator → number of nodes. `max_error`: the largest
     difference from PyTorch over all `batches`, relative to max(1, max |output|); one batch means that it is fixed.
-    `latency_ms`: median milliseconds at the first batch in ONNX Runtime on `provider`. Without verification there are
-    no batches, and the last three are None.
+    `latency_ms`: median milliseconds at the first batch in ONNX Runtime on `provider`; `compared_latency_ms`: of the
+    module to compare with. Without verification there are no batches, and the others are None.
     """
 
     path: Path
@@ -25,3 +25,4 @@ class ExportReport:
     max_error: float | None = None
     provider: str | None = None
     latency_ms: float | None = None
+    compared_latency_ms: float | None = None

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from fxcat.errors import ExportError
-from fxcat.exporters.inputs import at_batch, batch_of, given_values
+from fxcat.exporters.form import Form
+from fxcat.exporters.inputs import at_batch, batch_of, given_values, larger, tensors_of
 from fxcat.exporters.outputs import named_tensors
 from fxcat.exporters.runtime import feed, open_session
 
@@ -76,13 +77,18 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def trials(arguments: tuple[Any, ...], dynamic: bool) -> list[tuple[Any, ...]]:
+def trials(arguments: tuple[Any, ...], form: Form) -> list[tuple[Any, ...]]:
     """Inputs to compare a file with its module on: random ones at every batch size of `BATCHES` if the batch is
-    dynamic; else the example inputs, if they have values, and random ones like them."""
-    if dynamic:
-        return [at_batch(arguments, batch, seed=batch) for batch in BATCHES]
-    given = given_values(arguments)
-    return ([] if given is None else [given]) + [at_batch(arguments, None, seed) for seed in _SEEDS]
+    dynamic; else the example inputs, if they have values, and random ones like them. If sizes are dynamic, images that
+    are higher, and such that are wider, too."""
+    if form.dynamic_batch:
+        found = [at_batch(arguments, batch, seed=batch) for batch in BATCHES]
+    else:
+        given = given_values(arguments)
+        found = ([] if given is None else [given]) + [at_batch(arguments, None, seed) for seed in _SEEDS]
+    if form.dynamic_size:
+        found += [at_batch(larger(arguments, *by), None, seed=3) for by in ((1, 0), (0, 2))]
+    return found
 
 
 def compare_outputs(path: Path, reference: nn.Module, trials: Sequence[tuple[Any, ...]], provider: str) -> Agreement:
@@ -98,7 +104,11 @@ def compare_outputs(path: Path, reference: nn.Module, trials: Sequence[tuple[Any
             with torch.no_grad():
                 expected = list(named_tensors(reference(*inputs)))
         except Exception as error:
-            raise ExportError(f"the module itself does not run at batch {batch}: {error}") from error
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(inputs))
+            raise ExportError(
+                f"the module itself does not run on inputs of shape {shapes}: {error}",
+                remedy="export what the example has alone: dynamic_size=False, dynamic_batch=False",
+            ) from error
         try:
             found: list[Any] = session.run(None, feed(session, inputs))
         except ExportError:

@@ -290,10 +290,9 @@ def test_large_weights_lie_beside_the_model(tmp_path: Path, monkeypatch: pytest.
 
 def test_example_inputs_are_found(tmp_path: Path) -> None:
     net = Small()
-    net.fxcat_example_shapes = ((1, 3, 24, 24),)  # type: ignore[assignment]
     export_onnx(net, tmp_path / "net.onnx")
     graph = onnx.load(str(tmp_path / "net.onnx")).graph
-    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim][1:] == [3, 24, 24]
+    assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim][1:] == [3, 224, 224]
     linear = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     assert export_onnx(linear, tmp_path / "linear.onnx").operators == {"Gemm": 2, "Relu": 1}
 
