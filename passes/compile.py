@@ -17,7 +17,7 @@ from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
 from fxcat.errors import InputError, NothingToPruneError
 from fxcat.gated import GatedModule
-from fxcat.gates import SAMPLES, GateSamples
+from fxcat.gates import SAMPLES, GateSamples, type_of_gates
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import Analysis, Options, analyse
 from fxcat.passes.capture import Captured, capture
@@ -64,7 +64,7 @@ class Compiled(Program):
         return small
 
     def install(self, network: nn.Module) -> None:
-        graph = insert_gates(self.analysis.graph, self.gatings.of_node)
+        graph = insert_gates(self.analysis.graph, self.gatings.of_node, type_of_gates(network))
         install(network, graph, self.analysis.regions, self.analysis.captured.blocks, for_good=False)
 
     def layers(self) -> frozenset[str]:

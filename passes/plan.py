@@ -418,6 +418,7 @@ def _check(
         value = new.meta.get("value")
         if isinstance(value, torch.Tensor) and analysis.flow.values.get(old) is not None:
             expected = setting.shape(old)
-            if tuple(value.shape) != expected:
+            nothing = not old.meta["value"].numel() and not value.numel()  # whose labels say nothing of its sizes
+            if tuple(value.shape) != expected and not nothing:
                 raise PlanError(f"shape {list(value.shape)} where {list(expected)} is left", where=place(old))
     graph.lint()
