@@ -40,6 +40,9 @@ FORMS: dict[str, Form] = {
     "unflattened batch": lambda m, y, x: y.flatten(0, 1).relu().unflatten(0, x.new_zeros(len(x), y.shape[1]).shape),
     "mask made here": lambda m, y, x: y.masked_fill(torch.triu(torch.ones(8, 8)) > 0, 0.5),
     "mask of a size": lambda m, y, x: y.masked_fill(torch.ones(*y.shape[2:]).triu().bool(), 0.5),
+    "steps between tensors": lambda m, y, x: (
+        y * torch.linspace(torch.full((), 0.5).log(), torch.ones(()), y.shape[1], device=y.device)[:, None, None]
+    ),
     "constant added": lambda m, y, x: y + torch.linspace(0, 1, y.shape[-1], dtype=y.dtype),
     "zeros appended": lambda m, y, x: torch.cat([y, torch.zeros(len(y), 2, 8, 8, dtype=y.dtype)], 1)[:, :8],
     "frames one by one": lambda m, y, x: torch.cat([t.relu() for t in y.split(1, 0)], 0) if len(y) > 9 else y.relu(),
