@@ -96,6 +96,17 @@ def test_values_of_a_narrower_type_than_the_gates() -> None:
     assert difference(fxcat.prepare(model, x, verbose=False).eval()(x), model.eval()(x)) < 1e-10
 
 
+def test_an_axis_of_several_that_meets_one_without_units() -> None:
+    """Offsets of every head, divided by the sizes of what they are offsets in: whole heads go."""
+
+    def scaled(m: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (y.unflatten(1, (4, 2)) * x.mean((2, 3))[:, None, :2, None, None]).flatten(1, 2)
+
+    failed, units, _ = failures(Between(scaled), *IMAGES)
+    assert not failed
+    assert units == 4
+
+
 def test_a_part_of_width_zero_of_heads_that_are_folded_into_the_batch() -> None:
     """As of rotary embeddings that turn a whole head."""
 

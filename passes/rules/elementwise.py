@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,20 +38,34 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
     stretched: list[torch.Tensor] = []
-    without = False
+    without = {
+        axis
+        for labels, shape in entries
+        for axis, (varies, size) in enumerate(zip(varying, shape, strict=True))
+        if varies and size > 1 and labels.numel() == 1
+    }
     for labels, shape in entries:
-        without |= labels.numel() == 1 and any(v and n > 1 for v, n in zip(varying, shape, strict=True))
         over_units = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
         (stretched if over_units else partners).append(labels)
     for other in partners[1:]:
         flow.unite(partners[0], other)
     for labels in partners if without else ():
-        flow.freeze(labels, node, "an axis with units meets one without", besides=True)
+        _keep_axes(flow, labels, without, node)
     fewest = max if without else min  # where there are units, what comes later may tell why they stay, too
     result = fewest(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
     for labels in stretched:
         flow.stretch(labels, max(partners, key=lambda p: p.numel(), default=result), node)
     return result
+
+
+def _keep_axes(flow: Flow, labels: torch.Tensor, axes: Collection[int], node: fx.Node) -> None:
+    """Nothing goes along some axes, but units may lie along the others."""
+    if all(size == 1 or axis in axes for axis, size in enumerate(labels.shape)):
+        flow.freeze(labels, node, "an axis with units meets one without", besides=True)
+        return
+    for axis in axes:
+        if labels.shape[axis] > 1:
+            flow.unite(labels, labels.narrow(axis, 0, 1))
 
 
 def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
