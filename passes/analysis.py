@@ -20,6 +20,7 @@ from fxcat.passes.labels import Flow, flow_labels
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import inside, owners, region_output
 from fxcat.passes.sections import Section, find_sections
+from fxcat.passes.made_values import with_selections
 from fxcat.passes.tables import with_tables
 from fxcat.passes.units import Units, resolve_units
 
@@ -80,6 +81,11 @@ def analyse(
     if flow.tables:
         captured = with_tables(captured, network, flow.tables)
         flow = flow_labels(graph, network, captured.batch, options.ignore, captured.orders)
+    if flow.meetings and joins is None:
+        found = with_selections(captured, network, flow)
+        if found is not captured:
+            captured = found
+            flow = flow_labels(graph, network, captured.batch, options.ignore, captured.orders)
     _link_calls(flow, captured)
     guards.freeze_guarded(flow, captured.guards)
     for pin in captured.pins:

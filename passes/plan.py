@@ -26,7 +26,7 @@ from fxcat.passes.execute import propagate
 from fxcat.passes.invocations import CALL, same_place, stands_for
 from fxcat.passes.numbers import as_before, in_proportion, keep_numbers, paired_inputs
 from fxcat.passes.rules.boundary import owners
-from fxcat.passes.rules.selection import ENTRY, known_selection
+from fxcat.passes.rules.selection import ENTRY, MADE, known_selection
 from fxcat.passes.rules.table import Labels, Moved, Rule, Share, Size
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.slicing import Keep
@@ -322,12 +322,13 @@ def _surviving_orders(analysis: Analysis, setting: _Setting, used: list[fx.Node]
 def _bypass_whole_entries(
     analysis: Analysis, copies: Mapping[fx.Node, fx.Node], buffers: Mapping[str, torch.Tensor]
 ) -> None:
-    """A selection of all input features selects nothing."""
+    """A selection of everything that enters selects nothing."""
     for old, new in copies.items():
-        if old.meta.get(ENTRY):
-            source, index = old.all_input_nodes
+        if old.meta.get(ENTRY) or old.meta.get(MADE):
+            source, axis, index = old.args
+            assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, fx.Node)
             name = str(index.target)
-            if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[1]:
+            if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[axis]:
                 new.replace_all_uses_with(new.all_input_nodes[0])
                 stands_for(new.all_input_nodes[0], new)
 

@@ -111,6 +111,22 @@ def test_forms(form: str) -> None:
     assert units >= 2
 
 
+def sines(y: torch.Tensor, width: int) -> torch.Tensor:
+    """Position embeddings for the sizes of an image, with as many channels as are written."""
+    steps = 0.1 ** torch.arange(width // 4, device=y.device, dtype=y.dtype)
+    rows, columns = (torch.arange(n, device=y.device, dtype=y.dtype) for n in y.shape[2:])
+    grids = [g.flatten()[:, None] * steps for g in torch.meshgrid(rows, columns, indexing="ij")]
+    return torch.cat([f(g) for g in grids for f in (torch.sin, torch.cos)], 1).T.unflatten(1, y.shape[2:])
+
+
+def test_what_is_made_of_sizes_gives_what_is_left() -> None:
+    model = Between(lambda m, y, x: y + m.inner(y + sines(y, 8)).relu())
+    failed, units, sections = failures(model, (1, 3, 8, 8), (3, 3, 6, 4))
+    assert (failed, units, sections) == ([], 8, 1)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8).double(), verbose=False)
+    assert not [n for n, _ in fxcat.finalize(net).named_buffers() if "channels" in n]
+
+
 def test_what_is_read_as_another_type_is_kept() -> None:
     model = Between(lambda m, y, x: y * (y.detach().view(torch.int32) != 0))
     with pytest.raises(fxcat.NothingToPruneError, match="another type"):

@@ -28,22 +28,23 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     """
     dims = node.meta["value"].dim()
     entries: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+    sources: list[fx.Node] = []
     for source in node.all_input_nodes:
         value = source.meta["value"]
         if isinstance(value, torch.Tensor):
             pad = (1,) * (dims - value.dim())
             labels = flow.of(source)
             # the same array where it can be: what is known of an array is known by its id
+            sources.append(source)
             entries.append((labels.reshape(pad + labels.shape) if pad else labels, pad + tuple(value.shape)))
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
     stretched: list[torch.Tensor] = []
-    without = {
-        axis
-        for labels, shape in entries
-        for axis, (varies, size) in enumerate(zip(varying, shape, strict=True))
-        if varies and size > 1 and labels.numel() == 1
-    }
+    without = set[int]()
+    for source, (labels, shape) in zip(sources, entries, strict=True):
+        met = [a for a in range(dims) if varying[a] and shape[a] > 1 and labels.numel() == 1]
+        without.update(met)
+        flow.meet(node, source, met)
     for labels, shape in entries:
         over_units = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
         (stretched if over_units else partners).append(labels)
