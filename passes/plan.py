@@ -194,7 +194,7 @@ def make_plan(
     buffers = _replace_broken_chains(analysis, setting, graph, copies)
     buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))
     if final:
-        _bypass_whole_entries(analysis, copies, buffers)
+        _bypass_whole_entries(analysis, _remaining(graph, copies), copies, buffers)
     _drop_outdated_assertions(setting, graph, copies)
     cleanup.remove_dead(graph)
     for old in _remaining(graph, copies):
@@ -320,15 +320,19 @@ def _surviving_orders(analysis: Analysis, setting: _Setting, used: list[fx.Node]
 
 
 def _bypass_whole_entries(
-    analysis: Analysis, copies: Mapping[fx.Node, fx.Node], buffers: Mapping[str, torch.Tensor]
+    analysis: Analysis,
+    used: list[fx.Node],
+    copies: Mapping[fx.Node, fx.Node],
+    buffers: Mapping[str, torch.Tensor],
 ) -> None:
     """A selection of everything that enters selects nothing."""
-    for old, new in copies.items():
+    for old in used:
         if old.meta.get(ENTRY) or old.meta.get(MADE):
             source, axis, index = old.args
             assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, fx.Node)
             name = str(index.target)
             if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[axis]:
+                new = copies[old]
                 new.replace_all_uses_with(new.all_input_nodes[0])
                 stands_for(new.all_input_nodes[0], new)
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from exactness import difference
 from forms import IMAGES, Between, Form, failures
 from helper_functions import whole_batch
 from helper_types import kind_of_number
@@ -125,6 +126,10 @@ def test_what_is_made_of_sizes_gives_what_is_left() -> None:
     assert (failed, units, sections) == ([], 8, 1)
     net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8).double(), verbose=False)
     assert not [n for n, _ in fxcat.finalize(net).named_buffers() if "channels" in n]
+    for gate in net.gates.values():
+        gate.set(torch.zeros(gate.count) if gate.kind == "section" else torch.ones(gate.count))
+    small, x = fxcat.finalize(net), torch.rand(1, 3, 6, 6).double()
+    assert difference(small(x), net.eval()(x)) < 1e-10
 
 
 def test_what_is_read_as_another_type_is_kept() -> None:
