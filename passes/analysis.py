@@ -17,10 +17,10 @@ from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
 from fxcat.passes.effects import needed, returned
 from fxcat.passes.labels import Flow, flow_labels
+from fxcat.passes.made_values import with_selections
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import inside, owners, region_output
 from fxcat.passes.sections import Section, find_sections
-from fxcat.passes.made_values import with_selections
 from fxcat.passes.tables import with_tables
 from fxcat.passes.units import Units, resolve_units
 

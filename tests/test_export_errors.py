@@ -49,7 +49,7 @@ def test_failure_leaves_no_file(tmp_path: Path, net: type[Small], message: str, 
 
 def test_a_branch_on_the_batch_that_removal_keeps_is_named(tmp_path: Path) -> None:
     small = fxcat.finalize(fxcat.prepare(OtherTogether(), EXAMPLE, verbose=False))
-    with pytest.raises(ExportError, match="Constraints violated .*<= 100"):
+    with pytest.raises(ExportError, match=r"Constraints violated .*<= 100"):
         export_onnx(small, tmp_path / "net.onnx", EXAMPLE)
 
 

@@ -33,6 +33,7 @@ def known_selection(node: fx.Node, known: Container[str]) -> tuple[fx.Node, int,
     name = str(index.target)
     return (source, axis, name) if index.op == "get_attr" and name in known else None
 
+
 MADE = "made"
 """Key in the `meta` of a node that selects from what a model makes where that meets units."""
 
