@@ -17,7 +17,8 @@ from fxcat.errors import (
     TrainingError,
     VerificationError,
 )
-from fxcat.exporters.onnx_export import ExportReport, export_onnx
+from fxcat.exporters.onnx_export import export_onnx
+from fxcat.exporters.report import ExportReport
 from fxcat.fit import EarlyStopping, fit
 from fxcat.gated import GatedModule
 from fxcat.gates import Gate

@@ -10,11 +10,11 @@ import torch
 from fxcat.closing import next_to_close
 from fxcat.errors import InputError
 from fxcat.fractions import cost_fractions, cost_gradients
-from fxcat.gated import GatedModule
+from fxcat.gated_network import GatedNetwork
 from fxcat.groups import kept_gates
 
 
-def aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (2,).
 
     After `nearest_aligned`, whole blocks of units, and sections, close while the cost is too high, those with the least
@@ -29,7 +29,7 @@ def aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted
     return blocks.setting
 
 
-def nearest_aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor, *, up: bool = False) -> torch.Tensor:
+def nearest_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, *, up: bool = False) -> torch.Tensor:
     """The 0/1 setting with every group at the nearest multiple (`up`: at the next one), its best units open.
 
     Groups that have not enough units for one multiple, those without an open unit, and sections stay as they are.
@@ -39,7 +39,7 @@ def nearest_aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor
     return blocks.setting
 
 
-def least_aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+def least_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
     """The 0/1 setting with as few units open in every group as `aligned` can leave."""
     blocks = _Blocks(net, setting, score)
     for group in blocks.groups:
@@ -47,7 +47,7 @@ def least_aligned(net: GatedModule, setting: torch.Tensor, score: torch.Tensor) 
     return blocks.setting
 
 
-def check_multiples(net: GatedModule) -> None:
+def check_multiples(net: GatedNetwork) -> None:
     """Raise `InputError` if widths shall be multiples of more channels than any of these groups has: by mistake."""
     asked = [w for w in _widths(net) if w.multiple > 1]
     if asked and all(w.block > w.units for w in asked):
@@ -74,7 +74,7 @@ class _Width:
         return self.multiple // math.gcd(self.multiple, self.channels)
 
 
-def _widths(net: GatedModule) -> list[_Width]:
+def _widths(net: GatedNetwork) -> list[_Width]:
     """Of all groups that there are."""
     channels, start = channels_per_unit(net), 0
     found: list[_Width] = []
@@ -98,7 +98,7 @@ class _Group:
 class _Blocks:
     """The groups that can be aligned, as blocks of units in the order of their scores."""
 
-    def __init__(self, net: GatedModule, setting: torch.Tensor, score: torch.Tensor) -> None:
+    def __init__(self, net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor) -> None:
         self.net, self.setting, self.score = net, setting.clone(), score.double()
         order = self.score.clone()
         order[kept_gates(net, score)] = torch.inf  # these never close
@@ -168,7 +168,7 @@ class _Blocks:
         return int(self.setting[group.numbers].sum())
 
 
-def channels_per_unit(net: GatedModule) -> torch.Tensor:
+def channels_per_unit(net: GatedNetwork) -> torch.Tensor:
     """Of every unit, how many entries it has on the parameter axis where it has fewest; int64, shape (units,)."""
     count = net.gate_vector.unit_count
     least = torch.full((count,), torch.iinfo(torch.int64).max)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,25 +14,27 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxcat.alignment import check_multiples
-from fxcat.checks import as_names, check_choice, check_flag, check_integer, check_module, shown
+from fxcat.checks import as_names, check_choice, check_flag, check_instance, check_integer, check_module, shown
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
 from fxcat.gated import GatedModule, Policy, check_gated
 from fxcat.gates import SAMPLES
 from fxcat.limits import GateLimits, Limits, check_limits
 from fxcat.passes import verification
-from fxcat.passes.analysis import Options
 from fxcat.passes.bypasses import Bypasses, place_bypasses
 from fxcat.passes.bypassing import with_bypasses
 from fxcat.passes.capture import Captured, capture
 from fxcat.passes.compile import build
 from fxcat.passes.copying import meta_twin
+from fxcat.passes.each_step import EachStep
 from fxcat.passes.example import example_candidates
 from fxcat.passes.nested import leaves
+from fxcat.passes.work import Options
 from fxcat.report import prepared
 from fxcat.whole import check_whole
 
 A = TypeVar("A")
 R = TypeVar("R")
+EACH_STEP = "each step"
 _GATES = {"units+layers": (True, True), "units": (True, False), "layers": (False, True)}
 
 
@@ -47,7 +50,8 @@ def prepare(
     limits: Mapping[str, Limits] | None = None,
     gate_inputs: bool = False,
     python: Sequence[str] = (),
-    verify: bool | None = None,
+    verify: bool | Literal["each step"] | None = None,
+    dump: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> GatedModule:
     """Capture a model, find what can be removed from it, and insert gates. The model itself is not touched.
@@ -65,7 +69,9 @@ def prepare(
     decide by attributes that are set later, such as `export`; the modules that it calls are captured, each by itself.
     `verify`: run the model and the network on the example, in `eval()` and in `train()`, and raise `CaptureError` if
     with all gates open they do not compute the same; by default where that is cheap (up to 0.4 G MACs in a forward
-    pass). `verbose`: print what was found and what is left alone, and why.
+    pass). `"each step"`: after every step of the compiler that rewrites the graph; the error names the step at fault.
+    `dump`: a folder that receives a text after every step; the environment variable `FXCAT_DUMP` names one for all that
+    is prepared, shrunk and finalized. `verbose`: print what was found and what is left alone, and why.
 
     Raises `InputError`, `CaptureError` (module path, source line, reason) and `NothingToPruneError`.
     """
@@ -77,7 +83,9 @@ def prepare(
     check_limits(limits)
     for name, flag in (("gate_inputs", gate_inputs), ("verbose", verbose)):
         check_flag(flag, name)
-    check_flag(verify, "verify", optional=True)
+    if verify != EACH_STEP:
+        check_flag(verify, "verify", optional=True)
+    check_instance(dump, (str, os.PathLike), "dump", optional=True)
     ignore, python = _checked_names(model, ignore), _checked_names(model, python, "python")
     units, sections = _GATES[gates]
     if policy == "ratio":
@@ -85,7 +93,8 @@ def prepare(
             raise InputError(f'policy="ratio" cannot prune gates={gates!r}', remedy="choose gates='units'")
         sections = False
     limits = {"*": Limits(multiple_of=round_to), **(limits or {})} if round_to > 1 else limits or {}
-    net, example = _build(model, example_inputs, Options(units, sections, ignore, gate_inputs, python))
+    looking = {"watch": (EachStep,) if verify == EACH_STEP else (), "dump": dump}
+    net, example = _build(model, example_inputs, Options(units, sections, ignore, gate_inputs, python), looking)
     if not net.structure.cost.macs and any(isinstance(x, torch.Tensor) and not x.numel() for x in leaves(example)):
         raise InputError("the example inputs are empty: no costs can be told", remedy="give at least one example")
     net.policy = policy
@@ -146,14 +155,14 @@ def _examples(inputs: Any) -> int:
     return max((len(x) for x in tensors), default=1)
 
 
-def _build(model: nn.Module, example_inputs: Any, options: Options) -> tuple[GatedModule, Any]:
-    """The network, and the example inputs that it was made with."""
+def _build(model: nn.Module, example_inputs: Any, options: Options, looking: dict[str, Any]) -> tuple[GatedModule, Any]:
+    """The network, and the example inputs that it was made with. `looking`: see `build`."""
     if example_inputs is not None:
-        return build(model, example_inputs, options), example_inputs
+        return build(model, example_inputs, options, **looking), example_inputs
 
     def attempt(candidate: tuple[bool, Any]) -> tuple[GatedModule, Any]:
         in_regions, inputs = candidate
-        return build(model, inputs, options, in_regions=in_regions), inputs
+        return build(model, inputs, options, in_regions=in_regions, **looking), inputs
 
     return _first_that_fits(attempt, itertools.product((False, True), example_candidates(model)), "prepare")
 
@@ -194,7 +203,7 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     own), on the same device, in the same train or eval mode. Names and `state_dict` keys of what is left are unchanged.
     `verify`: inputs (a tensor, a tuple with the arguments of `forward`, or a dict of them) on which that is checked.
 
-    Warns while a `GateController` is still training the gates.
+    Warns while a `GateController` is still training the gates, and if the network was trained without one.
 
     Raises `InputError` for anything but a `GatedModule`, `PlanError` if a group that is needed has no unit left, and
     `VerificationError` if the result computes something else than `net.eval()` on the inputs to verify it.
@@ -202,7 +211,14 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     check_gated(net, "finalize()")
     if net.unfinished is not None:
         warnings.warn(
-            f"{net.unfinished} has not ended: what is not decided stays; call controller.finish() before finalize()",
+            f"{net.unfinished} has not ended{_stands(net)}: what is not decided stays; call controller.finish() before "
+            "finalize()",
+            stacklevel=2,
+        )
+    elif net.led.is_fresh and net.gate_vector.draws.reached and bool((net.gate_vector.theta == 1).all()):
+        warnings.warn(
+            "the network was trained, but nothing decided on its gates: all of it stays; train it with fxcat.fit, a "
+            "GateController, or the GateCallback of your trainer (fxcat.integrations)",
             stacklevel=2,
         )
     with torch.inference_mode(False):  # what is made within that mode cannot be trained
@@ -210,6 +226,12 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     if verify is not None:
         verification.verify(small, net, verify)
     return small
+
+
+def _stands(net: GatedModule) -> str:
+    """How far what trains a network has come, as far as is known."""
+    by = net.led.by
+    return "" if by is None else f" (optimizers have made {by.steps} of {by.total_steps} steps)"
 
 
 def find_bypasses(model: nn.Module, example_inputs: Any = None, *, ignore: Sequence[str] = ()) -> Bypasses:

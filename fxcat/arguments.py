@@ -26,6 +26,7 @@ from fxcat.checks import (
 )
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule, check_gated
+from fxcat.losses import cross_entropy
 from fxcat.records import check_pressure, check_target
 
 
@@ -83,6 +84,9 @@ def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
     _check(given)
     if (given["target"] is None) == (given["pressure"] is None):
         raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
+    if loss is not cross_entropy:
+        _check_ratio(net, "loss")
+    _check_held_out(net, given)
     net.check_weights()
     _check_undecided(net)
 
@@ -97,8 +101,23 @@ def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
         check_callable(function, "callbacks", remedy="give functions of (record, net)")
     for name, function in (given.get("metrics") or {}).items():
         check_callable(function, "metrics", remedy=f"give a function of (output, targets) as {name!r}")
+    _check_held_out(net, given)
     _check_autocast(given.get("autocast"))
     _check_device(given.get("device"))
+
+
+def _check_held_out(net: GatedModule, given: Mapping[str, Any]) -> None:
+    if given.get("held_out") is not None:
+        _check_ratio(net, "held_out")
+
+
+def _check_ratio(net: GatedModule, name: str) -> None:
+    """Raise `InputError` for an argument of one policy where there is another one."""
+    if net.policy != "ratio":
+        raise InputError(
+            f'{name}= would do nothing: only policy="ratio" evaluates a loss of its own',
+            remedy=f'leave {name}= out, or prepare the network with policy="ratio"',
+        )
 
 
 def _check(given: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ class GateController:
         self._loss = loss
         self._held_out = None if held_out is None else HeldOut(held_out)
         self._scaler = scaler
-        self._made = Steps(net, watch_all(self.optimizers, net, scaler, given=optimizer))
+        self._made = Steps(net, watch_all(self.optimizers, net, scaler, given=optimizer), total_steps)
         without_gates(net, found)
         NOTICES.tell(self)
         net.led = Led(self)
@@ -179,6 +179,7 @@ class GateController:
             check_same_weights(self.net.network)
         if phase == "plain":
             return False
+        self.net.copies.check(self.net, map(average_net, self.averages))
         theta = self.net.gate_vector.theta
         if theta.numel():  # else all that could go has gone
             if not wants_held_out or held_out is None:
@@ -232,6 +233,12 @@ class GateController:
                 "no loss was made from the network with gates since the last step",
                 remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x) "
                 "(not within torch.func.grad or vmap, which say nothing of the gates)",
+            )
+        if draws.were_late:
+            raise TrainingError(
+                "a backward pass came to a forward pass that was made before the last step of the gates: the network "
+                "may become smaller in between",
+                remedy="call controller.step() after loss.backward() and optimizer.step(), before the next net(x)",
             )
         made, taken = draws.made, draws.take()
         if not is_same_everywhere(vector.theta.device, made, len(taken)):  # one of them left a batch out

@@ -25,7 +25,12 @@ class Wrappers:
         """A forward pass of the network begins."""
         if is_distributed():
             found: object = DistributedDataParallel._get_active_ddp_module()  # pyright: ignore
-            if isinstance(found, DistributedDataParallel):
+            if isinstance(found, DistributedDataParallel) and found not in self._found:
+                if found.static_graph:
+                    raise InputError(
+                        "static_graph=True: the graph does not stay what it is when the network becomes smaller",
+                        remedy="leave it out: DistributedDataParallel(net)",
+                    )
                 self._found.add(found)
 
     def follow(self, net: nn.Module) -> None:

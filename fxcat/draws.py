@@ -19,6 +19,9 @@ from fxcat.distributed import sum_over_processes, world_size
 REMEMBERED = 16
 """So many forward passes may be computed again in a backward pass (activation checkpointing)."""
 
+_NONE = -1
+"""Torch's number of no backward pass."""
+
 
 @dataclass(slots=True, eq=False)
 class Draw:
@@ -34,7 +37,7 @@ class Draw:
     place: tuple[Any, ...] = ()
     gradient: torch.Tensor | None = None
     scale: float = 1.0
-    task: int = -1
+    task: int = _NONE
     """The last backward pass that came to it, or that computed it again."""
 
 
@@ -56,6 +59,7 @@ class Draws:
         """Those that count since the last `take`."""
         self._stepped, self._has_stepped = False, False
         self._recent: deque[Draw] = deque(maxlen=REMEMBERED)
+        self._waiting: list[Draw] = []
 
     def add(self, draw: Draw) -> None:
         """A forward pass begins."""
@@ -65,7 +69,7 @@ class Draws:
         """The draw of the forward pass that a running backward pass computes again, with inputs at this place; None if
         no backward pass is running."""
         task = torch._C._current_graph_task_id()  # pyright: ignore[reportPrivateUsage]
-        if task == -1 or not self._recent:
+        if task == _NONE or not self._recent:
             return None
         same = [d for d in self._recent if d.place == place] or list(self._recent)
         # a graph is computed again from its end: of the same inputs the last pass comes first
@@ -95,6 +99,11 @@ class Draws:
         self.used += self._seen
         self._seen, self._stepped, self._has_stepped = [], True, True
 
+    @property
+    def were_late(self) -> bool:
+        """Whether a backward pass has come to a forward pass that still waited for one at the last `take`."""
+        return any(d.task != _NONE for d in self._waiting)
+
     def have_stepped(self) -> bool:
         """Whether the optimizer has made a step since this was asked last."""
         stepped, self._has_stepped = self._has_stepped, False
@@ -105,6 +114,7 @@ class Draws:
         if not self._stepped:
             self.used, self._seen = self._seen, []
         taken, self.used, self.made = self.used, [], 0
+        self._waiting = [d for d in self._recent if d.task == _NONE]
         return taken
 
     def withdraw(self) -> list[Draw]:
@@ -136,6 +146,10 @@ class _Drawn(torch.autograd.Function):
         ctx: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         ctx.draws.see(ctx.draw, gradient.detach(), cleared=ctx.theta.grad is None)
+        if (
+            ctx.theta.grad is not None
+        ):  # people's loops scale it, also by a norm that is not finite, and may not clear it
+            ctx.theta.grad = torch.zeros_like(ctx.theta.grad)
         return torch.zeros_like(gradient), None, None, None
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from fxcat.arguments import check_fit_arguments
 from fxcat.batches import Repeated, Unpack
 from fxcat.checkpoint import Checkpoints
+from fxcat.checks import check_integer
 from fxcat.controller import GateController
 from fxcat.distillation import distillation_loss
 from fxcat.distributed import is_main, joined
@@ -38,6 +39,7 @@ class EarlyStopping:
     for `patience` epochs, counted from when the structure is final."""
 
     def __init__(self, patience: int) -> None:
+        check_integer(patience, "patience", least=1)
         self.patience = patience
         self._best, self._since = float("inf"), 0
 
@@ -155,7 +157,7 @@ def fit(
             warmup=warmup,
             until=until,
             averages=averages,
-            loss=minimised,
+            **({"loss": minimised} if net.policy == "ratio" else {}),
             scaler=weights.scaler,
             seed=seed,
         )

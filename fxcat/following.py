@@ -21,6 +21,7 @@ class Leader(Protocol):
     """What removes gates from a network and all that must follow (`GateController`)."""
 
     steps: int
+    total_steps: int
 
     @property
     def phase(self) -> str:
@@ -41,6 +42,11 @@ class Led:
     @property
     def by(self) -> Leader | None:
         return None if self._leader is None else self._leader()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the network never had one."""
+        return self._leader is None
 
     def check_free(self) -> None:
         """Raise `InputError` while a leader is in the midst of it: two would undo what the other does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fxcat.gated import GatedModule
+from fxcat.gated_network import GatedNetwork
 from fxcat.records import Target
 
 SLACK = 0.01
@@ -27,7 +27,7 @@ def undercuts(fractions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return limited.any() & (fractions.movedim(0, -1) < bound).all(-1)
 
 
-def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:
+def cost_fractions(net: GatedNetwork, theta: torch.Tensor) -> torch.Tensor:
     """Expected MACs and parameters at θ as fractions of the start network; double, shape (2,)."""
     count = net.gate_vector.unit_count
     start = net.start_cost
@@ -35,7 +35,7 @@ def cost_fractions(net: GatedModule, theta: torch.Tensor) -> torch.Tensor:
     return net.cost_model(theta[:count], theta[count:]) / scale
 
 
-def cost_gradients(net: GatedModule, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cost_gradients(net: GatedNetwork, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cost fractions, shape (2,), and their gradients in θ, shape (2, gates)."""
     with torch.inference_mode(False), torch.enable_grad():
         at = theta.detach().double().clone().requires_grad_()
@@ -46,6 +46,6 @@ def cost_gradients(net: GatedModule, theta: torch.Tensor) -> tuple[torch.Tensor,
     return fractions.detach(), gradients
 
 
-def marginal_macs(net: GatedModule) -> torch.Tensor:
+def marginal_macs(net: GatedNetwork) -> torch.Tensor:
     """What every gate adds to the MACs while all are open, as fractions of the start network; double, (gates,)."""
     return cost_gradients(net, torch.ones_like(net.gate_vector.theta))[1][0]

@@ -18,15 +18,17 @@ from fxcat.copies import Copies
 from fxcat.costs import CostModel
 from fxcat.ddp import Wrappers
 from fxcat.errors import InputError
-from fxcat.following import Led, described, is_of_plain_model, left_to_close, parsed
+from fxcat.following import Led, described, left_to_close
 from fxcat.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
 from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
+from fxcat.loaded_state import make_ready
 from fxcat.methods import Methods, Turns
 from fxcat.places import Places
 from fxcat.program import GatePart, Program, Shrunk, Structure
 from fxcat.recipe import Gates, Recipe, attach
 from fxcat.records import Cost, Target, check_target
+from fxcat.report import print_summary
 from fxcat.tables import Table
 from fxcat.whole import check_own, check_unchanged, check_whole, parameter_shapes
 
@@ -233,8 +235,8 @@ class GatedModule(nn.Module):
         return self.network.parameters()
 
     def gate_parameters(self) -> Iterator[nn.Parameter]:
-        """The gates' probabilities θ: what the `GateController` trains."""
-        return self.gate_vector.parameters()
+        """The gates' probabilities θ, what the `GateController` trains; nothing once they are decided."""
+        return (p for p in self.gate_vector.parameters() if p.requires_grad)
 
     def expected_cost(self) -> Cost[torch.Tensor]:
         """Expected MACs and parameters for one example, differentiable in θ; double scalars, absolute numbers."""
@@ -290,17 +292,7 @@ class GatedModule(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         """Takes the state of a network that has become smaller, and that of the model."""
-        if is_of_plain_model(state_dict, prefix, names := list(self.network.state_dict())):
-            for name in [n for n in names if prefix + n in state_dict]:
-                state_dict[f"{prefix}network.{name}"] = state_dict.pop(prefix + name)
-            state_dict.setdefault(f"{prefix}gate_vector.theta", self.gate_vector.theta.detach())
-        gates, closed, biases, unfinished = parsed(
-            state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
-        )
-        new = [path for path in biases if path not in self.recipe[-1].biases]
-        if new:
-            self.add_biases(new)
-        self.follow(gates, closed)
+        unfinished = make_ready(self, state_dict, prefix)
         self.copies.forget(self)
         if self.led.by is None:
             self.unfinished = "the training that its state was stored in" if unfinished else None
@@ -317,8 +309,6 @@ class GatedModule(nn.Module):
     def summary(self, target: Target | None = None) -> None:
         """Print groups and sections with their costs, the smallest reachable cost, limits, what is pinned and why, and
         whether the target can be met; once something has gone, what is left; in training what sections are worth."""
-        from fxcat.report import print_summary
-
         check_target(target, optional=True)
         print_summary(self, target)
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from fxcat.gated import GatedModule
+from fxcat.gated_network import GatedNetwork
 
 
-def group_ids(net: GatedModule) -> torch.Tensor:
+def group_ids(net: GatedNetwork) -> torch.Tensor:
     """For every gate the number of its group; every section is a group of its own."""
     counts = torch.tensor([p.count for p in net.parts])
     return torch.repeat_interleave(torch.arange(len(counts)), counts).to(net.gate_vector.theta.device)
 
 
-def is_section(net: GatedModule) -> torch.Tensor:
+def is_section(net: GatedNetwork) -> torch.Tensor:
     """Which gates are sections."""
     theta = net.gate_vector.theta
     return torch.arange(theta.numel(), device=theta.device) >= net.gate_vector.unit_count
 
 
-def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
+def best_of_groups(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
     row, member = net.required.long()
     scores = score[member]
@@ -30,7 +30,7 @@ def best_of_groups(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]
 
 
-def kept_gates(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
+def kept_gates(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the gates that never close: of every set of units that must not be emptied those with the highest
     scores, one or as many as `Limits` say, and the sections that are kept."""
     if not net.limits:
@@ -48,7 +48,7 @@ def kept_gates(net: GatedModule, score: torch.Tensor) -> torch.Tensor:
     return torch.cat([member[order[place < least[row[order]]]].unique(), torch.tensor(kept, dtype=row.dtype).to(row)])
 
 
-def left_to_lose(net: GatedModule, score: torch.Tensor, setting: torch.Tensor) -> torch.Tensor:
+def left_to_lose(net: GatedNetwork, score: torch.Tensor, setting: torch.Tensor) -> torch.Tensor:
     """What closing a gate costs in addition to what has closed already; shape (gates,).
 
     Of a section that is less by what the closed gates inside of it have cost: they would go with it. So what is left of

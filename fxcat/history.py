@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fxcat.checks import as_path, check_path
 from fxcat.errors import InputError, StorageError
@@ -124,10 +124,9 @@ def _record(content: dict[str, Any]) -> EpochRecord:
 
 
 def _of_type(name: str, value: Any, kind: Any) -> Any:
-    if get_origin(kind) is dict:
-        fits = isinstance(value, dict) and all(isinstance(v, int) for v in value.values())  # pyright: ignore
-    else:
-        fits = isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
-    if not fits:
-        raise TypeError(f"{name} is a {type(value).__name__}")
-    return value
+    if get_origin(kind) is dict and isinstance(value, dict):
+        for key, item in value.items():  # pyright: ignore[reportUnknownVariableType]
+            _of_type(f"{name}[{key!r}]", item, get_args(kind)[1])
+    elif get_origin(kind) is dict or not isinstance(value, kind | (int if isinstance(0.0, kind) else kind)):
+        raise TypeError(f"{name} is a {type(value).__name__}")  # pyright: ignore[reportUnknownArgumentType]
+    return value  # pyright: ignore[reportUnknownVariableType]

@@ -11,8 +11,8 @@ from torch import nn
 from fxcat.checks import check_module
 from fxcat.contents import shapes_of
 from fxcat.errors import InputError, located
-from fxcat.passes.analysis import Options
 from fxcat.passes.compile import build
+from fxcat.passes.work import Options
 from fxcat.recipe import Stage, check_gates, check_shapes, make_example
 from fxcat.storage import put, read
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import InputError
 from fxcat.slicing import select
@@ -54,27 +55,24 @@ def _is_within(shape: torch.Size, parameter: torch.Size) -> bool:
 def _immovable(value: Any, shape: torch.Size) -> torch.Tensor | None:
     """A tensor in a value of an optimizer's state that cannot shrink with a parameter of a shape: of another shape, or
     in an object that is no container."""
-    if isinstance(value, torch.Tensor):
-        return None if _follows(value.shape, shape) else value
-    if isinstance(value, dict):
-        value = list(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if isinstance(value, list | tuple):
-        found = (_immovable(v, shape) for v in value)  # pyright: ignore[reportUnknownVariableType]
-        return next((t for t in found if t is not None), None)
-    inside = vars(value) if hasattr(value, "__dict__") and not isinstance(value, type) else {}
-    return next((t for v in inside.values() if (t := _immovable(v, torch.Size())) is not None), None)
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            if not _follows(leaf.shape, shape):
+                return leaf
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type):
+            inside = (_immovable(v, torch.Size()) for v in vars(leaf).values())
+            found = next((t for t in inside if t is not None), None)
+            if found is not None:
+                return found
+    return None
 
 
 def sliced(value: Any, shape: torch.Size, axes: Axes) -> Any:
     """What is left of an optimizer's state of a parameter of a shape."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() <= 1 or not _follows(value.shape, shape):
-            return value  # a number, or loaded from a network that was as small already
-        return select(value, {a: index for a, index in axes.items() if value.shape[a] == shape[a]})
-    if isinstance(value, dict):
-        items: dict[Any, Any] = value
-        return {k: sliced(v, shape, axes) for k, v in items.items()}
-    if isinstance(value, list | tuple):
-        parts: list[Any] = [sliced(v, shape, axes) for v in value]  # pyright: ignore[reportUnknownVariableType]
-        return parts if isinstance(value, list) else tuple(parts)
-    return value
+
+    def left(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.numel() <= 1 or not _follows(leaf.shape, shape):
+            return leaf  # a number, or loaded from a network that was as small already
+        return select(leaf, {a: index for a, index in axes.items() if leaf.shape[a] == shape[a]})
+
+    return tree_map(left, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -32,10 +32,29 @@ def as_list(optimizers: Any) -> list[torch.optim.Optimizer]:
                 f"a {type(each).__name__} is no torch.optim.Optimizer",  # pyright: ignore[reportUnknownArgumentType]
                 remedy="pass the optimizer of the weights, or a list of several",
             )
+        _check_undivided(found)
         by_state |= {id(o.state): o for o in found}
     if not by_state:
         raise InputError("there is no optimizer", remedy="pass the optimizer of the weights, or a list of several")
     return list(by_state.values())
+
+
+def _check_undivided(found: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise `InputError` for an optimizer that leaves a part of its weights to other processes, whose place there is
+    fixed (`ZeroRedundancyOptimizer`). `found`: it, and those inside of it."""
+    outer, *inner = found
+    inner = [o for o in inner if o.state is not outer.state]
+    whole, parts = _held([outer]), _held(inner)
+    if inner and parts < whole:
+        raise InputError(
+            f"{type(outer).__name__} updates {len(parts)} of {len(whole)} weights itself and leaves the others to "
+            "other processes: it cannot follow when they become smaller",
+            remedy="use its inner optimizer by itself, a whole one in every process",
+        )
+
+
+def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    return {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
 
 
 def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:

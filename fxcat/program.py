@@ -72,6 +72,11 @@ class Program(Protocol):
         """Remove what is 0 from the network, in place. On an error nothing is changed."""
         ...
 
+    def shapes_after(self, network: nn.Module, closed: Sequence[Sequence[int]]) -> Mapping[str, torch.Size]:
+        """Those of the state that would be left, by name, if gates with these numbers were closed, shrink after shrink.
+        The network is not changed."""
+        ...
+
     def consumers(
         self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor
     ) -> tuple[tuple[Consumer, ...], tuple[Pinned, ...]]:

@@ -14,7 +14,9 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from fxcat.batches import call
-from fxcat.gated import GatedModule
+from fxcat.checks import check_batches
+from fxcat.errors import InputError
+from fxcat.gated import GatedModule, check_gated
 
 
 def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
@@ -26,12 +28,21 @@ def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
 
     Layers that write BatchNorm out may have their momentum in the captured graph, so it is not changed: statistics that
     start at zero say what a batch adds to them.
+
+    Raises `InputError` for anything but a `GatedModule`, and where there are no batches.
     """
+    check_gated(net, "recalibrate()")
+    check_batches(batches, "batches")
+    if not replace_statistics(net, list(batches)):
+        raise InputError("there are no batches to take statistics from", remedy="give inputs of some")
+
+
+def replace_statistics(net: GatedModule, inputs: list[Any]) -> bool:
+    """Replace the statistics; returns whether there are inputs."""
     in_training = net.training
     norms = [m for m in _norms(net) if m.track_running_stats and (m.training or not in_training)]
-    inputs = list(batches)
     if not norms or not inputs:
-        return
+        return bool(inputs)
     before = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
     sums, counts = [torch.zeros_like(_statistics(m)) for m in norms], [0] * len(norms)
     modes, values = [(m, m.training) for m in net.modules()], net.gate_vector.values
@@ -60,6 +71,7 @@ def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
         net.gate_vector.values = values
         for module, mode in modes:
             module.training = mode
+    return True
 
 
 def _statistics(norm: _BatchNorm) -> torch.Tensor:
@@ -82,7 +94,7 @@ def recalibrated(net: GatedModule, batches: Iterable[Any]) -> Generator[None, No
     """Recalibrated statistics for the duration of a block; afterwards the old ones are back."""
     norms = _norms(net)
     saved = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]
-    recalibrate(net, batches)
+    replace_statistics(net, list(batches))
     try:
         yield
     finally:

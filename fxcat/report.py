@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fxcat.errors import TargetError
-from fxcat.gated import GatedModule
+from fxcat.gated_network import GatedNetwork
 from fxcat.limits import NONE
 from fxcat.records import Target
 from fxcat.selection import check_reachable, smallest_cost
@@ -14,7 +14,7 @@ from fxcat.selection import check_reachable, smallest_cost
 AMOUNTS = ("MACs", "share", "parameters", "share")
 
 
-def prepared(net: GatedModule) -> str:
+def prepared(net: GatedNetwork) -> str:
     """What `prepare` found and what it left alone, and why; a few lines."""
     structure, cost = net.structure, net.start_cost
     units = sum(g.units for g in structure.groups)
@@ -28,7 +28,7 @@ def prepared(net: GatedModule) -> str:
     return "\n".join(lines)
 
 
-def print_summary(net: GatedModule, target: Target | None = None, console: Console | None = None) -> None:
+def print_summary(net: GatedNetwork, target: Target | None = None, console: Console | None = None) -> None:
     """Tables of groups, sections and what is pinned; the smallest reachable cost; whether a target can be met."""
     out = console if console is not None else Console()
     structure, start = net.structure, net.start_cost
@@ -64,7 +64,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _print_groups(net: GatedModule, out: Console, changed: bool) -> None:
+def _print_groups(net: GatedNetwork, out: Console, changed: bool) -> None:
     start, live = net.start_cost, net.live_units()
     table = _table("groups: what their units cost together", "group", "units", *AMOUNTS, *["left"] * changed)
     for group in net.start_structure.groups:
@@ -73,7 +73,7 @@ def _print_groups(net: GatedModule, out: Console, changed: bool) -> None:
     out.print(table)
 
 
-def _print_sections(net: GatedModule, out: Console, changed: bool) -> None:
+def _print_sections(net: GatedNetwork, out: Console, changed: bool) -> None:
     """With worth and price, both in units of the loss, where training has found them."""
     sections, appraisal = net.start_structure.sections, net.appraisal
     if not sections:
@@ -95,7 +95,7 @@ def _print_sections(net: GatedModule, out: Console, changed: bool) -> None:
     out.print(table)
 
 
-def _print_limits(net: GatedModule, out: Console) -> None:
+def _print_limits(net: GatedNetwork, out: Console) -> None:
     table = _table("limits", "group or section", "at least", "multiple of")
     start = net.start_structure
     for group, limits in zip(start.groups, net.limits.groups, strict=True):

@@ -8,7 +8,7 @@ from fxcat.alignment import aligned, least_aligned
 from fxcat.closing import next_to_close
 from fxcat.errors import TargetError
 from fxcat.fractions import SLACK, cost_fractions, cost_gradients, target_fractions, undercuts
-from fxcat.gated import GatedModule
+from fxcat.gated_network import GatedNetwork
 from fxcat.groups import kept_gates, left_to_lose
 from fxcat.records import Cost, Target
 
@@ -16,21 +16,21 @@ AT_ONCE = 0.05
 """Share of the cost that closes before costs are looked at again."""
 
 
-def smallest_setting(net: GatedModule) -> torch.Tensor:
+def smallest_setting(net: GatedNetwork) -> torch.Tensor:
     """As few units per group as can be, every section closed."""
     theta = torch.zeros_like(net.gate_vector.theta.detach())
     smallest = theta.index_fill(0, kept_gates(net, theta), 1.0)
     return smallest if not net.limits.aligned else least_aligned(net, smallest, theta)
 
 
-def smallest_cost(net: GatedModule) -> Cost[int]:
+def smallest_cost(net: GatedNetwork) -> Cost[int]:
     """Cost of the smallest network that can be made."""
     count, smallest = net.gate_vector.unit_count, smallest_setting(net)
     cost = net.cost_model.cost(smallest[:count], smallest[count:])
     return Cost(round(cost.macs.item()), round(cost.params.item()))
 
 
-def check_reachable(net: GatedModule, target: Target) -> None:
+def check_reachable(net: GatedNetwork, target: Target) -> None:
     """Raise `TargetError` with what is reachable if even the smallest network is above the target."""
     reachable = cost_fractions(net, smallest_setting(net)).tolist()
     for name, wanted, least in zip(("flops", "params"), (target.flops, target.params), reachable, strict=True):
@@ -42,7 +42,7 @@ def check_reachable(net: GatedModule, target: Target) -> None:
             )
 
 
-def select_structure(net: GatedModule, target: Target, score: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
+def select_structure(net: GatedNetwork, target: Target, score: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
     """A 0/1 setting of shape (gates,) within `SLACK` below the target, from the preferred one.
 
     Closes what has the least score per cost while the target is missed, then opens again what fits, best first. Widths
@@ -59,7 +59,7 @@ def select_structure(net: GatedModule, target: Target, score: torch.Tensor, pref
 
 
 def close_until(
-    net: GatedModule,
+    net: GatedNetwork,
     setting: torch.Tensor,
     score: torch.Tensor,
     wanted: torch.Tensor,
@@ -111,7 +111,7 @@ def close_until(
 
 
 def close_below(
-    net: GatedModule,
+    net: GatedNetwork,
     setting: torch.Tensor,
     score: torch.Tensor,
     price: float,
@@ -137,7 +137,7 @@ def close_below(
 
 
 def _open_while_fitting(
-    net: GatedModule, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor
+    net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor
 ) -> torch.Tensor:
     tried = torch.zeros_like(setting, dtype=torch.bool)
     while True:

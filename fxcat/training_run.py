@@ -6,8 +6,8 @@ import itertools
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from fxcat.history import EpochRecord, History
 from fxcat.losses import Loss, checked, count_correct
 from fxcat.modes import Frozen
 from fxcat.progress import Progress
-from fxcat.recalibrate import recalibrate, recalibrated
+from fxcat.recalibrate import recalibrated, replace_statistics
 from fxcat.teacher import Teacher
 from fxcat.weight_training import WeightTraining
 
@@ -176,13 +176,28 @@ class TrainingRun:
         """What the teacher makes of a batch; None without one."""
         if self.teacher is None:
             return None
-        with self.weights.cast():
+        with self.weights.cast(), self._taking("the teacher"):
             return self.teacher.output(self.net, batch.inputs)
+
+    @contextmanager
+    def _taking(self, what: str) -> Generator[None]:
+        """What goes wrong with the very first batch is a mistake in what is passed, and no fault of the training."""
+        try:
+            yield
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if self.recent or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else "no reason given"
+            raise InputError(
+                f"{what} does not take what train_loader yields: {type(error).__name__}: {reason}",
+                remedy="call it with the inputs of one batch; targets come last in a batch (see unpack=)",
+            ) from error
 
     def _backward(self, batch: Batch, taught: Any, parts: int, totals: Totals, where: str) -> None:
         """Add the gradients of a batch, one of several parts of a step, and note its losses."""
         with torch.enable_grad(), self.weights.cast():
-            output = call(self._model, self.net, batch.inputs)
+            with self._taking("the network"):
+                output = call(self._model, self.net, batch.inputs)
             losses = self._losses(output, batch.targets, taught)
         values = [loss.item() for loss in losses]
         for value, by in zip(values, ("loss", "distillation"), strict=False):
@@ -221,7 +236,7 @@ class TrainingRun:
             return
         # a removal before the gated phase ends leaves what is computed as it was, statistics too
         if self.controller.phase == "plain":
-            recalibrate(self.net, self.recent)
+            replace_statistics(self.net, list(self.recent))
             self.history.shrunk_at = epoch
 
     def _validate(self, loader: Iterable[Any] | None) -> tuple[Totals | None, dict[str, float]]:
@@ -239,7 +254,7 @@ class TrainingRun:
                     loss = checked(self.loss(output, batch.targets)).item()
                     totals.add(loss, count_correct(output, batch.targets), batch.size)
                     for name, metric in self.metrics.items():
-                        sums[name] += float(metric(output, batch.targets)) * batch.size
+                        sums[name] += _number(name, metric(output, batch.targets)) * batch.size
             self._frozen.train()
         values = torch.tensor([*sums.values()], dtype=torch.float64, device=self.device)
         joined = totals.joined(self.device)
@@ -277,6 +292,16 @@ class TrainingRun:
             cost = self.net.expected_cost()
         start = self.net.start_cost
         return cost.macs.item() / max(1, start.macs), cost.params.item() / max(1, start.params)
+
+
+def _number(name: str, value: Any) -> float:
+    """What a metric gives."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the metric {name!r} gives a {type(value).__name__}, not a number", remedy="return the mean over the batch"
+        ) from error
 
 
 def needs_recent(controller: GateController, steps: int) -> bool:

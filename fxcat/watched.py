@@ -17,8 +17,9 @@ from fxcat.optimizers import wrappers_of
 PLACE = "fxcat_theta"
 """In an optimizer's state: the group that θ was in, and its number there."""
 
-WAITS = 1000
-"""So many calls in a row may come between two steps of the optimizers, while gradients are accumulated."""
+WAITS = (256, 1000)
+"""Between two steps of the optimizers, while gradients are accumulated, may come so many calls in a row in short runs,
+and in long ones; in others ten times as many as there are steps in all."""
 
 
 class Watched:
@@ -55,14 +56,15 @@ class Watched:
 
     def _watch_clearing(self, optimizer: torch.optim.Optimizer, *, only_if_cleared: bool = False) -> None:
         """`only_if_cleared`: a wrapper may leave the gradients as they are, all of them."""
-        zero_grad, draws = optimizer.zero_grad, self._arguments[1].gate_vector.draws
+        zero_grad, vector = optimizer.zero_grad, self._arguments[1].gate_vector
 
         def watched_zero_grad(*args: Any, **kwargs: Any) -> None:
             zero_grad(*args, **kwargs)
             found = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
             left = next(found, None) if only_if_cleared else None
             if left is None or not bool(left.any()):
-                draws.discard()
+                vector.draws.discard()
+                vector.theta.grad = None  # it was scaled with the others, by a norm that need not have been finite
 
         optimizer.zero_grad = watched_zero_grad
 
@@ -104,9 +106,9 @@ class Watched:
 class Steps:
     """Whether the optimizers of a network have made a step between two calls of its controller."""
 
-    def __init__(self, net: GatedModule, watched: Sequence[Watched]) -> None:
+    def __init__(self, net: GatedModule, watched: Sequence[Watched], total: int) -> None:
         self._net, self._watched = net, list(watched)
-        self._waited = 0
+        self._waited, self._waits = 0, min(max(WAITS[0], 10 * total), WAITS[1])
 
     def watch(self, *others: Watched) -> None:
         """Some that have come later."""
@@ -120,9 +122,9 @@ class Steps:
             self._waited = 0
             return True
         self._waited += 1
-        if self._waited == WAITS:
+        if self._waited == self._waits:
             raise TrainingError(
-                f"in {WAITS} calls of the controller's step() no optimizer that it knows made a step",
+                f"in {self._waits} calls of the controller's step() no optimizer that it knows made a step",
                 remedy="pass the controller the optimizers whose step() the loop calls",
             )
         return False

@@ -63,6 +63,11 @@ class WeightTraining:
                 f"{type(optimizer).__name__} evaluates the loss in its steps, which fit() does not offer",
                 remedy="use another optimizer, or GateController in a loop of your own",
             )
+        own = getattr(scheduler, "optimizer", optimizer)
+        if optimizer is not None and own is not optimizer and getattr(own, "state", None) is not optimizer.state:
+            raise InputError(
+                "the scheduler is that of another optimizer", remedy="make it with the optimizer that is passed"
+            )
         net.to(device)
         is_default = optimizer is None
         if optimizer is None:

@@ -2,122 +2,119 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
 from torch import fx, nn
 
 from fxcat.costs import CostTerm
+from fxcat.errors import CaptureError
 from fxcat.passes import guards
 from fxcat.passes.arrays import place
 from fxcat.passes.capture import Captured
 from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
 from fxcat.passes.effects import needed, returned
-from fxcat.passes.labels import Flow, flow_labels
+from fxcat.passes.labels import flow_labels
 from fxcat.passes.made_values import with_selections
-from fxcat.passes.regions import Region
+from fxcat.passes.pipeline import Step, run
 from fxcat.passes.rules.boundary import inside, owners, region_output
 from fxcat.passes.sections import Section, find_sections
 from fxcat.passes.tables import with_tables
-from fxcat.passes.units import Units, resolve_units
+from fxcat.passes.units import resolve_units
+from fxcat.passes.work import Analysis, Options, Work
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What `prepare` was asked for: kinds of gates, module paths to leave alone, whether to gate input features, and
-    paths of modules whose Python is run as it is."""
-
-    units: bool = True
-    sections: bool = True
-    ignore: tuple[str, ...] = ()
-    inputs: bool = False
-    python: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, stored: Mapping[str, Any]) -> Options:
-        """From the names and values of the fields, as JSON gives them."""
-        flags = stored["units"], stored["sections"], tuple(stored["ignore"]), stored["inputs"]
-        return cls(*flags, tuple(stored.get("python", ())))
+def _labelled(work: Work) -> Work:
+    captured = work.captured
+    flow = flow_labels(captured.graph, work.network, captured.batch, work.options.ignore, captured.orders)
+    return replace(work, flow=flow)
 
 
-@dataclass(frozen=True, slots=True)
-class Analysis:
-    """Everything known about a captured model."""
-
-    captured: Captured
-    options: Options
-    flow: Flow
-    units: Units
-    sections: tuple[Section, ...]
-    terms: tuple[CostTerm, ...]
-    inference: frozenset[fx.Node]
-
-    @property
-    def graph(self) -> fx.Graph:
-        """Its nodes hold example values."""
-        return self.captured.graph
-
-    @property
-    def regions(self) -> tuple[Region, ...]:
-        return self.captured.regions
+def _with_tables(work: Work) -> Work:
+    """Labels again, where the graph has other nodes."""
+    if not work.flow.tables:
+        return work
+    return _labelled(replace(work, captured=with_tables(work.captured, work.network, work.flow.tables)))
 
 
-def analyse(
-    captured: Captured,
-    network: nn.Module,
-    options: Options,
-    frozen: Mapping[str, Mapping[int, torch.Tensor]] | None = None,
-    joins: Container[fx.Node] | None = None,
-) -> Analysis:
-    """Analyse a graph whose nodes hold example values, over a network whose data do not matter.
-
-    `frozen`: per parameter axis a mask of what must stay. `joins`: where sections may end (None: anywhere).
-    """
-    graph = captured.graph
-    flow = flow_labels(graph, network, captured.batch, options.ignore, captured.orders)
-    if flow.tables:
-        captured = with_tables(captured, network, flow.tables)
-        flow = flow_labels(graph, network, captured.batch, options.ignore, captured.orders)
-    if flow.meetings and joins is None:
-        found = with_selections(captured, network, flow)
-        if found is not captured:
-            captured = found
-            flow = flow_labels(graph, network, captured.batch, options.ignore, captured.orders)
-    _link_calls(flow, captured)
-    guards.freeze_guarded(flow, captured.guards)
-    for pin in captured.pins:
-        guards.freeze_axis(flow, pin.node, pin.axis, place(inside(pin.node)), pin.reason)
-    for name, axes in (frozen or {}).items():
-        for axis, mask in axes.items():
-            if axis in flow.parameters.get(name, {}):
-                flow.freeze(flow.parameters[name][axis][mask], name, "frozen before the network shrank")
-    chains = keep_rectangular(flow, graph)
-    if not options.units:
-        for block in flow.blocks:
-            flow.freeze_block(block, "gates='layers': units are not gated")
-    units = resolve_units(flow, chains)
-    flow.release()
-    inference = reached(graph, 0)
-    found = find_sections(graph, full_macs(flow, graph)) if options.sections else ()
-    found = [s for s in found if joins is None or s.join in joins]
-    sections = tuple(s for s in found if not _holds_ignored(s, options.ignore))
-    needed = inference | reached(graph, 1)
-    terms = cost_terms(flow, units, sections, inference, needed)
-    if captured.macs:
-        terms += (CostTerm("between regions", captured.macs, 0, ()),)
-    return Analysis(captured, options, flow, units, sections, terms, inference)
+def _with_selections(work: Work) -> Work:
+    """Labels again, likewise."""
+    if not work.flow.meetings:
+        return work
+    captured = with_selections(work.captured, work.network, work.flow)
+    return work if captured is work.captured else _labelled(replace(work, captured=captured))
 
 
-def _link_calls(flow: Flow, captured: Captured) -> None:
+def _with_calls_tied(work: Work) -> Work:
     """What all calls of a region pass to it is one value, and each of its ops costs as often as it is called."""
+    flow, captured = work.flow, work.captured
     for tie in captured.ties:
         flow.ties.setdefault(tie.entry, []).append(tie.source)
         flow.unite(flow.of(tie.source), flow.of(tie.entry))
     if any(count > 1 for count in captured.calls.values()):
         flow.repeats |= {n: captured.calls.get(number, 1) for n, number in owners(captured.graph).items()}
+    return work
+
+
+def _pinned(work: Work) -> Work:
+    """What Python decided by, what regions need, and what was no unit before the network shrank."""
+    flow = work.flow
+    guards.freeze_guarded(flow, work.captured.guards)
+    for pin in work.captured.pins:
+        guards.freeze_axis(flow, pin.node, pin.axis, place(inside(pin.node)), pin.reason)
+    for name, axes in work.frozen.items():
+        for axis, mask in axes.items():
+            if axis in flow.parameters.get(name, {}):
+                flow.freeze(flow.parameters[name][axis][mask], name, "frozen before the network shrank")
+    return work
+
+
+def _rectangular(work: Work) -> Work:
+    chains = keep_rectangular(work.flow, work.graph)
+    if not work.options.units:
+        for block in work.flow.blocks:
+            work.flow.freeze_block(block, "gates='layers': units are not gated")
+    return replace(work, chains=chains)
+
+
+def _resolved(work: Work) -> Work:
+    units = resolve_units(work.flow, work.chains)
+    work.flow.release()
+    return replace(work, units=units)
+
+
+def _with_sections(work: Work) -> Work:
+    found = find_sections(work.graph, full_macs(work.flow, work.graph)) if work.options.sections else ()
+    found = [s for s in found if work.joins is None or s.join in work.joins]
+    return replace(work, sections=tuple(s for s in found if not _holds_ignored(s, work.options.ignore)))
+
+
+def _with_costs(work: Work) -> Work:
+    inference = reached(work.graph, 0)
+    needed = inference | reached(work.graph, 1)
+    terms = cost_terms(work.flow, work.units, work.sections, inference, needed)
+    if work.captured.macs:
+        terms += (CostTerm("between regions", work.captured.macs, 0, ()),)
+    return replace(work, inference=inference, terms=terms)
+
+
+LABELS = Step("labels", _labelled, needs=("captured",), gives=("flow",))
+TABLES = Step("tables", _with_tables, needs=("flow",), gives=("flow",), rewrites=True)
+MADE_VALUES = Step("made values", _with_selections, needs=("flow",), gives=("flow",), rewrites=True)
+CALLS = Step("calls", _with_calls_tied, needs=("flow",))
+PINS = Step("pins", _pinned, needs=("flow",))
+CHAINS = Step("chains", _rectangular, needs=("flow",), gives=("chains",))
+UNITS = Step("units", _resolved, needs=("flow", "chains"), gives=("units",))
+SECTIONS = Step("sections", _with_sections, needs=("flow", "units"), gives=("sections",))
+COSTS = Step("costs", _with_costs, needs=("flow", "units", "sections"), gives=("inference", "terms"))
+ANALYSES = (LABELS, TABLES, MADE_VALUES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS)
+"""From a graph to what can go of it, and what that costs."""
+
+
+def analyse(captured: Captured, network: nn.Module, options: Options) -> Analysis:
+    """Analyse a graph whose nodes hold example values, over a network whose data do not matter."""
+    return run(ANALYSES, Work(captured.name, network, options, captured=captured), CaptureError).analysis
 
 
 def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:

@@ -26,9 +26,9 @@ from fxcat.passes.invocations import Invocations, number_values
 from fxcat.passes.merging import merge
 from fxcat.passes.nested import CONSTANTS, Slot, is_plain, leaves, lost_in_copy, map_leaves, template
 from fxcat.passes.phases import Phases, trace_phases
-from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.shorter import Shorter, shorter_calls
+from fxcat.passes.tracing import Guard
 
 
 @dataclass(frozen=True, slots=True)

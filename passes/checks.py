@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from fxcat.passes.proxy import ExampleProxy
-
-if TYPE_CHECKING:
-    from fxcat.passes.tracer import ExampleTracer
+from fxcat.passes.tracing import Tracing
 
 _CHECK: Any = torch._check_with  # pyright: ignore[reportPrivateUsage]
 _CHECK_ALL: Any = torch._check_tensor_all_with  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
-def checks_traced(tracer: ExampleTracer) -> Generator[None]:
+def checks_traced(tracer: Tracing) -> Generator[None]:
     """While a model is traced: all of PyTorch's checks end in these two functions, which it does not dispatch."""
 
     def check(error: Any, condition: Any, message: Any = None) -> None:
@@ -38,7 +36,7 @@ def checks_traced(tracer: ExampleTracer) -> Generator[None]:
         yield
 
 
-def _assert(tracer: ExampleTracer, condition: Any, message: Any) -> None:
+def _assert(tracer: Tracing, condition: Any, message: Any) -> None:
     # a function that makes the text would ask proxies for theirs
     text = message if isinstance(message, str) else "what the model checks does not hold"
     tracer.create_proxy("call_function", torch._assert, (condition, text), {})  # pyright: ignore[reportPrivateUsage]

@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Generator, Iterable, Sequence
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxcat.consumers import Consumer
 from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
-from fxcat.errors import InputError, NothingToPruneError
+from fxcat.errors import CaptureError, InputError, NothingToPruneError, PlanError
 from fxcat.gated import GatedModule
 from fxcat.gates import SAMPLES, GateSamples, type_of_gates
 from fxcat.passes import rewrite
-from fxcat.passes.analysis import Analysis, Options, analyse
-from fxcat.passes.capture import Captured, capture
+from fxcat.passes.analysis import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
+from fxcat.passes.capture import capture
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
+from fxcat.passes.dump import dumps
 from fxcat.passes.entries import with_entries
 from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.installing import install, layers, original_class, uninstall
 from fxcat.passes.orders import with_known_orders
 from fxcat.passes.pickling import flat, restored
+from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Tie
 from fxcat.passes.shown import shown_by
 from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
+from fxcat.passes.work import Analysis, Options, Source, Work
 from fxcat.program import GatePart, Program, Shrunk, Structure
 from fxcat.recipe import Stage, attached, describe_example, parse
 from fxcat.records import Pinned
+
+_UNKNOWN: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,17 @@ class Compiled(Program):
     analysis: Analysis
     gatings: Gatings
 
+    @classmethod
+    def of(cls, work: Work) -> Compiled:
+        """Of what all steps have found."""
+        work.flow.detach()
+        return cls(work.analysis, work.gatings)
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return self.analysis.captured.name
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         return self
 
@@ -55,13 +72,8 @@ class Compiled(Program):
         return _unpickled, flat(self.analysis.graph, (self.analysis, self.gatings))
 
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
-        plan = self.plan(network, units, sections, final=True)
-        small, copied = copy_model(network)
-        copy_data(copied)
-        _remove_gates(small, self)
-        rewrite.apply(small, self.analysis.graph, plan, self.analysis.regions)
-        install(small, plan.graph, self.analysis.regions, self.analysis.captured.blocks, for_good=True)
-        return small
+        removal = Removal(self, network, units, sections, final=True)
+        return run(FINALIZING, removal, PlanError, dumps("finalize", removal.name)).small
 
     def install(self, network: nn.Module) -> None:
         graph = insert_gates(self.analysis.graph, self.gatings.of_node, type_of_gates(network))
@@ -71,24 +83,22 @@ class Compiled(Program):
         return layers(self.analysis.graph)
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
-        plan = self.plan(network, units, sections)
-        before = self.analysis
-        rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)  # what has gone must cost nothing
-        new = {old: node for node, old in plan.origin.items()}
-        ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
-        orders = {**before.captured.orders, **plan.buffers}
-        changed = {"graph": plan.graph, "ties": ties, "orders": orders}
-        left = replace(before.captured, **changed, guards=(), constants={}, pins=())
-        # what was no section must not become one where a branch beside it has gone
-        joins = {new[s.join] for s in before.sections if s.join in new}
-        analysis = analyse(left, plan.twin, before.options, _frozen(before, plan), joins)
-        compiled = _compile(analysis)
-        _remove_gates(network, self)
-        rewrite.apply(network, self.analysis.graph, plan, self.analysis.regions)
-        _add_gates(network, compiled)
-        origins = _unit_origins(self.analysis, analysis, plan), _section_origins(self.analysis, analysis, plan)
-        parts = gate_parts(analysis)
-        return Shrunk(compiled, parts, CostModel(analysis.terms), describe(analysis), plan.keep, *origins)
+        removal = Removal(self, network, units, sections)
+        removal = run(SHRINKING, removal, PlanError, dumps("shrink", removal.name))
+        plan, left = removal.plan, removal.left.analysis
+        origins = _unit_origins(self.analysis, left, plan), _section_origins(self.analysis, left, plan)
+        parts = gate_parts(left)
+        return Shrunk(removal.left, parts, CostModel(left.terms), describe(left), plan.keep, *origins)
+
+    def shapes_after(self, network: nn.Module, closed: Sequence[Sequence[int]]) -> dict[str, torch.Size]:
+        twin, program = meta_twin(network), self
+        for numbers in closed:
+            count = program.analysis.units.count
+            keep = torch.ones(count + len(program.analysis.sections))
+            keep[list(numbers)] = 0.0
+            left = run(SHRINKING, Removal(program, twin, keep[:count], keep[count:]), PlanError)
+            program = left.left
+        return {name: value.shape for name, value in twin.state_dict().items() if isinstance(value, torch.Tensor)}
 
     def consumers(
         self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor
@@ -109,17 +119,21 @@ class Compiled(Program):
         _remove_gates(twin, self)
         # an earlier shrink may have frozen some, and left joins that are no sections
         joins = {s.join for s in before.sections}
-        analysis = analyse(before.captured, twin, before.options, _frozen(before), joins)
-        if gate_parts(analysis) != gate_parts(before):
+        work = Work(self.name, twin, before.options, captured=before.captured, frozen=_frozen(before), joins=joins)
+        compiled = Compiled.of(run(RENEWING, work, CaptureError, dumps("renew", self.name)))
+        if gate_parts(compiled.analysis) != gate_parts(before):
             raise InputError(
                 "a module was replaced by another one after prepare(), and the network has other gates then",
                 remedy="replace it in the model, and call prepare() again",
             )
-        compiled = _compile(analysis)
         _remove_gates(network, self)
-        _add_gates(network, compiled)
-        found = replace(describe(analysis), pinned=describe(before).pinned)
-        return compiled, CostModel(analysis.terms), found
+        add_gates(network, compiled.gatings)
+        found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
+        return compiled, CostModel(compiled.analysis.terms), found
+
+    def plan(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
+        """Plan the removal of what is 0; see `make_plan`. The network is not changed."""
+        return _planned(Removal(self, network, units, sections, final)).plan
 
     def unit_axes(self, network: nn.Module) -> dict[str, dict[int, torch.Tensor]]:
         units = self.analysis.units
@@ -128,47 +142,202 @@ class Compiled(Program):
             for name, _ in (*network.named_parameters(), *network.named_buffers())
         }
 
-    def plan(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
-        """Plan the removal of what is 0; see `make_plan`. The network is not changed."""
-        twin = meta_twin(network)
-        _remove_gates(twin, self)
-        return make_plan(self.analysis, twin, units, sections, final=final)
-
 
 def _unpickled(content: bytes, classes: tuple[type, ...]) -> Compiled:
     return Compiled(*restored(content, classes))
 
 
-def build(model: nn.Module, example_inputs: Any, options: Options, *, in_regions: bool = True) -> GatedModule:
+def build(
+    model: nn.Module,
+    example_inputs: Any,
+    options: Options,
+    *,
+    in_regions: bool = True,
+    watch: Sequence[Callable[[Source], Observer[Work]]] = (),
+    dump: str | os.PathLike[str] | None = None,
+) -> GatedModule:
     """Capture, analyse and gate a copy of `model`; if allowed, in regions where it cannot be traced as a whole.
 
-    Raises `CaptureError`, `InputError`, and `NothingToPruneError` when there is neither a unit nor a section.
+    `watch`: make what looks at the network between the steps. `dump`: see `dumps`. Raises `CaptureError`, `InputError`,
+    and `NothingToPruneError` when there is neither a unit nor a section.
     """
+    source, name = Source(model, example_inputs, in_regions), type(model).__name__
     with _no_garbage_collection(), ThreadPoolExecutor(1) as background:
         # copying weights waits for memory and lets Python go on: do both at once
         network, copied = copy_model(model)
         copying = background.submit(copy_data, copied)
-        captured = capture(model, example_inputs, in_regions=in_regions, python=options.python)
-        captured = with_entries(captured) if options.inputs else captured
-        captured = with_known_orders(captured, model)
-        own = dict(network.named_buffers(remove_duplicate=False)) | dict(captured.constants)
-        add_buffers(network, {n: order for n, order in captured.orders.items() if n not in own})
-        _forget(network, captured.left)
-        for name, constant in captured.constants.items():
-            add_buffer(network, name, constant, persistent=False)
-        compiled = _compiled_or_refused(captured, network, options)
-        _add_gates(network, compiled)
-        analysis, parts = compiled.analysis, gate_parts(compiled.analysis)
-        gates = tuple((p.name, p.count) for p in parts)
-        example = describe_example(example_inputs)
-        stage = Stage(asdict(options), in_regions, example, shapes_of(model), gates)
-        before = attached(model)
-        recipe = (*(() if before is None else parse(before)[0]), stage)
-        inputs = {str(n.target) for n in captured.graph.nodes if n.op == "placeholder"}
-        shown = shown_by(original_class(network), inputs, captured.regions)
-        result = shown(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
+        observers = (*dumps("prepare", name, dump), *(make(source) for make in watch))
+        if observers:
+            copying.result()
+        compiled = Compiled.of(run(PREPARING, Work(name, network, options, source), CaptureError, observers))
+        add_gates(network, compiled.gatings)
+        result = _gated(source, network, options, compiled)
         copying.result()
     return result
+
+
+def _gated(source: Source, network: nn.Module, options: Options, compiled: Compiled) -> GatedModule:
+    analysis, parts = compiled.analysis, gate_parts(compiled.analysis)
+    gates = tuple((p.name, p.count) for p in parts)
+    example = describe_example(source.example_inputs)
+    stage = Stage(asdict(options), source.in_regions, example, shapes_of(source.model), gates)
+    before = attached(source.model)
+    recipe = (*(() if before is None else parse(before)[0]), stage)
+    inputs = {str(n.target) for n in analysis.graph.nodes if n.op == "placeholder"}
+    shown = shown_by(original_class(network), inputs, analysis.regions)
+    return shown(network, compiled, parts, CostModel(analysis.terms), describe(analysis), recipe)
+
+
+def _captured(work: Work) -> Work:
+    source = work.source
+    found = capture(source.model, source.example_inputs, in_regions=source.in_regions, python=work.options.python)
+    return replace(work, captured=found)
+
+
+def _with_entries(work: Work) -> Work:
+    return replace(work, captured=with_entries(work.captured)) if work.options.inputs else work
+
+
+def _with_known_orders(work: Work) -> Work:
+    captured = with_known_orders(work.captured, work.source.model)
+    return work if captured is work.captured else replace(work, captured=captured)
+
+
+def with_own_tensors(work: Work) -> Work:
+    """What the graph reads, and the model does not hold, is registered; what only the model's Python held goes."""
+    network, captured = work.network, work.captured
+    own = dict(network.named_buffers(remove_duplicate=False)) | dict(captured.constants)
+    add_buffers(network, {n: order for n, order in captured.orders.items() if n not in own})
+    _forget(network, captured.left)
+    for name, constant in captured.constants.items():
+        add_buffer(network, name, constant, persistent=False)
+    return work
+
+
+def _with_something_to_prune(work: Work) -> Work:
+    if not work.units.groups and not work.sections:
+        reasons = "; ".join(f"{p.where}: {p.reason}" for p in work.units.pinned[:5])
+        raise NothingToPruneError(
+            f"{work.name} has nothing to prune" + (f" ({reasons})" if reasons else ""),
+            remedy="check gates= and ignore=; the first and last layers' outer widths can never be pruned",
+        )
+    return work
+
+
+def _with_gates(work: Work) -> Work:
+    sites = find_sites(work.flow, work.units, work.sections)
+    return replace(work, gatings=place_gates(work.graph, work.flow, work.units, sites))
+
+
+CAPTURE = Step("capture", _captured, needs=("source",), gives=("captured",), rewrites=True)
+ENTRIES = Step("entries", _with_entries, needs=("captured",), rewrites=True)
+ORDERS = Step("orders", _with_known_orders, needs=("captured", "source"), rewrites=True)
+TENSORS = Step("tensors", with_own_tensors, needs=("captured",))
+SUBSTANCE = Step("substance", _with_something_to_prune, needs=("units", "sections"))
+GATES = Step("gates", _with_gates, needs=("flow", "units", "sections"), gives=("gatings",), rewrites=True)
+
+PREPARING: tuple[Step[Work], ...] = (
+    *(CAPTURE, ENTRIES, ORDERS, TENSORS),
+    *(LABELS, TABLES, MADE_VALUES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS),
+    *(SUBSTANCE, GATES),
+)
+"""From a model to what a network with gates takes."""
+
+RENEWING: tuple[Step[Work], ...] = (LABELS, TABLES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS, GATES)
+"""The same from a graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What is closed on its way out of a network. What is not known yet is None.
+
+    `network`: that of `compiled`, with gates. `units`, `sections`: what stays, 0/1. `final`: nothing goes later.
+    `left`: what is known of the rest, with gates. `small`: the rest without.
+    """
+
+    compiled: Compiled
+    network: nn.Module
+    units: torch.Tensor
+    sections: torch.Tensor
+    final: bool = False
+    plan: Plan = _UNKNOWN
+    left: Compiled = _UNKNOWN
+    small: nn.Module = _UNKNOWN
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return self.compiled.name
+
+    @property
+    def graph(self) -> fx.Graph:
+        """What is left of it."""
+        return self.plan.graph
+
+
+def _planned(removal: Removal) -> Removal:
+    """The network is not changed."""
+    twin = meta_twin(removal.network)
+    _remove_gates(twin, removal.compiled)
+    plan = make_plan(removal.compiled.analysis, twin, removal.units, removal.sections, final=removal.final)
+    return replace(removal, plan=plan)
+
+
+def _analysed(removal: Removal) -> Removal:
+    """The network is not changed."""
+    before, plan = removal.compiled.analysis, removal.plan
+    rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)  # what has gone must cost nothing
+    new = {old: node for node, old in plan.origin.items()}
+    ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
+    orders = {**before.captured.orders, **plan.buffers}
+    changed = {"graph": plan.graph, "ties": ties, "orders": orders}
+    left = replace(before.captured, **changed, guards=(), constants={}, pins=())
+    # what was no section must not become one where a branch beside it has gone
+    joins = {new[s.join] for s in before.sections if s.join in new}
+    frozen = _frozen(before, plan)
+    work = Work(removal.name, plan.twin, before.options, captured=left, frozen=frozen, joins=joins)
+    return replace(removal, left=Compiled.of(run(RENEWING, work, PlanError)))
+
+
+def _sliced(removal: Removal) -> Removal:
+    """The network itself becomes smaller."""
+    before = removal.compiled
+    _remove_gates(removal.network, before)
+    rewrite.apply(removal.network, before.analysis.graph, removal.plan, before.analysis.regions)
+    add_gates(removal.network, removal.left.gatings)
+    return removal
+
+
+def _sliced_copy(removal: Removal) -> Removal:
+    before = removal.compiled
+    small, copied = copy_model(removal.network)
+    copy_data(copied)
+    _remove_gates(small, before)
+    rewrite.apply(small, before.analysis.graph, removal.plan, before.analysis.regions)
+    return replace(removal, small=small)
+
+
+def _with_code(removal: Removal) -> Removal:
+    before = removal.compiled.analysis
+    install(removal.small, removal.plan.graph, before.regions, before.captured.blocks, for_good=True)
+    return removal
+
+
+PLAN = Step("plan", _planned, gives=("plan",), rewrites=True)
+
+SHRINKING: tuple[Step[Removal], ...] = (
+    PLAN,
+    Step("what is left", _analysed, needs=("plan",), gives=("left",)),
+    Step("slices", _sliced, needs=("plan", "left")),
+)
+"""What is closed leaves a network, which keeps its other gates. It is changed by the last step alone."""
+
+FINALIZING: tuple[Step[Removal], ...] = (
+    PLAN,
+    Step("slices", _sliced_copy, needs=("plan",), gives=("small",)),
+    Step("code", _with_code, needs=("plan", "small")),
+)
+"""A copy without gates, and without what is closed."""
 
 
 def _forget(network: nn.Module, names: Iterable[str]) -> None:
@@ -185,43 +354,16 @@ def _forget(network: nn.Module, names: Iterable[str]) -> None:
             held.pop(leaf, None)
 
 
-_moved = 0
-"""How many objects have been moved since the last full collection."""
-
-
 @contextmanager
 def _no_garbage_collection() -> Generator[None, None, None]:
-    """A graph is many small objects that all stay: looking for garbage among them takes a tenth of the time.
-
-    Afterwards they are moved to the oldest generation without looking at them, where Python does not know of them as
-    new: it would hardly ever look for garbage there again. So this does, when a million objects have been moved.
-    """
-    global _moved
+    """A graph is many small objects that all stay: looking for garbage among them takes a tenth of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        _moved += gc.get_count()[0]
-        if not gc.get_freeze_count():
-            gc.freeze()
-            gc.unfreeze()
         if was_enabled:
             gc.enable()
-            if _moved > 1_000_000:
-                _moved = 0
-                gc.collect()
-
-
-def _compiled_or_refused(captured: Captured, network: nn.Module, options: Options) -> Compiled:
-    analysis = analyse(captured, network, options)
-    if not analysis.units.groups and not analysis.sections:
-        reasons = "; ".join(f"{p.where}: {p.reason}" for p in analysis.units.pinned[:5])
-        raise NothingToPruneError(
-            f"{captured.name} has nothing to prune" + (f" ({reasons})" if reasons else ""),
-            remedy="check gates= and ignore=; the first and last layers' outer widths can never be pruned",
-        )
-    return _compile(analysis)
 
 
 def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
@@ -230,16 +372,9 @@ def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
     return (*groups, *(GatePart(s.name, "section", 1) for s in analysis.sections))
 
 
-def _compile(analysis: Analysis) -> Compiled:
-    sites = find_sites(analysis.flow, analysis.units, analysis.sections)
-    gatings = place_gates(analysis.graph, analysis.flow, analysis.units, sites)
-    analysis.flow.detach()
-    return Compiled(analysis, gatings)
-
-
-def _add_gates(network: nn.Module, compiled: Compiled) -> None:
+def add_gates(network: nn.Module, gatings: Gatings) -> None:
+    """Modules take their gates, and there is a place for the values of all."""
     device = next((p.device for p in network.parameters()), None)
-    gatings = compiled.gatings
     samples = GateSamples(gatings.layout).to(device)
     network.add_module(SAMPLES, samples)
     for path, subclass in gatings.folded.items():

@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.consumers import Consumer
-from fxcat.passes.analysis import Analysis
 from fxcat.passes.arrays import leaves, place
 from fxcat.passes.gating import Gatings
 from fxcat.passes.units import NO_UNIT
 from fxcat.passes.weights import OnWeights
+from fxcat.passes.work import Analysis
 from fxcat.records import Pinned
 
 

@@ -17,6 +17,7 @@ from fxcat.costs import Axis, CostTerm, Holding
 from fxcat.passes.effects import reads_type
 from fxcat.passes.execute import counted_macs
 from fxcat.passes.labels import Flow
+from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.table import Rule, Term
 from fxcat.passes.sections import Section, constant_nodes
 from fxcat.passes.units import NO_UNIT, Units
@@ -46,7 +47,7 @@ def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...
     value = node.meta["value"]
     if isinstance(value, torch.Tensor) and not value.numel():
         return ()  # a layer of width 0
-    terms = None if rule is None else rule.macs(flow, node)
+    terms = None if rule is None else ask(rule.macs, flow, node)
     if terms is not None:
         return terms
     if node not in flow.counted:

@@ -16,6 +16,7 @@ from torch import fx
 from fxcat.passes.arrays import leaves, unlabelled
 from fxcat.passes.effects import changed_later
 from fxcat.passes.labels import Flow
+from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.table import Folding, Zero
 from fxcat.passes.sections import Section
 from fxcat.passes.units import NO_UNIT, Units
@@ -47,7 +48,10 @@ class _Demand:
     def for_consumers(self) -> None:
         """Gate what the consumers need, walking back from them; every node is visited once."""
         stack = [
-            n for node, rule in self.flow.rules.items() if rule is not None for n in rule.needs_zero(self.flow, node)
+            n
+            for node, rule in self.flow.rules.items()
+            if rule is not None
+            for n in ask(rule.needs_zero, self.flow, node)
         ]
         visited: set[fx.Node] = set()
         while stack:

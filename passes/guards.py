@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from fxcat.passes.arrays import Grid, place
 from fxcat.passes.effects import PHASE
 from fxcat.passes.invocations import same_place
 from fxcat.passes.labels import Flow
-from fxcat.passes.proxy import Guard
+from fxcat.passes.rules.asking import LINE
 from fxcat.passes.rules.sizes import asked_sizes, is_width
+from fxcat.passes.tracing import Guard
 
 
 def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
@@ -94,10 +96,16 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
             told = (operator.not_, (node,)) if value is False else (operator.eq, (node, value))
             same = graph.call_function(*told)
         with graph.inserting_after(same):
-            said = f"sizes decide otherwise than for the example inputs, where {node.name} was {guard.value!r}"
+            said = f"sizes decide otherwise than for the example inputs{_line_of(node)}"
             check = graph.call_function(torch._assert, (same, said))  # pyright: ignore[reportPrivateUsage]
         for new, value in ((same, True), (check, None)):
             new.meta.update({k: v for k, v in node.meta.items() if k == PHASE}, value=value, **same_place(node))
+
+
+def _line_of(node: fx.Node) -> str:
+    """Where the model's Python asked."""
+    file, line = node.meta.get(LINE, ("", 0))
+    return f", in {Path(file).name}, line {line}" if line else ""
 
 
 def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:

@@ -230,17 +230,22 @@ def _class_of(
     captured = ", ".join(known)
     otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured, part)
     names["_as_written"] = otherwise
+    source = f"{base.__module__}.{base.__qualname__}"
     head = heads[0]
     if len(graphs) == 1:
         start = (f"if {head.fails}:", f"    return _as_written({this}, {head.passed})") if head.fails else ()
-        methods = [compiled(graphs[0], this, f"def forward({head.text}):", start, names)]
+        methods = [compiled(graphs[0], this, f"def forward({head.text}):", source, start, names)]
     else:
-        methods = _dispatched(ways, given, heads, names)
+        methods = _dispatched(ways, given, heads, source, names)
     return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in known}))
 
 
 def _dispatched(
-    ways: Sequence[Way], given: Sequence[Mapping[str, fx.Node]], heads: Sequence[Head], names: Mapping[str, Any]
+    ways: Sequence[Way],
+    given: Sequence[Mapping[str, fx.Node]],
+    heads: Sequence[Head],
+    source: str,
+    names: Mapping[str, Any],
 ) -> list[Generated]:
     """A function for every way and phase, and the `forward` that chooses one. Both phases take the same if `given` and
     `heads` are single."""
@@ -254,7 +259,7 @@ def _dispatched(
             taken = [name for name in given[phase % len(given)] if name not in way.absent]
             values, parameters = ", ".join(taken), ", ".join([head.this, *taken])
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
-            methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):"))
+            methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
             if len(heads) == 1:
                 condition = f"    if {head.this}.training: " if phase else "    "
             else:

@@ -7,7 +7,7 @@ import operator
 import types
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -22,15 +22,13 @@ from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import is_random
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import autograd_call, computes_weights, function_decomposition, function_rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.tracer import ExampleTracer
+from fxcat.passes.tracing import Tracing
 
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
 
 
 @contextmanager
-def intercepted(tracer: ExampleTracer) -> Generator[None]:
+def intercepted(tracer: Tracing) -> Generator[None]:
     """Watch them for a tracer."""
     with (
         patch.object(_symbolic_trace, "_create_wrapped_func", functools.partial(_descending, tracer)),
@@ -48,7 +46,7 @@ class _Dispatch(TorchFunctionMode):
     """Makes nodes of calls whose only proxies are sizes (`torch.eye(n)`, `constant.repeat(n, 1)`), and of what is done
     with parameters that the model came by in other ways than as attributes."""
 
-    def __init__(self, tracer: ExampleTracer) -> None:
+    def __init__(self, tracer: Tracing) -> None:
         super().__init__()
         self.tracer = tracer
 
@@ -91,7 +89,7 @@ def _has_proxy(value: Any) -> bool:
     return isinstance(value, fx.Proxy)
 
 
-def _descending(tracer: ExampleTracer, function: Callable[..., Any]) -> Callable[..., Any]:
+def _descending(tracer: Tracing, function: Callable[..., Any]) -> Callable[..., Any]:
     """What calls of a function that was given to `torch.fx.wrap` do: they are traced through where possible."""
 
     @functools.wraps(function)
@@ -106,7 +104,7 @@ def _descending(tracer: ExampleTracer, function: Callable[..., Any]) -> Callable
     return call
 
 
-def _entering(tracer: ExampleTracer, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _entering(tracer: Tracing, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """What entering autocast does: nodes say that they run without it, or with one that casts."""
 
     def call(context: torch.autocast) -> Any:
@@ -118,7 +116,7 @@ def _entering(tracer: ExampleTracer, enter: Callable[[Any], Any]) -> Callable[[A
     return call
 
 
-def _leaving(tracer: ExampleTracer, leave: Callable[..., Any]) -> Callable[..., Any]:
+def _leaving(tracer: Tracing, leave: Callable[..., Any]) -> Callable[..., Any]:
     def call(context: torch.autocast, *error: Any) -> Any:
         if not tracer.is_executing:
             tracer.uncast.pop()
@@ -127,7 +125,7 @@ def _leaving(tracer: ExampleTracer, leave: Callable[..., Any]) -> Callable[..., 
     return call
 
 
-def _applying(tracer: ExampleTracer) -> Any:
+def _applying(tracer: Tracing) -> Any:
     """What `function.apply` does: one node, since its backward pass may be anything."""
 
     def apply(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ from fxcat.contents import full_name, named_once
 from fxcat.passes.arrays import FROZEN, Grid, Integers, along, join, leaves, place, unlabelled
 from fxcat.passes.effects import FACTS, NO_GRAD, TABLE, changed_part_of, is_inplace
 from fxcat.passes.one_example import of_one_example
+from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
 
@@ -376,7 +377,7 @@ def _flow_node(flow: Flow, node: fx.Node) -> Labels:
         return flow_weight(flow, node, on_weights)
     found = flow.rules[node] = find_rule(node, flow.module(node) if node.op == "call_module" else None)
     if found is not None:
-        return found.flow(flow, node)
+        return ask(found.flow, flow, node)
     reason = f"unknown operation {describe(flow, node)}"
     if HOOKED in node.meta:
         reason = "it has forward hooks"

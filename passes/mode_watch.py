@@ -6,23 +6,20 @@ computes in the mode that it has been given is traced.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from weakref import ref
 
 from torch import nn
 
 from fxcat.errors import CaptureError
 from fxcat.passes.rules.table import is_leaf
-
-if TYPE_CHECKING:
-    from fxcat.passes.tracer import ExampleTracer
+from fxcat.passes.tracing import Tracing
 
 
 class Modes:
     """Gives every module of a twin a `training` property, which notes who reads and who writes it."""
 
     def __init__(self, twin: nn.Module) -> None:
-        self.tracer: ExampleTracer | None = None
+        self.tracer: Tracing | None = None
         """What traces the twin now."""
         self.matter = False
         """Whether any Python read or set a mode."""

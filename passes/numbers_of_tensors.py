@@ -15,7 +15,8 @@ from torch import fx
 from fxcat.errors import CaptureError
 from fxcat.passes.known import known_value
 from fxcat.passes.nested import map_leaves
-from fxcat.passes.proxy import ExampleProxy, Guard
+from fxcat.passes.proxy import ExampleProxy
+from fxcat.passes.tracing import Guard
 
 READING = ("item", "tolist")
 """Methods that give numbers."""

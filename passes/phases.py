@@ -19,10 +19,10 @@ from fxcat.passes.invocations import Invocations
 from fxcat.passes.kept_state import Count, State, changed_state, check_next, left_values
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import Slot
-from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call
 from fxcat.passes.stale import make_stale
 from fxcat.passes.tracer import ExampleTracer
+from fxcat.passes.tracing import Guard
 
 Results = Callable[[Call, tuple[Any, ...], Callable[..., Any], nn.Module], tuple[Any, Any]]
 """Calls a `forward`, given to it as a function, and gives what the graph returns, and a template of the rest of it."""

@@ -8,9 +8,8 @@ import operator
 import sys
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -24,23 +23,9 @@ from fxcat.passes.branches import is_message, raises_otherwise
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import known_value
 from fxcat.passes.texts import is_key, marked
-
-if TYPE_CHECKING:
-    from fxcat.passes.tracer import ExampleTracer
+from fxcat.passes.tracing import Guard, Tracing
 
 _FLOOR, _CEIL = math.floor, math.ceil  # torch.fx replaces those of the module while it traces
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A Python value that control flow took from the graph: `node` evaluated to `value` when the model was captured.
-
-    `checks`: all that Python does where the value is another is to raise an error.
-    """
-
-    node: fx.Node
-    value: object
-    checks: bool = False
 
 
 def instruction(frame: types.FrameType) -> tuple[types.CodeType, int]:
@@ -57,9 +42,9 @@ def _is_matching(code: types.CodeType, at: int) -> bool:
 class ExampleProxy(fx.Proxy):
     """A proxy that answers questions about its value (length, truth, integer) from the example, and logs a guard."""
 
-    tracer: ExampleTracer
+    tracer: Tracing
 
-    def __init__(self, node: fx.Node, tracer: ExampleTracer) -> None:
+    def __init__(self, node: fx.Node, tracer: Tracing) -> None:
         # not the base class's, which goes through `__setattr__`
         object.__setattr__(self, "tracer", tracer)
         object.__setattr__(self, "node", node)

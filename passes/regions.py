@@ -19,8 +19,8 @@ from fxcat.passes.asked import Absent, Asking
 from fxcat.passes.invocations import CALL, Invocations, below
 from fxcat.passes.kept_state import Count
 from fxcat.passes.nested import CONSTANTS, Slot, fill, leaves, template
-from fxcat.passes.proxy import Guard
 from fxcat.passes.rules.boundary import region_input, region_output
+from fxcat.passes.tracing import Guard
 
 
 @dataclass(frozen=True, slots=True)

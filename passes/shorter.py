@@ -14,8 +14,8 @@ from fxcat.errors import CaptureError
 from fxcat.passes.effects import is_by_the_way, needed, without_result
 from fxcat.passes.merging import key_of, numbered
 from fxcat.passes.phases import Phases, Results, trace_phases
-from fxcat.passes.proxy import Guard
 from fxcat.passes.regions import Call
+from fxcat.passes.tracing import Guard
 
 
 @dataclass(frozen=True, slots=True)

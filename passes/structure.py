@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from fxcat.costs import Axis, Holding, Integers
-from fxcat.passes.analysis import Analysis
+from fxcat.passes.work import Analysis
 from fxcat.program import Structure
 from fxcat.records import Cost, Group, Pinned, SectionInfo
 

@@ -13,6 +13,8 @@ import threading
 import types
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -31,7 +33,8 @@ from fxcat.passes.known import known_value
 from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.numbers_of_tensors import plain_number
-from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
+from fxcat.passes.proxy import ExampleProxy, instruction, is_tensor
+from fxcat.passes.rules.asking import LINE
 from fxcat.passes.rules.table import (
     HOOKED,
     find_decomposition,
@@ -44,6 +47,7 @@ from fxcat.passes.rules.table import (
 )
 from fxcat.passes.stand_ins import stand_ins
 from fxcat.passes.texts import forget
+from fxcat.passes.tracing import Guard
 
 
 class ExampleTracer(fx.Tracer):
@@ -420,7 +424,7 @@ class ExampleTracer(fx.Tracer):
 
     def _note_place(self, node: fx.Node) -> None:
         """Note which module makes a node."""
-        node.meta["path"] = self._path
+        node.meta["path"], node.meta[LINE] = self._path, _line()
         if self.calls.innermost is not None:
             node.meta[CALL] = self.calls.innermost
 
@@ -440,6 +444,21 @@ class ExampleTracer(fx.Tracer):
 
 
 _PLAIN = (int, float, bool, str, type(None))
+
+
+def _line() -> tuple[str, int]:
+    """The file and the line of the model's Python that is running."""
+    frame: types.FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and _is_between(frame.f_code.co_filename):
+        frame = frame.f_back
+    return ("unknown file", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+@cache
+def _is_between(file: str) -> bool:
+    """Whether a file is of torch or of fxcat: between the model's Python and the node."""
+    folders = Path(str(torch.__file__)).parent, Path(__file__).parent
+    return any(folder in Path(file).parents for folder in folders)
 
 
 def _shape_of(value: Any) -> Any:

@@ -53,36 +53,45 @@ def verify_open(net: GatedModule, model: nn.Module, example_inputs: Any) -> tupl
     Returns the modes in which the model itself runs on the example. Raises `CaptureError` where the network does not
     run, or gives or leaves behind (running statistics) something else.
     """
-    call = _prepared(example_inputs, model)
-    name = type(model).__name__
+    with undisturbed():
+        found = Runner(net, torch.ones_like(net.gate_vector.theta.detach()))
+        return compare(found, Runner(model), call_of(model, example_inputs), type(model).__name__)
+
+
+def compare(
+    found: Runner, expected: Runner, call: Call, name: str, when: str = "with all gates open"
+) -> tuple[str, ...]:
+    """Check that two networks compute the same in `eval()` and in `train()`, and leave the same behind.
+
+    Returns the modes in which the expected one runs on the example. `name`, `when`: what is said of the other one in
+    the `CaptureError` that is raised where it does not, or computes something else.
+    """
     checked: list[str] = []
-    with _undisturbed():
-        expected, found = Runner(model), Runner(net, torch.ones_like(net.gate_vector.theta.detach()))
-        for mode in ("eval", "train"):
-            training = mode == "train"
-            try:
-                wanted = expected(call, training)
-            except Exception:
-                continue  # it takes other inputs in this mode, or other values
-            try:
-                given = found(call, training)
-            except Exception as error:
-                what = f"with all gates open it does not run in {mode}(): {type(error).__name__}: {error}"
-                raise CaptureError(what, where=name, remedy=_REMEDY) from error
-            known, own = expected.buffers(), found.buffers()
-            saved = found.module.state_dict().keys()
-            # a buffer that is not saved, and has another shape now, is made anew in every pass
-            left = {k: v for k, v in known.items() if k in own and (k in saved or v.shape == own[k].shape)}
-            worst = max(
-                difference(given, wanted),
-                difference({key: own[key] for key in left}, left, "state"),
-                key=lambda d: d.size,
-            )
-            if worst.size > _tolerance(model) and not _is_rounding(worst, wanted, expected, call, training):
-                place = _first_place(found, expected, call, training)
-                what = f"with all gates open it computes something else in {mode}(): {worst.text}"
-                raise CaptureError(what, where=f"{name}, first in {place}" if place else name, remedy=_REMEDY)
-            checked.append(mode)
+    for mode in ("eval", "train"):
+        training = mode == "train"
+        try:
+            wanted = expected(call, training)
+        except Exception:
+            continue  # it takes other inputs in this mode, or other values
+        try:
+            given = found(call, training)
+        except Exception as error:
+            what = f"{when} it does not run in {mode}(): {type(error).__name__}: {error}"
+            raise CaptureError(what, where=name, remedy=_REMEDY) from error
+        known, own = expected.buffers(), found.buffers()
+        saved = found.module.state_dict().keys()
+        # a buffer that is not saved, and has another shape now, is made anew in every pass
+        left = {k: v for k, v in known.items() if k in own and (k in saved or v.shape == own[k].shape)}
+        worst = max(
+            difference(given, wanted),
+            difference({key: own[key] for key in left}, left, "state"),
+            key=lambda d: d.size,
+        )
+        if worst.size > _tolerance(expected.module) and not _is_rounding(worst, wanted, expected, call, training):
+            place = _first_place(found, expected, call, training)
+            what = f"{when} it computes something else in {mode}(): {worst.text}"
+            raise CaptureError(what, where=f"{name}, first in {place}" if place else name, remedy=_REMEDY)
+        checked.append(mode)
     return tuple(checked)
 
 
@@ -98,9 +107,9 @@ def verify(found: nn.Module, expected: nn.Module, inputs: Any) -> float:
     """
     check_module(found, "verify()")
     check_module(expected, "verify()")
-    call = _prepared(inputs, expected)
+    call = call_of(expected, inputs)
     names = type(found).__name__, type(expected).__name__
-    with _undisturbed():
+    with undisturbed():
         reference = Runner(expected)
         try:
             wanted = reference(call, False)
@@ -273,7 +282,7 @@ class Casts(TorchDispatchMode):
 _CASTING = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
-def _prepared(inputs: Any, module: nn.Module) -> Call:
+def call_of(module: nn.Module, inputs: Any) -> Call:
     """The arguments of a call, on the network's device; random values for those that only have a shape."""
     module = module.network if isinstance(module, GatedModule) else module
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
@@ -292,7 +301,7 @@ def _prepared(inputs: Any, module: nn.Module) -> Call:
 
 
 @contextmanager
-def _undisturbed() -> Generator[None, None, None]:
+def undisturbed() -> Generator[None, None, None]:
     """No gradients, no warnings a second time, and random generators that go on from where they were."""
     states = random_states()
     try:

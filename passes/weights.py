@@ -20,6 +20,7 @@ from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import FROZEN, Grid, Labels, along, frozen
 from fxcat.passes.effects import is_inplace
 from fxcat.passes.rules import counting
+from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.creation import Alike
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.movement import Concatenation, Expand, Repeat, ReshapeAs, Reshaping
@@ -118,15 +119,15 @@ def _rule_for(node: fx.Node) -> Rule | None:
 def flow_weight(flow: Flow, node: fx.Node, rule: Rule) -> Labels:
     """Labels of what an op computes from weights."""
     if isinstance(rule, OnWeights):
-        return rule.flow(flow, node)
+        return ask(rule.flow, flow, node)
     source = node.all_input_nodes[0]
     whole = flow.values[source]
     if isinstance(whole, tuple):
-        return rule.flow(flow, node)  # one of several weights
+        return ask(rule.flow, flow, node)  # one of several weights
     moved: list[Labels] = []
     for layer in layers(whole):
         flow.values[source] = layer
-        moved.append(Reshaping.flow(rule, flow, node) if isinstance(rule, ReshapeAs) else rule.flow(flow, node))
+        moved.append(Reshaping.flow(rule, flow, node) if isinstance(rule, ReshapeAs) else ask(rule.flow, flow, node))
     flow.values[source] = whole
     if isinstance(node.meta["value"], torch.Tensor):
         result = _with_axes(flow, node, moved)

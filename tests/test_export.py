@@ -31,7 +31,7 @@ from torch import nn
 
 import fxcat
 from fxcat.errors import ExportError, InputError
-from fxcat.exporters import latency, onnx_export
+from fxcat.exporters import latency, onnx_file
 from fxcat.exporters.latency import compare_latency, measure_latency
 from fxcat.exporters.onnx_export import export_onnx
 
@@ -280,7 +280,7 @@ def test_large_weights_lie_beside_the_model(tmp_path: Path, monkeypatch: pytest.
     def save_external(program: Any, path: Path) -> None:
         program.save(path, external_data=True)
 
-    monkeypatch.setattr(onnx_export, "_write", save_external)
+    monkeypatch.setattr(onnx_file, "_write", save_external)
     net, path = Small(), tmp_path / "net.onnx"
     report = export_onnx(net, path, EXAMPLE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]

@@ -22,7 +22,8 @@ import fxcat
 from fxcat.errors import ExportError, InputError
 from fxcat.exporters import verify
 from fxcat.exporters.latency import measure_latency
-from fxcat.exporters.onnx_export import ExportReport, export_onnx
+from fxcat.exporters.onnx_export import export_onnx
+from fxcat.exporters.report import ExportReport
 
 FAST = "fasterrcnn_mobilenet_v3_large_320_fpn"
 SIZE = (96, 128)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 
 import fxcat
 from fxcat.errors import ExportError, InputError, StorageError
-from fxcat.exporters import onnx_export, verify
+from fxcat.exporters import onnx_file, verify
 from fxcat.exporters.onnx_export import export_onnx
 
 
@@ -95,7 +97,7 @@ def test_foreign_operators_are_refused(tmp_path: Path) -> None:
 
 
 def test_bad_paths_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "build_program", lambda *_: pytest.fail("the export was started"))
+    monkeypatch.setattr(onnx_file, "build_program", lambda *_: pytest.fail("the export was started"))
     (tmp_path / "file").write_text("")
     for path, message in [
         (tmp_path / "missing" / "net.onnx", "does not exist"),
@@ -130,4 +132,18 @@ def test_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_bad_inputs(tmp_path: Path, inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         export_onnx(Small(), tmp_path / "net.onnx", inputs)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_libraries_of_onnx_are_loaded_by_an_export_alone(tmp_path: Path) -> None:
+    loaded = "import sys, fxcat; print([m for m in ('onnx', 'onnxscript', 'onnxruntime') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("runtime", "verify", "latency", "onnx_file"):
+        monkeypatch.delitem(sys.modules, f"fxcat.exporters.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(fxcat.ExportError, match=r"onnxruntime(.|\n)*fxcat\[onnx\]"):
+        export_onnx(nn.Linear(2, 2), tmp_path / "net.onnx", torch.zeros(1, 2))
     assert not list(tmp_path.iterdir())

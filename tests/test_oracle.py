@@ -20,8 +20,9 @@ from networkx.utils import UnionFind
 from torch import nn
 from zoo import build, classifiers
 
-from fxcat.passes.analysis import Analysis, Options, analyse
+from fxcat.passes.analysis import analyse
 from fxcat.passes.capture import capture
+from fxcat.passes.work import Analysis, Options
 
 FAST = (
     *("alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"),

@@ -128,3 +128,22 @@ def test_a_decomposition_is_captured_instead_of_the_module() -> None:
     report = check(network(Branching()), "branching", (1, 3, 8, 8), (2, 3, 6, 6))
     assert not report.failures
     assert report.units == 8
+
+
+@pytest.mark.parametrize("method", ["flow", "macs", "needs_zero"])
+def test_a_rule_that_fails_is_named(method: str) -> None:
+    class Failing(Elementwise):
+        zero = Zero.PRESERVES
+
+    def fail(self: Any, flow: Any, node: Any) -> Any:
+        raise KeyError("no such thing")
+
+    fail.__name__ = method
+    setattr(Failing, method, fail)
+    rule(ScaleFunction)(Failing)
+    line = Doubled.forward.__code__.co_firstlineno + 1
+    with pytest.raises(fxcat.CaptureError, match=f"Failing.{method} failed: KeyError: 'no such thing'") as caught:
+        fxcat.prepare(network(Doubled()), torch.zeros(1, 3, 8, 8), verbose=False)
+    assert caught.value.where is not None
+    assert f"{__file__}:{line}" in caught.value.where
+    assert caught.value.where.startswith("1: ")  # the module, before the op

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import fxcat
-from fxcat.passes.analysis import Analysis, Options, analyse
+from fxcat.passes.analysis import analyse
 from fxcat.passes.arrays import leaves
 from fxcat.passes.capture import capture
+from fxcat.passes.work import Analysis, Options
 
 
 class Block(nn.Module):

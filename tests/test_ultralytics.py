@@ -195,6 +195,10 @@ def test_what_cannot_be_pruned_is_refused(
 
 def test_what_attach_takes(place: Place) -> None:
     model = place.model()
+    attached = place.model()
+    attach(attached, target=fxcat.Target(flops=0.7))
+    with pytest.raises(fxcat.InputError, match="none of which would be pruned"):
+        attached.tune(data="coco8.yaml")
     with pytest.raises(fxcat.InputError, match="neither target= nor pressure="):
         attach(model)
     with pytest.raises(fxcat.InputError, match="either target= or pressure="):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxcat.checks import check_module
+from fxcat.controller import GateController
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 
@@ -24,6 +25,14 @@ def gated_in(module: nn.Module, name: str) -> GatedModule:
         remedy="train what fxcat.prepare returned, or one module that holds it"
         if not found
         else "prepare one network; several need a GateController each, in a loop of your own",
+    )
+
+
+def ended_early(controller: GateController) -> str:
+    """What is said where a training ends before its gates are decided."""
+    return (
+        f"training ended in step {controller.steps}, before the gates' {controller.schedule.first_plain} steps: the "
+        "network is cut to its target now, untrained"
     )
 
 

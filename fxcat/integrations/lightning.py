@@ -15,7 +15,7 @@ from fxcat.controller import GateController
 from fxcat.errors import InputError
 from fxcat.following import Led
 from fxcat.fractions import cost_fractions
-from fxcat.integrations.found import copies_in, gated_in
+from fxcat.integrations.found import copies_in, ended_early, gated_in
 from fxcat.records import Pressure, Target, check_pressure, check_target
 
 _PHASES = ("warm-up", "gated", "plain")
@@ -46,8 +46,8 @@ class GateCallback(Callback):
 
     def __init__(
         self,
-        *,
         target: Target | None = None,
+        *,
         pressure: Pressure | None = None,
         total_steps: int | None = None,
         log: bool = True,
@@ -131,10 +131,7 @@ class GateCallback(Callback):
         controller = self.controller
         assert controller is not None
         if controller.phase != "plain":
-            rank_zero_warn(
-                f"training ended in step {controller.steps}, before the gates' "
-                f"{controller.schedule.first_plain} steps: the network is cut to its target now, untrained"
-            )
+            rank_zero_warn(ended_early(controller))
             controller.finish()
 
     def _steps(self, trainer: Trainer, state: dict[str, Any] | None) -> int:

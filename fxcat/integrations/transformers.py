@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -22,7 +23,7 @@ from transformers.trainer_callback import ExportableState
 
 from fxcat.controller import GateController
 from fxcat.errors import InputError
-from fxcat.integrations.found import gated_in
+from fxcat.integrations.found import ended_early, gated_in
 from fxcat.packing import pack, unpack
 from fxcat.records import Pressure, Target, check_pressure, check_target
 
@@ -85,8 +86,11 @@ class GateCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.controller is not None:
-            self.controller.finish()
+        controller = self.controller
+        if controller is not None and controller.phase != "plain":
+            if state.is_world_process_zero:
+                warnings.warn(ended_early(controller), stacklevel=2)
+            controller.finish()
 
     def state(self) -> dict[str, Any]:
         """What `trainer_state.json` holds of it: plain data."""

@@ -51,7 +51,9 @@ def attach(
     trained on as it is; their trainer by itself would build it anew at full size, so that is refused.
 
     `model.train` raises `InputError` for what cannot be pruned: several GPUs at once (their launcher starts processes
-    that know nothing of this), `time=`, `distill_model=`, quantization-aware training.
+    that know nothing of this), `time=`, `distill_model=`, quantization-aware training. So does `model.tune`, which
+    trains models of its own, without gates. Once it has pruned, `model.train` trains the small model on as it is; to
+    prune that further, attach again.
     """
     check_instance(model, Model, "attach()", remedy='pass what YOLO("yolo11n.yaml") returns')
     objective = {"target": target, "pressure": pressure}
@@ -63,6 +65,15 @@ def attach(
             remedy="for example attach(model, target=fxcat.Target(flops=0.7))",
         )
     model.train = partial(_train, model, dict(prepared or {}), {**objective, **controlled})
+    model.tune = _no_tuning
+
+
+def _no_tuning(*_: Any, **__: Any) -> None:
+    """In the place of their `Model.tune`."""
+    raise InputError(
+        "tune() trains models of its own, none of which would be pruned",
+        remedy="tune the hyperparameters with a YOLO that nothing is attached to, and pass them to train()",
+    )
 
 
 def _train(
@@ -72,7 +83,9 @@ def _train(
     own = trainer or model._smart_load("trainer")
     kind = _Retraining if controlled["target"] is controlled["pressure"] is None else _Pruning
     members = {"prepared": prepared, "controlled": controlled}
-    return type(model).train(model, trainer=type(own.__name__, (kind, own), members), **arguments)
+    result = type(model).train(model, trainer=type(own.__name__, (kind, own), members), **arguments)
+    model.train = partial(_train, model, {}, {"target": None, "pressure": None})  # it has been pruned
+    return result
 
 
 class _Retraining(BaseTrainer):

@@ -1,0 +1,79 @@
+"""An ONNX file that was run in ONNX Runtime before it gets its name. A failure leaves no file, and an older one as it
+was.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxcat.errors import ExportError, StorageError
+from fxcat.exporters.inputs import batch_of, example_arguments, has_images
+from fxcat.exporters.latency import measure_latency
+from fxcat.exporters.program import build_program, inference_copy, strip_metadata
+from fxcat.exporters.report import ExportReport
+from fxcat.exporters.runtime import provider_for
+from fxcat.exporters.staging import staged
+from fxcat.exporters.tracing import trace_program
+from fxcat.exporters.verify import BATCHES, FileFacts, check_file, compare_outputs, trials
+from fxcat.passes.exclusive import ONE_AT_A_TIME
+
+_log = logging.getLogger(__name__)
+
+
+def write_file(
+    module: nn.Module, target: Path, example_inputs: Any, *, verify: bool, opset: int | None, dynamic_batch: bool
+) -> ExportReport:
+    """Export a module; arguments and errors are those of `export_onnx`."""
+    with ONE_AT_A_TIME, staged(target) as temporary:
+        arguments = example_arguments(module, example_inputs)
+        reference = inference_copy(module)
+        images = has_images(arguments)
+        dynamic = dynamic_batch and not images
+        inputs = trials(arguments, dynamic)
+        if images:
+            program = trace_program(reference, inputs[0], opset)
+        else:
+            program = build_program(reference, arguments, opset, dynamic)
+        strip_metadata(program.model)
+        _write(program, temporary)
+        facts = _facts(temporary, opset)
+        size = sum(f.stat().st_size for f in temporary.parent.iterdir())
+        report = ExportReport(target, size, facts.opset, facts.operators)
+        if verify:
+            agreement = compare_outputs(temporary, reference, inputs, provider_for(module))
+            latency = measure_latency(temporary, arguments, provider=agreement.provider)
+            report = ExportReport(
+                *(target, size, facts.opset, facts.operators),
+                batches=BATCHES if dynamic else (batch_of(arguments),),
+                max_error=agreement.max_error,
+                provider=agreement.provider,
+                latency_ms=latency,
+            )
+    _log.info("wrote %s: %d nodes, %.1f MB", target, sum(report.operators.values()), size / 1e6)
+    return report
+
+
+def _write(program: Any, path: Path) -> None:
+    try:
+        program.save(path)  # one file; from about 2 GB on, torch puts the weights beside it
+    except OSError as error:
+        raise StorageError(
+            f"the file cannot be written: {error}",
+            where=str(path.parent.parent),
+            remedy="make room, or choose another path",
+        ) from error
+
+
+def _facts(path: Path, opset: int | None) -> FileFacts:
+    facts = check_file(path)
+    # The exporter keeps its own opset, saying so in its log only, if it cannot convert the graph.
+    if opset is not None and facts.opset != opset:
+        raise ExportError(
+            f"the graph cannot be expressed in opset {opset}",
+            remedy=f"use opset={facts.opset}, which the exporter gives",
+        )
+    return facts

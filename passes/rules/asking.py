@@ -1,0 +1,32 @@
+"""Asking a rule: what it raises becomes an error that names the op, the module, and the line of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import fx
+
+from fxcat.errors import CaptureError, FxcatError
+from fxcat.passes.arrays import place
+
+R = TypeVar("R")
+
+LINE = "line"
+"""Key in a node's `meta`: the file and the line of the model's Python that made it."""
+
+
+def ask(method: Callable[[Any, fx.Node], R], flow: Any, node: fx.Node) -> R:
+    """What a method of a rule says of a node. Raises `CaptureError` for whatever else than fxcat's errors it raises."""
+    try:
+        return method(flow, node)
+    except (FxcatError, MemoryError):
+        raise
+    except Exception as error:
+        file, line = node.meta.get(LINE, ("unknown file", 0))
+        rule = type(getattr(method, "__self__", method)).__name__
+        raise CaptureError(
+            f"{rule}.{getattr(method, '__name__', 'rule')} failed: {type(error).__name__}: {error}",
+            where=f"{place(node)}, {file}:{line}",
+            remedy="mend the rule if it is yours (fxcat.rules); else leave the module out, with ignore=, and report it",
+        ) from error

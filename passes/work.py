@@ -1,0 +1,106 @@
+"""What is known of a network while it goes through the compiler's steps, and afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.costs import CostTerm
+from fxcat.passes.capture import Captured
+from fxcat.passes.chains import Chain
+from fxcat.passes.gating import Gatings
+from fxcat.passes.labels import Flow
+from fxcat.passes.regions import Region
+from fxcat.passes.sections import Section
+from fxcat.passes.units import Units
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is captured: see `capture`."""
+
+    model: nn.Module
+    example_inputs: Any
+    in_regions: bool = True
+
+
+_UNKNOWN: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `prepare` was asked for: kinds of gates, module paths to leave alone, whether to gate input features, and
+    paths of modules whose Python is run as it is."""
+
+    units: bool = True
+    sections: bool = True
+    ignore: tuple[str, ...] = ()
+    inputs: bool = False
+    python: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Options:
+        """From the names and values of the fields, as JSON gives them."""
+        flags = stored["units"], stored["sections"], tuple(stored["ignore"]), stored["inputs"]
+        return cls(*flags, tuple(stored.get("python", ())))
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """Everything known about a captured model."""
+
+    captured: Captured
+    options: Options
+    flow: Flow
+    units: Units
+    sections: tuple[Section, ...]
+    terms: tuple[CostTerm, ...]
+    inference: frozenset[fx.Node]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Its nodes hold example values."""
+        return self.captured.graph
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return self.captured.regions
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A network on its way from a model to gates. What is not known yet is None.
+
+    `network`: what the graph is over, of which data do not matter. `source`: what is captured. `frozen`: per parameter
+    axis a mask of what must stay. `joins`: where sections may end (None: anywhere).
+    """
+
+    name: str
+    network: nn.Module
+    options: Options
+    source: Source = _UNKNOWN
+    captured: Captured = _UNKNOWN
+    frozen: Mapping[str, Mapping[int, torch.Tensor]] = field(default_factory=dict[str, "Mapping[int, torch.Tensor]"])
+    joins: Container[fx.Node] | None = None
+    flow: Flow = _UNKNOWN
+    chains: tuple[Chain, ...] = _UNKNOWN
+    units: Units = _UNKNOWN
+    sections: tuple[Section, ...] = _UNKNOWN
+    inference: frozenset[fx.Node] = _UNKNOWN
+    terms: tuple[CostTerm, ...] = _UNKNOWN
+    gatings: Gatings = _UNKNOWN
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Its nodes hold example values."""
+        return self.captured.graph
+
+    @property
+    def analysis(self) -> Analysis:
+        """What is known for good."""
+        known = self.flow, self.units, self.sections, self.terms, self.inference
+        return Analysis(self.captured, self.options, *known)

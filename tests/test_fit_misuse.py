@@ -1,0 +1,99 @@
+"""What `fit` and its like are given wrongly, and what they say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_task import Net, batches, loader
+from torch import nn
+
+import fxcat
+
+HALF = fxcat.Target(flops=0.5)
+X, Y = batches(64).tensors
+
+
+def prepared(**options: Any) -> fxcat.GatedModule:
+    torch.manual_seed(0)
+    return fxcat.prepare(Net(), X[:1], verbose=False, **options).train()
+
+
+def fitted(net: fxcat.GatedModule, data: Any = None, **options: Any) -> fxcat.History:
+    settings: dict[str, Any] = {"epochs": 1, "target": HALF, "progress": False}
+    return fxcat.fit(net, loader(64) if data is None else data, **settings | options)
+
+
+def sgd(net: fxcat.GatedModule) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.weight_parameters(), lr=0.05)
+
+
+def other_scheduler(net: fxcat.GatedModule) -> Any:
+    other = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    return fitted(net, optimizer=sgd(net), scheduler=torch.optim.lr_scheduler.StepLR(other, 1))
+
+
+def wrapped_scheduler(net: fxcat.GatedModule) -> Any:
+    optimizer = sgd(net)
+    parts: list[Any] = [torch.optim.lr_scheduler.ConstantLR(optimizer), torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+    chained = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [1])
+    return fitted(net, optimizer=optimizer, scheduler=chained)
+
+
+CASES: list[tuple[Callable[[fxcat.GatedModule], Any], str]] = [
+    (other_scheduler, "the scheduler is that of another optimizer"),
+    (lambda n: fitted(n, teacher=nn.Linear(3, 3)), "the teacher does not take what train_loader yields: RuntimeError"),
+    (lambda n: fitted(n, [(X.double(), Y)]), "the network does not take what train_loader yields: RuntimeError"),
+    (lambda n: fitted(n, val_loader=loader(64), metrics={"m": lambda o, t: "x"}), "the metric 'm' gives a str, not a"),  # pyright: ignore
+    (lambda n: fitted(n, held_out=loader(64)), "held_out= would do nothing"),
+    (lambda n: fxcat.GateController(n, sgd(n), target=HALF, total_steps=9, loss=F.mse_loss), "loss= would do nothing"),
+    (lambda n: fxcat.GateController(n, sgd(n), target=HALF, total_steps=9, held_out=[]), "held_out= would do nothing"),
+    (lambda n: fxcat.recalibrate(n, X[:8]), "is a Tensor, not batches"),  # pyright: ignore[reportArgumentType]
+    (lambda n: fxcat.recalibrate(Net(), [X]), r"recalibrate\(\) got a Net, not a GatedModule"),  # pyright: ignore
+    (lambda n: fxcat.recalibrate(n, []), "there are no batches"),
+    (lambda n: fxcat.EarlyStopping("a"), "patience='a' is no"),  # pyright: ignore[reportArgumentType]
+    (lambda n: fxcat.EarlyStopping(0), "patience=0"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), CASES)
+def test_it_is_said(wrong: Callable[[fxcat.GatedModule], Any], message: str) -> None:
+    net = prepared()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(fxcat.InputError, match=message):
+        wrong(net)
+    if "metric" not in message:  # that is known when an epoch has been trained
+        assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
+def test_what_is_right_goes_on() -> None:
+    wrapped_scheduler(prepared())
+    fitted(prepared(gates="units", policy="ratio"), held_out=loader(64))
+    fxcat.recalibrate(prepared(), [X[:8]])
+
+
+def test_a_history_with_metrics_is_read_again(tmp_path: Path) -> None:
+    history = fitted(prepared(), val_loader=loader(64), metrics={"mean": lambda o, _: float(o.mean())})
+    history.save(tmp_path / "history.json")
+    assert fxcat.History.load(tmp_path / "history.json") == history
+
+
+def test_gradients_by_autograd_grad_to_the_end() -> None:
+    """As the error about gradients that say nothing of the gates advises."""
+    net = prepared()
+    optimizer = sgd(net)
+    controller = fxcat.GateController(net, optimizer, target=HALF, total_steps=20)
+    for _ in range(20):
+        loss = F.cross_entropy(net(X), Y)
+        weights = list(net.weight_parameters())
+        slopes = torch.autograd.grad(loss, [*weights, *net.gate_parameters()])
+        for weight, slope in zip(weights, slopes, strict=False):
+            weight.grad = slope
+        optimizer.step()
+        controller.step()
+    assert controller.phase == "plain"
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs

@@ -1,0 +1,76 @@
+"""What optimizers keep of a parameter becomes smaller with it, in whatever containers they keep it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_task import Net, batches
+from torch import nn
+
+import fxcat
+from fxcat.optimizer_shapes import check_state, sliced
+
+
+class Moments(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+SHAPE = torch.Size((4, 3))
+WHOLE = torch.arange(12.0).reshape(SHAPE)
+CONTAINERS = [
+    deque([WHOLE, WHOLE], maxlen=3),
+    OrderedDict(a=[WHOLE], b=(WHOLE, 1.0)),
+    Moments(WHOLE, WHOLE[:, :1]),
+]
+
+
+@pytest.mark.parametrize("state", CONTAINERS, ids=lambda s: type(s).__name__)
+def test_containers_stay_what_they_are(state: Any) -> None:
+    left = sliced(state, SHAPE, {0: torch.tensor([0, 2])})
+    assert type(left) is type(state)
+    assert getattr(left, "maxlen", None) == getattr(state, "maxlen", None)
+    first = next(iter(left.values() if isinstance(left, dict) else left))
+    assert torch.equal(first[0] if isinstance(first, list) else first, WHOLE[[0, 2]])
+
+
+def test_what_cannot_shrink_is_found_in_any_of_them() -> None:
+    layer = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer.state[layer.weight]["past"] = deque([torch.zeros(5, 5)])
+    with pytest.raises(fxcat.InputError, match="keeps 'past' of shape"):
+        check_state(layer, [optimizer])
+
+
+class Delayed(torch.optim.Optimizer):
+    """Steps with the gradient of two steps before."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.02})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                past = self.state[p].setdefault("past", deque(maxlen=3))
+                past.append(p.grad.clone())
+                p.sub_(past[0], alpha=group["lr"])
+
+
+def test_an_optimizer_that_keeps_a_queue_goes_on() -> None:
+    torch.manual_seed(0)
+    x, y = batches(64).tensors
+    net = fxcat.prepare(Net(), x[:1], verbose=False).train()
+    optimizer = Delayed(net.weight_parameters())
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=20)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        controller.step()
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+    assert all(past.shape == p.shape for p in net.weight_parameters() for past in optimizer.state[p]["past"])

@@ -1,0 +1,89 @@
+"""Loops that leave something out, or do it in another order, are told so."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_task import Net, batches
+from torch import nn
+
+import fxcat
+
+X, Y = batches(64).tensors
+
+
+def begun(**options: Any) -> tuple[fxcat.GatedModule, torch.optim.Optimizer, fxcat.GateController]:
+    torch.manual_seed(0)
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False).train()
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05, momentum=0.9)
+    settings: dict[str, Any] = {"target": fxcat.Target(flops=0.5), "total_steps": 60}
+    return net, optimizer, fxcat.GateController(net, optimizer, **settings | options)
+
+
+def loss_of(net: nn.Module) -> torch.Tensor:
+    return F.cross_entropy(net(X), Y)
+
+
+def test_without_a_controller() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fxcat.finalize(net)  # nothing has been trained
+    loss_of(net).backward()
+    with pytest.warns(UserWarning, match="nothing decided on its gates"):
+        fxcat.finalize(net)
+
+
+def test_the_controller_before_the_backward_pass() -> None:
+    net, optimizer, controller = begun()
+    with pytest.raises(fxcat.TrainingError, match="before the last step of the gates"):
+        for _ in range(3):
+            loss = loss_of(net)
+            optimizer.zero_grad()
+            controller.step()
+            loss.backward()
+            optimizer.step()
+
+
+def test_without_a_step_of_the_optimizer() -> None:
+    net, _, controller = begun(total_steps=20)
+    for _ in range(255):
+        controller.step()
+    with pytest.warns(UserWarning, match="made 0 of 20 steps"):
+        fxcat.finalize(net)
+    with pytest.raises(fxcat.TrainingError, match="in 256 calls"):
+        controller.step()
+
+
+def test_a_norm_that_is_not_finite_is_forgotten() -> None:
+    net, optimizer, controller = begun()
+    norms: list[float] = []
+    for factor in (1.0, math.nan, 1.0, 1.0):
+        optimizer.zero_grad()
+        (factor * loss_of(net)).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(net.parameters(), 1.0)))
+        if math.isfinite(norms[-1]):
+            optimizer.step()
+        controller.step()
+    assert [math.isfinite(n) for n in norms] == [True, False, True, True]
+    assert controller.steps == 3
+
+
+class Divided(torch.optim.Optimizer):
+    """Updates half of the weights, as if another process did so with the others."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.optim = torch.optim.SGD(parameters[::2], lr=0.1)
+
+
+def test_an_optimizer_of_a_part_of_its_weights() -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    with pytest.raises(fxcat.InputError, match="Divided updates 6 of 12 weights itself"):
+        optimizer = Divided(list(net.weight_parameters()))
+        fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9)
