@@ -79,6 +79,7 @@ def _ready(built: Built) -> tuple[str, Built]:
             example, others = in_double
         else:
             model, precision = model.float(), "single"
+            model.eval()(*example)  # says what it lacks
     if precision == DOUBLE and narrowings.found:
         precision = "single inside"
     randomise(model, 0)
@@ -213,7 +214,7 @@ def _lacks_memory(error: BaseException | None) -> bool:
 
 def _line(error: Exception) -> str:
     where = f" [{error.where}]" if isinstance(error, fxcat.FxcatError) and error.where else ""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{where}"[:300]
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}{where}"[:300]
 
 
 def _reasons(pinned: Any) -> dict[str, int]:

@@ -48,7 +48,25 @@ _DEPTHS = ("depths", "depth", "num_block_repeats", "n_attn_blocks")
 _PYRAMID = {"encoder_in_channels": [64, 128, 256], "decoder_in_channels": [64, 64, 64]}
 _WINDOWS = {"embed_dim": 24, "image_size": 128, "window_size": 4, "depths": (2, 1, 1, 1)}
 _SEQUENCES = {"backbone_config": {"reshape_hidden_states": False}}
+_STRIPES = {
+    **{"reduce_channel": [1, 1, 0], "return_channel": [1, 1, 0]},
+    **{
+        f"{name}_{part}ratio": [[size if tall else 1, size if wide else 1], [1, 1], [tall * pad, wide * pad]]
+        for part, size, pad in (("long", 7, 3), ("mid", 5, 2), ("short", 3, 1))
+        for name, tall, wide in (
+            ("vertical_long_to_small_conv", 1, 0),
+            ("horizontal_small_to_long_conv", 0, 1),
+            ("symmetric_conv_long", 1, 1),
+        )
+    },
+}
 _OWN: dict[str, dict[str, Any]] = {
+    "OneFormerConfig": {"conv_dim": 64, "mask_dim": 64},  # where the widths differ, layers are in a plain list
+    "PPOCRV5ServerDetConfig": {
+        "intraclass_block_config": _STRIPES,
+        "kernel_list": [3, 2, 2],
+        "scale_factor_list": [1, 2, 4, 8],
+    },
     "TimmBackboneConfig": {"backbone": "test_resnet"},
     "RTDetrResNetConfig": {"hidden_sizes": (32, 64, 128, 256)},
     "HGNetV2Config": {
@@ -98,6 +116,10 @@ _OWN: dict[str, dict[str, Any]] = {
         "pred_num_attention_heads": 4,
         "pred_num_hidden_layers": 1,
     },
+    "VivitConfig": {"tubelet_size": [2, 4, 4], "image_size": 32, "num_hidden_layers": 4},
+    "VideoPrismVisionConfig": {"tubelet_size": [1, 4, 4], "image_size": 32},
+    "ViTMAEConfig": {"num_hidden_layers": 8},  # of the patches that are embedded it takes a quarter
+    "VideoMAEConfig": {"num_hidden_layers": 4},
     "ImageGPTConfig": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
 }
 """What a configuration needs besides."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ def flat_outputs(reference: nn.Module) -> Generator[None, None, None]:
     def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         return tuple(tensor for _, tensor in named_tensors(original(*args, **kwargs)))
 
+    # what a function says of its parameters is copied with the module among them, but this one is no method
+    vars(forward)["__signature__"] = inspect.signature(original)
     with _replaced(reference, forward):
         yield
 

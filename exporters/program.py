@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import keyword
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], form: Form) 
                 where=source_line(error),
                 remedy=remedy,
             ) from error
+        names = _new_names(names, exported.graph_signature.user_inputs)
         _plain_pooling(exported)
         _without_keywords(exported)
         try:
@@ -83,6 +85,13 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], form: Form) 
                 f"torch.onnx cannot translate {type(reference).__name__}: {first_line(error)}",
                 remedy="see the cause above: an operator has no ONNX form in this opset, or one that is not supported",
             ) from error
+
+
+def _new_names(names: list[str], taken: Collection[Any]) -> list[str]:
+    """Names of outputs; one that an input has too gets a suffix (`sample_out`)."""
+    while not set(taken).isdisjoint(names):
+        names = [f"{name}_out" if name in taken else name for name in names]
+    return names
 
 
 def _plain_pooling(exported: torch.export.ExportedProgram) -> None:

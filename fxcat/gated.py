@@ -19,7 +19,7 @@ from fxcat.costs import CostModel
 from fxcat.ddp import Wrappers
 from fxcat.errors import InputError
 from fxcat.following import Led, described, left_to_close
-from fxcat.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector
+from fxcat.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
 from fxcat.limits import GateLimits, Limits
 from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.loaded_state import make_ready
@@ -69,9 +69,8 @@ class GatedModule(nn.Module):
     ) -> None:
         super().__init__()
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         # first, so that the last parameters are those of the head, as in the model: people count from the end
-        self.gate_vector = _vector(parts, dtype).to(device)
+        self.gate_vector = _vector(parts, type_of_gates(network)).to(device)
         self.network = network
         self.recipe = recipe
         """How the network became what it is; the last stage is that of this `prepare`."""

@@ -36,6 +36,11 @@ Values = Literal["sampled", "hard", "spread", "theta"]
 or θ itself (a mask that is soft)."""
 
 
+def type_of_gates(network: nn.Module) -> torch.dtype:
+    """The type of the numbers that gates are: that of the network's first weights."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
 class _OfThread(threading.local):
     """Values by the slots' names, of every thread its own."""
 

@@ -16,6 +16,7 @@ from fxcat.passes.chains import keep_rectangular
 from fxcat.passes.costing import cost_terms, full_macs
 from fxcat.passes.effects import needed, returned
 from fxcat.passes.labels import flow_labels
+from fxcat.passes.made_values import with_selections
 from fxcat.passes.pipeline import Step, run
 from fxcat.passes.rules.boundary import inside, owners, region_output
 from fxcat.passes.sections import Section, find_sections
@@ -35,6 +36,14 @@ def _with_tables(work: Work) -> Work:
     if not work.flow.tables:
         return work
     return _labelled(replace(work, captured=with_tables(work.captured, work.network, work.flow.tables)))
+
+
+def _with_selections(work: Work) -> Work:
+    """Labels again, likewise."""
+    if not work.flow.meetings:
+        return work
+    captured = with_selections(work.captured, work.network, work.flow)
+    return work if captured is work.captured else _labelled(replace(work, captured=captured))
 
 
 def _with_calls_tied(work: Work) -> Work:
@@ -92,13 +101,14 @@ def _with_costs(work: Work) -> Work:
 
 LABELS = Step("labels", _labelled, needs=("captured",), gives=("flow",))
 TABLES = Step("tables", _with_tables, needs=("flow",), gives=("flow",), rewrites=True)
+MADE_VALUES = Step("made values", _with_selections, needs=("flow",), gives=("flow",), rewrites=True)
 CALLS = Step("calls", _with_calls_tied, needs=("flow",))
 PINS = Step("pins", _pinned, needs=("flow",))
 CHAINS = Step("chains", _rectangular, needs=("flow",), gives=("chains",))
 UNITS = Step("units", _resolved, needs=("flow", "chains"), gives=("units",))
 SECTIONS = Step("sections", _with_sections, needs=("flow", "units"), gives=("sections",))
 COSTS = Step("costs", _with_costs, needs=("flow", "units", "sections"), gives=("inference", "terms"))
-ANALYSES = (LABELS, TABLES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS)
+ANALYSES = (LABELS, TABLES, MADE_VALUES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS)
 """From a graph to what can go of it, and what that costs."""
 
 

@@ -20,6 +20,7 @@ from fxcat.passes.discovery import find_regions
 from fxcat.passes.effects import CALLS, COUNTS, RESULTS, returned
 from fxcat.passes.example import argument_forms
 from fxcat.passes.exclusive import ONE_AT_A_TIME
+from fxcat.passes.flat_calls import PATTERN
 from fxcat.passes.guards import assert_guards
 from fxcat.passes.invocations import Invocations, number_values
 from fxcat.passes.merging import merge
@@ -115,12 +116,22 @@ def _batch(call: Call) -> int:
 
 
 def _whole(model: nn.Module, call: Call) -> Captured:
-    if not all(isinstance(a, Slot) for a in call.arguments.values()):
+    if not call.has_names:
         return _one_region(model, call)
     phases = trace_phases(model, call, _plainly)
     traced = _merged(phases, shorter_calls(model, call, phases, _plainly))
+    _add_flags(traced.graph, call)
     found = traced.graph, traced.guards, traced.constants, _batch(call)
     return Captured(_name(model), *found, blocks=traced.blocks, left=traced.left)
+
+
+def _add_flags(graph: fx.Graph, call: Call) -> None:
+    """Placeholders for arguments that are no tensors: the code that becomes of the graph is for these."""
+    first = next(iter(graph.nodes))
+    for name, value in call.arguments.items():
+        if not isinstance(value, Slot):
+            with graph.inserting_before(first):
+                graph.placeholder(name).meta |= {"value": value, PATTERN: value}
 
 
 def _plainly(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:

@@ -18,9 +18,9 @@ from fxcat.contents import shapes_of
 from fxcat.costs import CostModel
 from fxcat.errors import CaptureError, InputError, NothingToPruneError, PlanError
 from fxcat.gated import GatedModule
-from fxcat.gates import SAMPLES, GateSamples
+from fxcat.gates import SAMPLES, GateSamples, type_of_gates
 from fxcat.passes import rewrite
-from fxcat.passes.analysis import CALLS, CHAINS, COSTS, LABELS, PINS, SECTIONS, TABLES, UNITS
+from fxcat.passes.analysis import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
 from fxcat.passes.capture import capture
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
@@ -76,7 +76,7 @@ class Compiled(Program):
         return run(FINALIZING, removal, PlanError, dumps("finalize", removal.name)).small
 
     def install(self, network: nn.Module) -> None:
-        graph = insert_gates(self.analysis.graph, self.gatings.of_node)
+        graph = insert_gates(self.analysis.graph, self.gatings.of_node, type_of_gates(network))
         install(network, graph, self.analysis.regions, self.analysis.captured.blocks, for_good=False)
 
     def layers(self) -> frozenset[str]:
@@ -238,7 +238,7 @@ GATES = Step("gates", _with_gates, needs=("flow", "units", "sections"), gives=("
 
 PREPARING: tuple[Step[Work], ...] = (
     *(CAPTURE, ENTRIES, ORDERS, TENSORS),
-    *(LABELS, TABLES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS),
+    *(LABELS, TABLES, MADE_VALUES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS),
     *(SUBSTANCE, GATES),
 )
 """From a model to what a network with gates takes."""

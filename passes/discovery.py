@@ -83,11 +83,19 @@ class _Run:
         self._known: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
         self._captured: dict[str, tuple[int, Call]] = {}
         self._executed: set[str] = {""}
+        self._read: set[str] = set()
+        """Paths of modules of which Python has read a weight (a table of queries is never called)."""
         self._places: list[str] = []
         self._generator = torch.Generator().manual_seed(0)
 
     def execute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Regions:
-        original = nn.Module.__call__
+        original, attribute = nn.Module.__call__, nn.Module.__getattr__
+
+        def read(module: nn.Module, name: str) -> Any:
+            value = attribute(module, name)
+            if isinstance(value, nn.Parameter) and not self.paused and id(module) in self._paths:
+                self._read.add(self._paths[id(module)])
+            return value
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             path = self._paths.get(id(module))
@@ -104,7 +112,8 @@ class _Run:
             return original(module, *args, **kwargs)
 
         self._own_tensors(self._runner)
-        with torch.no_grad(), torch.random.fork_rng(), patch.object(nn.Module, "__call__", call), Watch(self):
+        patched = patch.multiple(nn.Module, __call__=call, __getattr__=read)
+        with torch.no_grad(), torch.random.fork_rng(), patched, Watch(self):
             result = self._runner.forward(*args, **kwargs)
         for tensor in _tensors(result):
             self.pin(tensor, None, "output of the network")
@@ -120,7 +129,7 @@ class _Run:
             for path, module in self._runner.named_modules()
             if any(p is not None for p in module._parameters.values())
             and not any(path == c or path.startswith(c + ".") for c in self._captured)
-            and path not in self._executed
+            and path not in self._executed | self._read
             and not self._is_used_whole(path)
         ]
         if idle:

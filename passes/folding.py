@@ -86,7 +86,7 @@ def _common(
 
 def _text(graph: fx.Graph) -> str:
     """What a graph says; the same for graphs that do the same with the same names."""
-    said = [(n.op, _named(n.target), n.args, n.kwargs, n.name, *(n.meta.get(k) for k in _SAID)) for n in graph.nodes]
+    said = [(n.op, _named(n.target), n.args, n.kwargs, n.name, *(n.meta.get(k) for k in SAID)) for n in graph.nodes]
     return repr(said)
 
 
@@ -95,4 +95,5 @@ def _named(target: Any) -> Any:
     return target if isinstance(target, str) else id(target)
 
 
-_SAID = (UNCAST, PATTERN, SAME_AS)
+SAID = (UNCAST, PATTERN, SAME_AS)
+"""What nodes say in their `meta` of the code that becomes of them."""

@@ -113,8 +113,8 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
     return Gatings(found, layout, folded)
 
 
-def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph:
-    """A copy of the graph with gates; their values are attributes of the module `SAMPLES`."""
+def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating], dtype: torch.dtype) -> fx.Graph:
+    """A copy of the graph with gates; their values, of a type of numbers, are attributes of the module `SAMPLES`."""
     gated = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     plain: dict[fx.Node, fx.Node] = {}
@@ -122,12 +122,18 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating]) -> fx.Graph
     def read(slot: GateSlot) -> fx.Node:
         return gated.create_node("get_attr", f"{SAMPLES}.{slot.name}")
 
+    def fitting(slot: GateSlot, node: fx.Node) -> fx.Node:
+        """Of the type of a node's value, where another one would make that wider."""
+        gate, value = read(slot), node.meta["value"]
+        narrow = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype.itemsize < dtype.itemsize
+        return gated.call_method("to", (gate, value.dtype)) if narrow else gate
+
     for node in graph.nodes:
         gating = gatings.get(node, _NOT_GATED)
         arguments = tuple(read(slot) for slot in gating.arguments)
-        counted: dict[str, Any] = {} if gating.counted is None else {"gate": read(gating.counted)}
+        counted: dict[str, Any] = {} if gating.counted is None else {"gate": fitting(gating.counted, node)}
         counted |= {UNGATED: True} if gating.ungated else {}
-        factor = None if gating.factor is None else read(gating.factor)
+        factor = None if gating.factor is None else fitting(gating.factor, node)
         scaled = {of: read(slot) for of, slot in gating.replaced}
 
         changed = changed_part_of(node)

@@ -92,7 +92,9 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
         seen.add(key)
         with graph.inserting_after(node):
             value: Any = guard.value
-            same = graph.call_function(operator.eq, (node, value))
+            # not `== False`, of which torch.export makes no formula
+            told = (operator.not_, (node,)) if value is False else (operator.eq, (node, value))
+            same = graph.call_function(*told)
         with graph.inserting_after(same):
             said = f"sizes decide otherwise than for the example inputs{_line_of(node)}"
             check = graph.call_function(torch._assert, (same, said))  # pyright: ignore[reportPrivateUsage]

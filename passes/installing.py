@@ -20,7 +20,7 @@ from fxcat.errors import InputError
 from fxcat.gates import SAMPLES
 from fxcat.passes.codegen import LINES, compiled
 from fxcat.passes.effects import COUNTS
-from fxcat.passes.folding import fold
+from fxcat.passes.folding import SAID, fold
 from fxcat.passes.generated import Generated
 from fxcat.passes.invocations import Invocations
 from fxcat.passes.kept_state import lines_of
@@ -108,7 +108,7 @@ class _Installer:
         ways = [replace(way, graphs=graphs) for way, graphs in zip(ways, folded.outer, strict=True)]
         modules = dict(module.named_modules())
         inside = partial(layers, graph)
-        self._set_class(module, _class_of(original_class(module), ways, given, inside, modules, path))
+        self._set_class(module, _class_of(original_class(module), ways, [given], inside, modules, path))
         for inner, graphs in folded.inner.items():
             block = _inside(module, inner.removeprefix(prefix))
             if block is not None and not _is_chain(block, list(graphs.values())):
@@ -125,8 +125,8 @@ class _Installer:
         key = original_class(block), tuple(graphs)
         if key not in self._classes:
             way = Way((), tuple(graphs.values()))
-            given = {str(n.target): n for n in way.graphs[0].nodes if n.op == "placeholder"}
-            self._classes[key] = _class_of(original_class(block), [way], given, None, {})
+            given = [{str(n.target): n for n in g.nodes if n.op == "placeholder"} for g in way.graphs]
+            self._classes[key] = _class_of(original_class(block), [way], _distinct(given), None, {})
         return self._classes[key]
 
     def _set_class(self, module: nn.Module, made: type[nn.Module]) -> None:
@@ -202,49 +202,70 @@ def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
     return chained and output.args == (called or [first])[-1:] and [n.target for n in called] == list(module._modules)
 
 
+def _distinct(given: Sequence[Mapping[str, fx.Node]]) -> Sequence[Mapping[str, fx.Node]]:
+    """The placeholders of the phases; those of one, if all take the same."""
+    said = [[(name, *(node.meta.get(k) for k in SAID)) for name, node in of.items()] for of in given]
+    return given if any(s != said[0] for s in said) else given[:1]
+
+
 def _class_of(
     base: type[nn.Module],
     ways: Sequence[Way],
-    given: Mapping[str, fx.Node],
+    given: Sequence[Mapping[str, fx.Node]],
     inside: Layers | None,
     modules: Mapping[str, nn.Module],
     part: str = "",
 ) -> type[nn.Module]:
-    """A subclass with the code of graphs. `given`: placeholders by their names; `inside`: paths of the layers, if the
-    module may be called in other ways than these; `modules`: those in it that count their calls; `part`: its path."""
+    """A subclass with the code of graphs. `given`: placeholders by their names, of both phases or of each; `inside`:
+    paths of the layers, if the module may be called in other ways than these; `modules`: those in it that count their
+    calls; `part`: its path."""
     graphs = [graph for way in ways for graph in way.graphs]
-    parameters = parameters_of(base, list(given))
-    head = Head(name_of_module(graphs, parameters), parameters, given)
+    known = dict.fromkeys(name for of in given for name in of)
+    parameters = parameters_of(base, list(known))
+    this, names = name_of_module(graphs, parameters), dict[str, Any]()
+    heads = [Head(this, parameters, of, names) for of in given]
     for graph in graphs:
         output = next(reversed(graph.nodes))
-        output.meta[LINES] = lines_of(output.meta.get(COUNTS, ((),))[0], head.this, modules)
-    captured = ", ".join(given)
+        output.meta[LINES] = lines_of(output.meta.get(COUNTS, ((),))[0], this, modules)
+    captured = ", ".join(known)
     otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured, part)
-    names = {"_as_written": otherwise, **head.names}
+    names["_as_written"] = otherwise
     source = f"{base.__module__}.{base.__qualname__}"
+    head = heads[0]
     if len(graphs) == 1:
-        start = (f"if {head.fails}:", f"    return _as_written({head.this}, {head.passed})") if head.fails else ()
-        methods = [compiled(graphs[0], head.this, f"def forward({head.text}):", source, start, names)]
+        start = (f"if {head.fails}:", f"    return _as_written({this}, {head.passed})") if head.fails else ()
+        methods = [compiled(graphs[0], this, f"def forward({head.text}):", source, start, names)]
     else:
-        methods = _dispatched(ways, given, head, source, names)
-    return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in given}))
+        methods = _dispatched(ways, given, heads, source, names)
+    return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in known}))
 
 
 def _dispatched(
-    ways: Sequence[Way], given: Mapping[str, fx.Node], head: Head, source: str, names: Mapping[str, Any]
+    ways: Sequence[Way],
+    given: Sequence[Mapping[str, fx.Node]],
+    heads: Sequence[Head],
+    source: str,
+    names: Mapping[str, Any],
 ) -> list[Generated]:
-    """A function for every way and phase, and the `forward` that chooses one."""
+    """A function for every way and phase, and the `forward` that chooses one. Both phases take the same if `given` and
+    `heads` are single."""
     methods: list[Generated] = []
+    head = heads[0]
     lines = [f"def forward({head.text}):"]
     for number, way in enumerate(ways):
-        taken = [name for name in given if name not in way.absent]
-        values, parameters = ", ".join(taken), ", ".join([head.this, *taken])
-        lines.append(f"    if {head.fits(way.absent)}:")
+        if len(heads) == 1:
+            lines.append(f"    if {head.fits(way.absent)}:")
         for phase in reversed(range(len(way.graphs))):
+            taken = [name for name in given[phase % len(given)] if name not in way.absent]
+            values, parameters = ", ".join(taken), ", ".join([head.this, *taken])
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
             methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
-            condition = f"if {head.this}.training: " if phase else ""
-            lines.append(f"        {condition}return {head.this}.{name}({values})")
+            if len(heads) == 1:
+                condition = f"    if {head.this}.training: " if phase else "    "
+            else:
+                mode = f"{head.this}.training" if phase else f"not {head.this}.training"
+                condition = f"if {mode} and {heads[phase].fits(way.absent)}: "
+            lines.append(f"    {condition}return {head.this}.{name}({values})")
     lines.append(f"    return _as_written({head.this}, {head.passed})\n")
     return [*methods, Generated("\n".join(lines), "forward", dict(names))]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,14 @@ from fxcat.passes.one_example import of_one_example
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.table import HOOKED, Contraction, Labels, Rule, find_rule
 from fxcat.passes.weights import find_weights, flow_weight, settle
+
+
+class Meeting(NamedTuple):
+    """A node gets units from one value, and from another one, along the same axis, entries that are none."""
+
+    node: fx.Node
+    source: fx.Node
+    axis: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,8 @@ class Flow:
     """Of functions of many entries of weights the labels along the axes that they run over."""
     tables: list[fx.Node] = field(default_factory=list[fx.Node])
     """Values made of nothing but numbers of channels: see `with_tables`."""
+    meetings: list[Meeting] = field(default_factory=list["Meeting"])
+    """Where values without units meet units."""
     doubtful: list[tuple[torch.Tensor, fx.Node, str]] = field(default_factory=list[tuple[torch.Tensor, fx.Node, str]])
     """What `freeze_if_units` was given."""
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
@@ -204,6 +214,11 @@ class Flow:
             self.stretches.append(found)
         else:
             self.freeze(labels, node, found.reason)
+
+    def meet(self, node: fx.Node, source: fx.Node, axes: Sequence[int]) -> None:
+        """`source` enters `node` without units along some axes of the result, along which others have units."""
+        before = node.meta["value"].dim() - source.meta["value"].dim()
+        self.meetings += [Meeting(node, source, axis - before) for axis in axes]
 
     def freeze_block(self, block: Block, reason: str) -> None:
         """Freeze all labels of a producer."""

@@ -155,8 +155,8 @@ def _trace(
         result, pattern = results(call, values, function, module)
         return result
 
-    named = all(isinstance(a, Slot) for a in call.arguments.values())
-    names = list(call.arguments) if named else [f"input_{i}" for i in range(len(call.inputs))]
+    tensors = [name for name, a in call.arguments.items() if isinstance(a, Slot)]
+    names = tensors if call.has_names else [f"input_{i}" for i in range(len(call.inputs))]
     known = set(vars(twin))
     modes.begin(training)
     tracer = modes.tracer = ExampleTracer(device, modes)

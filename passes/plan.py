@@ -25,7 +25,7 @@ from fxcat.passes.execute import propagate
 from fxcat.passes.invocations import CALL, same_place, stands_for
 from fxcat.passes.numbers import as_before, in_proportion, keep_numbers, paired_inputs
 from fxcat.passes.rules.boundary import owners
-from fxcat.passes.rules.selection import ENTRY, known_selection
+from fxcat.passes.rules.selection import ENTRY, MADE, known_selection
 from fxcat.passes.rules.table import Labels, Moved, Rule, Share, Size
 from fxcat.passes.slicing import add_buffers, slice_modules
 from fxcat.passes.work import Analysis
@@ -194,7 +194,7 @@ def make_plan(
     buffers = _replace_broken_chains(analysis, setting, graph, copies)
     buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))
     if final:
-        _bypass_whole_entries(analysis, copies, buffers)
+        _bypass_whole_entries(analysis, _remaining(graph, copies), copies, buffers)
     _drop_outdated_assertions(setting, graph, copies)
     cleanup.remove_dead(graph)
     for old in _remaining(graph, copies):
@@ -320,14 +320,19 @@ def _surviving_orders(analysis: Analysis, setting: _Setting, used: list[fx.Node]
 
 
 def _bypass_whole_entries(
-    analysis: Analysis, copies: Mapping[fx.Node, fx.Node], buffers: Mapping[str, torch.Tensor]
+    analysis: Analysis,
+    used: list[fx.Node],
+    copies: Mapping[fx.Node, fx.Node],
+    buffers: Mapping[str, torch.Tensor],
 ) -> None:
-    """A selection of all input features selects nothing."""
-    for old, new in copies.items():
-        if old.meta.get(ENTRY):
-            source, index = old.all_input_nodes
+    """A selection of everything that enters selects nothing."""
+    for old in used:
+        if old.meta.get(ENTRY) or old.meta.get(MADE):
+            source, axis, index = old.args
+            assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, fx.Node)
             name = str(index.target)
-            if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[1]:
+            if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[axis]:
+                new = copies[old]
                 new.replace_all_uses_with(new.all_input_nodes[0])
                 stands_for(new.all_input_nodes[0], new)
 
@@ -418,6 +423,7 @@ def _check(
         value = new.meta.get("value")
         if isinstance(value, torch.Tensor) and analysis.flow.values.get(old) is not None:
             expected = setting.shape(old)
-            if tuple(value.shape) != expected:
+            nothing = not old.meta["value"].numel() and not value.numel()  # whose labels say nothing of its sizes
+            if tuple(value.shape) != expected and not nothing:
                 raise PlanError(f"shape {list(value.shape)} where {list(expected)} is left", where=place(old))
     graph.lint()

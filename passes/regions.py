@@ -18,7 +18,7 @@ from fxcat.errors import CaptureError
 from fxcat.passes.asked import Absent, Asking
 from fxcat.passes.invocations import CALL, Invocations, below
 from fxcat.passes.kept_state import Count
-from fxcat.passes.nested import Slot, fill, leaves, template
+from fxcat.passes.nested import CONSTANTS, Slot, fill, leaves, template
 from fxcat.passes.rules.boundary import region_input, region_output
 from fxcat.passes.tracing import Guard
 
@@ -118,6 +118,13 @@ class Call:
     def has_lists(self) -> bool:
         """Whether an argument is a list: of variable length, where tuples and dicts are taken to be of one kind."""
         return any(isinstance(a, list) for a in self.arguments.values())
+
+    @property
+    def has_names(self) -> bool:
+        """Whether every argument has a name of its own and is a tensor or a constant."""
+        kinds = {self.bound.signature.parameters[name].kind for name in self.arguments}
+        plain = all(isinstance(a, (Slot, *CONSTANTS)) for a in self.arguments.values())
+        return plain and kinds.isdisjoint((inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD))
 
     @property
     def is_plain(self) -> bool:

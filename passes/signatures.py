@@ -28,14 +28,21 @@ def parameters_of(base: type[nn.Module], given: Sequence[str]) -> list[inspect.P
 class Head:
     """The first line of a generated `forward`, with all parameters that it was written with, and what it checks.
 
-    `this`: what it calls the module; `names`: what its text means.
+    `this`: what it calls the module; `names`: gets what its text means.
     """
 
-    def __init__(self, this: str, parameters: Sequence[inspect.Parameter], given: Mapping[str, fx.Node]) -> None:
-        self.this = this
+    def __init__(
+        self,
+        this: str,
+        parameters: Sequence[inspect.Parameter],
+        given: Mapping[str, fx.Node],
+        names: dict[str, Any],
+    ) -> None:
+        self.this, self.names = this, names
         self._parameters = parameters
         self._given = {name.lstrip("*"): node for name, node in given.items()}
-        self.names: dict[str, Any] = {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
+        self._constants: dict[str, str] = {}
+        self.names |= {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
         self.names |= {"_isinstance": isinstance, "_len": len, "_sequence": (tuple, list)}
         parts, passed, stars = [this], list[str](), False
         for i, parameter in enumerate(parameters):
@@ -54,7 +61,8 @@ class Head:
         self.text, self.passed = ", ".join(parts), ", ".join(passed)
         for name, node in self._given.items():
             if isinstance(node.meta.get(PATTERN, Slot(0)), CONSTANTS):
-                self.names[f"_given_{name}"] = node.meta[PATTERN]
+                self._constants[name] = f"_given_{name}{len(names) if f'_given_{name}' in names else ''}"
+                names[self._constants[name]] = node.meta[PATTERN]
 
     def _default(self, parameter: inspect.Parameter) -> str:
         if parameter.default is None or type(parameter.default) in (bool, int, str):
@@ -91,8 +99,8 @@ class Head:
             return ()
         if SAME_AS in meta:
             return [f"({name} is {meta[SAME_AS]})"]
-        if f"_given_{name}" in self.names:
-            return [f"_is({name}, _given_{name})"]
+        if name in self._constants:
+            return [f"_is({name}, {self._constants[name]})"]
         return conditions(name, pattern, meta.get(ABSENT, {}), self.names, name)
 
 

@@ -223,6 +223,36 @@ def test_what_has_no_result_runs_in_training() -> None:
     assert int(found.num_batches_tracked) == int(expected.num_batches_tracked)  # pyright: ignore
 
 
+class Flagged(nn.Module):
+    """A flag asks for the loss; the head is a layer of the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(
+        self, x: torch.Tensor, scale: torch.Tensor | None = None, return_loss: bool | None = None, name: str = "y"
+    ) -> dict[str, torch.Tensor]:
+        y = self.b(self.a(x).relu())
+        y = y if scale is None else y * scale
+        return {name: y, **({"loss": y.square().mean()} if return_loss else {})}
+
+
+def test_a_flag_may_be_left_out() -> None:
+    model = Flagged()
+    net = prepared(model, {"x": X, "scale": X[:, :1], "return_loss": True, "name": "z"})
+    for gate in net.gates.values():
+        gate.theta[::2] = 0
+    small = fxcat.finalize(net)
+    for more in ({}, {"scale": X[:, :1]}, {"return_loss": True}, {"scale": X[:, :1], "return_loss": True}):
+        found, expected = small(X, name="z", **more), net(X, name="z", **more)
+        assert list(found) == list(expected) == list(model(X, name="z", **more))
+        assert all(torch.allclose(found[k], expected[k], rtol=0, atol=1e-12) for k in found)
+    for other in ({}, {"name": "z", "return_loss": False}):
+        with pytest.raises(fxcat.InputError, match="called in another way"):
+            small(X, **other)
+
+
 class Recording(nn.Module):
     """Hooks that the first pass registers collect what the layers return."""
 

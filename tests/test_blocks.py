@@ -231,6 +231,43 @@ def test_a_block_in_two_places() -> None:
             block(x, False)
 
 
+class Scaled(nn.Module):
+    """A mask that a block gets in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, flag: bool = False) -> torch.Tensor:
+        x = self.inner(x)
+        return (x if mask is None else x * mask) * (2 if flag else 3)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blocks, self.last = nn.Linear(4, 8), nn.ModuleList(Scaled() for _ in range(3)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, mask = self.first(x), None
+        for i, block in enumerate(self.blocks):
+            if i and self.training:
+                mask = (x > 0).to(x.dtype)
+            x = x + block(x, mask, flag=self.training)
+        return self.last(x)
+
+
+def test_a_block_that_takes_more_in_training() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    model = ready(Masked())
+    net, small = pruned(model, x, sections=False)
+    plain = fxcat.prepare(model, x)
+    for mode in (True, False):
+        assert mode or difference(small.train(mode)(x), net.train(mode)(x)) < TOLERANCE
+        assert difference(plain.train(mode)(x), model.train(mode)(x)) < TOLERANCE
+        assert len(seen(small, "blocks.1", lambda: small(x))) == 1
+
+
 def test_what_passes_its_argument_on_in_one_mode() -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     _, small = pruned(ready(Twice(differ=False)), x)

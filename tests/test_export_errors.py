@@ -49,6 +49,12 @@ def test_failure_leaves_no_file(tmp_path: Path, net: type[Small], message: str, 
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([b"older"] if older else [])
 
 
+def test_a_branch_on_the_batch_that_removal_keeps_is_named(tmp_path: Path) -> None:
+    small = fxcat.finalize(fxcat.prepare(OtherTogether(), EXAMPLE, verbose=False))
+    with pytest.raises(ExportError, match=r"Constraints violated .*<= 100"):
+        export_onnx(small, tmp_path / "net.onnx", EXAMPLE)
+
+
 def test_a_file_of_another_network_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     export_onnx(Small(), path, EXAMPLE, verify=False)

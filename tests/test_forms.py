@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from exactness import difference
 from forms import IMAGES, Between, Form, failures
 from helper_functions import whole_batch
 from helper_types import kind_of_number
@@ -40,6 +41,9 @@ FORMS: dict[str, Form] = {
     "unflattened batch": lambda m, y, x: y.flatten(0, 1).relu().unflatten(0, x.new_zeros(len(x), y.shape[1]).shape),
     "mask made here": lambda m, y, x: y.masked_fill(torch.triu(torch.ones(8, 8)) > 0, 0.5),
     "mask of a size": lambda m, y, x: y.masked_fill(torch.ones(*y.shape[2:]).triu().bool(), 0.5),
+    "steps between tensors": lambda m, y, x: (
+        y * torch.linspace(torch.full((), 0.5).log(), torch.ones(()), y.shape[1], device=y.device)[:, None, None]
+    ),
     "constant added": lambda m, y, x: y + torch.linspace(0, 1, y.shape[-1], dtype=y.dtype),
     "zeros appended": lambda m, y, x: torch.cat([y, torch.zeros(len(y), 2, 8, 8, dtype=y.dtype)], 1)[:, :8],
     "frames one by one": lambda m, y, x: torch.cat([t.relu() for t in y.split(1, 0)], 0) if len(y) > 9 else y.relu(),
@@ -106,6 +110,26 @@ def test_forms(form: str) -> None:
     failed, units, _ = failures(Between(FORMS[form]), *IMAGES)
     assert not failed
     assert units >= 2
+
+
+def sines(y: torch.Tensor, width: int) -> torch.Tensor:
+    """Position embeddings for the sizes of an image, with as many channels as are written."""
+    steps = 0.1 ** torch.arange(width // 4, device=y.device, dtype=y.dtype)
+    rows, columns = (torch.arange(n, device=y.device, dtype=y.dtype) for n in y.shape[2:])
+    grids = [g.flatten()[:, None] * steps for g in torch.meshgrid(rows, columns, indexing="ij")]
+    return torch.cat([f(g) for g in grids for f in (torch.sin, torch.cos)], 1).T.unflatten(1, y.shape[2:])
+
+
+def test_what_is_made_of_sizes_gives_what_is_left() -> None:
+    model = Between(lambda m, y, x: y + m.inner(y + sines(y, 8)).relu())
+    failed, units, sections = failures(model, (1, 3, 8, 8), (3, 3, 6, 4))
+    assert (failed, units, sections) == ([], 8, 1)
+    net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8).double(), verbose=False)
+    assert not [n for n, _ in fxcat.finalize(net).named_buffers() if "channels" in n]
+    for gate in net.gates.values():
+        gate.set(torch.zeros(gate.count) if gate.kind == "section" else torch.ones(gate.count))
+    small, x = fxcat.finalize(net), torch.rand(1, 3, 6, 6).double()
+    assert difference(small(x), net.eval()(x)) < 1e-10
 
 
 def test_what_is_read_as_another_type_is_kept() -> None:

@@ -88,6 +88,17 @@ class Idle(Branching):
         return self.head(features if x.mean() < 1e9 else self.second(features))
 
 
+class Queries(Branching):
+    """A table that is read, and never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Embedding(1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x * self.queries.weight[0, 0])
+
+
 class Recurrent(Branching):
     """One block runs on its own results, as often as it takes."""
 
@@ -195,6 +206,11 @@ def test_code_that_did_not_run_may_need_anything() -> None:
     net = prepared(Idle())
     assert {g.name for g in net.structure.groups} == {"stem.0", "first.0"}
     assert any("'second' did not run" in p.reason or "'second.0' did not run" in p.reason for p in net.structure.pinned)
+
+
+def test_a_table_that_is_read_was_run() -> None:
+    groups = [{g.name for g in prepared(model).structure.groups} for model in (Branching(), Queries())]
+    assert groups[0] == groups[1]
 
 
 def test_python_that_is_run_as_it_is_decides_by_what_is_set_later(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -48,6 +50,11 @@ def test_it_is_that_of_the_model_without_what_it_cannot_take(extra: bool) -> Non
     assert isinstance(net, fxcat.GatedModule) and type(net).__name__ == "GatedModule"
 
 
+class Named(Written):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, twice: bool = False, **more: Any) -> Any:
+        return {"x": super().forward(x, mask, **more)}
+
+
 class Listing(nn.Module):
     """Its own Python stays, and takes what it took."""
 
@@ -68,3 +75,12 @@ def test_what_is_captured_in_regions_shows_all() -> None:
 def test_the_last_parameters_are_those_of_the_models_head() -> None:
     net = fxcat.prepare(Written(), X, verbose=False)
     assert [p.shape for p in net.parameters()][-2:] == [p.shape for p in Written().parameters()][-2:]
+
+
+def test_a_file_of_a_network_that_hides_parameters(tmp_path: Path) -> None:
+    """An input and an output may have one name, as `sample` has in diffusion models."""
+    small = fxcat.finalize(fxcat.prepare(Named(), X, verbose=False))
+    fxcat.export_onnx(small, tmp_path / "net.onnx", X)
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert [v.name for v in graph.input] == ["x"] and [v.name for v in graph.output] == ["x_out"]
+    assert names(small) == ["x", "mask", "twice"]

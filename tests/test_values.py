@@ -80,6 +80,54 @@ def test_the_batch_along_the_channels(convolution: Callable[..., torch.Tensor]) 
     assert not failed
 
 
+def test_values_of_a_narrower_type_than_the_gates() -> None:
+    """A position embedding that is made in single precision, whatever the model has."""
+
+    def embedded(m: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        angles = 1.0 / 10000 ** (torch.arange(y.shape[1], dtype=torch.float32) / (y.shape[1] - 1))
+        single = m.inner(y).float().sigmoid() * angles[:, None, None]
+        return y + single.to(y.dtype)
+
+    model = Between(embedded).double()
+    randomise(model, 0)
+    x = torch.rand(2, 3, 8, 8).double()
+    report = check_on(model, "narrow", (x[:1],), (x,), (x,), tolerance=1e-6)
+    assert not report.failures
+    assert difference(fxcat.prepare(model, x, verbose=False).eval()(x), model.eval()(x)) < 1e-10
+
+
+def test_an_axis_of_several_that_meets_one_without_units() -> None:
+    """Offsets of every head, divided by the sizes of what they are offsets in: whole heads go."""
+
+    def scaled(m: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (y.unflatten(1, (4, 2)) * x.mean((2, 3))[:, None, :2, None, None]).flatten(1, 2)
+
+    failed, units, _ = failures(Between(scaled), *IMAGES)
+    assert not failed
+    assert units == 4
+
+
+def test_a_part_of_width_zero_of_heads_that_are_folded_into_the_batch() -> None:
+    """As of rotary embeddings that turn a whole head."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.both, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8, 32), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            both = self.both(self.first(x).flatten(2).transpose(1, 2)).chunk(2, -1)
+            q, k = (t.unflatten(-1, (4, 4)).transpose(1, 2).flatten(0, 1) for t in both)
+            (q, rest), (k, _) = ((t[..., :4], t[..., 4:]) for t in (q, k))
+            q = torch.cat((q.relu(), rest), -1)
+            y = (q @ k.mT).softmax(-1) @ k
+            return self.last(y.unflatten(0, (-1, 4)).transpose(1, 2).flatten(2))
+
+    failed, units, _ = failures(Net(), *IMAGES)
+    assert not failed
+    assert units == 12
+
+
 def test_few_channels_at_one_place() -> None:
     """PyTorch normalises no single value: of channels at one place two stay."""
     net = fxcat.prepare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,30 +28,45 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     """
     dims = node.meta["value"].dim()
     entries: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+    sources: list[fx.Node] = []
     for source in node.all_input_nodes:
         value = source.meta["value"]
         if isinstance(value, torch.Tensor):
             pad = (1,) * (dims - value.dim())
             labels = flow.of(source)
             # the same array where it can be: what is known of an array is known by its id
+            sources.append(source)
             entries.append((labels.reshape(pad + labels.shape) if pad else labels, pad + tuple(value.shape)))
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
     stretched: list[torch.Tensor] = []
-    without = False
+    without = set[int]()
+    for source, (labels, shape) in zip(sources, entries, strict=True):
+        met = [a for a in range(dims) if varying[a] and shape[a] > 1 and labels.numel() == 1]
+        without.update(met)
+        flow.meet(node, source, met)
     for labels, shape in entries:
-        without |= labels.numel() == 1 and any(v and n > 1 for v, n in zip(varying, shape, strict=True))
         over_units = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
         (stretched if over_units else partners).append(labels)
     for other in partners[1:]:
         flow.unite(partners[0], other)
     for labels in partners if without else ():
-        flow.freeze(labels, node, "an axis with units meets one without", besides=True)
+        _keep_axes(flow, labels, without, node)
     fewest = max if without else min  # where there are units, what comes later may tell why they stay, too
     result = fewest(partners, key=lambda p: p.numel()) if partners else frozen((1,) * dims)
     for labels in stretched:
         flow.stretch(labels, max(partners, key=lambda p: p.numel(), default=result), node)
     return result
+
+
+def _keep_axes(flow: Flow, labels: torch.Tensor, axes: Collection[int], node: fx.Node) -> None:
+    """Nothing goes along some axes, but units may lie along the others."""
+    if all(size == 1 or axis in axes for axis, size in enumerate(labels.shape)):
+        flow.freeze(labels, node, "an axis with units meets one without", besides=True)
+        return
+    for axis in axes:
+        if labels.shape[axis] > 1:
+            flow.unite(labels, labels.narrow(axis, 0, 1))
 
 
 def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.arguments import arguments, thaw
+from fxcat.passes.arrays import along
 from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
 
@@ -33,6 +34,10 @@ def known_selection(node: fx.Node, known: Container[str]) -> tuple[fx.Node, int,
     return (source, axis, name) if index.op == "get_attr" and name in known else None
 
 
+MADE = "made"
+"""Key in the `meta` of a node that selects from what a model makes where that meets units."""
+
+
 @rule(torch.index_select, "index_select")
 class Select(Rule):
     """At an entry the selected input features are the units. By unknown indices no units are selected."""
@@ -48,6 +53,8 @@ class Select(Rule):
         order = flow.orders[name]
         if node.meta.get(ENTRY):
             return flow.fresh(len(order), str(source.target))[None]
+        if node.meta.get(MADE):
+            return along(flow.fresh(len(order), node.name, producer=False), axis, node.meta["value"].dim())
         labels = flow.of(source)
         return labels if labels.shape[axis] == 1 else labels.index_select(axis, order)
 
@@ -55,4 +62,4 @@ class Select(Rule):
         return (node.all_input_nodes[0],)
 
     def zero_at(self, node: fx.Node) -> Zero:
-        return Zero.BREAKS if node.meta.get(ENTRY) else Zero.PRESERVES
+        return Zero.BREAKS if node.meta.get(ENTRY) or node.meta.get(MADE) else Zero.PRESERVES
