@@ -160,13 +160,13 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     stack = list(found)
     while stack:
         for value in list(vars(sys.modules[stack.pop()]).values()):
-            is_module = isinstance(value, types.ModuleType)
-            name = value.__name__ if is_module else getattr(value, "__module__", None)
+            if not isinstance(value, types.ModuleType | types.FunctionType | type):
+                continue  # not asked for anything: what stands in for a missing package raises
+            name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
             if not isinstance(name, str) or name in found or name not in sys.modules:
                 continue
             package = name.partition(".")[0]
-            of_code = isinstance(value, types.ModuleType | types.FunctionType | type) and package != "torch"
-            if of_code and (package in packages or _is_loose(name)):
+            if package != "torch" and (package in packages or _is_loose(name)):
                 found.add(name)
                 stack.append(name)
     return frozenset(found)
