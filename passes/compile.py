@@ -29,6 +29,7 @@ from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.installing import install, layers, original_class, uninstall
 from fxcat.passes.orders import with_known_orders
+from fxcat.passes.own_methods import others_than_written
 from fxcat.passes.pickling import flat, restored
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Tie
@@ -59,9 +60,16 @@ class Compiled(Program):
         small, copied = copy_model(network)
         copy_data(copied)
         _remove_gates(small, self)
+        others = self._others(small, plan)
         rewrite.apply(small, self.analysis.graph, plan, self.analysis.regions)
-        install(small, plan.graph, self.analysis.regions, self.analysis.captured.blocks, for_good=True)
+        blocks = self.analysis.captured.blocks
+        install(small, plan.graph, self.analysis.regions, blocks, for_good=True, others=others)
         return small
+
+    def _others(self, network: nn.Module, plan: Plan) -> frozenset[str]:
+        """`Captured.others` after a plan; of a network that has no gates."""
+        captured = self.analysis.captured
+        return captured.others | others_than_written(network, self.analysis.graph, plan)
 
     def install(self, network: nn.Module) -> None:
         graph = insert_gates(self.analysis.graph, self.gatings.of_node)
@@ -72,12 +80,12 @@ class Compiled(Program):
 
     def shrunk(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Shrunk:
         plan = self.plan(network, units, sections)
-        before = self.analysis
+        before, others = self.analysis, self._others(network, plan)
         rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)  # what has gone must cost nothing
         new = {old: node for node, old in plan.origin.items()}
         ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
         orders = {**before.captured.orders, **plan.buffers}
-        changed = {"graph": plan.graph, "ties": ties, "orders": orders}
+        changed = {"graph": plan.graph, "ties": ties, "orders": orders, "others": others}
         left = replace(before.captured, **changed, guards=(), constants={}, pins=())
         # what was no section must not become one where a branch beside it has gone
         joins = {new[s.join] for s in before.sections if s.join in new}
