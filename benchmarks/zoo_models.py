@@ -196,10 +196,9 @@ _MONAI: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "HighResNet": (_UNET, (1, 32, 32)),
     "HoVerNet": ({}, (3, 256, 256)),
     "FlexibleUNet": ({"in_channels": 3, "out_channels": 2, "backbone": "efficientnet-b0"}, (3, 64, 64)),
-    "AHNet": (_UNET, (1, 64, 64)),
+    "AHNet": (_UNET | {"psp_block_num": 3}, (1, 64, 64)),
     "MILModel": ({"num_classes": 2, "pretrained": False, "mil_mode": "att"}, (4, 3, 64, 64)),
     "Quicknat": ({}, (1, 64, 64)),
-    "CaraNet": ({}, (3, 64, 64)),
     "MedNeXt": (_UNET | {"init_filters": 8}, (1, 32, 32)),
     "RegUNet": (
         {"spatial_dims": 2, "in_channels": 1, "num_channel_initial": 8, "depth": 2, "out_channels": 2},
@@ -207,7 +206,14 @@ _MONAI: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     ),
     "AutoEncoder": (_UNET | {"channels": (8, 16), "strides": (2, 2)}, (1, 32, 32)),
     "VarAutoEncoder": (
-        _UNET | {"in_shape": (1, 32, 32), "latent_size": 4, "channels": (8, 16), "strides": (2, 2)},
+        {
+            "spatial_dims": 2,
+            "in_shape": (1, 32, 32),
+            "out_channels": 2,
+            "latent_size": 4,
+            "channels": (8, 16),
+            "strides": (2, 2),
+        },
         (1, 32, 32),
     ),
     "DenseNet121": (_UNET, (1, 64, 64)),

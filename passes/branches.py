@@ -9,6 +9,7 @@ import types
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 _RAISING = ("RAISE_VARARGS", "RERAISE")
 _JUMPING = ("JUMP_FORWARD", "JUMP_ABSOLUTE", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT")
@@ -60,6 +61,42 @@ def raises_otherwise(frame: types.FrameType, value: bool) -> bool:
     return True
 
 
+def casts_if_so(frame: types.FrameType) -> bool:
+    """Whether a frame is in a comparison like that of `if x.dtype != y.dtype: x = x.to(y.dtype)`."""
+    return sys.version_info >= (3, 11) and _casts(frame.f_code, frame.f_lasti)
+
+
+@cache
+def _casts(code: types.CodeType, at: int) -> bool:
+    steps, place = _steps(code)
+    branch = place.get(at, len(steps)) + 1
+    while branch < len(steps) and steps[branch].opname in _UNSEEN:
+        branch += 1
+    if branch >= len(steps) or not (
+        steps[branch].opname.startswith("POP_JUMP") and "_IF_FALSE" in steps[branch].opname
+    ):
+        return False
+    body = steps[branch + 1 : place[steps[branch].argval]]
+    calls, stores = (sum(s.opname.startswith(kind) for s in body) for kind in ("CALL", "STORE_"))
+    known = all(s.opname.startswith(_OF_CASTS) for s in body)
+    if not known or (calls, stores) != (1, 1):
+        return False
+    target, loads = body[-1].argval, _loaded(body)
+    asked = _loaded(steps[: place[at]])
+    names = loads[2:]
+    return loads[:2] == [target, "to"] and bool(names) and asked[-len(loads) :] == [target, "dtype", *names]
+
+
+def _loaded(steps: Sequence[dis.Instruction]) -> list[Any]:
+    """The names that instructions load, one after another."""
+    loads = [s.argval for s in steps if s.opname.startswith("LOAD_")]
+    return [name for names in loads for name in (names if isinstance(names, tuple) else (names,))]
+
+
+_UNSEEN = ("TO_BOOL", "CACHE", "EXTENDED_ARG", "NOT_TAKEN")
+_OF_CASTS = ("LOAD_", "STORE_FAST", "CALL", "PRECALL", "PUSH_NULL", "KW_NAMES", *_UNSEEN)
+
+
 @dataclass(frozen=True, slots=True)
 class _Errors:
     """Classes of which an error is one; none where that is not known."""
@@ -96,7 +133,7 @@ def _other_side(code: types.CodeType, at: int, value: bool) -> frozenset[int] | 
     """The instructions on the other side of a branch, if there is a branch and they all lead to a `raise`."""
     steps, place = _steps(code)
     branch = place.get(at, len(steps))
-    while branch < len(steps) and steps[branch].opname in ("TO_BOOL", "CACHE", "EXTENDED_ARG"):
+    while branch < len(steps) and steps[branch].opname in _UNSEEN:
         branch += 1
     jump = steps[branch].opname if branch < len(steps) else ""
     if not jump.startswith("POP_JUMP") or not jump.endswith(("_IF_TRUE", "_IF_FALSE")):

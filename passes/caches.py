@@ -20,6 +20,8 @@ from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
 
 _CACHED: Any = type(functools.cache(len))
+_WITH_FUNCTION = (staticmethod, classmethod, types.MethodType)
+"""Types of values that hold a function. Other values are not asked: what stands in for a missing package raises."""
 
 
 def keeps_results(value: Any) -> bool:
@@ -64,7 +66,7 @@ def _hidden_in(module: str, size: int) -> tuple[types.CellType, ...]:
 
 def _hidden(values: Iterable[Any]) -> Iterator[types.CellType]:
     """The places in the closures of functions, and of functions in these, of what keeps results."""
-    stack, seen = [getattr(v, "__func__", v) for v in values], set[int]()
+    stack, seen = [v.__func__ if isinstance(v, _WITH_FUNCTION) else v for v in values], set[int]()
     while stack:
         function = stack.pop()
         if not isinstance(function, types.FunctionType) or id(function) in seen:

@@ -39,7 +39,8 @@ class Captured:
     example inputs. `calls`: of each region. `pins`: units that the Python between regions needs. `refused`: why the
     rest was not captured. `orders`: buffers of indices that rewrites put in, with values. `macs`: of the
     Python between regions, for one example. `blocks`: the calls of modules in inference and in training. `left`:
-    attributes in which `forward` leaves values of a pass, which the graph does not.
+    attributes in which `forward` leaves values of a pass, which the graph does not. `others`: paths of modules that
+    are not any more what the code of their classes makes of them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Captured:
     macs: int = 0
     blocks: tuple[Invocations, Invocations] = ({}, {})
     left: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
 
 
 def capture(model: nn.Module, example_inputs: Any, *, in_regions: bool = True, python: Sequence[str] = ()) -> Captured:

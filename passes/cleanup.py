@@ -49,7 +49,7 @@ def read_type_elsewhere(
             graph.erase_node(node)
 
 
-_IDEMPOTENT: tuple[Any, ...] = (nn.ReLU, nn.ReLU6, nn.Identity, functional.relu, functional.relu6, torch.relu, "relu")
+_IDEMPOTENT: tuple[Any, ...] = (nn.ReLU, nn.ReLU6, functional.relu, functional.relu6, torch.relu, "relu")
 
 
 def remove_repeated(graph: fx.Graph, root: nn.Module) -> bool:

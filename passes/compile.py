@@ -31,6 +31,7 @@ from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.installing import install, layers, original_class, uninstall
 from fxcat.passes.orders import with_known_orders
+from fxcat.passes.own_methods import others_than_written
 from fxcat.passes.pickling import flat, restored
 from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.plan import Plan, make_plan
@@ -252,7 +253,7 @@ class Removal:
     """What is closed on its way out of a network. What is not known yet is None.
 
     `network`: that of `compiled`, with gates. `units`, `sections`: what stays, 0/1. `final`: nothing goes later.
-    `left`: what is known of the rest, with gates. `small`: the rest without.
+    `left`: what is known of the rest, with gates. `others`: see `Captured.others`. `small`: the rest without gates.
     """
 
     compiled: Compiled
@@ -262,6 +263,7 @@ class Removal:
     final: bool = False
     plan: Plan = _UNKNOWN
     left: Compiled = _UNKNOWN
+    others: frozenset[str] = frozenset()
     small: nn.Module = _UNKNOWN
 
     @property
@@ -290,7 +292,8 @@ def _analysed(removal: Removal) -> Removal:
     new = {old: node for node, old in plan.origin.items()}
     ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
     orders = {**before.captured.orders, **plan.buffers}
-    changed = {"graph": plan.graph, "ties": ties, "orders": orders}
+    others = before.captured.others | others_than_written(removal.network, before.graph, plan)
+    changed = {"graph": plan.graph, "ties": ties, "orders": orders, "others": others}
     left = replace(before.captured, **changed, guards=(), constants={}, pins=())
     # what was no section must not become one where a branch beside it has gone
     joins = {new[s.join] for s in before.sections if s.join in new}
@@ -313,13 +316,16 @@ def _sliced_copy(removal: Removal) -> Removal:
     small, copied = copy_model(removal.network)
     copy_data(copied)
     _remove_gates(small, before)
-    rewrite.apply(small, before.analysis.graph, removal.plan, before.analysis.regions)
-    return replace(removal, small=small)
+    analysis, plan = before.analysis, removal.plan
+    others = analysis.captured.others | others_than_written(small, analysis.graph, plan)
+    rewrite.apply(small, analysis.graph, plan, analysis.regions)
+    return replace(removal, small=small, others=others)
 
 
 def _with_code(removal: Removal) -> Removal:
-    before = removal.compiled.analysis
-    install(removal.small, removal.plan.graph, before.regions, before.captured.blocks, for_good=True)
+    before, graph = removal.compiled.analysis, removal.plan.graph
+    blocks = before.captured.blocks
+    install(removal.small, graph, before.regions, blocks, for_good=True, others=removal.others)
     return removal
 
 

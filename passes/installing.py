@@ -8,7 +8,7 @@ cannot says so when it is. Inference and training may have graphs of their own o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NoReturn
@@ -25,6 +25,7 @@ from fxcat.passes.generated import Generated
 from fxcat.passes.invocations import Invocations
 from fxcat.passes.kept_state import lines_of
 from fxcat.passes.made_classes import make_class
+from fxcat.passes.own_methods import own_again, refusing, takes_apart
 from fxcat.passes.region_graphs import region_graph
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import NO_REGION, region_output
@@ -54,12 +55,14 @@ def install(
     blocks: tuple[Invocations, Invocations] = NO_BLOCKS,
     *,
     for_good: bool,
+    others: Collection[str] = (),
 ) -> None:
     """Make the graph the `forward` of `root` and of its modules; or its parts those of the modules of regions.
 
-    `blocks`: the modules that were called, in inference and in training. `for_good`: `uninstall` leaves it.
+    `blocks`: the modules that were called, in inference and in training. `for_good`: `uninstall` leaves it. `others`:
+    paths of the modules that are not any more what the code of their classes makes of them.
     """
-    installer = _Installer(root, blocks, for_good=for_good)
+    installer = _Installer(root, blocks, for_good=for_good, others=others)
     if not regions:
         installer.install("", graph)
     for number, region in enumerate(regions):
@@ -86,12 +89,15 @@ def layers(graph: fx.Graph) -> frozenset[str]:
 class _Installer:
     """Gives modules their classes; one class to those with the same code."""
 
-    def __init__(self, root: nn.Module, blocks: tuple[Invocations, Invocations], *, for_good: bool) -> None:
-        self._root, self._blocks, self._for_good = root, blocks, for_good
+    def __init__(
+        self, root: nn.Module, blocks: tuple[Invocations, Invocations], *, for_good: bool, others: Collection[str]
+    ) -> None:
+        self._root, self._blocks, self._for_good, self._others = root, blocks, for_good, others
         self._classes: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
         # for this network alone: as long as a class is known, it lives
         self._flat, self._uncalled = cache(partial(_silent_class, calls=False)), cache(_silent_class)
         self._undoable = cache(_undoable)
+        self._own, self._refusing, self._taken_apart = cache(own_again), cache(refusing), cache(takes_apart)
 
     def install(self, path: str, graph: fx.Graph) -> None:
         """Make a graph the code of the module at a path, and of those in it."""
@@ -119,6 +125,21 @@ class _Installer:
             block = _inside(module, inner.removeprefix(prefix))
             if block is not None:
                 self._set_class(block, self._flat(type(block)))
+        if self._for_good:
+            self._set_methods({**dict.fromkeys(folded.inner), **dict.fromkeys(folded.flat)}, prefix)
+
+    def _set_methods(self, paths: Collection[str], prefix: str) -> None:
+        """Let methods that take apart the modules at some paths do so where that is right, or refuse."""
+        root = self._root.get_submodule(prefix[:-1])
+        for path in paths:
+            block = _inside(root, path.removeprefix(prefix))
+            methods = () if block is None else self._taken_apart(original_class(block))
+            if block is None or not methods:
+                continue
+            if path in self._others or is_silent(block):
+                block.__class__ = self._refusing(type(block), methods)
+            elif type(block) is not original_class(block):
+                block.__class__ = self._own(type(block), original_class(block))
 
     def _class_of_block(self, block: nn.Module, graphs: Mapping[str, fx.Graph]) -> type[nn.Module]:
         """A class with the code of a module inside. `graphs`: by what they say."""

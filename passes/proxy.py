@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.arguments import arguments
-from fxcat.passes.branches import is_message, raises_otherwise
+from fxcat.passes.branches import casts_if_so, is_message, raises_otherwise
 from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import known_value
 from fxcat.passes.texts import is_key, marked
@@ -141,6 +141,8 @@ class ExampleProxy(fx.Proxy):
             other = self.tracer.device if isinstance(other, ExampleProxy) else other
             return function(self.tracer.device, other)
         if isinstance(self.example, torch.dtype):
+            if function is operator.ne and casts_if_so(sys._getframe(2)):
+                return True  # to cast to the type that a value has changes nothing, and is right for other inputs
             return function(self._plain(), other._plain() if isinstance(other, ExampleProxy) else other)
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 

@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 
 from torch import fx, nn
 
+from fxcat.passes.own_methods import tell_widths, widths_told
 from fxcat.passes.own_modes import keep_modes, modes_set_by
 from fxcat.passes.plan import Plan
 from fxcat.passes.regions import Region
@@ -68,7 +69,9 @@ def _delete_if_empty(modules: Mapping[str, nn.Module], path: str, kept: Containe
 
 def apply(root: nn.Module, before: fx.Graph, plan: Plan, regions: Sequence[Region]) -> None:
     """Make `root` (with weights, without gates) the small network. The plan was checked: nothing here can fail."""
+    told = widths_told(root, plan)
     slice_modules(root, plan.graph, plan.keep, plan.entering)
+    tell_widths(root, told)
     add_buffers(root, plan.buffers)
     modes = modes_set_by(root)
     remove_unused(root, before, plan.graph, regions)

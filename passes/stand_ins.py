@@ -21,6 +21,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch.nn.modules import transformer
+from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
@@ -40,6 +41,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         stack.enter_context(patch.object(transformer, "_detect_is_causal_mask", _said_to_be_causal))
         stack.enter_context(patch.object(torch.nn.functional, "_none_or_dtype", _dtype_of))
         stack.enter_context(patch.object(torch, "is_tensor", lambda value: _is_instance(value, torch.Tensor)))
+        stack.enter_context(patch.object(torch.jit, "isinstance", _is_of_kind(torch.jit.isinstance)))
         for owner, names in _TAKING_SIZES.items():
             for name in names:
                 stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
@@ -160,13 +162,13 @@ def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
     stack = list(found)
     while stack:
         for value in list(vars(sys.modules[stack.pop()]).values()):
-            is_module = isinstance(value, types.ModuleType)
-            name = value.__name__ if is_module else getattr(value, "__module__", None)
+            if not isinstance(value, types.ModuleType | types.FunctionType | type):
+                continue  # not asked for anything: what stands in for a missing package raises
+            name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
             if not isinstance(name, str) or name in found or name not in sys.modules:
                 continue
             package = name.partition(".")[0]
-            of_code = isinstance(value, types.ModuleType | types.FunctionType | type) and package != "torch"
-            if of_code and (package in packages or _is_loose(name)):
+            if package != "torch" and (package in packages or _is_loose(name)):
                 found.add(name)
                 stack.append(name)
     return frozenset(found)
@@ -307,6 +309,11 @@ def _is_instance(value: Any, kinds: Any) -> bool:
     if isinstance(value, kinds) or not isinstance(value, ExampleProxy):
         return isinstance(value, kinds)
     return isinstance(value.node.meta.get(NUMBER, value.example), kinds)
+
+
+def _is_of_kind(check: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """`torch.jit.isinstance`, which knows `list[torch.Tensor]`, too: what proxies stand for is asked."""
+    return lambda value, kind: check(tree_map(lambda v: v.example if isinstance(v, ExampleProxy) else v, value), kind)
 
 
 def _type_of(value: Any, *more: Any, **options: Any) -> Any:

@@ -226,6 +226,19 @@ def sized(y: torch.Tensor) -> torch.Tensor:
     return y
 
 
+class Missing:
+    """What packages put in the place of others that are not installed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError("not installed")
+
+    def __call__(self, *_: Any) -> Any:
+        raise ImportError("not installed")
+
+
+missing_package = Missing()
+
+
 @functools.cache
 def kept(size: int) -> tuple[int, ...]:
     return (size, size)
@@ -250,6 +263,13 @@ FACTS: dict[str, Middle] = {
     "callable": sized,
     "kept": lambda y: y * sum(kept(y.shape[2])),
 }
+
+
+def test_globals_are_not_asked_for_attributes() -> None:
+    """Some stand in for packages that are missing, and raise."""
+    model = Between(torch.relu)
+    assert type(model).forward.__globals__["missing_package"] is missing_package
+    check(model)
 
 
 @pytest.mark.parametrize("name", FACTS)

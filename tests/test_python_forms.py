@@ -127,6 +127,8 @@ FORMS: dict[str, Form] = {
     "numel": lambda y: y / y.numel() * y.shape[2:].numel(),
     "kinds of numbers": lambda y: y if torch.is_floating_point(y) and not y.is_complex() else y.float(),
     "is_tensor": lambda y: y * 2 if torch.is_tensor(y) else y,
+    "isinstance of TorchScript": lambda y: y * 2 if torch.jit.isinstance(y, torch.Tensor) else y,
+    "list of tensors": lambda y: y * 2 if torch.jit.isinstance([y, y], list[torch.Tensor]) else y,
     "type": lambda y: y * 2 if type(y) is torch.Tensor and issubclass(type(y), torch.Tensor) else y,
     "case of a class": by_class,
     "case of a shape": by_shape,
@@ -243,6 +245,36 @@ def test_what_was_tried_in_vain_decides() -> None:
     assert difference(net(x), model(x)) <= 1e-10
     with pytest.raises(AssertionError, match="sizes decide otherwise"):
         net(torch.randn(1, 3, 9, 9).double())
+
+
+class Casting(nn.Module):
+    """Takes images of any type, as the weights have one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        expected = self.a.weight.dtype
+        if x is not None and x.dtype != expected:
+            x = x.to(expected)
+        y = self.a(x)
+        if y.dtype != self.b.weight.dtype:
+            y = y.to(dtype=self.b.weight.dtype)
+        return self.b(y)
+
+
+@pytest.mark.parametrize("example", [torch.float32, torch.float64])
+def test_casts_to_the_type_of_weights_stay(example: torch.dtype) -> None:
+    model, x = Casting().eval(), torch.randn(2, 3, 8, 8)
+    net = fxcat.prepare(model, x.to(example), verbose=False).eval()
+    net.gates["a"].theta[::2] = 0
+    small = fxcat.finalize(net)
+    for dtype in (torch.bfloat16, torch.float64):
+        for cast in (net.to(dtype), small.to(dtype)):
+            for given in (x, x.to(dtype)):
+                assert cast(given).dtype == dtype
+        assert difference(small(x), net(x)) <= 1e-10 or dtype == torch.bfloat16
 
 
 REFUSED: dict[str, tuple[Form, str]] = {
