@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checking_layers import checked_width
-from exactness import check, random_gates, randomise
+from exactness import check, difference, random_gates, randomise
 from torch import nn
 
 import fxcat
@@ -230,6 +230,24 @@ def test_what_is_not_finite_spares_dead_units(function: Callable[..., torch.Tens
     assert x.grad is not None and gate.grad is not None
     assert bool(x.grad.isfinite().all() and gate.grad.isfinite().all())
     assert gate.grad[2] == function(*(a[2] for a in args))  # what the unit would add, were it open
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_gradients_with_open_gates(kind: str) -> None:
+    """They are those of the model: forms that count live units have the same derivatives as what they stand for."""
+    model = Branches(OPS[kind]).double()
+    randomise(model, 0)
+    with torch.no_grad():
+        model.variance.abs_().add_(0.5)
+        model.power.fill_(1.3)
+    net = fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False)
+    x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    for each in (model.eval(), net.eval()):
+        each(x).square().sum().backward()
+    own = dict(net.network.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and bool(parameter.grad.isfinite().all()):
+            assert difference(own[name].grad, parameter.grad) <= 1e-9, name
 
 
 NOISE: list[Op] = [
