@@ -65,7 +65,9 @@ class _Dispatch(TorchFunctionMode):
             if not _has_proxy((args, kwargs)):
                 seeded = any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values()))
                 draws = is_random(getattr(func, "__name__", "")) and not seeded
-                return self.tracer.draw(func, args, kwargs) if draws else plain()
+                return (
+                    self.tracer.draw(func, args, kwargs) if draws else self.tracer.made(plain(), (args, kwargs))
+                )
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return getattr(args[0], func.__self__.__name__)

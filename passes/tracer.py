@@ -30,6 +30,7 @@ from fxcat.passes.invocations import CALL, Calls
 from fxcat.passes.known import known_value
 from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
+from fxcat.passes.nested import leaves
 from fxcat.passes.numbers_of_tensors import plain_number
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
@@ -68,6 +69,10 @@ class ExampleTracer(fx.Tracer):
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
+        self._made: dict[int, torch.Tensor] = {}
+        """Constants that the model makes while it is traced."""
+        self._versions: dict[int, int] = {}
+        """How often they had been changed in place when they were first used."""
         self.uncast: list[tuple[str, torch.dtype | None]] = []
         """The types of devices for which the model has switched autocast where it is now, and to what that casts."""
         self.held: Mapping[str, torch.Tensor] = {}
@@ -98,7 +103,7 @@ class ExampleTracer(fx.Tracer):
             with torch.enable_grad(), stand_ins(root), intercepted(self):
                 graph = self.trace(root)
             for tensor, name in self.tensor_attrs.items():
-                if isinstance(tensor, torch.Tensor) and tensor._version:
+                if isinstance(tensor, torch.Tensor) and tensor._version > self._versions.get(id(tensor), 0):
                     raise state_error(str(name), type(root).__name__)
             return graph
         except CaptureError:
@@ -307,11 +312,13 @@ class ExampleTracer(fx.Tracer):
         return result
 
     def _is_passing(self, module: nn.Module) -> bool:
-        """Whether a module is none of the model's, but made in its forward pass (`nn.CrossEntropyLoss()(y, t)`)."""
+        """Whether a module is none of the model's, but made in its forward pass (`nn.CrossEntropyLoss()(y, t)`,
+        `self.stages[1:]`): only what it holds may be the model's."""
         try:
             self.path_of_module(module)
         except NameError:
-            return not any(True for _ in (*module.parameters(), *module.buffers()))
+            held = is_leaf(module)
+            return not any(True for _ in (*module.parameters(held), *module.buffers(held)))
         return False
 
     def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
@@ -361,6 +368,12 @@ class ExampleTracer(fx.Tracer):
         self._drawn[id(first)] = first, result
         return result
 
+    def made(self, result: Any, given: Any) -> Any:
+        """The result of a call without values of the graph; what is none of the arguments is a new constant."""
+        if isinstance(result, torch.Tensor) and all(result is not g for g in leaves(given)):
+            self._made[id(result)] = result
+        return result
+
     def create_arg(self, a: Any) -> Any:
         kind = type(a)
         if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
@@ -377,6 +390,8 @@ class ExampleTracer(fx.Tracer):
             return a.item()
         if isinstance(a, numpy.ndarray):
             return super().create_arg(torch.from_numpy(a))
+        if id(a) in self._made:  # what has changed it so far is a part of making it
+            self._versions.setdefault(id(a), a._version)
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
