@@ -31,7 +31,7 @@ from fxcat.passes.known import known_value
 from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import leaves
-from fxcat.passes.numbers_of_tensors import plain_number
+from fxcat.passes.numbers_of_tensors import in_torch, plain_number
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -71,6 +71,8 @@ class ExampleTracer(fx.Tracer):
         """Tensors that are none of the graph, and what was drawn into them."""
         self._made: dict[int, torch.Tensor] = {}
         """Constants that the model makes while it is traced."""
+        self._computed_with: set[int] = set()
+        """Tensors with which it computes without values of the graph."""
         self._versions: dict[int, int] = {}
         """How often they had been changed in place when they were first used."""
         self.uncast: list[tuple[str, torch.dtype | None]] = []
@@ -368,9 +370,17 @@ class ExampleTracer(fx.Tracer):
         self._drawn[id(first)] = first, result
         return result
 
+    def has_read(self, tensor: torch.Tensor) -> bool:
+        """Whether the graph reads a tensor that is none of the module's parameters and buffers."""
+        name = self.tensor_attrs.get(tensor)
+        read = name is not None and any(n.op == "get_attr" and n.target == name for n in self.graph.nodes)
+        return read or id(tensor) in self._computed_with
+
     def made(self, result: Any, given: Any) -> Any:
         """The result of a call without values of the graph; what is none of the arguments is a new constant."""
-        if isinstance(result, torch.Tensor) and all(result is not g for g in leaves(given)):
+        tensors = [g for g in leaves(given) if isinstance(g, torch.Tensor)]
+        self._computed_with |= {id(t) for t in tensors}
+        if isinstance(result, torch.Tensor) and all(result is not t for t in tensors):
             self._made[id(result)] = result
         return result
 
@@ -405,8 +415,8 @@ class ExampleTracer(fx.Tracer):
             target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
-        if kind == "call_method":
-            result = instead_of_method(target, args, kwargs)
+        if kind != "get_attr":
+            result = instead_of_method(target, args, kwargs) if kind == "call_method" else in_torch(target, args)
             if result is not NotImplemented:
                 return result
         function: Any = target if kind == "call_function" else None
