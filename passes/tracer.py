@@ -390,6 +390,8 @@ class ExampleTracer(fx.Tracer):
             return a
         if kind in (list, tuple):
             return kind([self.create_arg(x) for x in a])
+        if isinstance(a, tuple) and hasattr(a, "_fields"):  # functions take it for a tuple
+            return tuple(self.create_arg(x) for x in a)  # pyright: ignore[reportUnknownVariableType]
         if kind is ExampleProxy:
             return a.node
         if kind is dict and not a:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -56,6 +56,17 @@ def test_constants_that_are_used_and_then_changed_are_refused() -> None:
 
     with pytest.raises(fxcat.CaptureError, match="is changed"):
         fxcat.prepare(Between(form), torch.randn(*IMAGES[0]), verbose=False)
+
+
+class Halves(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def test_named_tuples_as_arguments() -> None:
+    form: Form = lambda m, y, x: torch.cat(Halves(*y.chunk(2, 1)), 1) + sum(torch.stack(Halves(y, y.relu())))  # noqa: E731
+    failed, units, _ = failures(Between(form), *IMAGES)
+    assert (failed, units) == ([], 8)
 
 
 CONTAINERS: dict[str, Form] = {
