@@ -7,7 +7,7 @@ from before the movements that merge the axes, spread over it and moved in the s
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,31 +53,49 @@ class Spread:
 
 def spread_of(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Spread | None:
     """How the gate of a node's value is spread; None if its units have an axis of their own, or always had none."""
-    movements: list[fx.Node] = []
-    current = node
-    while flow.of(current).numel() >= labels.numel():
-        rule = flow.rules.get(current)
-        value = current.meta["value"]
-        sources = [n for n in current.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
-        if rule is None or not sources:
-            return None
-        if not rule.movement:
-            if not isinstance(rule, Elementwise):
-                return None
-            alike = [s for s in sources if s.meta["value"].shape == value.shape and _has_labels(flow, s, labels)]
-            if not alike:
-                return None
-            current = alike[0]
-        elif len(sources) == 1 and current.args[:1] == (sources[0],):
-            movements.append(current)
-            current = sources[0]
+    if not _is_merged(labels):
+        return None
+    best: Spread | None = None
+    for source, movements in _way_to(flow, node, labels):
+        found = Spread(source, movements, tuple(labels.shape))
+        if movements and (best is None or _rank(flow, source) < _rank(flow, best.source)):
+            best = found
+    known = flow.of(node)
+    return best if best is not None and (known.shape[0] > 1 or _rank(flow, best.source) < _rank(flow, node)) else None
+
+
+def _way_to(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+    """The values that a node's is made of entry by entry, each with the movements between, from the last to the
+    first."""
+    movements: tuple[fx.Node, ...] = ()
+    while isinstance(flow.values.get(node), torch.Tensor):
+        yield node, movements
+        rule = flow.rules.get(node)
+        sources = [n for n in node.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
+        if rule is not None and rule.movement and len(sources) == 1 and node.args[:1] == (sources[0],):
+            movements = (node, *movements)
+        elif isinstance(rule, Elementwise):
+            shape = node.meta["value"].shape
+            sources = [s for s in sources if s.meta["value"].shape == shape and _has_units(flow, s)]
         else:
-            return None
-        if not isinstance(flow.values.get(current), torch.Tensor):
-            return None
-    return Spread(current, tuple(movements[::-1]), tuple(labels.shape)) if movements else None
+            return
+        if not sources:
+            return
+        node = sources[0]
 
 
-def _has_labels(flow: Flow, node: fx.Node, labels: torch.Tensor) -> bool:
+def _rank(flow: Flow, node: fx.Node) -> tuple[bool, int]:
+    """Low where units do not lie along the axis of the batch, and have few entries."""
+    labels = flow.of(node)
+    return labels.shape[0] > 1, labels.numel()
+
+
+def _is_merged(labels: torch.Tensor) -> bool:
+    """Whether units may share an axis with others: with the batch, or so that a unit has several entries there."""
+    lines = (labels.movedim(axis, 0).flatten(1) for axis in range(labels.dim()) if labels.shape[axis] > 1)
+    return labels.shape[0] > 1 or any(len(line.unique(dim=0)) < len(line) for line in lines)
+
+
+def _has_units(flow: Flow, node: fx.Node) -> bool:
     found = flow.values.get(node)
-    return isinstance(found, torch.Tensor) and found.numel() <= labels.numel() and found.numel() > 1
+    return isinstance(found, torch.Tensor) and found.numel() > 1
