@@ -9,15 +9,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import fx
 
 from fxcat.errors import CaptureError
-from fxcat.passes.known import is_random
+from fxcat.passes.known import is_random, known_value
+from fxcat.passes.proxy import ExampleProxy, Guard
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.table import function_rule, method_rule
+
+if TYPE_CHECKING:
+    from fxcat.passes.tracer import ExampleTracer
 
 Call: TypeAlias = Callable[..., fx.Node]
 """Makes a node of a function, or of a method by its name, and its arguments."""
@@ -129,6 +133,33 @@ def _is_equal(a: Any, b: Any) -> bool:
         return type(a) is type(b) and a == b
     computed = a.op in ("call_function", "call_method") and not is_random(a.target) and not a.kwargs and not b.kwargs
     return computed and (a.op, a.target) == (b.op, b.target) and _is_equal(a.args, b.args)
+
+
+def with_places(index: Any, tracer: ExampleTracer) -> Any:
+    """An index in which masks of one axis that no input changes are the places where they hold: as many as there are in
+    every pass. Of buffers, that they hold what they do is asserted."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    places = [_places(e, tracer) for e in entries]
+    entries = [e if p is None else p for e, p in zip(entries, places, strict=True)]
+    return tuple(entries) if isinstance(index, tuple) else entries[0]
+
+
+def _places(entry: Any, tracer: ExampleTracer) -> list[int] | None:
+    if isinstance(entry, list) and entry and all(type(e) is bool for e in entry):  # pyright: ignore[reportUnknownVariableType]
+        return [i for i, holds in enumerate(entry) if holds]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    value = entry.example if isinstance(entry, ExampleProxy) else entry
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.bool or value.dim() != 1:
+        return None
+    if not isinstance(entry, ExampleProxy):
+        return None if value.is_meta else value.nonzero().flatten().tolist()
+    known = known_value(entry.node, tracer.root, tracer.held)
+    if known is None or known.finite:
+        return None
+    if known.held:
+        same: Any = (entry == known.value).all()
+        torch._assert(same, "a mask in a buffer was another one when the network was captured")  # pyright: ignore[reportPrivateUsage]
+    tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+    return known.value.nonzero().flatten().tolist()
 
 
 def is_mask(value: Any) -> bool:

@@ -8,6 +8,7 @@ example values.
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import threading
 import types
@@ -32,6 +33,7 @@ from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import leaves
 from fxcat.passes.numbers_of_tensors import in_torch, plain_number
+from fxcat.passes.picked import with_places
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -429,6 +431,8 @@ class ExampleTracer(fx.Tracer):
             result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))
             if result is not NotImplemented:
                 return result
+        if target in (operator.getitem, operator.setitem) and is_tensor(args[0]):
+            args = (args[0], with_places(args[1], self), *args[2:])
         asked, self.asked = self.asked, []
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exactness import check, randomise
-from forms import IMAGES, Between, Form, failures
+from forms import IMAGES, Between, Form, failures, run
 from torch import nn
 
 import fxcat
@@ -67,6 +67,28 @@ def test_named_tuples_as_arguments() -> None:
     form: Form = lambda m, y, x: torch.cat(Halves(*y.chunk(2, 1)), 1) + sum(torch.stack(Halves(y, y.relu())))  # noqa: E731
     failed, units, _ = failures(Between(form), *IMAGES)
     assert (failed, units) == ([], 8)
+
+
+SELECTED: dict[str, Form] = {
+    "a mask of numbers": lambda m, y, x: y[:, [True, False] * 4],
+    "a constant mask": lambda m, y, x: y[:, torch.tensor([True] * 3 + [False] * 5)],
+    "a buffer": lambda m, y, x: y[:, m.chosen] * 2,
+    "rows": lambda m, y, x: F.pad(y[..., m.chosen, :], (0, 0, 0, 5)),
+    "written": lambda m, y, x: (lambda z: run(z.__setitem__((ROWS, m.chosen), 0.5), z))(y * 1.0),
+    "split_with_sizes": lambda m, y, x: torch.cat([y.split_with_sizes([3, 5], 1)[1], y[:, :3].relu()], 1),
+}
+
+
+@pytest.mark.parametrize("form", SELECTED)
+def test_selections(form: str) -> None:
+    """Masks of one axis that no input changes are lists of places."""
+    model = Between(SELECTED[form])
+    model.register_buffer("chosen", torch.tensor([True, False, False, True, False, True, False, False]))
+    model.last = nn.LazyConv2d(4, 1)
+    model.eval()(torch.randn(*IMAGES[0]))
+    failed, units, _ = failures(model, *IMAGES)
+    assert not failed
+    assert units >= 3
 
 
 CONTAINERS: dict[str, Form] = {
