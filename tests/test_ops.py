@@ -167,6 +167,10 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: torch.log_softmax(y, 1) + F.log_softmax(y, dim=-3),
         lambda s, y: y - y.logsumexp(1, keepdim=True) + torch.logsumexp(y, dim=1)[:, None],
     ],
+    "sums over units": [
+        lambda s, y: y.cumsum(1) + torch.cumsum(y.movedim(1, -1), dim=-1).movedim(-1, 1),
+        lambda s, y: y - y.flip(1).cumsum(1).flip(1).mean((2, 3), keepdim=True),
+    ],
     "assigned": [
         lambda s, y: torch.slice_scatter(y, y[:, 4:] * 2, 1, 0, 4),
         lambda s, y: y.slice_scatter(src=y[:, :3] + 1, dim=1, start=-3),

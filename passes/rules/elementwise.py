@@ -28,6 +28,7 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     """
     dims = node.meta["value"].dim()
     entries: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+    sources: list[fx.Node] = []
     for source in node.all_input_nodes:
         value = source.meta["value"]
         if isinstance(value, torch.Tensor):
@@ -35,6 +36,11 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
             labels = flow.of(source)
             # the same array where it can be: what is known of an array is known by its id
             entries.append((labels.reshape(pad + labels.shape) if pad else labels, pad + tuple(value.shape)))
+            sources.append(source)
+    entries = [
+        (labels[(slice(0, 1),) * dims], shape) if _stands_alone(flow, node, i, entries, sources) else (labels, shape)
+        for i, (labels, shape) in enumerate(entries)
+    ]
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
     stretched: list[torch.Tensor] = []
@@ -52,6 +58,32 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     for labels in stretched:
         flow.stretch(labels, max(partners, key=lambda p: p.numel(), default=result), node)
     return result
+
+
+def _stands_alone(
+    flow: Flow, node: fx.Node, number: int, entries: list[tuple[torch.Tensor, tuple[int, ...]]], sources: list[fx.Node]
+) -> bool:
+    """Whether an input is a constant, with entries along axes that no other input has, where others have units: it has
+    none then, and they are frozen."""
+    labels = entries[number][0]
+    others = [e for i, e in enumerate(entries) if i != number and e[0].numel() > 1]
+    if labels.numel() == 1 or not others or not _is_constant(sources[number]):
+        return False
+    own = [a for a, n in enumerate(labels.shape) if n > 1]
+    if any(shape[a] > 1 for _, shape in others for a in own):
+        return False
+    flow.freeze(labels, node, "a constant along an axis of its own")
+    return True
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a value is computed from a constant of the model alone."""
+    while node.op != "get_attr":
+        sources = [n for n in node.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
+        if len(sources) != 1:
+            return False
+        node = sources[0]
+    return not isinstance(node.meta["value"], torch.nn.Parameter)
 
 
 def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
