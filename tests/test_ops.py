@@ -167,6 +167,14 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: torch.log_softmax(y, 1) + F.log_softmax(y, dim=-3),
         lambda s, y: y - y.logsumexp(1, keepdim=True) + torch.logsumexp(y, dim=1)[:, None],
     ],
+    "complex numbers": [
+        lambda s, y: torch.view_as_real(torch.complex(y, y.relu()) * torch.polar(y.abs(), y)).sum(-1),
+        lambda s, y: torch.fft.ifft2(torch.fft.fft2(y) * 2).real + torch.fft.rfft2(y).imag.mean((2, 3), keepdim=True),
+    ],
+    "einsum by numbers": [
+        lambda s, y: torch.einsum(y, [0, 1, 2, 3], y.mean((2, 3)), [0, 1], [0, 1, 2, 3]),
+        lambda s, y: torch.einsum(y, [..., 5], y.softmax(-1), [..., 5], [...])[..., None] + y,
+    ],
     "sums over units": [
         lambda s, y: y.cumsum(1) + torch.cumsum(y.movedim(1, -1), dim=-1).movedim(-1, 1),
         lambda s, y: y - y.flip(1).cumsum(1).flip(1).mean((2, 3), keepdim=True),

@@ -226,6 +226,20 @@ def _is_same_for_units(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
     return any(size > 1 == own for size, own in zip(labels.shape, shape, strict=True))
 
 
+@rule(torch.complex, torch.polar, views=False)
+@rule(torch.real, torch.imag, views=True)
+class Complex(Elementwise):
+    """Complex numbers of two real ones, and these of them: zero of zeros."""
+
+    zero = Zero.PRESERVES
+
+    def __init__(self, views: bool) -> None:
+        self.views = views
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return None  # the result is of another type
+
+
 @rule(torch.addcmul, "addcmul", "addcmul_")
 class SumWithProduct(Elementwise):
     """a + value · b · c: of the factors one zero is enough."""
