@@ -53,8 +53,8 @@ class Spread:
 
 def spread_of(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Spread | None:
     """How the gate of a node's value is spread; None if its units have an axis of their own, or always had none."""
-    if not _is_merged(labels):
-        return None
+    if not isinstance(flow.values.get(node), torch.Tensor) or not _is_merged(labels):
+        return None  # of a weight, or with an axis of their own
     best: Spread | None = None
     for source, movements in _way_to(flow, node, labels):
         found = Spread(source, movements, tuple(labels.shape))
