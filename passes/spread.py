@@ -74,11 +74,10 @@ def _way_to(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Iterator[tuple[f
         sources = [n for n in node.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
         if rule is not None and rule.movement and len(sources) == 1 and node.args[:1] == (sources[0],):
             movements = (node, *movements)
-        elif isinstance(rule, Elementwise):
-            shape = node.meta["value"].shape
-            sources = [s for s in sources if s.meta["value"].shape == shape and _has_units(flow, s)]
         else:
-            return
+            alike = [s for s in sources if s.meta["value"].shape == node.meta["value"].shape and _has_units(flow, s)]
+            passes = isinstance(rule, Elementwise)
+            sources = [s for s in alike if passes or torch.equal(flow.of(s), flow.of(node))]
         if not sources:
             return
         node = sources[0]

@@ -33,7 +33,7 @@ from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
 from fxcat.passes.nested import leaves
 from fxcat.passes.numbers_of_tensors import in_torch, plain_number
-from fxcat.passes.picked import with_places
+from fxcat.passes.picked import check_none_left, with_places
 from fxcat.passes.proxy import ExampleProxy, Guard, instruction, is_tensor
 from fxcat.passes.rules.table import (
     HOOKED,
@@ -113,6 +113,7 @@ class ExampleTracer(fx.Tracer):
         except CaptureError:
             raise
         except Exception as error:
+            check_none_left(self.graph)
             raise CaptureError(
                 f"the model cannot be captured: {type(error).__name__}: {error}",
                 where=self.location(error),

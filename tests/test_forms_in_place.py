@@ -137,10 +137,13 @@ def test_assignments(form: str) -> None:
     torch.testing.assert_close(found, {n: p.grad for n, p in model.named_parameters() if n in found})
 
 
-def test_how_many_entries_are_picked_is_not_known() -> None:
-    model = Between(lambda m, y, x: y * y[y > 0].mean())
+@pytest.mark.parametrize(
+    "form",
+    [lambda m, y, x: y * y[y > 0].mean(), lambda m, y, x: y[:, y.mean((0, 2, 3)) > 0].view(len(y), 3, *y.shape[2:])],
+)
+def test_how_many_entries_are_picked_is_not_known(form: Form) -> None:
     with pytest.raises(fxcat.CaptureError, match="a mask picks entries"):
-        fxcat.prepare(model, torch.randn(*IMAGES[0]), verbose=False)
+        fxcat.prepare(Between(form), torch.randn(*IMAGES[0]), verbose=False)
 
 
 class Statistics(nn.Module):
