@@ -1,12 +1,12 @@
-"""`value[index] = other` as another value: `slice_scatter`, `masked_fill`, or a `cat` of what stays and what is new,
-along an axis that may have units.
+"""`value[index] = other` as another value: `slice_scatter`, what a mask picks (`picked`), or a `cat` of what stays and
+what is new, along an axis that may have units.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
@@ -14,9 +14,7 @@ from torch import fx
 from fxcat.passes.arguments import thaw
 from fxcat.passes.effects import NEW, NO_GRAD
 from fxcat.passes.invocations import same_place
-
-Call: TypeAlias = Callable[..., fx.Node]
-"""Makes a node of a function, or of a method by its name, and its arguments."""
+from fxcat.passes.picked import Call, Picked
 
 
 def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[fx.Node, int]) -> fx.Node | None:
@@ -24,44 +22,103 @@ def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[
 
     `order`: places of nodes in the model's Python, where new ones get that of `after`.
     """
-    cuts = _cuts(index, base.meta["value"].dim())
-    chosen = not cuts and isinstance(value, int | float) and _is_mask_of(base, index)
-    if not (cuts or chosen) or not (isinstance(value, int | float) or _is_tensor(value)):
+    if not (isinstance(value, int | float) or _is_tensor(value)):
         return None
-    graph = after.graph
+    graph, picked, listed = after.graph, Picked.of(base, index), _listed(index)
+    cuts = None if picked or listed else _cuts(index, base.meta["value"].dim())
+    chosen = picked.takes(value) if picked else listed is not None and _fits(listed, base, value)
+    if cuts is None and not chosen:
+        return None
 
-    def call(target: Callable[..., Any] | str, *args: Any) -> fx.Node:
+    def call(target: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> fx.Node:
         method = isinstance(target, str)
-        new = graph.call_method(target, args) if method else graph.call_function(target, args)
+        new = graph.call_method(target, args, kwargs) if method else graph.call_function(target, args, kwargs)
         function: Any = getattr(torch.Tensor, target) if method else target
-        new.meta.update(same_place(after), value=function(*thaw(args)))
+        new.meta.update(same_place(after), value=function(*thaw(args), **thaw(kwargs)))
         if NO_GRAD in after.meta:
             new.meta[NO_GRAD] = True
         order[new] = order[after]
         return new
 
+    if isinstance(listed, tuple) and isinstance(listed[1], list):
+        return _one_by_one(after, base, *listed, value, order, call)
     with graph.inserting_before(after.next):
-        parts = [base]
-        for axis, cut in cuts.items():
-            parts.append(call(operator.getitem, parts[-1], (*[slice(None)] * axis, _as_slice(cut))))
-        numbers = [axis for axis, cut in cuts.items() if isinstance(cut, int)]
-        part = parts.pop()
-        filled = (torch.masked_fill, part, index, value)
-        result = call(*filled) if chosen else _fitted(call, part, base, index, value, numbers)
-        for part, (axis, cut) in zip(parts[::-1], list(cuts.items())[::-1], strict=True):
-            result = _put(call, part, axis, _as_slice(cut), result)
+        if picked is not None:
+            result = picked.put(call, value)
+        elif isinstance(listed, tuple):
+            result = call("index_copy" if _is_tensor(value) else "index_fill", base, *listed, value)
+        else:
+            result = _cut(call, base, index, value, cuts or {})
     result.meta |= {"value": base.meta["value"], NEW: True}  # views of the one are views of the other
     return result
 
 
-def _cuts(index: Any, dims: int) -> Mapping[int, slice | int]:
-    """The axes that an index cuts, with slices or numbers; none if there is anything else in it."""
+def _cut(call: Call, base: fx.Node, index: Any, value: Any, cuts: Mapping[int, slice | int]) -> fx.Node:
+    """A value with another one in the place of what an index cuts out of it."""
+    parts = [base]
+    for axis, cut in cuts.items():
+        parts.append(call(operator.getitem, parts[-1], (*[slice(None)] * axis, _as_slice(cut))))
+    numbers = [axis for axis, cut in cuts.items() if isinstance(cut, int)]
+    part = parts.pop()
+    result = _fitted(call, part, base, index, value, numbers)
+    for part, (axis, cut) in zip(parts[::-1], list(cuts.items())[::-1], strict=True):
+        result = _put(call, part, axis, _as_slice(cut), result)
+    return result
+
+
+_MOST = 16
+"""So many listed places are written one by one."""
+
+
+def _listed(index: Any) -> tuple[int, Any] | None:
+    """The axis along which an index lists places, all along the others, and the list, or a tensor that holds it."""
+    entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    axis = next((a for a, e in enumerate(entries) if e != slice(None)), 0)
+    places = entries[axis]
+    if any(e != slice(None) for e in entries[axis + 1 :]):
+        return None
+    if isinstance(places, list | tuple):
+        several = 0 < len(places) <= _MOST and all(type(p) is int for p in places)
+        return (axis, list(places)) if several and len({*places}) == len(places) else None
+    is_list = _is_tensor(places) and places.meta["value"].dtype == torch.int64 and places.meta["value"].dim() == 1
+    return (axis, places) if is_list else None
+
+
+def _fits(listed: tuple[int, Any], base: fx.Node, value: Any) -> bool:
+    """Whether a value has one entry for every place that is listed, or is one number for all."""
+    if not _is_tensor(value):
+        return True
+    axis, places = listed
+    shape = list(base.meta["value"].shape)
+    shape[axis] = len(places) if isinstance(places, list) else len(places.meta["value"])
+    found = value.meta["value"]
+    return list(found.shape) == shape and found.dtype == base.meta["value"].dtype
+
+
+def _one_by_one(
+    after: fx.Node, base: fx.Node, axis: int, places: list[int], value: Any, order: dict[fx.Node, int], call: Call
+) -> fx.Node:
+    """Places of an axis, one after the other."""
+    before, last, result = (slice(None),) * axis, after, base
+    for i, place in enumerate(places):
+        part = value
+        if _is_tensor(value):
+            with after.graph.inserting_before(last.next):
+                last = part = call(operator.getitem, value, (*before, i))
+        written = assigned(last, result, (*before, place), part, order)
+        assert written is not None
+        last = result = written
+    return result
+
+
+def _cuts(index: Any, dims: int) -> Mapping[int, slice | int] | None:
+    """The axes that an index cuts, with slices or numbers; None if there is anything else in it."""
     entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
     if sum(e is Ellipsis for e in entries) == 1:
         place = next(i for i, e in enumerate(entries) if e is Ellipsis)
         entries[place : place + 1] = [slice(None)] * (dims - len(entries) + 1)
     slices = all(type(e) is int or isinstance(e, slice) for e in entries)
-    return {a: e for a, e in enumerate(entries) if e != slice(None)} if slices else {}
+    return {a: e for a, e in enumerate(entries) if e != slice(None)} if slices else None
 
 
 def _as_slice(cut: slice | int) -> slice:
@@ -113,11 +170,6 @@ def _is_constant(value: fx.Node) -> bool:
         seen.add(node)
         stack += [i for i in node.all_input_nodes if _is_tensor(i) and i not in seen]
     return True
-
-
-def _is_mask_of(base: fx.Node, index: Any) -> bool:
-    mask = index.meta["value"] if _is_tensor(index) else None
-    return mask is not None and mask.dtype == torch.bool and mask.shape == base.meta["value"].shape
 
 
 def _is_tensor(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental import _config as fx_config
 from torch.utils._pytree import tree_map
 
 from fxcat.passes.arguments import names_type, thaw
@@ -28,6 +29,9 @@ def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False, values: M
         value = _execute(node, root, in_full, values)
     except NotImplementedError:
         value = _run_on_data(node)
+        if value is None and node.target is operator.getitem:  # a mask: as if it held everywhere
+            with fx_config.patch(meta_nonzero_assume_all_nonzero=True):
+                value = _execute(node, root, in_full, values)
         if value is None:
             raise
     return value.to("meta") if isinstance(value, torch.Tensor) and not value.is_meta else value

@@ -26,6 +26,7 @@ from fxcat.passes.effects import (
     may_be_view,
 )
 from fxcat.passes.invocations import same_place
+from fxcat.passes.picked import check_none_left
 
 _FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 
@@ -41,6 +42,7 @@ def functionalise(graph: fx.Graph) -> None:
             _assign(node, order)
         elif is_inplace(node) and isinstance(node.args[0], fx.Node):
             _read_result(node, node.args[0], order)
+    check_none_left(graph)
 
 
 def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> None:

@@ -23,6 +23,7 @@ from fxcat.passes.invocations import same_place, stands_for
 from fxcat.passes.labels import Flow
 from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.table import Counting, Folding
+from fxcat.passes.spread import Spread, spread_of
 from fxcat.passes.units import NO_UNIT, Units
 from fxcat.slot_values import GateLayout, GateSlot
 
@@ -40,6 +41,8 @@ class Gating:
     """What the node calls in place of its own function."""
     factor: GateSlot | None = None
     ungated: bool = False
+    spread: Spread | None = None
+    """Where the one gate that it has is for a value from before the axis with units was merged with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +79,25 @@ def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Nod
         site = sites.get(node)
         counting = _counting(flow, units, node)
         if counting is not None:
-            counted = Site(units.of_label[counting.labels])
-            live = slot(counted, f"{node.name}_live", tuple(counting.labels.shape))
+            function = None if isinstance(counting.target, type) else counting.target
+            source = node.all_input_nodes[0]
+            spread = None if function is None else spread_of(flow, source, counting.labels)
+            labels = counting.labels if spread is None else flow.of(spread.source)
+            live = slot(Site(units.of_label[labels]), f"{node.name}_live", tuple(labels.shape))
             sections = Site(None, site.sections) if site is not None and site.sections else None
             factor = None if sections is None else slot(sections, f"{node.name}_gate", (1,))
-            function = None if isinstance(counting.target, type) else counting.target
             if isinstance(counting.target, type):
                 folded[str(node.target)] = counting.target
-            found[node] = Gating(counted=live, function=function, factor=factor)
+            found[node] = Gating(counted=live, function=function, factor=factor, spread=spread)
         elif site is not None:
             shape = (1,) if site.units is None else tuple(site.units.shape)
             folding = folding_at(flow, node, shape)
             if folding is None:
-                found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape))
+                spread = None if site.units is None else spread_of(flow, node, flow.of(node))
+                if spread is not None:
+                    site = Site(units.of_label[flow.of(spread.source)], site.sections)
+                    shape = tuple(flow.of(spread.source).shape)
+                found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape), spread=spread)
                 continue
             if not isinstance(folding, Folding):
                 pairs = [str(n.target).rpartition(".") for n in folding]
@@ -131,9 +140,14 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating], dtype: torc
     for node in graph.nodes:
         gating = gatings.get(node, _NOT_GATED)
         arguments = tuple(read(slot) for slot in gating.arguments)
-        counted: dict[str, Any] = {} if gating.counted is None else {"gate": fitting(gating.counted, node)}
+        live = None if gating.counted is None else fitting(gating.counted, node)
+        if live is not None and gating.spread is not None:
+            live = gating.spread.insert(gated, live, node, copies.__getitem__)
+        counted: dict[str, Any] = {} if live is None else {"gate": live}
         counted |= {UNGATED: True} if gating.ungated else {}
         factor = None if gating.factor is None else fitting(gating.factor, node)
+        if factor is not None and gating.counted is None and gating.spread is not None:
+            factor = gating.spread.insert(gated, factor, node, copies.__getitem__)
         scaled = {of: read(slot) for of, slot in gating.replaced}
 
         changed = changed_part_of(node)

@@ -33,7 +33,7 @@ def intercepted(tracer: Tracing) -> Generator[None]:
     with (
         patch.object(_symbolic_trace, "_create_wrapped_func", functools.partial(_descending, tracer)),
         patch.object(torch.autograd.Function, "apply", _applying(tracer)),
-        patch.object(nn.Module, "__setattr__", _assigning(nn.Module.__setattr__)),
+        patch.object(nn.Module, "__setattr__", _assigning(tracer, nn.Module.__setattr__)),
         patch.object(torch.autocast, "__enter__", _entering(tracer, torch.autocast.__enter__)),
         patch.object(torch.autocast, "__exit__", _leaving(tracer, torch.autocast.__exit__)),
         checks_traced(tracer),
@@ -63,7 +63,7 @@ class _Dispatch(TorchFunctionMode):
             if not _has_proxy((args, kwargs)):
                 seeded = any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values()))
                 draws = is_random(getattr(func, "__name__", "")) and not seeded
-                return self.tracer.draw(func, args, kwargs) if draws else plain()
+                return self.tracer.draw(func, args, kwargs) if draws else self.tracer.made(plain(), (args, kwargs))
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return getattr(args[0], func.__self__.__name__)
@@ -163,8 +163,9 @@ def state_error(name: str, where: str) -> CaptureError:
     )
 
 
-def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Module, str, Any], None]:
-    """`module.buffer = value` as a change of the buffer that the module has; a proxy cannot become one."""
+def _assigning(tracer: Tracing, assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Module, str, Any], None]:
+    """`module.buffer = value` as a change of the buffer that the module has; a proxy cannot become one. A tensor that
+    is replaced must not have been read: it would be another one in the next pass."""
 
     def call(module: nn.Module, name: str, value: Any) -> None:
         if isinstance(value, fx.Proxy) and name in module._buffers:
@@ -174,7 +175,8 @@ def _assigning(assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Mo
                 buffer.copy_(value)
             return
         old = vars(module).get(name)
-        if isinstance(old, torch.Tensor) and not computes_weights(module) and _carries_state(old, value):
+        replaced = isinstance(old, torch.Tensor) and not computes_weights(module) and _carries_state(old, value)
+        if replaced and not (isinstance(value, ExampleProxy) and not tracer.has_read(old)):
             raise state_error(name, type(module).__name__)
         assign(module, name, value)
 

@@ -6,7 +6,9 @@ axes, which does in arithmetic what the number would do.
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,11 +52,68 @@ def number_of(proxy: ExampleProxy) -> Any:
 
 
 def plain_number(proxy: ExampleProxy) -> Any:
-    """The same where Python needs a number, and nothing that stands for one. Raises `CaptureError` if it is unknown."""
+    """The same where Python needs a number, and nothing that stands for one: of buffers what they hold, which is
+    asserted. Raises `CaptureError` if it is unknown."""
     found = _known(proxy)
-    if found is None:
+    if found is not None:
+        return found.item()
+    held = known_value(proxy.node, proxy.tracer.root, proxy.tracer.held)
+    if held is None or held.finite or held.value.numel() != 1:
         raise _refused(proxy)
-    return found.item()
+    number = held.value.item()
+    same: Any = (proxy == number).all()  # pyright: ignore
+    torch._assert(same, "a buffer held another number when the network was captured")  # pyright: ignore[reportPrivateUsage]
+    proxy.tracer.guards += [Guard(n, n.meta["value"]) for n in held.sizes]
+    return number
+
+
+def extreme_of(given: Sequence[Any], *, largest: bool) -> Any:
+    """`max` or `min` of numbers and tensors of one entry, whose values are not known; `NotImplemented` for others."""
+    tensors = [a for a in given if is_number_of_tensor(a)]
+    others = [a for a in given if not is_number_of_tensor(a)]
+    plain = all(isinstance(getattr(a, "example", a), int | float) for a in others)
+    if not tensors or not plain or all(_known(t) is not None for t in tensors):
+        return NotImplemented
+    result: Any = tensors[0]
+    for other in tensors[1:]:
+        result = (torch.maximum if largest else torch.minimum)(result, other)
+    for other in others:
+        result = torch.clamp(result, **{"min" if largest else "max": other})
+    return _as_number(result)
+
+
+def is_number_of_tensor(value: Any) -> bool:
+    """Whether a value stands for a tensor that may be a number."""
+    example = getattr(value, "example", None) if isinstance(value, fx.Proxy) else None
+    return isinstance(example, torch.Tensor) and not example.dim()
+
+
+def in_torch(function: Any, args: Sequence[Any]) -> Any:
+    """What a function of numbers (`math.sqrt`, `round`) gives for a tensor; `NotImplemented` if it knows none."""
+    if function is round and args and is_number_of_tensor(args[0]):
+        rounded = torch.round(args[0], decimals=args[1] if len(args) > 1 else 0)
+        return _as_number(rounded if len(args) > 1 else rounded.long())
+    if function not in _IN_TORCH or not any(map(is_number_of_tensor, args)):
+        return NotImplemented
+    result = _IN_TORCH[function](*args)
+    return _as_number(result.long() if function in (math.floor, math.ceil) else result)
+
+
+_IN_TORCH: dict[Any, Callable[..., Any]] = {
+    getattr(math, name): getattr(torch, name)
+    for name in ("sqrt", "exp", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "floor", "ceil", "pow")
+}
+_IN_TORCH |= {
+    math.fabs: torch.abs,
+    math.log: lambda x, base=None: torch.log(x) if base is None else torch.log(x) / math.log(base),
+}
+"""Functions of numbers, and those of tensors that compute the same."""
+
+
+def _as_number(proxy: Any) -> Any:
+    """A tensor that stands for a number of its type."""
+    proxy.node.meta[NUMBER] = torch.empty((), dtype=proxy.example.dtype).fill_(0).item()
+    return proxy
 
 
 def _refused(proxy: ExampleProxy) -> CaptureError:
@@ -77,8 +136,7 @@ def _known(proxy: ExampleProxy) -> torch.Tensor | None:
 def _taken_apart(proxy: Any) -> Any:
     if proxy.example.dim():
         return [_taken_apart(part) for part in proxy]
-    proxy.node.meta[NUMBER] = torch.empty((), dtype=proxy.example.dtype).fill_(0).item()
-    return proxy
+    return _as_number(proxy)
 
 
 _SAME = ("to", "cpu", "cuda", "long", "int", "detach", "clone", "contiguous")

@@ -72,6 +72,8 @@ class ExampleProxy(fx.Proxy):
             return self.tracer.create_proxy("call_method", "detach", (self,), {})
         if isinstance(self.example, torch.Tensor) and (name == "mT" or (name == "T" and self.example.dim() == 2)):
             return self.tracer.create_proxy("call_method", "transpose", (self, -2, -1), {})
+        if isinstance(self.example, torch.Tensor) and name in ("real", "imag"):
+            return self.tracer.create_proxy("call_function", getattr(torch, name), (self,), {})
         fields = getattr(type(self.example), "n_sequence_fields", 0)
         if fields and name in ("values", "indices"):  # of what torch.max returns
             return self.tracer.create_proxy(

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 from fxcat.errors import CaptureError
 from fxcat.passes.caches import forgetting, keeps_results, results_forgotten
 from fxcat.passes.nested import leaves
-from fxcat.passes.numbers_of_tensors import NUMBER, number_of
+from fxcat.passes.numbers_of_tensors import NUMBER, extreme_of, is_number_of_tensor, number_of
 from fxcat.passes.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.table import is_leaf
@@ -348,9 +348,14 @@ def _of_one_shape(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`min` and `max`: of sizes, a number that stays symbolic."""
+    """`min` and `max`: of sizes, a number that stays symbolic; of numbers of tensors, a tensor."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        given: Any = args[0] if len(args) == 1 and type(args[0]) in (list, tuple) else args
+        if not kwargs and any(map(is_number_of_tensor, given)):
+            found = extreme_of(given, largest=function is builtins.max)
+            if found is not NotImplemented:
+                return found
         proxy = next((a for a in args if isinstance(a, ExampleProxy)), None)
         if proxy is None or kwargs or not isinstance(proxy.example, int | float | torch.Size):
             return function(*args, **kwargs)

@@ -8,6 +8,7 @@ example values.
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import threading
 import types
@@ -32,7 +33,9 @@ from fxcat.passes.invocations import CALL, Calls
 from fxcat.passes.known import known_value
 from fxcat.passes.methods import instead_of_method
 from fxcat.passes.mode_watch import Modes
-from fxcat.passes.numbers_of_tensors import plain_number
+from fxcat.passes.nested import leaves
+from fxcat.passes.numbers_of_tensors import in_torch, plain_number
+from fxcat.passes.picked import check_none_left, with_places
 from fxcat.passes.proxy import ExampleProxy, instruction, is_tensor
 from fxcat.passes.rules.asking import LINE
 from fxcat.passes.rules.table import (
@@ -72,6 +75,12 @@ class ExampleTracer(fx.Tracer):
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
+        self._made: dict[int, torch.Tensor] = {}
+        """Constants that the model makes while it is traced."""
+        self._computed_with: set[int] = set()
+        """Tensors with which it computes without values of the graph."""
+        self._versions: dict[int, int] = {}
+        """How often they had been changed in place when they were first used."""
         self.uncast: list[tuple[str, torch.dtype | None]] = []
         """The types of devices for which the model has switched autocast where it is now, and to what that casts."""
         self.held: Mapping[str, torch.Tensor] = {}
@@ -102,12 +111,13 @@ class ExampleTracer(fx.Tracer):
             with torch.enable_grad(), stand_ins(root), intercepted(self):
                 graph = self.trace(root)
             for tensor, name in self.tensor_attrs.items():
-                if isinstance(tensor, torch.Tensor) and tensor._version:
+                if isinstance(tensor, torch.Tensor) and tensor._version > self._versions.get(id(tensor), 0):
                     raise state_error(str(name), type(root).__name__)
             return graph
         except CaptureError:
             raise
         except Exception as error:
+            check_none_left(self.graph)
             raise CaptureError(
                 f"the model cannot be captured: {type(error).__name__}: {error}",
                 where=self.location(error),
@@ -311,11 +321,13 @@ class ExampleTracer(fx.Tracer):
         return result
 
     def _is_passing(self, module: nn.Module) -> bool:
-        """Whether a module is none of the model's, but made in its forward pass (`nn.CrossEntropyLoss()(y, t)`)."""
+        """Whether a module is none of the model's, but made in its forward pass (`nn.CrossEntropyLoss()(y, t)`,
+        `self.stages[1:]`): only what it holds may be the model's."""
         try:
             self.path_of_module(module)
         except NameError:
-            return not any(True for _ in (*module.parameters(), *module.buffers()))
+            held = is_leaf(module)
+            return not any(True for _ in (*module.parameters(held), *module.buffers(held)))
         return False
 
     def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
@@ -365,12 +377,28 @@ class ExampleTracer(fx.Tracer):
         self._drawn[id(first)] = first, result
         return result
 
+    def has_read(self, tensor: torch.Tensor) -> bool:
+        """Whether the graph reads a tensor that is none of the module's parameters and buffers."""
+        name = self.tensor_attrs.get(tensor)
+        read = name is not None and any(n.op == "get_attr" and n.target == name for n in self.graph.nodes)
+        return read or id(tensor) in self._computed_with
+
+    def made(self, result: Any, given: Any) -> Any:
+        """The result of a call without values of the graph; what is none of the arguments is a new constant."""
+        tensors = [g for g in leaves(given) if isinstance(g, torch.Tensor)]
+        self._computed_with |= {id(t) for t in tensors}
+        if isinstance(result, torch.Tensor) and all(result is not t for t in tensors):
+            self._made[id(result)] = result
+        return result
+
     def create_arg(self, a: Any) -> Any:
         kind = type(a)
         if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
             return a
         if kind in (list, tuple):
             return kind([self.create_arg(x) for x in a])
+        if isinstance(a, tuple) and hasattr(a, "_fields"):  # functions take it for a tuple
+            return tuple(self.create_arg(x) for x in a)  # pyright: ignore[reportUnknownVariableType]
         if kind is ExampleProxy:
             return a.node
         if kind is dict and not a:
@@ -381,6 +409,8 @@ class ExampleTracer(fx.Tracer):
             return a.item()
         if isinstance(a, numpy.ndarray):
             return super().create_arg(torch.from_numpy(a))
+        if id(a) in self._made:  # what has changed it so far is a part of making it
+            self._versions.setdefault(id(a), a._version)
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
@@ -394,8 +424,8 @@ class ExampleTracer(fx.Tracer):
             target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
             raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
-        if kind == "call_method":
-            result = instead_of_method(target, args, kwargs)
+        if kind != "get_attr":
+            result = instead_of_method(target, args, kwargs) if kind == "call_method" else in_torch(target, args)
             if result is not NotImplemented:
                 return result
         function: Any = target if kind == "call_function" else None
@@ -406,6 +436,8 @@ class ExampleTracer(fx.Tracer):
             result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))
             if result is not NotImplemented:
                 return result
+        if target in (operator.getitem, operator.setitem) and is_tensor(args[0]):
+            args = (args[0], with_places(args[1], self), *args[2:])
         asked, self.asked = self.asked, []
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node

@@ -209,3 +209,31 @@ def test_frames_of_a_batch() -> None:
             return self.outer(y.mean(1))
 
     assert failures(Video(), (1, 5, 3, 8, 8), (3, 5, 3, 8, 8))[:2] == ([], 8)
+
+
+MERGED: dict[str, Form] = {
+    "softmax": lambda m, y, x: y.flatten(1).softmax(1).view(y.shape),
+    "softmax, channels last": lambda m, y, x: (
+        y.movedim(1, -1).flatten(1).softmax(1).unflatten(1, (*y.shape[2:], -1)).movedim(-1, 1)
+    ),
+    "log_softmax of rows": lambda m, y, x: y.flatten(1, 2).log_softmax(1).view(y.shape),
+    "logsumexp": lambda m, y, x: y - y.flatten(1).logsumexp(1)[:, None, None, None],
+    "mean": lambda m, y, x: y - y.view(len(y), -1).mean(-1, keepdim=True)[..., None, None],
+    "mean of all": lambda m, y, x: y / (1 + y.view(-1).pow(2).mean()),
+    "smallest and largest": lambda m, y, x: (
+        lambda f: ((f - f.amin(1, keepdim=True)) / (f.max(1, keepdim=True)[0] + 9)).view(y.shape)
+    )(y.flatten(1)),
+    "layer_norm": lambda m, y, x: F.layer_norm(y.flatten(1), y.flatten(1).shape[1:]).view(y.shape),
+    "not zero at zero": lambda m, y, x: y.flatten(1).exp().cos().view(y.shape),
+    "groups": lambda m, y, x: (lambda g: ((g - g.mean(-1, keepdim=True)) / (g.std(-1, keepdim=True) + 1)).view_as(y))(
+        y.view(len(y), 4, -1)
+    ),
+}
+
+
+@pytest.mark.parametrize("form", MERGED)
+def test_units_along_merged_axes(form: str) -> None:
+    """How many entries a unit has there is another number for images of another size, and for another batch."""
+    failed, units, _ = failures(Between(MERGED[form]), (1, 3, 8, 8), (3, 3, 6, 10))
+    assert not failed
+    assert units == (4 if form == "groups" else 8)

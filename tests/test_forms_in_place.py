@@ -76,6 +76,76 @@ def test_what_is_changed_through_a_view_is_kept(form: str) -> None:
     assert failures(model, *IMAGES)[:2] == ([], 8)  # those of the inner layer
 
 
+def put(y: torch.Tensor, *changes: Callable[[torch.Tensor], Any]) -> torch.Tensor:
+    """A copy of a value after some changes."""
+    y = y * 1.0
+    for change in changes:
+        change(y)
+    return y
+
+
+def scale(y: torch.Tensor, index: Any, by: Any) -> None:
+    y[index] *= by
+
+
+def move(y: torch.Tensor, index: Any, by: Any) -> None:
+    y[index] += by
+
+
+ROWS, EVERY = slice(None), Ellipsis
+
+ASSIGNED: dict[str, Form] = {
+    "picked and scaled": lambda m, y, x: put(y, lambda z: scale(z, z > 0.3, 2)),
+    "picked and moved": lambda m, y, x: put(y, lambda z: move(z, z < 0, 0.5)),
+    "picked by other values": lambda m, y, x: put(y, lambda z: scale(z, (x[:, :1] > 0).expand_as(z), 0.5)),
+    "picked by a constant": lambda m, y, x: put(y, lambda z: scale(z, (EVERY, m.mask), 2)),
+    "filled by a constant mask": lambda m, y, x: put(y, lambda z: z.__setitem__((EVERY, m.mask), 0.2)),
+    "filled in the middle": lambda m, y, x: put(
+        y.movedim(1, -1), lambda z: z.__setitem__((ROWS, m.mask, ROWS), 0.2)
+    ).movedim(-1, 1),
+    "a function of what is picked": lambda m, y, x: put(
+        y, lambda z: z.__setitem__(z > 1, torch.log(z[z > 1]) + 1), lambda z: z.__setitem__(z < 0, z[z < 0].exp() - 1)
+    ),
+    "picked from several": lambda m, y, x: (lambda k: put(y, lambda z: z.__setitem__(k, (y.sigmoid()[k] - z[k]) * 2)))(
+        y > 0
+    ),
+    "a token in the place of others": lambda m, y, x: (
+        put(y.flatten(2).transpose(1, 2), lambda t: t.__setitem__(x[:, 0].flatten(1) > 0.5, m.rows))
+        .transpose(1, 2)
+        .reshape(y.shape)
+    ),
+    "all": lambda m, y, x: put(y, lambda z: z.__setitem__(ROWS, y.sigmoid()), lambda z: move(z, EVERY, 1.0)),
+    "all, by a number": lambda m, y, x: y + put(y, lambda z: z.__setitem__(EVERY, 0.5)),
+    "listed channels": lambda m, y, x: put(y, lambda z: move(z, (ROWS, [1, 3]), 1), lambda z: scale(z, (ROWS, [0]), 2)),
+    "listed rows": lambda m, y, x: put(y, lambda z: z.__setitem__((ROWS, ROWS, torch.tensor([0, 2])), 0.3)),
+    "listed rows, by values": lambda m, y, x: put(y, lambda z: z.__setitem__((ROWS, ROWS, [4, 0]), y[:, :, :2])),
+}
+
+
+@pytest.mark.parametrize("form", ASSIGNED)
+def test_assignments(form: str) -> None:
+    """Such values are computed for all entries; gradients are those of the entries that are picked."""
+    model = Between(ASSIGNED[form])
+    failed, units, _ = failures(model, *IMAGES)
+    assert not failed
+    assert units == (5 if form == "listed channels" else 8)  # what is written in the place of others stays with them
+    net = fxcat.prepare(model, torch.randn(*IMAGES[0]).double(), verbose=False).train()
+    for each in (model.train(), net):
+        each.zero_grad()
+        each(torch.randn(*IMAGES[1], generator=torch.Generator().manual_seed(0)).double()).square().sum().backward()
+    found = {n: p.grad for n, p in net.network.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found, {n: p.grad for n, p in model.named_parameters() if n in found})
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda m, y, x: y * y[y > 0].mean(), lambda m, y, x: y[:, y.mean((0, 2, 3)) > 0].view(len(y), 3, *y.shape[2:])],
+)
+def test_how_many_entries_are_picked_is_not_known(form: Form) -> None:
+    with pytest.raises(fxcat.CaptureError, match="a mask picks entries"):
+        fxcat.prepare(Between(form), torch.randn(*IMAGES[0]), verbose=False)
+
+
 class Statistics(nn.Module):
     """Buffers that Python changes, in training or always."""
 

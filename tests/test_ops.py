@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checking_layers import checked_width
-from exactness import check, random_gates, randomise
+from exactness import check, difference, random_gates, randomise
 from torch import nn
 
 import fxcat
@@ -167,6 +167,18 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: torch.log_softmax(y, 1) + F.log_softmax(y, dim=-3),
         lambda s, y: y - y.logsumexp(1, keepdim=True) + torch.logsumexp(y, dim=1)[:, None],
     ],
+    "complex numbers": [
+        lambda s, y: torch.view_as_real(torch.complex(y, y.relu()) * torch.polar(y.abs(), y)).sum(-1),
+        lambda s, y: torch.fft.ifft2(torch.fft.fft2(y) * 2).real + torch.fft.rfft2(y).imag.mean((2, 3), keepdim=True),
+    ],
+    "einsum by numbers": [
+        lambda s, y: torch.einsum(y, [0, 1, 2, 3], y.mean((2, 3)), [0, 1], [0, 1, 2, 3]),
+        lambda s, y: torch.einsum(y, [..., 5], y.softmax(-1), [..., 5], [...])[..., None] + y,
+    ],
+    "sums over units": [
+        lambda s, y: y.cumsum(1) + torch.cumsum(y.movedim(1, -1), dim=-1).movedim(-1, 1),
+        lambda s, y: y - y.flip(1).cumsum(1).flip(1).mean((2, 3), keepdim=True),
+    ],
     "assigned": [
         lambda s, y: torch.slice_scatter(y, y[:, 4:] * 2, 1, 0, 4),
         lambda s, y: y.slice_scatter(src=y[:, :3] + 1, dim=1, start=-3),
@@ -230,6 +242,24 @@ def test_what_is_not_finite_spares_dead_units(function: Callable[..., torch.Tens
     assert x.grad is not None and gate.grad is not None
     assert bool(x.grad.isfinite().all() and gate.grad.isfinite().all())
     assert gate.grad[2] == function(*(a[2] for a in args))  # what the unit would add, were it open
+
+
+@pytest.mark.parametrize("kind", OPS)
+def test_gradients_with_open_gates(kind: str) -> None:
+    """They are those of the model: forms that count live units have the same derivatives as what they stand for."""
+    model = Branches(OPS[kind]).double()
+    randomise(model, 0)
+    with torch.no_grad():
+        model.variance.abs_().add_(0.5)
+        model.power.fill_(1.3)
+    net = fxcat.prepare(model, torch.randn(1, 3, 4, 4).double(), verbose=False)
+    x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    for each in (model.eval(), net.eval()):
+        each(x).square().sum().backward()
+    own = dict(net.network.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and bool(parameter.grad.isfinite().all()):
+            assert difference(own[name].grad, parameter.grad) <= 1e-9, name
 
 
 NOISE: list[Op] = [

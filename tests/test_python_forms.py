@@ -294,7 +294,7 @@ def test_refused(name: str) -> None:
 
 TOLD: dict[str, tuple[Form, str]] = {
     "one_hot": (lambda y: y * F.one_hot(torch.tensor(2), y.shape[1]).to(y).view(1, -1, 1, 1), "meets one without"),
-    "cumsum": (lambda y: y * torch.ones(y.shape[1]).to(y).cumsum(0).view(1, -1, 1, 1), "elements are mixed"),
+    "cumprod": (lambda y: y * torch.ones(y.shape[1]).to(y).cumprod(0).view(1, -1, 1, 1), "elements are mixed"),
 }
 
 

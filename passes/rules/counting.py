@@ -137,8 +137,10 @@ def gated_log_softmax(
 
 
 def _exponentials(input: torch.Tensor, most: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """exp of what is left of the largest open entry; a closed one may be larger."""
-    return (input - most).clamp(max=0).exp() * gate
+    """exp of what is left of the largest open entry; a closed one may be larger. The largest has a gradient, which
+    `clamp` does not give in every version of PyTorch."""
+    left = input - most
+    return torch.where(left > 0, 0.0, left).exp() * gate
 
 
 @cache

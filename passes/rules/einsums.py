@@ -17,6 +17,9 @@ def einsum(equation: Any, *operands: Any) -> Any:
     """With letters for what an ellipsis stands for, letters of the result, and two operands at a time."""
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
+    if not isinstance(equation, str) and operands:
+        equation, operands = _in_letters((equation, *operands))
+        return NotImplemented if equation is None else torch.einsum(equation, *operands)
     if not isinstance(equation, str) or not all(isinstance(x, fx.Proxy | torch.Tensor) for x in operands):
         return NotImplemented
     parts, result = _spelled(equation.replace(" ", ""), [_rank(x) for x in operands])
@@ -31,6 +34,16 @@ def einsum(equation: Any, *operands: Any) -> Any:
         kept = result if i == len(parts) else "".join(x for x in dict.fromkeys(left + part) if x in wanted)
         left, value = kept, torch.einsum(f"{left},{part}->{kept}", value, operand)
     return value
+
+
+def _in_letters(given: tuple[Any, ...]) -> tuple[str | None, tuple[Any, ...]]:
+    """The equation and the operands where each operand is followed by numbers for its axes, the result's last."""
+    lists: list[Any] = [*given[1::2], *(given[-1:] if len(given) % 2 else ())]
+    if not all(isinstance(a, tuple | list) and all(i is Ellipsis or type(i) is int for i in a) for a in lists):
+        return None, given
+    written = ["".join("..." if i is Ellipsis else string.ascii_letters[i] for i in a) for a in lists]
+    arrow = "->" + written.pop() if len(given) % 2 else ""
+    return ",".join(written) + arrow, given[: len(given) // 2 * 2 : 2]
 
 
 def _of_one(letters: str, result: str, value: Any) -> Any:

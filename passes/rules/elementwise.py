@@ -35,8 +35,12 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
             pad = (1,) * (dims - value.dim())
             labels = flow.of(source)
             # the same array where it can be: what is known of an array is known by its id
-            sources.append(source)
             entries.append((labels.reshape(pad + labels.shape) if pad else labels, pad + tuple(value.shape)))
+            sources.append(source)
+    entries = [
+        (labels[(slice(0, 1),) * dims], shape) if _stands_alone(flow, node, i, entries, sources) else (labels, shape)
+        for i, (labels, shape) in enumerate(entries)
+    ]
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
     partners: list[torch.Tensor] = []
     stretched: list[torch.Tensor] = []
@@ -67,6 +71,32 @@ def _keep_axes(flow: Flow, labels: torch.Tensor, axes: Collection[int], node: fx
     for axis in axes:
         if labels.shape[axis] > 1:
             flow.unite(labels, labels.narrow(axis, 0, 1))
+
+
+def _stands_alone(
+    flow: Flow, node: fx.Node, number: int, entries: list[tuple[torch.Tensor, tuple[int, ...]]], sources: list[fx.Node]
+) -> bool:
+    """Whether an input is a constant, with entries along axes that no other input has, where others have units: it has
+    none then, and they are frozen."""
+    labels = entries[number][0]
+    others = [e for i, e in enumerate(entries) if i != number and e[0].numel() > 1]
+    if labels.numel() == 1 or not others or not _is_constant(sources[number]):
+        return False
+    own = [a for a, n in enumerate(labels.shape) if n > 1]
+    if any(shape[a] > 1 for _, shape in others for a in own):
+        return False
+    flow.freeze(labels, node, "a constant along an axis of its own")
+    return True
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a value is computed from a constant of the model alone."""
+    while node.op != "get_attr":
+        sources = [n for n in node.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
+        if len(sources) != 1:
+            return False
+        node = sources[0]
+    return not isinstance(node.meta["value"], torch.nn.Parameter)
 
 
 def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
@@ -207,6 +237,20 @@ def _is_same_for_units(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
     labels, shape = flow.of(node), source.meta["value"].shape
     shape = (1,) * (labels.dim() - len(shape)) + tuple(shape)
     return any(size > 1 == own for size, own in zip(labels.shape, shape, strict=True))
+
+
+@rule(torch.complex, torch.polar, views=False)
+@rule(torch.real, torch.imag, views=True)
+class Complex(Elementwise):
+    """Complex numbers of two real ones, and these of them: zero of zeros."""
+
+    zero = Zero.PRESERVES
+
+    def __init__(self, views: bool) -> None:
+        self.views = views
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        return None  # the result is of another type
 
 
 @rule(torch.addcmul, "addcmul", "addcmul_")

@@ -264,6 +264,13 @@ class Split(Movement):
         )
 
 
+@decomposition(torch.split_with_sizes)
+@decomposition(torch.Tensor.split_with_sizes)
+def split_with_sizes(input: Any, split_sizes: Any, dim: int = 0) -> Any:
+    """`split` by another name."""
+    return input.split(split_sizes, dim)
+
+
 @rule(torch.vsplit, "vsplit", along=0)
 @rule(torch.hsplit, "hsplit", along=1)
 @rule(torch.dsplit, "dsplit", along=2)

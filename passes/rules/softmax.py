@@ -51,11 +51,28 @@ def _dim(node: fx.Node) -> int:
     return given
 
 
-@rule(torch.cumsum, "cumsum", torch.cumprod, "cumprod")
+@rule(torch.cumprod, "cumprod", over_units=False)
+@rule(torch.cumsum, "cumsum", over_units=True)
 class Cumulative(Rule):
-    """Sums and products of what comes before along an axis without units."""
+    """Sums and products of what comes before along an axis. Along one with units a sum goes on as if a dead one, which
+    is zero, were not there; its own place gets what comes before."""
 
     zero = Zero.PRESERVES
 
+    def __init__(self, over_units: bool) -> None:
+        self.over_units = over_units
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return whole_slices(flow, node, arguments(node, "input", "dim")["dim"])
+        axis = arguments(node, "input", "dim")["dim"]
+        return flow.of(node.all_input_nodes[0]) if self._sums_units(flow, node) else whole_slices(flow, node, axis)
+
+    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...] | None:
+        return () if self._sums_units(flow, node) else None
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (node.all_input_nodes[0],) if self._sums_units(flow, node) else ()
+
+    def _sums_units(self, flow: Flow, node: fx.Node) -> bool:
+        """Whether all units lie along the axis of a sum."""
+        labels, axis = flow.of(node.all_input_nodes[0]), arguments(node, "input", "dim")["dim"]
+        return self.over_units and labels.shape[axis] == labels.numel() > 1

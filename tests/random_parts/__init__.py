@@ -7,6 +7,7 @@ from functools import partial
 from random_parts.attention_parts import ATTENTION
 from random_parts.branch_parts import BRANCHES
 from random_parts.layer_parts import LAYERS
+from random_parts.made_parts import MADE
 from random_parts.norm_parts import NORMS
 from random_parts.parts import Part, write
 from random_parts.python_parts import PYTHON
@@ -15,7 +16,7 @@ from random_parts.writer import OTHER, SPATIAL, StepWriter, Value, Writer
 
 __all__ = ["DIMS", "OTHER", "SPATIAL", "STEPS", "Value", "Writer"]
 
-_PARTS: dict[str, Part] = {**NORMS, **LAYERS, **ATTENTION, **BRANCHES, **PYTHON}
+_PARTS: dict[str, Part] = {**NORMS, **LAYERS, **ATTENTION, **BRANCHES, **PYTHON, **MADE}
 
 
 def _of_part(w: Writer, x: Value, y: Value, number: int, *, part: Part) -> None:

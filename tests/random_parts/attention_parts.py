@@ -213,8 +213,8 @@ ATTENTION = {
     ),
     "deformable_heads": Part(
         """
-        v = <<conv $c, 6>>($x).view($x.shape[0] * 2, 3, *$x.shape[2:])
-        g = torch.tanh(<<conv $c, 4>>($x)).view($x.shape[0] * 2, 2, *$x.shape[2:]).permute(0, 2, 3, 1)
+        v = <<conv $c, 6>>($x).reshape($x.shape[0] * 2, 3, *$x.shape[2:])
+        g = torch.tanh(<<conv $c, 4>>($x)).reshape($x.shape[0] * 2, 2, *$x.shape[2:]).permute(0, 2, 3, 1)
         o = F.grid_sample(v, g, align_corners=False).view($x.shape[0], 6, *$x.shape[2:])
         h = $x + <<conv 6, $c>>(o)
         """,
