@@ -157,7 +157,7 @@ def fit(
             warmup=warmup,
             until=until,
             averages=averages,
-            **({"loss": minimised} if net.policy == "ratio" else {}),
+            loss=minimised if net.policy == "ratio" else cross_entropy,
             scaler=weights.scaler,
             seed=seed,
         )

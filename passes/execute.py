@@ -30,7 +30,7 @@ def run_node(node: fx.Node, root: nn.Module, *, in_full: bool = False, values: M
     except NotImplementedError:
         value = _run_on_data(node)
         if value is None and node.target is operator.getitem:  # a mask: as if it held everywhere
-            with fx_config.patch(meta_nonzero_assume_all_nonzero=True):
+            with fx_config.patch(meta_nonzero_assume_all_nonzero=True):  # pyright: ignore[reportAttributeAccessIssue]
                 value = _execute(node, root, in_full, values)
         if value is None:
             raise

@@ -174,7 +174,7 @@ def _assigning(tracer: Tracing, assign: Callable[[nn.Module, str, Any], None]) -
             if not changed:
                 buffer.copy_(value)
             return
-        old = vars(module).get(name)
+        old: Any = vars(module).get(name)
         replaced = isinstance(old, torch.Tensor) and not computes_weights(module) and _carries_state(old, value)
         if replaced and not (isinstance(value, ExampleProxy) and not tracer.has_read(old)):
             raise state_error(name, type(module).__name__)

@@ -99,11 +99,9 @@ def in_torch(function: Any, args: Sequence[Any]) -> Any:
     return _as_number(result.long() if function in (math.floor, math.ceil) else result)
 
 
+_OF_ONE_NAME = ("sqrt", "exp", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "floor", "ceil", "pow")
 _IN_TORCH: dict[Any, Callable[..., Any]] = {
-    getattr(math, name): getattr(torch, name)
-    for name in ("sqrt", "exp", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "floor", "ceil", "pow")
-}
-_IN_TORCH |= {
+    **{getattr(math, name): getattr(torch, name) for name in _OF_ONE_NAME},
     math.fabs: torch.abs,
     math.log: lambda x, base=None: torch.log(x) if base is None else torch.log(x) / math.log(base),
 }

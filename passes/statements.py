@@ -61,7 +61,8 @@ class _Body:
         for mode, block in groupby(own, lambda n: n.meta.get(UNCAST)):
             nodes = list(block)
             if mode is not None:
-                lines.append(self._opening(*mode, nodes))
+                device, dtype = mode
+                lines.append(self._opening(device, dtype, nodes))
             for node in nodes:
                 lines.append((INDENT if mode else "") + self._line(node, ends, place))
                 place += 1
@@ -76,15 +77,16 @@ class _Body:
         known: dict[Any, fx.Node] = {}
         for node in self._nodes:
             if _is_size(node):
-                key = node.op, node.target, _key(node.args, self._first), _key(node.kwargs, self._first)
+                key: Any = (node.op, node.target, _key(node.args, self._first), _key(node.kwargs, self._first))
                 self._first[node] = known.setdefault(key, node)
 
     def _find_inside(self) -> None:
         """Parameters, shapes, and sizes that are used in one place while what they are the sizes of is still needed."""
         users: dict[fx.Node, list[fx.Node]] = {n: [] for n in self._nodes}
-        for node in [*self._nodes, self._output]:
+        for node in (*self._nodes, self._output):
             if self._first.get(node, node) is node:
-                for used in node.all_input_nodes:
+                inputs: list[fx.Node] = node.all_input_nodes
+                for used in inputs:
                     users[self._first.get(used, used)].append(node)
         place = {n: i for i, n in enumerate([*self._nodes, self._output])}
         last = {n: max((place[u] for u in us if not _is_size(u)), default=-1) for n, us in users.items()}

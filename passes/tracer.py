@@ -392,13 +392,13 @@ class ExampleTracer(fx.Tracer):
         return result
 
     def create_arg(self, a: Any) -> Any:
-        kind = type(a)
+        kind: type[Any] = type(a)
         if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
             return a
         if kind in (list, tuple):
             return kind([self.create_arg(x) for x in a])
-        if isinstance(a, tuple) and hasattr(a, "_fields"):  # functions take it for a tuple
-            return tuple(self.create_arg(x) for x in a)  # pyright: ignore[reportUnknownVariableType]
+        if issubclass(kind, tuple) and hasattr(kind, "_fields"):  # functions take it for a tuple
+            return tuple(self.create_arg(x) for x in a)
         if kind is ExampleProxy:
             return a.node
         if kind is dict and not a:
