@@ -143,7 +143,7 @@ def test_every_step_is_written_and_logged(
     fxcat.finalize(made)
     made.shrink()
     assert sorted(f.name for f in tmp_path.iterdir()) == ["001-prepare-Net", "002-finalize-Net", "003-shrink-Net"]
-    names = [f"{i:02d}-{s.name}.txt" for i, s in enumerate(compiler.PREPARING, 1)]
+    names = [f"{i:02d}-{s.name.replace(chr(32), chr(45))}.txt" for i, s in enumerate(compiler.PREPARING, 1)]
     assert sorted(f.name for f in (tmp_path / "001-prepare-Net").iterdir()) == names
     last = (tmp_path / "001-prepare-Net" / names[-1]).read_text()
     assert re.search(r"second_conv = self\.second\.conv\(\w+\) +# \(2, 8, 8, 8\); axis 1: 8 units of", last)
