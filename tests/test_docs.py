@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import io
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 FENCE = re.compile(r"^( *)```(python|text)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-"""Blocks in comments count: what a page needs and does not show."""
 _OUTPUT = doctest.OutputChecker()
 
 pytestmark = [
@@ -66,6 +66,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("COLUMNS", "120")  # of tables that are printed
     yield tmp_path
     sys.modules.pop("page", None)
+    logging.getLogger("fxcat.passes").setLevel(logging.NOTSET)
 
 
 def run_page(found: list[Block], folder: Path, **given: Any) -> None:
@@ -116,8 +117,8 @@ def test_files_and_headings_that_are_linked_exist(path: Path) -> None:
         linked = path.parent / target if target else path
         assert linked.exists(), f"{path.name} links to {target}"
         if heading:
-            titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
-            assert heading in [_anchor(t) for t in titles], f"{path.name} links to {target}#{heading}"
+            titles = re.findall(r"^(?:#+|:::) (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [*titles, *map(_anchor, titles)], f"{path.name} links to {target}#{heading}"
 
 
 def _anchor(title: str) -> str:
