@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
+import tomllib
 from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).resolve().parents[1]
