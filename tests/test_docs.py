@@ -64,6 +64,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setattr(table, name, dict(getattr(table, name)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")  # of tables that are printed
+    monkeypatch.setenv("FXCAT_DUMP", "")  # a page sets it
     yield tmp_path
     sys.modules.pop("page", None)
     logging.getLogger("fxcat.passes").setLevel(logging.NOTSET)
