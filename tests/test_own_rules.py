@@ -100,7 +100,7 @@ def test_an_autograd_function_is_opaque_reported_and_keeps_its_gradient() -> Non
 
 @pytest.mark.parametrize(("op", "layer"), [(ScaleFunction, Doubled), (Swish, Swish)])
 def test_a_rule_makes_units_prunable(op: type, layer: type[nn.Module]) -> None:
-    """For an autograd function, and for a module: the example of the README."""
+    """For an autograd function, and for a module: the example of docs/writing_rules.md."""
 
     @rule(op)
     class _(Elementwise):
