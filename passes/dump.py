@@ -58,7 +58,7 @@ def lines_of(step: Step[Any], state: State) -> Iterator[str]:
     for node in state.graph.nodes:
         known = _axes(state, node) if isinstance(state, Work) else ""
         value = "" if node.op == "output" else f"  # {_shape(node.meta.get('value'))}{known}"
-        yield f"{_code(node):<88}{value}"
+        yield f"{_code(node):<88}{value}".rstrip()
     if isinstance(state, Work):
         yield from _found(state)
 

@@ -138,7 +138,7 @@ def _applying(tracer: Tracing) -> Any:
             raise CaptureError(
                 f"{function.__name__} takes a function",
                 where=tracer.location(),
-                remedy="list the module in ignore=",
+                remedy="teach fxcat the module with a rule (fxcat.rules)",
             )
         return tracer.create_proxy("call_function", autograd_call(function), args, kwargs)
 

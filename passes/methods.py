@@ -33,7 +33,7 @@ def instead_of_method(name: str, args: Any, kwargs: Any) -> Any:
         raise CaptureError(
             f"{name}() asks for the memory of a tensor",
             where=proxy.tracer.location(),
-            remedy="compute with the tensor itself, or list the module in ignore=",
+            remedy="compute with the tensor itself, or teach fxcat the module with a rule (fxcat.rules)",
         )
     if type(proxy) is not ExampleProxy:
         return NotImplemented

@@ -118,7 +118,7 @@ def _refused(proxy: ExampleProxy) -> CaptureError:
     return CaptureError(
         "Python takes numbers from the values of a tensor",
         where=proxy.tracer.location(),
-        remedy="compute with the tensor itself, or list the module in ignore=",
+        remedy="compute with the tensor itself, or teach fxcat the module with a rule (fxcat.rules)",
     )
 
 

@@ -186,7 +186,7 @@ def check_none_left(graph: fx.Graph) -> None:
             raise CaptureError(
                 "a mask picks entries, as many as there are for these values",
                 where=f"module {node.meta.get('path') or '(root)'!r}",
-                remedy="compute with all of them and torch.where, or list the module in ignore=",
+                remedy="compute with all of them and torch.where, or teach fxcat the module with a rule (fxcat.rules)",
             )
 
 

@@ -77,7 +77,7 @@ def run(steps: Sequence[Step[S]], state: S, failed: type[FxcatError], observers:
             raise failed(
                 f"the step {step.name!r} failed: {type(error).__name__}: {error}",
                 where=f"{state.name}, after {', '.join(made) or 'no other step'}",
-                remedy="leave the module at fault out, with ignore=, and report it",
+                remedy="report it with the model; prepare(verify='each step', dump=folder) shows how far it came",
             ) from error
         made.append(step.name)
         if _log.isEnabledFor(logging.DEBUG):

@@ -90,7 +90,7 @@ class ExampleProxy(fx.Proxy):
             raise CaptureError(
                 f"the attribute {name!r} of a tensor is set",
                 where=self.tracer.location(),
-                remedy="keep the value in the module, or list the module in ignore=",
+                remedy="keep the value in the module, or teach fxcat the module with a rule (fxcat.rules)",
             )
 
     def __hash__(self) -> int:
@@ -197,7 +197,7 @@ class ExampleProxy(fx.Proxy):
             raise CaptureError(
                 "a branch depends on the values of a tensor",
                 where=self.tracer.location(),
-                remedy="move the branch out of the model, or list the module in ignore=",
+                remedy="move the branch out of the model, or teach fxcat the module with a rule (fxcat.rules)",
             )
         self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
         return bool(known.value)
