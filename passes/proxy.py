@@ -24,6 +24,7 @@ from fxcat.passes.effects import INPLACE_OPERATORS
 from fxcat.passes.known import known_value
 from fxcat.passes.texts import is_key, marked
 from fxcat.passes.tracing import Guard, Tracing
+from fxcat.passes.true_places import as_index
 
 _FLOOR, _CEIL = math.floor, math.ceil  # torch.fx replaces those of the module while it traces
 
@@ -267,7 +268,7 @@ class ExampleProxy(fx.Proxy):
         return iter([proxy[i] for i in range(len(self))])
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+        self.tracer.create_proxy("call_function", operator.setitem, (self, as_index(index), value), {})
 
     def __contains__(self, item: object) -> bool:
         if isinstance(self.example, torch.Tensor):

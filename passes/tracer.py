@@ -51,6 +51,7 @@ from fxcat.passes.rules.table import (
 from fxcat.passes.stand_ins import stand_ins
 from fxcat.passes.texts import forget
 from fxcat.passes.tracing import Guard
+from fxcat.passes.true_places import TruePlaces, asks_for_places
 
 
 class ExampleTracer(fx.Tracer):
@@ -420,6 +421,8 @@ class ExampleTracer(fx.Tracer):
         if kind == "call_function" and not args and getattr(target, "__module__", None) == nn.init.__name__:
             kwargs = dict(kwargs)
             args = (kwargs.pop("tensor"),)
+        if asks_for_places(target, args, kwargs):
+            return TruePlaces(args[0], self.location())  # pyright: ignore[reportReturnType]
         if target is torch._assert and is_tensor(args[0]):  # pyright: ignore[reportPrivateUsage]
             target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):

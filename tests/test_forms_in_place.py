@@ -48,6 +48,31 @@ def test_changes_in_place(form: str) -> None:
     assert units == 8
 
 
+def set_where(y: torch.Tensor, places: Callable[[torch.Tensor], Any]) -> torch.Tensor:
+    scores = y.sum(1)
+    scores[places(scores > 0.5)] = 0.25
+    return y * scores[:, None]
+
+
+PLACES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "where": torch.where,
+    "nonzero": lambda c: torch.nonzero(c, as_tuple=True),
+    "method": lambda c: c.nonzero(as_tuple=True),
+}
+
+
+@pytest.mark.parametrize("form", PLACES)
+def test_values_are_set_where_a_condition_holds(form: str) -> None:
+    failed, units, _ = failures(Between(lambda m, y, x: set_where(y, PLACES[form])), *IMAGES)
+    assert not failed
+    assert units == 8
+
+
+def test_what_is_found_where_a_condition_holds_is_not_captured() -> None:
+    with pytest.raises(fxcat.CaptureError, match="depends on the values"):
+        fxcat.prepare(Between(lambda m, y, x: y * len(torch.where(y > 0)[0])), torch.rand(IMAGES[0]), verbose=False)
+
+
 def add_to(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """`+=` on what has a second name."""
     same = y
