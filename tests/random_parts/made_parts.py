@@ -60,7 +60,8 @@ MADE = {
         """),
     "masked_channels": Part(
         """
-        m = [[torch.tensor([i % 2 == 0 for i in range($c)]) || (torch.arange($c) % 2 == 0) || [i % 2 == 0 for i in range($c)]]]
+        m = [i % 2 == 0 for i in range($c)]
+        m = [[m || torch.tensor(m) || (torch.arange($c) % 2 == 0)]]
         h = $x[:, m]
         """,
         "($c + 1) // 2",
