@@ -19,7 +19,7 @@ from fxcat.passes.known import is_random, known_value
 from fxcat.passes.proxy import ExampleProxy
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.table import function_rule, method_rule
-from fxcat.passes.tracing import Guard, Tracing
+from fxcat.passes.tracing import Tracing
 
 Call: TypeAlias = Callable[..., fx.Node]
 """Makes a node of a function, or of a method by its name, and its arguments."""
@@ -134,8 +134,8 @@ def _is_equal(a: Any, b: Any) -> bool:
 
 
 def with_places(index: Any, tracer: Tracing) -> Any:
-    """An index in which masks of one axis that no input changes are the places where they hold: as many as there are in
-    every pass. Of buffers, that they hold what they do is asserted."""
+    """An index in which masks of one axis that no input, not even its size, changes are the places where they hold: as
+    many as there are in every pass. Of buffers, that they hold what they do is asserted."""
     entries = list(index) if isinstance(index, tuple) else [index]
     places = [_places(e, tracer) for e in entries]
     entries = [e if p is None else p for e, p in zip(entries, places, strict=True)]
@@ -151,12 +151,11 @@ def _places(entry: Any, tracer: Tracing) -> list[int] | None:
     if not isinstance(entry, ExampleProxy):
         return None if value.is_meta else value.nonzero().flatten().tolist()
     known = known_value(entry.node, tracer.root, tracer.held)
-    if known is None or known.finite:
+    if known is None or known.finite or known.sizes:
         return None
     if known.held:
         same: Any = (entry == known.value).all()
         torch._assert(same, "a mask in a buffer was another one when the network was captured")  # pyright: ignore[reportPrivateUsage]
-    tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
     return known.value.nonzero().flatten().tolist()
 
 

@@ -125,6 +125,9 @@ ASSIGNED: dict[str, Form] = {
     "picked by other values": lambda m, y, x: put(y, lambda z: scale(z, (x[:, :1] > 0).expand_as(z), 0.5)),
     "picked by a constant": lambda m, y, x: put(y, lambda z: scale(z, (EVERY, m.mask), 2)),
     "filled by a constant mask": lambda m, y, x: put(y, lambda z: z.__setitem__((EVERY, m.mask), 0.2)),
+    "picked by a size": lambda m, y, x: put(
+        y, lambda z: z.__setitem__((EVERY, torch.arange(z.shape[-1]) % 2 == 0), 0.2)
+    ),
     "filled in the middle": lambda m, y, x: put(
         y.movedim(1, -1), lambda z: z.__setitem__((ROWS, m.mask, ROWS), 0.2)
     ).movedim(-1, 1),
@@ -151,7 +154,7 @@ ASSIGNED: dict[str, Form] = {
 def test_assignments(form: str) -> None:
     """Such values are computed for all entries; gradients are those of the entries that are picked."""
     model = Between(ASSIGNED[form])
-    failed, units, _ = failures(model, *IMAGES)
+    failed, units, _ = failures(model, (1, 3, 8, 8), (3, 3, 8, 6) if form == "picked by a size" else (3, 3, 8, 8))
     assert not failed
     assert units == (5 if form == "listed channels" else 8)  # what is written in the place of others stays with them
     net = fxcat.prepare(model, torch.randn(*IMAGES[0]).double(), verbose=False).train()

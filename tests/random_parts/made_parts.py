@@ -60,8 +60,8 @@ MADE = {
         """),
     "masked_channels": Part(
         """
-        n = range($c)
-        m = [[torch.tensor([i % 2 == 0 for i in n]) || (torch.arange($c) % 2 == 0) || [i % 2 == 0 for i in n]]]
+        m = [i % 2 == 0 for i in range($c)]
+        m = [[m || torch.tensor(m) || (torch.arange($c) % 2 == 0)]]
         h = $x[:, m]
         """,
         "($c + 1) // 2",
