@@ -14,7 +14,6 @@ Rules of convolutions and linear layers (`Conv`, `Linear`) apply to subclasses t
 from fxcat.passes.rules.contraction import Conv, Linear
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.table import (
-    Contraction,
     Counting,
     Folding,
     Labels,
@@ -23,11 +22,11 @@ from fxcat.passes.rules.table import (
     Rule,
     Sample,
     Size,
-    Term,
     Zero,
     decomposition,
     rule,
 )
+from fxcat.passes.rules.terms import Contraction, Term
 
 __all__ = [
     "Contraction",

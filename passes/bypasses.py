@@ -15,7 +15,8 @@ from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import place
 from fxcat.passes.capture import Captured
 from fxcat.passes.costing import full_macs
-from fxcat.passes.labels import Flow, describe, flow_labels
+from fxcat.passes.flow import LabelFlow
+from fxcat.passes.labels import describe, flow_labels
 from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction, FrozenBatchNorm
 from fxcat.passes.sections import find_sections
 from fxcat.passes.stretches import Stretch, find_stretches
@@ -110,7 +111,7 @@ def place_bypasses(captured: Captured, network: nn.Module, ignore: Sequence[str]
     return Bypasses(tuple(found), tuple(Unbypassed(_layer_name(flow, n), reason) for n, reason in left))
 
 
-def _bypass(flow: Flow, stretch: Stretch, section_macs: int) -> Bypass | str:
+def _bypass(flow: LabelFlow, stretch: Stretch, section_macs: int) -> Bypass | str:
     """The bypass of a stretch, or why there is none."""
     entering, leaving = stretch.entry.meta["value"], stretch.exit.meta["value"]
     axis = 1 if is_convolution(flow.rules[stretch.layers[0]]) else -1
@@ -133,19 +134,19 @@ def _bypass(flow: Flow, stretch: Stretch, section_macs: int) -> Bypass | str:
     return Bypass(name, names, *shapes, kind, is_normalized, macs, params, section_macs, stretch)
 
 
-def _has_batch_norm(flow: Flow, nodes: Iterable[fx.Node]) -> bool:
+def _has_batch_norm(flow: LabelFlow, nodes: Iterable[fx.Node]) -> bool:
     """Whether one of them normalizes by statistics, as a module or as a function."""
     rules = [flow.rules.get(n) for n in nodes]
     return any(isinstance(r, BatchNorm | BatchNormFunction) and not isinstance(r, FrozenBatchNorm) for r in rules)
 
 
-def _names(flow: Flow, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+def _names(flow: LabelFlow, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
     inside = frozenset(nodes)
     ordered = [n for n in next(iter(inside)).graph.nodes if n in inside]
     return tuple(str(n.target) if n.op == "call_module" else describe(flow, n) for n in ordered)
 
 
-def _layer_name(flow: Flow, layer: fx.Node) -> str:
+def _layer_name(flow: LabelFlow, layer: fx.Node) -> str:
     """Of a module its path; of a function that of its weight, if it is a parameter."""
     if layer.op == "call_module":
         return str(layer.target)

@@ -9,7 +9,7 @@ shuffle) stays free: the rewrite may replace it by one `index_select`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import FROZEN, Grid, Labels, compress, is_wide, join, leaves, place, varying_axis
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
+from fxcat.passes.flow import LabelFlow
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Chain:
     order: torch.Tensor
 
 
-def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
+def keep_rectangular(flow: LabelFlow, graph: fx.Graph) -> tuple[Chain, ...]:
     """Unite labels until every value is rectangular or inside a free chain; the free chains are returned."""
     wide = [n for n in graph.nodes if is_wide(flow.values.get(n))]
     if not wide and not flow.stretches:
@@ -60,7 +58,7 @@ def keep_rectangular(flow: Flow, graph: fx.Graph) -> tuple[Chain, ...]:
             return tuple(chains)
 
 
-def _settle_stretches(flow: Flow, roots: torch.Tensor) -> bool:
+def _settle_stretches(flow: LabelFlow, roots: torch.Tensor) -> bool:
     """Unite what is stretched over the units of a value with these, if they lie along an axis that both have; freeze it
     if they do not. Returns whether there was any."""
     for stretch in flow.stretches:
@@ -88,7 +86,7 @@ def _resolve(labels: Labels, roots: torch.Tensor) -> Labels:
     return compress(roots[labels]) if isinstance(labels, torch.Tensor) else None
 
 
-def _settle_attribute(flow: Flow, node: fx.Node, roots: torch.Tensor) -> None:
+def _settle_attribute(flow: LabelFlow, node: fx.Node, roots: torch.Tensor) -> None:
     """A parameter that still varies along several axes after all its uses cannot be sliced: freeze it.
 
     Unless that is because a part of it has not been used: that goes with what lies beside it.
@@ -111,7 +109,7 @@ def _first_along(labels: torch.Tensor, axis: int) -> torch.Tensor:
     return labels
 
 
-def _axis_of_units(flow: Flow, labels: torch.Tensor, roots: torch.Tensor) -> int | None:
+def _axis_of_units(flow: LabelFlow, labels: torch.Tensor, roots: torch.Tensor) -> int | None:
     """The axis along which all elements of a parameter that were used carry the units that they met; None if there is
     none."""
     own = torch.zeros(flow.count, dtype=torch.bool)
@@ -161,7 +159,7 @@ def _components(nodes: list[fx.Node]) -> list[list[fx.Node]]:
     return result
 
 
-def _free_chains(flow: Flow, component: list[fx.Node]) -> list[Chain]:
+def _free_chains(flow: LabelFlow, component: list[fx.Node]) -> list[Chain]:
     """The chains through a component of wide values, or nothing if it has to be united."""
     inside = set(component)
 
@@ -234,14 +232,14 @@ def _compress_all(value: Any) -> Labels:
     return None
 
 
-def _pieces(flow: Flow, component: list[fx.Node], roots: torch.Tensor) -> list[frozenset[int]]:
+def _pieces(flow: LabelFlow, component: list[fx.Node], roots: torch.Tensor) -> list[frozenset[int]]:
     """Labels of each value that is made of wide ones."""
     made = dict.fromkeys(u for n in component for u in n.users)
     found = (x for u in made for x in leaves(flow.values.get(u)))
     return [frozenset(roots[x].reshape(-1).tolist()) for x in found if x.numel()]
 
 
-def _unite_but_one(flow: Flow, node: fx.Node, roots: torch.Tensor, pieces: list[frozenset[int]]) -> None:
+def _unite_but_one(flow: LabelFlow, node: fx.Node, roots: torch.Tensor, pieces: list[frozenset[int]]) -> None:
     for labels in leaves(flow.values[node]):
         resolved = _resolve(labels, roots)
         if not isinstance(resolved, torch.Tensor) or not is_wide(resolved):

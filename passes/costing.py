@@ -16,9 +16,10 @@ from torch import fx, nn
 from fxcat.costs import Axis, CostTerm, Holding
 from fxcat.passes.effects import reads_type
 from fxcat.passes.execute import counted_macs
-from fxcat.passes.labels import Flow
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.rules.asking import ask
-from fxcat.passes.rules.table import Rule, Term
+from fxcat.passes.rules.table import Rule
+from fxcat.passes.rules.terms import Term
 from fxcat.passes.sections import Section, constant_nodes
 from fxcat.passes.units import NO_UNIT, Units
 
@@ -28,7 +29,7 @@ Context: TypeAlias = tuple[int, ...]
 _OUTSIDE: Collection[Context] = ((),)
 
 
-def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
+def full_macs(flow: LabelFlow, graph: fx.Graph) -> dict[fx.Node, int]:
     """MACs of every node for one example, with everything alive."""
     result: dict[fx.Node, int] = {}
     for node, rule in flow.rules.items():
@@ -42,7 +43,7 @@ def full_macs(flow: Flow, graph: fx.Graph) -> dict[fx.Node, int]:
     return result
 
 
-def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...]:
+def _node_terms(flow: LabelFlow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...]:
     """MACs of a node. What no rule tells is counted while it runs on its example values; its units are frozen."""
     value = node.meta["value"]
     if isinstance(value, torch.Tensor) and not value.numel():
@@ -56,7 +57,7 @@ def _node_terms(flow: Flow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...
 
 
 def cost_terms(
-    flow: Flow,
+    flow: LabelFlow,
     units: Units,
     sections: Sequence[Section],
     inference: frozenset[fx.Node],
@@ -93,7 +94,7 @@ def cost_terms(
     return tuple(terms)
 
 
-def _note_uses(flow: Flow, node: fx.Node, uses: dict[str, list[Context]], contexts: Collection[Context]) -> None:
+def _note_uses(flow: LabelFlow, node: fx.Node, uses: dict[str, list[Context]], contexts: Collection[Context]) -> None:
     if node.op == "call_module":
         for name in own_tensors(flow.module(node), buffers=False):
             uses.setdefault(flow.name_of(f"{node.target}.{name}"), []).extend(contexts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,8 @@ from torch import fx, nn
 from fxcat.errors import PlanError
 from fxcat.passes import cleanup
 from fxcat.passes.arrays import place
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.invocations import same_place, stands_for
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 class Emptied(Protocol):
@@ -58,7 +56,7 @@ _FAILING: tuple[Any, ...] = (
 
 
 def drop_emptied(
-    flow: Flow, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], emptied: Emptied
+    flow: LabelFlow, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], emptied: Emptied
 ) -> set[str]:
     """Let nothing in the new graph take a value of which nothing is left, where that would not run.
 

@@ -15,7 +15,7 @@ from torch import fx
 
 from fxcat.passes.arrays import leaves, unlabelled
 from fxcat.passes.effects import changed_later
-from fxcat.passes.labels import Flow
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.table import Folding, Zero
 from fxcat.passes.sections import Section
@@ -33,7 +33,7 @@ class Site:
 class _Demand:
     """Finds the sites that make values exactly zero for dead units (or, for a section, altogether)."""
 
-    def __init__(self, flow: Flow, units: Units) -> None:
+    def __init__(self, flow: LabelFlow, units: Units) -> None:
         self.flow = flow
         self.units = units
         self.sites: dict[fx.Node, Site] = {}
@@ -214,7 +214,7 @@ class _Demand:
         return not same or bool(((a != NO_UNIT) | (b == NO_UNIT)).all())
 
 
-def find_sites(flow: Flow, units: Units, sections: Sequence[Section]) -> dict[fx.Node, Site]:
+def find_sites(flow: LabelFlow, units: Units, sections: Sequence[Section]) -> dict[fx.Node, Site]:
     """All gate sites: for units at their consumers' demand, for sections at what makes their exit zero."""
     demand = _Demand(flow, units)
     demand.for_consumers()
@@ -223,7 +223,7 @@ def find_sites(flow: Flow, units: Units, sections: Sequence[Section]) -> dict[fx
     return demand.sites
 
 
-def folding_at(flow: Flow, node: fx.Node, shape: tuple[int, ...]) -> Folding | tuple[fx.Node, ...] | None:
+def folding_at(flow: LabelFlow, node: fx.Node, shape: tuple[int, ...]) -> Folding | tuple[fx.Node, ...] | None:
     """How a gate of some shape, (1,) or as many axes as the value, folds into a node's module, or into which of its
     inputs."""
     rule = flow.rules.get(node)

@@ -18,9 +18,9 @@ from torch import fx, nn
 
 from fxcat.gates import SAMPLES
 from fxcat.passes.effects import changed_part_of
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.gate_sites import Site, folding_at
 from fxcat.passes.invocations import same_place, stands_for
-from fxcat.passes.labels import Flow
 from fxcat.passes.made_classes import make_class
 from fxcat.passes.rules.table import Counting, Folding
 from fxcat.passes.spread import Spread, spread_of
@@ -54,7 +54,7 @@ class Gatings:
     folded: Mapping[str, type[nn.Module]]
 
 
-def place_gates(graph: fx.Graph, flow: Flow, units: Units, sites: Mapping[fx.Node, Site]) -> Gatings:
+def place_gates(graph: fx.Graph, flow: LabelFlow, units: Units, sites: Mapping[fx.Node, Site]) -> Gatings:
     """How every site is gated: in the op itself (counted statistics, affine parameters), else by a multiplication."""
     found: dict[fx.Node, Gating] = {}
     folded: dict[str, type[nn.Module]] = {}
@@ -214,7 +214,7 @@ def _gate_index(slots: list[tuple[GateSlot, Site]], units: Units) -> torch.Tenso
     return index
 
 
-def _counting(flow: Flow, units: Units, node: fx.Node) -> Counting | None:
+def _counting(flow: LabelFlow, units: Units, node: fx.Node) -> Counting | None:
     rule = flow.rules.get(node)
     counting = None if rule is None else rule.counting(flow, node)
     if counting is None or not bool((units.of_label[counting.labels] != NO_UNIT).any()):

@@ -17,14 +17,14 @@ from torch import fx
 
 from fxcat.passes.arrays import Grid, place
 from fxcat.passes.effects import PHASE
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.invocations import same_place
-from fxcat.passes.labels import Flow
 from fxcat.passes.rules.asking import LINE
 from fxcat.passes.rules.sizes import asked_sizes, is_width
 from fxcat.passes.tracing import Guard
 
 
-def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
+def freeze_guarded(flow: LabelFlow, guards: Sequence[Guard]) -> None:
     """Freeze the axes whose sizes reach a guard; axes of two values that are found to be equal go together.
 
     A check, on whose other side is an error, freezes nothing: it is asserted as long as it holds. Nor does what widths
@@ -39,7 +39,7 @@ def freeze_guarded(flow: Flow, guards: Sequence[Guard]) -> None:
             freeze_axis(flow, tensor, axis, place(guard.node), "a branch depends on the number of units")
 
 
-def _is_of_widths(flow: Flow, guard: Guard) -> bool:
+def _is_of_widths(flow: LabelFlow, guard: Guard) -> bool:
     """Whether a guard asks for nothing but sizes of parameters, and of axes that have a unit at every index."""
     asked = list(asked_sizes(guard.node))
     return bool(asked) and all(is_width(flow, tensor, axis) for tensor, axis in asked)
@@ -60,7 +60,7 @@ def _is_size(node: fx.Node) -> bool:
     return node.target == "size" and isinstance(node.meta["value"], int)
 
 
-def _tie_shapes(flow: Flow, guard: Guard) -> bool:
+def _tie_shapes(flow: LabelFlow, guard: Guard) -> bool:
     """Whether a guard compares a shape in a way that removal does not change: with nothing, or with the same shape of
     another value, whose units are united with its own then."""
     sides = guard.node.args[:2]
@@ -108,7 +108,7 @@ def _line_of(node: fx.Node) -> str:
     return f", in {Path(file).name}, line {line}" if line else ""
 
 
-def freeze_axis(flow: Flow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:
+def freeze_axis(flow: LabelFlow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:
     """Freeze the size of one axis (None: all) of a value."""
     labels = flow.values[tensor]
     if isinstance(labels, Grid):

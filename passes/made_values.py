@@ -14,14 +14,14 @@ from torch import fx, nn
 
 from fxcat.passes.capture import Captured
 from fxcat.passes.effects import CONSTANT, PHASE
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.invocations import same_place
-from fxcat.passes.labels import Flow
 from fxcat.passes.rules.selection import MADE
 from fxcat.passes.rules.sizes import asked_sizes
 from fxcat.passes.slicing import add_buffer
 
 
-def with_selections(captured: Captured, network: nn.Module, flow: Flow) -> Captured:
+def with_selections(captured: Captured, network: nn.Module, flow: LabelFlow) -> Captured:
     """Put selections behind made values; `network` gets their indices."""
     orders = dict(captured.orders)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
@@ -53,7 +53,7 @@ def _selection(node: fx.Node, source: fx.Node, axis: int, name: str, order: torc
     return select
 
 
-def _is_made(flow: Flow, source: fx.Node) -> bool:
+def _is_made(flow: LabelFlow, source: fx.Node) -> bool:
     """Whether a value depends on constants alone, and on sizes of axes without units."""
     stack, seen = [source], set[fx.Node]()
     while stack:
@@ -70,7 +70,7 @@ def _is_made(flow: Flow, source: fx.Node) -> bool:
     return True
 
 
-def _has_units(flow: Flow, tensor: fx.Node, axis: int | None) -> bool:
+def _has_units(flow: LabelFlow, tensor: fx.Node, axis: int | None) -> bool:
     labels = flow.values.get(tensor)
     if not isinstance(labels, torch.Tensor):
         return tensor.op != "placeholder"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.invocations import same_place
-from fxcat.passes.labels import Flow
 from fxcat.passes.rules.elementwise import Elementwise
 
 
@@ -51,7 +51,7 @@ class Spread:
         return found
 
 
-def spread_of(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Spread | None:
+def spread_of(flow: LabelFlow, node: fx.Node, labels: torch.Tensor) -> Spread | None:
     """How the gate of a node's value is spread; None if its units have an axis of their own, or always had none."""
     if not isinstance(flow.values.get(node), torch.Tensor) or not _is_merged(labels):
         return None  # of a weight, or with an axis of their own
@@ -64,7 +64,7 @@ def spread_of(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Spread | None:
     return best if best is not None and (known.shape[0] > 1 or _rank(flow, best.source) < _rank(flow, node)) else None
 
 
-def _way_to(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+def _way_to(flow: LabelFlow, node: fx.Node, labels: torch.Tensor) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
     """The values that a node's is made of entry by entry, each with the movements between, from the last to the
     first."""
     movements: tuple[fx.Node, ...] = ()
@@ -83,7 +83,7 @@ def _way_to(flow: Flow, node: fx.Node, labels: torch.Tensor) -> Iterator[tuple[f
         node = sources[0]
 
 
-def _rank(flow: Flow, node: fx.Node) -> tuple[bool, int]:
+def _rank(flow: LabelFlow, node: fx.Node) -> tuple[bool, int]:
     """Low where units do not lie along the axis of the batch, and have few entries."""
     labels = flow.of(node)
     return labels.shape[0] > 1, labels.numel()
@@ -95,6 +95,6 @@ def _is_merged(labels: torch.Tensor) -> bool:
     return labels.shape[0] > 1 or any(len(line.unique(dim=0)) < len(line) for line in lines)
 
 
-def _has_units(flow: Flow, node: fx.Node) -> bool:
+def _has_units(flow: LabelFlow, node: fx.Node) -> bool:
     found = flow.values.get(node)
     return isinstance(found, torch.Tensor) and found.numel() > 1

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxcat.passes.activations import is_activation
 from fxcat.passes.effects import NO_GRAD, without_result
-from fxcat.passes.labels import Flow
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.rules.contraction import Linear
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.functional import LinearFunction
@@ -44,7 +44,7 @@ class Unfit:
     reason: str
 
 
-def find_stretches(graph: fx.Graph, flow: Flow) -> tuple[tuple[Stretch, ...], tuple[Unfit, ...]]:
+def find_stretches(graph: fx.Graph, flow: LabelFlow) -> tuple[tuple[Stretch, ...], tuple[Unfit, ...]]:
     """All stretches in graph order, none of which overlap, and the layers that are in none."""
     finder = _Finder(graph, flow)
     stretches: list[Stretch] = []
@@ -73,7 +73,7 @@ class _Step:
 class _Finder:
     """Follows the single way that leads on from a layer."""
 
-    def __init__(self, graph: fx.Graph, flow: Flow) -> None:
+    def __init__(self, graph: fx.Graph, flow: LabelFlow) -> None:
         self.flow = flow
         self.constants = constant_nodes(graph)
         self.before = dominators(graph, self.constants)

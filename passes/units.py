@@ -15,7 +15,7 @@ from torch import fx
 
 from fxcat.passes.arrays import FROZEN, Grid, Integers, Labels, compress, join, leaves
 from fxcat.passes.chains import Chain
-from fxcat.passes.labels import Flow, Freeze
+from fxcat.passes.flow import Freeze, LabelFlow
 from fxcat.records import Pinned
 
 NO_UNIT = -1
@@ -58,7 +58,7 @@ class Units:
         return None if labels is None else self.of(labels)
 
 
-def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
+def resolve_units(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
     """Number the units group by group. A group with a single unit is pinned, since it can never be emptied, and so is
     the only unit of a value or of a parameter."""
     while True:
@@ -72,7 +72,7 @@ def resolve_units(flow: Flow, chains: tuple[Chain, ...]) -> Units:
             flow.freeze((units.of_label == number).nonzero().reshape(-1).int(), group.name, "the only unit of a value")
 
 
-def _number(flow: Flow, chains: tuple[Chain, ...]) -> Units:
+def _number(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
     roots = flow.roots()
     blocks = flow.blocks
     block_of = np.zeros(flow.count, dtype=np.int32)
@@ -103,7 +103,7 @@ def _number(flow: Flow, chains: tuple[Chain, ...]) -> Units:
     return Units(torch.from_numpy(numbers[roots]), _unique_names(groups), tuple(pinned), flow.parameters, chains)
 
 
-def _pinned(flow: Flow) -> list[Pinned]:
+def _pinned(flow: LabelFlow) -> list[Pinned]:
     """One entry per place and reason, with the number of labels it froze."""
     found: dict[tuple[str, str], int] = {}
     for freeze in (*(f for f in flow.freezes if not f.besides), *_unexplained(flow)):
@@ -112,7 +112,7 @@ def _pinned(flow: Flow) -> list[Pinned]:
     return [Pinned(where, reason, count) for (where, reason), count in found.items()]
 
 
-def _unexplained(flow: Flow) -> list[Freeze]:
+def _unexplained(flow: LabelFlow) -> list[Freeze]:
     """Those reasons, to be told where there is no other, that are the only ones for what might be units."""
     besides = [f for f in flow.freezes if f.besides]
     if not besides:
@@ -133,7 +133,7 @@ def _unique_names(groups: list[UnitRange]) -> tuple[UnitRange, ...]:
     return tuple(result)
 
 
-def _leaves_out(flow: Flow, node: fx.Node) -> bool:
+def _leaves_out(flow: LabelFlow, node: fx.Node) -> bool:
     def elements(node: fx.Node) -> list[int]:
         return [] if flow.values[node] is None else [t.numel() for t in leaves(node.meta["value"])]
 
@@ -141,7 +141,7 @@ def _leaves_out(flow: Flow, node: fx.Node) -> bool:
     return any(count < entering for count in elements(node))
 
 
-def _required_sets(flow: Flow, units: Units) -> torch.Tensor:
+def _required_sets(flow: LabelFlow, units: Units) -> torch.Tensor:
     """Sets of units of which at least one must stay so that no value and no parameter is emptied: the numbers of a set
     and of a unit in it, ascending, shape (2, members), int32.
 

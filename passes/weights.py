@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +19,16 @@ from torch import fx
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import FROZEN, Grid, Labels, along, frozen
 from fxcat.passes.effects import is_inplace
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.rules import counting
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.creation import Alike
 from fxcat.passes.rules.elementwise import Elementwise
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.movement import Concatenation, Expand, Repeat, ReshapeAs, Reshaping
 from fxcat.passes.rules.product import Einsum, Matmul, multiplied, weight_factor
-from fxcat.passes.rules.table import Contraction, Counting, Rule, Term, find_rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
+from fxcat.passes.rules.table import Counting, Rule, find_rule
+from fxcat.passes.rules.terms import Contraction, Term
 
 
 def find_weights(graph: fx.Graph) -> dict[fx.Node, Rule | None]:
@@ -402,7 +402,7 @@ _STATISTICS: dict[Any, _Statistic] = {
 }
 
 
-def settle(flow: Flow) -> None:
+def settle(flow: LabelFlow) -> None:
     """Decide what depends on which axes of weights turn out to have units."""
     roots, has_units = flow.unit_roots()
 

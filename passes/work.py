@@ -12,8 +12,8 @@ from torch import fx, nn
 from fxcat.costs import CostTerm
 from fxcat.passes.capture import Captured
 from fxcat.passes.chains import Chain
+from fxcat.passes.flow import LabelFlow
 from fxcat.passes.gating import Gatings
-from fxcat.passes.labels import Flow
 from fxcat.passes.regions import Region
 from fxcat.passes.sections import Section
 from fxcat.passes.units import Units
@@ -55,7 +55,7 @@ class Analysis:
 
     captured: Captured
     options: Options
-    flow: Flow
+    flow: LabelFlow
     units: Units
     sections: tuple[Section, ...]
     terms: tuple[CostTerm, ...]
@@ -86,7 +86,7 @@ class Work:
     captured: Captured = _UNKNOWN
     frozen: Mapping[str, Mapping[int, torch.Tensor]] = field(default_factory=dict[str, "Mapping[int, torch.Tensor]"])
     joins: Container[fx.Node] | None = None
-    flow: Flow = _UNKNOWN
+    flow: LabelFlow = _UNKNOWN
     chains: tuple[Chain, ...] = _UNKNOWN
     units: Units = _UNKNOWN
     sections: tuple[Section, ...] = _UNKNOWN

@@ -27,18 +27,8 @@ from fxcat.passes.rules import (
     selection,
     softmax,
 )
-from fxcat.passes.rules.table import (
-    Labels,
-    Rule,
-    Sample,
-    Term,
-    Zero,
-    find_rule,
-    is_leaf,
-    module_rule,
-    registered,
-    rule,
-)
+from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, find_rule, is_leaf, module_rule, registered, rule
+from fxcat.passes.rules.terms import Term
 
 __all__ = [
     "Labels",

@@ -6,7 +6,7 @@ Labels pass through, the shift makes a dead unit non-zero, the gate folds in.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
 from fxcat.passes.made_classes import gated_class
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

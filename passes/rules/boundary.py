@@ -6,16 +6,11 @@ passes on lead from an output of one region to an input of another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import fx
 
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
-
 
 NO_REGION = -1
 """The number of what a single module returns that Python calls."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, decomposition, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 @rule(F.pixel_shuffle, entering=-3, leaving=-3)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import along, frozen
 from fxcat.passes.made_classes import gated_class
-from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Term, Zero, per_entry, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
+from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.terms import Term, per_entry
 
 
 def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.Tensor | None]:

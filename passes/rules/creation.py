@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -11,11 +11,9 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
 from fxcat.passes.rules.elementwise import broadcast
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import asked_sizes, is_width, shape_read, sizes_left, units_of_size
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 def _of_sizes(flow: Flow, node: fx.Node, sizes: Any) -> torch.Tensor:

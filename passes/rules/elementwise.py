@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,8 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.counting import spared
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import fx, nn
 
 from fxcat.passes.arrays import along
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Labels, Rule, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 @rule(nn.Embedding)

@@ -8,7 +8,7 @@ nothing that computes it mixes them.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,9 @@ from fxcat.passes.rules.contraction import (
     kernel_macs,
     per_slice,
 )
-from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
+from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.terms import Contraction, Term
 
 
 def parameter_weight(weight: object) -> tuple[fx.Node, ...]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import compress, frozen
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.movement import Movement
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, decomposition, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 @rule(operator.getitem)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -10,11 +10,9 @@ from torch import fx, nn
 from fxcat.passes.arguments import arguments, names_type, thaw
 from fxcat.passes.arrays import along, compress, frozen, reshape
 from fxcat.passes.chains import move
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, decomposition, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 class Movement(Rule):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,9 @@ from fxcat.passes.rules.counting import (
     gated_local_response_norm,
     gated_rms_norm,
 )
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import sizes_left
 from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 def _over_last_axes(flow: Flow, node: fx.Node, rank: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,9 @@ from torch import fx
 
 from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import frozen
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 @rule(F.pad)

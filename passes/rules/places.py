@@ -6,7 +6,6 @@ Places are integers: no gate multiplies them, but they have the units of the val
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -14,11 +13,9 @@ from torch import fx
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import frozen
 from fxcat.passes.rules.elementwise import broadcast
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 class _AlongAxis(Rule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,8 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import arguments
 from fxcat.passes.rules.counting import spared_windows
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 def channelwise(flow: Flow, node: fx.Node, spatial: int) -> torch.Tensor:

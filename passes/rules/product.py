@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,9 @@ from torch import fx
 from fxcat.passes.arguments import arguments
 from fxcat.passes.arrays import along, frozen
 from fxcat.passes.execute import counted_macs
-from fxcat.passes.rules.table import Contraction, Labels, Moved, Replacement, Rule, Term, Zero, per_entry, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
+from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.terms import Contraction, Term, per_entry
 
 BATCH = "abcdefgh"
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -66,7 +65,7 @@ def factors_of(flow: Flow, operands: Sequence[tuple[fx.Node, str]], result: str)
     preferred = _preferred([(letters, node.meta["value"].shape) for node, letters in operands], result)
     return [
         weight_factor(flow, node, letters)
-        if node in flow.weights
+        if node in flow.of_weights
         else factor(
             flow, flow.of(node), letters, tuple(node.meta["value"].shape), node, preferred, flow.one(node).shape
         )

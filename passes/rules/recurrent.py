@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -16,10 +16,9 @@ from torch import fx, nn
 from fxcat.passes.arrays import Labels, along, frozen, leaves
 from fxcat.passes.made_classes import gated_class
 from fxcat.passes.rules.contraction import consumed
-from fxcat.passes.rules.table import Counting, Rule, Sample, Term, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
+from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.table import Counting, Rule, Sample, Zero, rule
+from fxcat.passes.rules.terms import Term
 
 _BLOCKS = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """How many blocks of rows a weight has, one for each gate of the kind, and one for the candidate."""

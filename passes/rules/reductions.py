@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,8 @@ from fxcat.passes.rules.counting import (
     gated_var_mean,
 )
 from fxcat.passes.rules.elementwise import broadcast
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import ASSERTING, Counting, Labels, Rule, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 def _is_asserted(node: fx.Node) -> bool:

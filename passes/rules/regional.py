@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign, RoIPool, roi_align, roi_pool
 
 from fxcat.passes.arrays import along, frozen
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 @rule(RoIAlign, RoIPool, roi_align, roi_pool)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
 from fxcat.passes.arguments import arguments, thaw
 from fxcat.passes.arrays import along
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 ENTRY = "entry"
 """Key in the `meta` of a node that selects input features: they are units."""

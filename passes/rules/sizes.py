@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from fxcat.passes.arguments import thaw
 from fxcat.passes.arrays import FROZEN
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Moved, Share, Size
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
 
 
 def size_read(size: Any) -> tuple[fx.Node, int] | None:

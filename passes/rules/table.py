@@ -7,11 +7,10 @@ the table is opaque: its units are frozen and it is reported.
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fxcat.checks import check_op, shown
 from fxcat.errors import FxcatError, InputError
 from fxcat.passes.arrays import Labels
-
-if TYPE_CHECKING:
-    from fxcat.passes.labels import Flow
+from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.terms import Term
 
 
 class Zero(enum.Enum):
@@ -34,41 +32,6 @@ class Zero(enum.Enum):
     PRESERVES = "zero if every input is zero"
     ANY = "zero if one input is zero"
     BREAKS = "not zero, whatever the inputs are"
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """MACs of one op for one example: `coefficient` × the live entries of each axis (1-D labels) in `factors`."""
-
-    coefficient: int
-    factors: tuple[torch.Tensor, ...]
-
-
-def per_entry(macs: int, factors: Sequence[torch.Tensor]) -> Term:
-    """The term of so many multiply-adds in all.
-
-    Where an axis with units holds a batch too (heads that were folded into it), it is taken for one example.
-    """
-    factors = tuple(factors)
-    width = math.prod(f.numel() for f in factors)
-    repeated = width // math.gcd(macs, width) if width else 1
-    for i, labels in enumerate(factors):
-        if repeated > 1 and bool((labels.unique(return_counts=True)[1] % repeated == 0).all()):
-            return Term(macs * repeated // width, (*factors[:i], labels.sort().values[::repeated], *factors[i + 1 :]))
-    return Term(-(-macs // max(1, width)), factors)
-
-
-@dataclass(frozen=True, slots=True)
-class Contraction:
-    """What is known about a product of two values, summed over some axes.
-
-    `terms`: its cost; None has it counted, where all units are frozen. `mixed`: the inputs that must be zero where a
-    unit is dead, since the sum runs over units. `carriers`: the inputs that make the result zero where a unit is dead.
-    """
-
-    terms: tuple[Term, ...] | None
-    mixed: tuple[fx.Node, ...]
-    carriers: tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
