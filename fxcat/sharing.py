@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from fxcat.gated import GatedModule
+from fxcat.gated_network import GatedNetwork
 from fxcat.groups import group_ids, is_section
 
 IDLE = 0.1
@@ -27,7 +27,7 @@ LEAST_EMPHASIS = 1e-6
 """Of what is not to go: so it goes only where the target cannot be met with the others alone."""
 
 
-def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, layers: float = 0.5) -> torch.Tensor:
+def shared_worth(net: GatedNetwork, worth: torch.Tensor, alive: torch.Tensor, layers: float = 0.5) -> torch.Tensor:
     """What it costs, in units of the loss, when a gate closes after those of its kind that are worth less.
 
     `worth`: loss differences of single gates; `alive`: which gates are left (bool); both, and the result, of shape
@@ -42,13 +42,13 @@ def shared_worth(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor, lay
     return emphasized(net, shared, layers).to(worth.dtype)
 
 
-def emphasized(net: GatedModule, worth: torch.Tensor, layers: float) -> torch.Tensor:
+def emphasized(net: GatedNetwork, worth: torch.Tensor, layers: float) -> torch.Tensor:
     """What gates are worth, shape (gates,), to somebody who would rather see layers go, or units: see `Target`."""
     emphasis = torch.where(is_section(net), 2 * layers, 2 * (1 - layers)).clamp(min=LEAST_EMPHASIS)
     return worth / torch.where(worth > 0, emphasis, 1 / emphasis)
 
 
-def _share_of_sections(net: GatedModule, worth: torch.Tensor, alive: torch.Tensor) -> float:
+def _share_of_sections(net: GatedNetwork, worth: torch.Tensor, alive: torch.Tensor) -> float:
     """The factor, at most 1, at which units of a group that lie in a section are together worth no more than it.
 
     It goes with the last of them, and they stand in for each other, so their loss differences add up to less than that

@@ -14,13 +14,13 @@ from collections.abc import Container
 import torch
 from torch import fx, nn
 
+from fxcat.passes.buffers import add_buffer
 from fxcat.passes.bypasses import Bypass, Bypasses
 from fxcat.passes.capture import Captured
 from fxcat.passes.copying import copy_data, copy_model
 from fxcat.passes.effects import PHASE
 from fxcat.passes.installing import install
 from fxcat.passes.invocations import same_place, stands_for
-from fxcat.passes.slicing import add_buffer
 from fxcat.recipe import ATTRIBUTE
 
 CONTAINER = "bypasses"

@@ -16,13 +16,12 @@ from torch import fx, nn
 
 from fxcat.errors import CaptureError, InputError
 from fxcat.passes.asked import Asking, plain
+from fxcat.passes.assert_guards import assert_guards
 from fxcat.passes.discovery import find_regions
 from fxcat.passes.effects import CALLS, COUNTS, RESULTS, returned
 from fxcat.passes.example import argument_forms
 from fxcat.passes.exclusive import ONE_AT_A_TIME
-from fxcat.passes.flat_calls import PATTERN
-from fxcat.passes.guards import assert_guards
-from fxcat.passes.invocations import Invocations, number_values
+from fxcat.passes.invocations import PATTERN, Invocations, number_values
 from fxcat.passes.merging import merge
 from fxcat.passes.nested import CONSTANTS, Slot, is_plain, leaves, lost_in_copy, map_leaves, template
 from fxcat.passes.phases import Phases, trace_phases

@@ -21,7 +21,9 @@ from fxcat.gated import GatedModule
 from fxcat.gates import SAMPLES, GateSamples, type_of_gates
 from fxcat.passes import rewrite
 from fxcat.passes.analysis import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
+from fxcat.passes.buffers import add_buffer, add_buffers
 from fxcat.passes.capture import capture
+from fxcat.passes.changed_modules import others_than_written
 from fxcat.passes.consumers import find_consumers
 from fxcat.passes.copying import copy_data, copy_model, meta_twin
 from fxcat.passes.costing import parameter_axes
@@ -31,13 +33,11 @@ from fxcat.passes.gate_sites import find_sites
 from fxcat.passes.gating import Gatings, insert_gates, place_gates
 from fxcat.passes.installing import install, layers, original_class, uninstall
 from fxcat.passes.orders import with_known_orders
-from fxcat.passes.own_methods import others_than_written
 from fxcat.passes.pickling import flat, restored
 from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.plan import Plan, make_plan
 from fxcat.passes.regions import Tie
 from fxcat.passes.shown import shown_by
-from fxcat.passes.slicing import add_buffer, add_buffers
 from fxcat.passes.structure import describe
 from fxcat.passes.units import NO_UNIT
 from fxcat.passes.work import Analysis, Options, Source, Work

@@ -12,17 +12,8 @@ import torch
 from torch import fx
 
 from fxcat.gates import SAMPLES
-from fxcat.passes.invocations import CALL, VALUE, Invocation, Invocations, Key
+from fxcat.passes.invocations import CALL, PATTERN, SAME_AS, VALUE, Invocation, Invocations, Key
 from fxcat.passes.nested import Slot, leaves, map_leaves, pack, unpack
-
-PATTERN = "pattern"
-"""Key in the `meta` of a placeholder: the template of the argument."""
-
-ABSENT = "absent"
-"""Key in the `meta` of a placeholder: what is not to be in the argument."""
-
-SAME_AS = "same_as"
-"""Key in the `meta` of a placeholder: the parameter that was given the same value at capture."""
 
 
 @dataclass(frozen=True, slots=True)

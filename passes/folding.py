@@ -15,8 +15,8 @@ from typing import Any
 from torch import fx
 
 from fxcat.passes.effects import UNCAST
-from fxcat.passes.flat_calls import PATTERN, SAME_AS, Flat, Signatures
-from fxcat.passes.invocations import Invocations, Key
+from fxcat.passes.flat_calls import Flat, Signatures
+from fxcat.passes.invocations import PATTERN, SAME_AS, Invocations, Key
 from fxcat.passes.scopes import Folder
 
 

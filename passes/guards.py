@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import fx
 
 from fxcat.passes.arrays import Grid, place
-from fxcat.passes.effects import PHASE
+from fxcat.passes.assert_guards import is_settled
 from fxcat.passes.flow import LabelFlow
-from fxcat.passes.invocations import same_place
-from fxcat.passes.rules.asking import LINE
 from fxcat.passes.rules.sizes import asked_sizes, is_width
 from fxcat.passes.tracing import Guard
 
@@ -33,7 +29,7 @@ def freeze_guarded(flow: LabelFlow, guards: Sequence[Guard]) -> None:
     for guard in guards:
         if guard.checks or _is_of_widths(flow, guard):
             continue
-        if guard.node.target in (operator.eq, operator.ne) and (_is_settled(guard) or _tie_shapes(flow, guard)):
+        if guard.node.target in (operator.eq, operator.ne) and (is_settled(guard) or _tie_shapes(flow, guard)):
             continue
         for tensor, axis in asked_sizes(guard.node):
             freeze_axis(flow, tensor, axis, place(guard.node), "a branch depends on the number of units")
@@ -43,21 +39,6 @@ def _is_of_widths(flow: LabelFlow, guard: Guard) -> bool:
     """Whether a guard asks for nothing but sizes of parameters, and of axes that have a unit at every index."""
     asked = list(asked_sizes(guard.node))
     return bool(asked) and all(is_width(flow, tensor, axis) for tensor, axis in asked)
-
-
-def _is_settled(guard: Guard) -> bool:
-    """Whether a guard compares a size with a number that no size is."""
-    sides = guard.node.args[:2]
-    sizes = [s for s in sides if isinstance(s, fx.Node) and _is_size(s)]
-    return len(sizes) == 1 and any(isinstance(s, int) and s < 0 for s in sides)
-
-
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node is one size of a value, as it is."""
-    shape = node.args[0] if node.target is operator.getitem else None
-    if isinstance(shape, fx.Node) and isinstance(shape.meta["value"], torch.Size):
-        return isinstance(node.meta["value"], int)
-    return node.target == "size" and isinstance(node.meta["value"], int)
 
 
 def _tie_shapes(flow: LabelFlow, guard: Guard) -> bool:
@@ -80,32 +61,6 @@ def _tie_shapes(flow: LabelFlow, guard: Guard) -> bool:
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         flow.unite(first, second)
     return True
-
-
-def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
-    """Let the graph assert that sizes decide as they did for the example inputs."""
-    seen: set[tuple[fx.Node, str]] = set()
-    for guard in guards:
-        node, key = guard.node, (guard.node, repr(guard.value))
-        if key in seen or _is_settled(guard) or not any(True for _ in asked_sizes(node)):
-            continue
-        seen.add(key)
-        with graph.inserting_after(node):
-            value: Any = guard.value
-            # not `== False`, of which torch.export makes no formula
-            told = (operator.not_, (node,)) if value is False else (operator.eq, (node, value))
-            same = graph.call_function(*told)
-        with graph.inserting_after(same):
-            said = f"sizes decide otherwise than for the example inputs{_line_of(node)}"
-            check = graph.call_function(torch._assert, (same, said))  # pyright: ignore[reportPrivateUsage]
-        for new, value in ((same, True), (check, None)):
-            new.meta.update({k: v for k, v in node.meta.items() if k == PHASE}, value=value, **same_place(node))
-
-
-def _line_of(node: fx.Node) -> str:
-    """Where the model's Python asked."""
-    file, line = node.meta.get(LINE, ("", 0))
-    return f", in {Path(file).name}, line {line}" if line else ""
 
 
 def freeze_axis(flow: LabelFlow, tensor: fx.Node, axis: int | None, where: str, reason: str) -> None:

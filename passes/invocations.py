@@ -19,6 +19,15 @@ from fxcat.passes.nested import CONSTANTS, Slot, leaves, lost_in_copy, template
 CALL = "call"
 """Key in a node's `meta`: the innermost call of a module that makes it; a node of the model itself has none."""
 
+PATTERN = "pattern"
+"""Key in the `meta` of a placeholder: the template of the argument."""
+
+ABSENT = "absent"
+"""Key in the `meta` of a placeholder: what is not to be in the argument."""
+
+SAME_AS = "same_as"
+"""Key in the `meta` of a placeholder: the parameter that was given the same value at capture."""
+
 VALUE = "value_numbers"
 """Key in a node's `meta`: the numbers by which calls name its value; those that a rewrite lets it stand for, too."""
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from torch import fx, nn
 
+from fxcat.passes.buffers import add_buffer
 from fxcat.passes.capture import Captured
 from fxcat.passes.effects import CONSTANT, PHASE
 from fxcat.passes.flow import LabelFlow
 from fxcat.passes.invocations import same_place
 from fxcat.passes.rules.selection import MADE
 from fxcat.passes.rules.sizes import asked_sizes
-from fxcat.passes.slicing import add_buffer
 
 
 def with_selections(captured: Captured, network: nn.Module, flow: LabelFlow) -> Captured:

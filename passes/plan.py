@@ -18,6 +18,7 @@ from torch import fx, nn
 from fxcat.errors import PlanError
 from fxcat.passes import cleanup
 from fxcat.passes.arrays import Grid, leaves, place
+from fxcat.passes.buffers import add_buffers
 from fxcat.passes.costing import own_tensors, parameter_axes
 from fxcat.passes.effects import asserts, reads_type
 from fxcat.passes.emptied import drop_emptied
@@ -27,7 +28,7 @@ from fxcat.passes.numbers import as_before, in_proportion, keep_numbers, paired_
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.selection import ENTRY, MADE, known_selection
 from fxcat.passes.rules.table import Labels, Moved, Rule, Share, Size
-from fxcat.passes.slicing import add_buffers, slice_modules
+from fxcat.passes.slicing import slice_modules
 from fxcat.passes.work import Analysis
 from fxcat.slicing import Keep
 

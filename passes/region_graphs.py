@@ -10,7 +10,7 @@ from torch import fx
 
 from fxcat.passes.asked import Absent
 from fxcat.passes.effects import COUNTS, needed
-from fxcat.passes.flat_calls import ABSENT, PATTERN
+from fxcat.passes.invocations import ABSENT, PATTERN
 from fxcat.passes.nested import pack, unpack
 from fxcat.passes.regions import Region
 from fxcat.passes.rules.boundary import owners, region_input, region_output

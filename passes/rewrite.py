@@ -6,11 +6,12 @@ from collections.abc import Container, Mapping, Sequence
 
 from torch import fx, nn
 
-from fxcat.passes.own_methods import tell_widths, widths_told
+from fxcat.passes.buffers import add_buffers
+from fxcat.passes.changed_modules import tell_widths, widths_told
 from fxcat.passes.own_modes import keep_modes, modes_set_by
 from fxcat.passes.plan import Plan
 from fxcat.passes.regions import Region
-from fxcat.passes.slicing import add_buffers, slice_modules
+from fxcat.passes.slicing import slice_modules
 
 
 def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph, regions: Sequence[Region]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcat.passes.asked import conditions
-from fxcat.passes.flat_calls import ABSENT, PATTERN, SAME_AS
+from fxcat.passes.invocations import ABSENT, PATTERN, SAME_AS
 from fxcat.passes.nested import CONSTANTS, Slot
 
 signature_of = lru_cache(1024)(inspect.signature)

@@ -14,11 +14,11 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.arguments import thaw
+from fxcat.passes.buffers import add_buffer
 from fxcat.passes.capture import Captured
 from fxcat.passes.effects import CONSTANT, TABLE
 from fxcat.passes.known import known_value
 from fxcat.passes.rules.boundary import owners
-from fxcat.passes.slicing import add_buffer
 
 
 def with_tables(captured: Captured, network: nn.Module, tables: Sequence[fx.Node]) -> Captured:

@@ -21,7 +21,7 @@ class TruePlaces:
         raise CaptureError(
             "how many entries a value has depends on the values of a tensor",
             where=self._place,
-            remedy="use torch.where(condition, a, b), or list the module in ignore=",
+            remedy="use torch.where(condition, a, b), or teach fxcat the module with a rule (fxcat.rules)",
         )
 
     __iter__ = __len__ = __getitem__ = _refuse

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from fxcat.passes.arguments import arguments, names_type, thaw
 from fxcat.passes.arrays import along, compress, frozen, reshape
-from fxcat.passes.chains import move
+from fxcat.passes.moved_labels import move
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, decomposition, rule
