@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,10 @@ def flat_outputs(reference: nn.Module) -> Generator[None, None, None]:
     def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         return tuple(tensor for _, tensor in named_tensors(original(*args, **kwargs)))
 
+    shown: Any = forward
+    shown.__signature__ = inspect.signature(
+        original
+    )  # `wraps` copies that of the function, with `self`, if it shows one
     with _replaced(reference, forward):
         yield
 
