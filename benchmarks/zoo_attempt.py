@@ -79,7 +79,8 @@ def _ready(built: Built) -> tuple[str, Built]:
             example, others = in_double
         else:
             model, precision = model.float(), "single"
-            model.eval()(*example)  # says what it lacks
+            if not takes(model, example):
+                raise ValueError("it does not run on the example")
     if precision == DOUBLE and narrowings.found:
         precision = "single inside"
     randomise(model, 0)

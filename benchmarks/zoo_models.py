@@ -121,18 +121,22 @@ def _ultralytics(name: str) -> Built:
 
 # -- segmentation-models-pytorch --------------------------------------------------------------------------------------
 
+_SMP_SIZES = {"pan": 128, "dpt": 224}
 _ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "mit_b0")
 
 
 def _smp_names() -> list[str]:
     smp: Any = importlib.import_module("segmentation_models_pytorch")
-    return [f"{arch}/{encoder}" for arch in sorted(smp.MODEL_ARCHITECTURES_MAPPING) for encoder in _ENCODERS]
+    pairs = [(arch, encoder) for arch in sorted(smp.MODEL_ARCHITECTURES_MAPPING) for encoder in _ENCODERS]
+    return [f"{arch}/{encoder}" for arch, encoder in pairs if arch != "dpt"] + ["dpt/tu-vit_tiny_patch16_224"]
 
 
 def _smp(name: str) -> Built:
     smp: Any = importlib.import_module("segmentation_models_pytorch")
     arch, encoder = name.split("/")
-    return smp.create_model(arch, encoder_name=encoder, encoder_weights=None, classes=3), *images(64)
+    return smp.create_model(arch, encoder_name=encoder, encoder_weights=None, classes=3), *images(
+        _SMP_SIZES.get(arch, 64)
+    )
 
 
 # -- MONAI, diffusers, vit-pytorch: classes with arguments ----------------------------------------

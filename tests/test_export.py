@@ -45,6 +45,21 @@ def test_small_net_agrees(tmp_path: Path, batch: int) -> None:
     assert close(found, net.eval()(x))
 
 
+class Starred(Small):
+    """Takes more than it is given, as every YOLO does."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().forward(x)
+
+
+def test_more_arguments_than_were_given(tmp_path: Path) -> None:
+    net = fxcat.prepare(Starred(), EXAMPLE, verbose=False).eval()
+    export_onnx(fxcat.finalize(net), tmp_path / "net.onnx", EXAMPLE)
+    x = torch.randn(3, 3, 16, 16)
+    (found,) = run(tmp_path / "net.onnx", x)
+    assert close(found, net(x))
+
+
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
 def test_torchvision_agrees_without_leftovers(tmp_path: Path, name: str) -> None:
     net = torchvision.models.get_model(name, weights=None)
