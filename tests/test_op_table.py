@@ -14,6 +14,7 @@ _WITHOUT += ("arange", "linspace", "logspace", "eye")
 
 UNTRIED = {
     **{f"{o}.{name}{end}": "takes places: test_ops" for o in _OWNERS for name in _PLACES for end in ("", "_")},
+    "torch.imag": "takes complex numbers: test_ops",
     **{f"{o}.select_scatter": "takes a part of the value: test_ops" for o in _OWNERS},
     **{f"{o}.{name}": "takes weights: test_weights" for o in _OWNERS for name in ("addmm", "baddbmm")},
     **{f"torch.conv_transpose{n}d": "takes weights: test_weights" for n in (1, 2, 3)},
