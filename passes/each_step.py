@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fxcat.errors import CaptureError
+from fxcat.gates import type_of_gates
 from fxcat.passes.compile import add_gates, with_own_tensors
 from fxcat.passes.copying import copy_data, copy_model
 from fxcat.passes.gating import insert_gates
@@ -52,7 +53,7 @@ class EachStep:
         copy_data(copied)
         work, graph, gates = with_own_tensors(replace(work, network=network)), work.graph, None
         if work.gatings is not None:
-            graph = insert_gates(graph, work.gatings.of_node)
+            graph = insert_gates(graph, work.gatings.of_node, type_of_gates(network))
             add_gates(network, work.gatings)
             gates = torch.ones(work.units.count + len(work.sections))
         install(network, graph, work.captured.regions, blocks, for_good=True)
