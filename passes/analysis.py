@@ -101,7 +101,7 @@ def _with_costs(work: Work) -> Work:
 
 LABELS = Step("labels", _labelled, needs=("captured",), gives=("flow",))
 TABLES = Step("tables", _with_tables, needs=("flow",), gives=("flow",), rewrites=True)
-MADE_VALUES = Step("made values", _with_selections, needs=("flow",), gives=("flow",), rewrites=True)
+MADE_VALUES = Step("selections", _with_selections, needs=("flow",), gives=("flow",), rewrites=True)
 CALLS = Step("calls", _with_calls_tied, needs=("flow",))
 PINS = Step("pins", _pinned, needs=("flow",))
 CHAINS = Step("chains", _rectangular, needs=("flow",), gives=("chains",))
