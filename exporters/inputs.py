@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import InputError
 from fxcat.exporters.form import SIZE_STEP, is_image
-from fxcat.passes.example import argument_forms, find_example_inputs
-from fxcat.recipe import attached, make_example, parse
+from fxcat.network.recipe import attached, make_example, parse
+from fxcat.passes.capture.default_inputs import argument_forms, find_example_inputs
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)
 _OTHERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -23,7 +23,7 @@ from fxcat.exporters.staging import staged
 from fxcat.exporters.tidy import finish
 from fxcat.exporters.tracing import OLDEST_CAPTURED, trace_program
 from fxcat.exporters.verify import BATCHES, FileFacts, check_file, compare_outputs, trials
-from fxcat.passes.exclusive import ONE_AT_A_TIME
+from fxcat.utils.exclusive import ONE_AT_A_TIME
 
 _log = logging.getLogger(__name__)
 

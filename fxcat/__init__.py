@@ -1,10 +1,6 @@
 """fxcat: a graph-rewriting compiler pass that makes vision models smaller while they train."""
 
-from fxcat import importance
 from fxcat.api import add_bypasses, finalize, find_bypasses, prepare
-from fxcat.controller import GateController
-from fxcat.ddp import rewrap
-from fxcat.distillation import distillation_loss
 from fxcat.errors import (
     CaptureError,
     ExportError,
@@ -19,19 +15,23 @@ from fxcat.errors import (
 )
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
-from fxcat.fit import EarlyStopping, fit
+from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
-from fxcat.gates import Gate
-from fxcat.history import History
-from fxcat.limits import Limits
 from fxcat.loading import load
-from fxcat.one_shot import one_shot, warm_start
-from fxcat.passes.bypasses import Bypass, Bypasses
+from fxcat.network.ddp import rewrap
+from fxcat.network.gates import Gate
+from fxcat.network.limits import Limits
+from fxcat.passes.bypasses.place import Bypass, Bypasses
 from fxcat.passes.verification import verify
-from fxcat.recalibrate import recalibrate
 from fxcat.records import Cost, Pressure, Target
+from fxcat.scores import importance
+from fxcat.scores.one_shot import one_shot, warm_start
 from fxcat.storage import save
 from fxcat.structure_plot import plot_structure
+from fxcat.training.batch_norm_statistics import recalibrate
+from fxcat.training.distillation import distillation_loss
+from fxcat.training.fit import EarlyStopping, fit
+from fxcat.training.history import History
 from fxcat.version import __version__
 
 __all__ = [

@@ -13,24 +13,24 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fxcat.alignment import check_multiples
 from fxcat.checks import as_names, check_choice, check_flag, check_instance, check_integer, check_module, shown
+from fxcat.choosing.widths import check_multiples
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
 from fxcat.gated import GatedModule, Policy, check_gated
-from fxcat.gates import SAMPLES
-from fxcat.limits import GateLimits, Limits, check_limits
+from fxcat.network.gates import SAMPLES
+from fxcat.network.limits import GateLimits, Limits, check_limits
+from fxcat.network.weight_checks import check_whole
 from fxcat.passes import verification
-from fxcat.passes.bypasses import Bypasses, place_bypasses
-from fxcat.passes.bypassing import with_bypasses
-from fxcat.passes.capture import Captured, capture
+from fxcat.passes.bypasses.insert import with_bypasses
+from fxcat.passes.bypasses.place import Bypasses, place_bypasses
+from fxcat.passes.capture.capture import Captured, capture
+from fxcat.passes.capture.default_inputs import example_candidates
 from fxcat.passes.compile import build
-from fxcat.passes.copying import meta_twin
 from fxcat.passes.each_step import EachStep
-from fxcat.passes.example import example_candidates
-from fxcat.passes.nested import leaves
+from fxcat.passes.graph.copy_model import meta_twin
+from fxcat.passes.graph.nested import leaves
 from fxcat.passes.work import Options
-from fxcat.report import prepared
-from fxcat.whole import check_whole
+from fxcat.show.summary import prepared
 
 A = TypeVar("A")
 R = TypeVar("R")

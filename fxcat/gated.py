@@ -11,26 +11,26 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxcat.apart import call_whole
-from fxcat.appraisal import Appraisal
 from fxcat.checks import check_instance
-from fxcat.copies import Copies
-from fxcat.costs import CostModel
-from fxcat.ddp import Wrappers
 from fxcat.errors import InputError
-from fxcat.following import Led, described, left_to_close
-from fxcat.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
-from fxcat.limits import GateLimits, Limits
-from fxcat.liveness import gates_inside, live_gates, live_parameters, parameters_of
-from fxcat.loaded_state import make_ready
-from fxcat.methods import Methods, Turns
-from fxcat.places import Places
-from fxcat.program import GatePart, Program, Shrunk, Structure
-from fxcat.recipe import Gates, Recipe, attach
+from fxcat.network.apart import call_whole
+from fxcat.network.appraisal import Appraisal
+from fxcat.network.copies import Copies
+from fxcat.network.cost_model import CostModel
+from fxcat.network.ddp import Wrappers
+from fxcat.network.following import Led, described, left_to_close
+from fxcat.network.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
+from fxcat.network.limits import GateLimits, Limits
+from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
+from fxcat.network.loaded_state import make_ready
+from fxcat.network.methods import Methods, Turns
+from fxcat.network.places import Places
+from fxcat.network.program import GatePart, Program, Shrunk, Structure
+from fxcat.network.recipe import Gates, Recipe, attach
+from fxcat.network.weight_checks import check_own, check_unchanged, check_whole, parameter_shapes
 from fxcat.records import Cost, Target, check_target
-from fxcat.report import print_summary
-from fxcat.tables import Table
-from fxcat.whole import check_own, check_unchanged, check_whole, parameter_shapes
+from fxcat.show.summary import print_summary
+from fxcat.utils.constant_tables import Table
 
 Policy = Literal["bernoulli", "ratio"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from fxcat.checks import check_module
-from fxcat.contents import shapes_of
 from fxcat.errors import InputError, located
+from fxcat.network.module_state import shapes_of
+from fxcat.network.recipe import Stage, check_gates, check_shapes, make_example
 from fxcat.passes.compile import build
 from fxcat.passes.work import Options
-from fxcat.recipe import Stage, check_gates, check_shapes, make_example
 from fxcat.storage import put, read
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from fxcat.checks import as_path, check_module
-from fxcat.contents import Shapes, extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
 from fxcat.errors import InputError, StorageError, located
-from fxcat.files import read_tensors, write_tensors
 from fxcat.gated import GatedModule
-from fxcat.packing import pack, unpack
-from fxcat.recipe import Recipe, attached, parse
+from fxcat.network.module_state import Shapes, extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
+from fxcat.network.recipe import Recipe, attached, parse
+from fxcat.utils.json_tensors import pack, unpack
+from fxcat.utils.safetensors_file import read_tensors, write_tensors
 
 KIND = "fxcat-network-1"
 _EXTRA = "_extra_state"

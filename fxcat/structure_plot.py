@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fxcat.checks import check_path
-from fxcat.costs import CostModel
-from fxcat.figures import new_figure, save_figure
 from fxcat.gated import GatedModule, check_gated
+from fxcat.network.cost_model import CostModel
+from fxcat.utils.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

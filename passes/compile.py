@@ -13,36 +13,36 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcat.consumers import Consumer
-from fxcat.contents import shapes_of
-from fxcat.costs import CostModel
 from fxcat.errors import CaptureError, InputError, NothingToPruneError, PlanError
 from fxcat.gated import GatedModule
-from fxcat.gates import SAMPLES, GateSamples, type_of_gates
-from fxcat.passes import rewrite
-from fxcat.passes.analysis import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
-from fxcat.passes.buffers import add_buffer, add_buffers
-from fxcat.passes.capture import capture
-from fxcat.passes.changed_modules import others_than_written
-from fxcat.passes.consumers import find_consumers
-from fxcat.passes.copying import copy_data, copy_model, meta_twin
-from fxcat.passes.costing import parameter_axes
+from fxcat.network.consumers import Consumer
+from fxcat.network.cost_model import CostModel
+from fxcat.network.gates import SAMPLES, GateSamples, type_of_gates
+from fxcat.network.module_state import shapes_of
+from fxcat.network.program import GatePart, Program, Shrunk, Structure
+from fxcat.network.recipe import Stage, attached, describe_example, parse
+from fxcat.passes.analyses import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
+from fxcat.passes.analysis.costing import parameter_axes
+from fxcat.passes.analysis.units import NO_UNIT
+from fxcat.passes.capture.capture import capture
+from fxcat.passes.capture.regions import Tie
+from fxcat.passes.codegen.install import install, layers, original_class, uninstall
+from fxcat.passes.codegen.shown import shown_by
 from fxcat.passes.dump import dumps
-from fxcat.passes.entries import with_entries
-from fxcat.passes.gate_sites import find_sites
-from fxcat.passes.gating import Gatings, insert_gates, place_gates
-from fxcat.passes.installing import install, layers, original_class, uninstall
-from fxcat.passes.orders import with_known_orders
-from fxcat.passes.pickling import flat, restored
+from fxcat.passes.gating.gated_inputs import with_entries
+from fxcat.passes.gating.insert import Gatings, insert_gates, place_gates
+from fxcat.passes.gating.orders import with_known_orders
+from fxcat.passes.gating.sites import find_sites
+from fxcat.passes.graph.buffers import add_buffer, add_buffers
+from fxcat.passes.graph.copy_model import copy_data, copy_model, meta_twin
+from fxcat.passes.graph.pickling import flat, restored
 from fxcat.passes.pipeline import Observer, Step, run
-from fxcat.passes.plan import Plan, make_plan
-from fxcat.passes.regions import Tie
-from fxcat.passes.shown import shown_by
+from fxcat.passes.rewriting import apply as rewrite
+from fxcat.passes.rewriting.changed_modules import others_than_written
+from fxcat.passes.rewriting.consumers import find_consumers
+from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
-from fxcat.passes.units import NO_UNIT
 from fxcat.passes.work import Analysis, Options, Source, Work
-from fxcat.program import GatePart, Program, Shrunk, Structure
-from fxcat.recipe import Stage, attached, describe_example, parse
 from fxcat.records import Pinned
 
 _UNKNOWN: Any = None

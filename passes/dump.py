@@ -14,10 +14,10 @@ import torch
 from torch import fx
 
 from fxcat.errors import StorageError
-from fxcat.passes.arrays import FROZEN, leaves
-from fxcat.passes.gating import Gating
+from fxcat.passes.analysis.units import NO_UNIT
+from fxcat.passes.gating.insert import Gating
+from fxcat.passes.graph.label_arrays import FROZEN, leaves
 from fxcat.passes.pipeline import Observer, State, Step
-from fxcat.passes.units import NO_UNIT
 from fxcat.passes.work import Work
 
 VARIABLE = "FXCAT_DUMP"

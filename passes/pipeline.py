@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fxcat.errors import FxcatError
-from fxcat.passes.arrays import place
+from fxcat.passes.graph.label_arrays import place
 
 _log = logging.getLogger("fxcat.passes")
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fxcat.costs import Axis, Holding, Integers
+from fxcat.network.cost_model import Axis, Holding, Integers
+from fxcat.network.program import Structure
 from fxcat.passes.work import Analysis
-from fxcat.program import Structure
 from fxcat.records import Cost, Group, Pinned, SectionInfo
 
 

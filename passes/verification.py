@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxcat.checks import check_module
 from fxcat.errors import CaptureError, InputError, VerificationError
 from fxcat.gated import GatedModule
-from fxcat.gates import SAMPLES, GateSamples
-from fxcat.passes.copying import private_copy
-from fxcat.passes.example import argument_forms
-from fxcat.passes.installing import is_silent
-from fxcat.passes.nested import map_leaves
-from fxcat.randomness import random_states, set_random_states
+from fxcat.network.gates import SAMPLES, GateSamples
+from fxcat.passes.capture.default_inputs import argument_forms
+from fxcat.passes.codegen.install import is_silent
+from fxcat.passes.graph.copy_model import private_copy
+from fxcat.passes.graph.nested import map_leaves
+from fxcat.utils.random_state import random_states, set_random_states
 
 CHEAP = 400_000_000
 """MACs of a forward pass that takes some hundredths of a second: so long as a capture."""

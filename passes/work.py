@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcat.costs import CostTerm
-from fxcat.passes.capture import Captured
-from fxcat.passes.chains import Chain
-from fxcat.passes.flow import LabelFlow
-from fxcat.passes.gating import Gatings
-from fxcat.passes.regions import Region
-from fxcat.passes.sections import Section
-from fxcat.passes.units import Units
+from fxcat.network.cost_model import CostTerm
+from fxcat.passes.analysis.chains import Chain
+from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.analysis.sections import Section
+from fxcat.passes.analysis.units import Units
+from fxcat.passes.capture.capture import Captured
+from fxcat.passes.capture.regions import Region
+from fxcat.passes.gating.insert import Gatings
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxcat
 from fxcat.gated import GatedModule
-from fxcat.passes.flops import flop_counter
-from fxcat.passes.nested import fill
+from fxcat.passes.graph.flops import flop_counter
+from fxcat.passes.graph.nested import fill
 from fxcat.passes.rules.boundary import region_input
 from fxcat.records import Pinned
 

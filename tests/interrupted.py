@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, Seque
 from torch.utils.data import DataLoader
 
 import fxcat
-from fxcat.history import History
+from fxcat.training.history import History
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 TARGET = fxcat.Target(flops=0.4)

@@ -9,7 +9,7 @@ from small_task import loader
 from torch import nn
 
 import fxcat
-from fxcat.alignment import channels_per_unit
+from fxcat.choosing.widths import channels_per_unit
 
 HALF = fxcat.Target(flops=0.5)
 EXAMPLE = torch.zeros(1, 3, 8, 8)

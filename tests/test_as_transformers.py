@@ -14,7 +14,7 @@ from exactness import check, fixed_seed, randomise
 from torch import nn
 
 import fxcat
-from fxcat.passes.flops import flop_counter
+from fxcat.passes.graph.flops import flop_counter
 from fxcat.passes.rules.noise import multiplies_by_noise
 
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()

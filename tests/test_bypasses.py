@@ -18,7 +18,7 @@ from small_task import loader
 from torch import nn
 
 import fxcat
-from fxcat.passes.windows import Window
+from fxcat.passes.bypasses.windows import Window
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 SECTIONS = (0, 3, 7, 10, 14)

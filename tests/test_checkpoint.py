@@ -35,7 +35,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fxcat
-from fxcat.training_run import needs_recent
+from fxcat.training.epochs import needs_recent
 
 SHORT = Setup(epochs=3)
 """Ends soon after it has shrunk."""
@@ -261,7 +261,7 @@ def test_the_best_network_is_written_before_the_state_that_says_so(
     def killed(*args: Any, **options: Any) -> None:
         raise Interrupted
 
-    monkeypatch.setattr("fxcat.checkpoint.write_tensors", killed)
+    monkeypatch.setattr("fxcat.training.checkpoints.write_tensors", killed)
     with pytest.raises(Interrupted):
         run(tmp_path, SHORT, resume=True)
     assert load_file(tmp_path / "best.safetensors").keys() == load_file(short[0] / "best.safetensors").keys()

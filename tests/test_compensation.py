@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 import fxcat
-from fxcat import importance
 from fxcat.gated import GatedModule
+from fxcat.scores import importance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxcat
-from fxcat.packing import pack
+from fxcat.utils.json_tensors import pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

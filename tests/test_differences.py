@@ -10,8 +10,8 @@ from test_shrinking import EXAMPLE, Deep
 from torch import nn
 
 import fxcat
-from fxcat.bernoulli import BernoulliPolicy
-from fxcat.difference import loss_difference
+from fxcat.gate_training.bernoulli import BernoulliPolicy
+from fxcat.gate_training.section_difference import loss_difference
 
 
 class Dropped(Deep):

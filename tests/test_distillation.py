@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxcat
-from fxcat.modes import in_eval
-from fxcat.teacher import Teacher
+from fxcat.training.teacher import Teacher
+from fxcat.utils.modes import in_eval
 
 HALF = fxcat.Target(flops=0.5)
 SHORT = Setup(epochs=3, batch=32)

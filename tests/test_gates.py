@@ -8,8 +8,8 @@ from small_task import Net as SmallNet
 from torch import nn
 
 import fxcat
-from fxcat.gates import GateSamples
-from fxcat.slot_values import GateLayout, GateSlot
+from fxcat.network.gates import GateSamples
+from fxcat.network.slot_values import GateLayout, GateSlot
 
 
 class Net(nn.Module):

@@ -17,9 +17,9 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 import fxcat
-from fxcat import importance
-from fxcat.fractions import marginal_macs
+from fxcat.choosing.cost_shares import marginal_macs
 from fxcat.gated import GatedModule
+from fxcat.scores import importance
 
 SMALL_VIT = partial(
     VisionTransformer, image_size=64, patch_size=16, num_layers=3, num_heads=4, hidden_dim=192, mlp_dim=384

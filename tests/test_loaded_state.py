@@ -105,7 +105,7 @@ def test_a_wrapper_whose_graph_may_not_change_is_refused(monkeypatch: pytest.Mon
             nn.Module.__init__(self)
 
     net = prepared()
-    monkeypatch.setattr("fxcat.ddp.is_distributed", lambda: True)
+    monkeypatch.setattr("fxcat.network.ddp.is_distributed", lambda: True)
     monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_get_active_ddp_module", Static)
     with pytest.raises(fxcat.InputError, match="static_graph=True"):
         net(X)

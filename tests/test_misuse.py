@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import fxcat
-from fxcat.arguments import check_fit_arguments
+from fxcat.gate_training.arguments import check_fit_arguments
 from fxcat.rules import Elementwise, Rule, Zero, rule
-from fxcat.tables import Table
+from fxcat.utils.constant_tables import Table
 
 X = torch.zeros(2, 3, 8, 8)
 HALF = fxcat.Target(flops=0.5)

@@ -11,7 +11,7 @@ from exactness import Report, check, difference, fixed_seed, random_gates, rando
 from torch import nn
 
 import fxcat
-from fxcat.recalibrate import recalibrate
+from fxcat.training.batch_norm_statistics import recalibrate
 
 
 class NormAct(nn.BatchNorm2d):

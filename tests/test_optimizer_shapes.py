@@ -12,7 +12,7 @@ from small_task import Net, batches
 from torch import nn
 
 import fxcat
-from fxcat.optimizer_shapes import check_state, sliced
+from fxcat.gate_training.optimizer_shapes import check_state, sliced
 
 
 class Moments(NamedTuple):

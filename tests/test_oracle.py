@@ -20,8 +20,8 @@ from networkx.utils import UnionFind
 from torch import nn
 from zoo import build, classifiers
 
-from fxcat.passes.analysis import analyse
-from fxcat.passes.capture import capture
+from fxcat.passes.analyses import analyse
+from fxcat.passes.capture.capture import capture
 from fxcat.passes.work import Analysis, Options
 
 FAST = (

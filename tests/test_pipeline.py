@@ -82,7 +82,7 @@ def test_the_step_that_loses_exactness_is_named(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_so_is_generated_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fxcat.passes import installing
+    from fxcat.passes.codegen import install as installing
 
     folded = installing.fold
 

@@ -10,8 +10,8 @@ from small_task import Net, loader
 from torch import nn
 
 import fxcat
-from fxcat.pressure import FixedPressure
-from fxcat.sharing import shared_worth
+from fxcat.choosing.sharing import shared_worth
+from fxcat.gate_training.pressure import FixedPressure
 
 
 def hidden_units_left(width: int, seed: int) -> int:

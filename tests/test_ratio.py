@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxcat
-from fxcat.ratio import RatioPolicy
+from fxcat.gate_training.ratio import RatioPolicy
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 HALF = fxcat.Target(flops=0.5)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fxcat
-from fxcat.passes.analysis import analyse
-from fxcat.passes.arrays import leaves
-from fxcat.passes.capture import capture
+from fxcat.passes.analyses import analyse
+from fxcat.passes.capture.capture import capture
+from fxcat.passes.graph.label_arrays import leaves
 from fxcat.passes.work import Analysis, Options
 
 

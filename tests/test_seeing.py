@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fxcat
 from fxcat.gated import GatedModule
-from fxcat.history import EpochRecord
+from fxcat.training.history import EpochRecord
 
 START = {"stem.0": 16, "block.0": 24, "block.section": 1}
 HALF = fxcat.Target(flops=0.5)

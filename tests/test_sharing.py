@@ -8,13 +8,13 @@ import torchvision
 from test_targets import prepared
 
 import fxcat
-from fxcat.draws import Draw
-from fxcat.fractions import cost_fractions
-from fxcat.groups import left_to_lose
-from fxcat.pressure import EARLY, FixedPressure, TargetPressure, TargetSchedule
-from fxcat.selection import close_below, close_until
-from fxcat.sharing import shared_worth
-from fxcat.worth import Worth
+from fxcat.choosing.cost_shares import cost_fractions
+from fxcat.choosing.groups import left_to_lose
+from fxcat.choosing.select import close_below, close_until
+from fxcat.choosing.sharing import shared_worth
+from fxcat.gate_training.pressure import EARLY, FixedPressure, TargetPressure, TargetSchedule
+from fxcat.gate_training.worth import Worth
+from fxcat.network.draws import Draw
 
 STREAM, INNER = 16, (16, 48, 96)
 """Units of the residual stream of `test_targets.prepared`, and of its three blocks."""

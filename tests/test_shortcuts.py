@@ -12,10 +12,10 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxcat.passes.analysis.sections import dominators
+from fxcat.passes.capture.watch_tensors import never_counts
 from fxcat.passes.rules import table
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.sections import dominators
-from fxcat.passes.watch import never_counts
 
 X = torch.empty(2, 3, 4, device="meta")
 CALLS: tuple[tuple[Any, tuple[Any, ...], dict[str, Any]], ...] = (

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxcat
-from fxcat.carry import shrink_all
+from fxcat.gate_training.shrinking import shrink_all
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 Optimizers = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.codegen import compiled
-from fxcat.passes.statements import statements
+from fxcat.passes.codegen.codegen import compiled
+from fxcat.passes.codegen.statements import statements
 
 VALUE = torch.arange(24.0).reshape(2, 3, 4)
 

@@ -20,10 +20,10 @@ from small_task import Net
 from torch import nn
 
 import fxcat
-from fxcat.files import read_tensors, write_tensors
-from fxcat.optimizer_state import optimizer_state, set_optimizer_state
-from fxcat.packing import pack, unpack
-from fxcat.recipe import make_example
+from fxcat.network.recipe import make_example
+from fxcat.training.optimizer_state import optimizer_state, set_optimizer_state
+from fxcat.utils.json_tensors import pack, unpack
+from fxcat.utils.safetensors_file import read_tensors, write_tensors
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 IMAGE = torch.zeros(1, 3, 64, 64)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import fxcat
-from fxcat.bernoulli import BernoulliPolicy
-from fxcat.fractions import SLACK, cost_fractions
-from fxcat.selection import close_until, select_structure
+from fxcat.choosing.cost_shares import SLACK, cost_fractions
+from fxcat.choosing.select import close_until, select_structure
+from fxcat.gate_training.bernoulli import BernoulliPolicy
 
 
 class Block(nn.Module):

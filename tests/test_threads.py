@@ -15,7 +15,7 @@ from small_task import Net
 from torch import nn
 
 import fxcat
-from fxcat.gates import SAMPLES
+from fxcat.network.gates import SAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "switching")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_task import Net, batches, loader
 
 import fxcat
-from fxcat.selection import smallest_cost
+from fxcat.choosing.select import smallest_cost
 
 
 @pytest.mark.parametrize(

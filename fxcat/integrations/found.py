@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from fxcat.checks import check_module
-from fxcat.controller import GateController
 from fxcat.errors import InputError
+from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
 
 

@@ -11,11 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from fxcat.checks import check_flag
-from fxcat.controller import GateController
+from fxcat.choosing.cost_shares import cost_fractions
 from fxcat.errors import InputError
-from fxcat.following import Led
-from fxcat.fractions import cost_fractions
+from fxcat.gate_training.controller import GateController
 from fxcat.integrations.found import copies_in, ended_early, gated_in
+from fxcat.network.following import Led
 from fxcat.records import Pressure, Target, check_pressure, check_target
 
 _PHASES = ("warm-up", "gated", "plain")

@@ -21,11 +21,11 @@ from safetensors.torch import load, save
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from fxcat.controller import GateController
 from fxcat.errors import InputError
+from fxcat.gate_training.controller import GateController
 from fxcat.integrations.found import ended_early, gated_in
-from fxcat.packing import pack, unpack
 from fxcat.records import Pressure, Target, check_pressure, check_target
+from fxcat.utils.json_tensors import pack, unpack
 
 _REPLICATED = ("NO", "MULTI_")
 """How the kinds of processes begin in which every one has whole weights."""

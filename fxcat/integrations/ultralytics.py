@@ -26,8 +26,8 @@ from ultralytics.utils import LOGGER
 
 from fxcat.api import prepare
 from fxcat.checks import check_instance
-from fxcat.controller import GateController
 from fxcat.errors import InputError
+from fxcat.gate_training.controller import GateController
 from fxcat.integrations.ultralytics_models import is_small, with_their_tools
 from fxcat.records import Pressure, Target
 

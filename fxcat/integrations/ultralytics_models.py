@@ -10,7 +10,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 from fxcat.errors import InputError
-from fxcat.passes.made_classes import make_class
+from fxcat.utils.made_classes import make_class
 
 
 class SmallYaml(dict[str, Any]):

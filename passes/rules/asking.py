@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import fx
 
 from fxcat.errors import CaptureError, FxcatError
-from fxcat.passes.arrays import place
+from fxcat.passes.graph.label_arrays import place
 
 R = TypeVar("R")
 

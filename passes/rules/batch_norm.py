@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import along, frozen
-from fxcat.passes.made_classes import gated_class
+from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import along, frozen
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
+from fxcat.utils.made_classes import gated_class
 
 
 @rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

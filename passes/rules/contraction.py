@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arrays import along, frozen
-from fxcat.passes.made_classes import gated_class
+from fxcat.passes.graph.label_arrays import along, frozen
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
 from fxcat.passes.rules.terms import Term, per_entry
+from fxcat.utils.made_classes import gated_class
 
 
 def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import along, frozen
+from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import along, frozen
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import asked_sizes, is_width, shape_read, sizes_left, units_of_size

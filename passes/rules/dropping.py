@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
-from fxcat.passes.arguments import arguments, thaw
+from fxcat.passes.graph.arguments import arguments, thaw
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.noise import multiplies_by_noise
 from fxcat.passes.rules.table import Sample, Zero, decomposition, rule, rule_by_nature

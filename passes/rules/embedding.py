@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arrays import along
+from fxcat.passes.graph.label_arrays import along
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Labels, Rule, rule
 

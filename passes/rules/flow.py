@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arrays import Labels
+from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.rules.terms import Contraction
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import Grid, along, frozen
+from fxcat.passes.graph.arguments import arguments, thaw
+from fxcat.passes.graph.label_arrays import Grid, along, frozen
 from fxcat.passes.rules.contraction import (
     Sizes,
     bind_kernel,

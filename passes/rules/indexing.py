@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import compress, frozen
+from fxcat.passes.graph.arguments import arguments, thaw
+from fxcat.passes.graph.label_arrays import compress, frozen
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.movement import Movement
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, decomposition, rule

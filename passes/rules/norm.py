@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import frozen
-from fxcat.passes.made_classes import gated_class
+from fxcat.passes.graph.arguments import arguments, thaw
+from fxcat.passes.graph.label_arrays import frozen
 from fxcat.passes.rules.counting import (
     gated_group_norm,
     gated_layer_norm,
@@ -26,6 +25,7 @@ from fxcat.passes.rules.counting import (
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import sizes_left
 from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
+from fxcat.utils.made_classes import gated_class
 
 
 def _over_last_axes(flow: Flow, node: fx.Node, rank: int) -> torch.Tensor:

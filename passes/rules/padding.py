@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxcat.passes.arguments import thaw
-from fxcat.passes.arrays import frozen
+from fxcat.passes.graph.arguments import thaw
+from fxcat.passes.graph.label_arrays import frozen
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule

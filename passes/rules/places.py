@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import frozen
+from fxcat.passes.graph.arguments import arguments, thaw
+from fxcat.passes.graph.label_arrays import frozen
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.arguments import arguments
+from fxcat.passes.graph.arguments import arguments
 from fxcat.passes.rules.counting import spared_windows
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule

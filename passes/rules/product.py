@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import along, frozen
-from fxcat.passes.execute import counted_macs
+from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.rules.execute import counted_macs
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
 from fxcat.passes.rules.terms import Contraction, Term, per_entry

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcat.passes.arrays import Labels, along, frozen, leaves
-from fxcat.passes.made_classes import gated_class
+from fxcat.passes.graph.label_arrays import Labels, along, frozen, leaves
 from fxcat.passes.rules.contraction import consumed
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Counting, Rule, Sample, Zero, rule
 from fxcat.passes.rules.terms import Term
+from fxcat.utils.made_classes import gated_class
 
 _BLOCKS = {"LSTM": 4, "GRU": 3, "RNN": 1}
 """How many blocks of rows a weight has, one for each gate of the kind, and one for the candidate."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxcat.passes.arguments import arguments
-from fxcat.passes.arrays import frozen
+from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import frozen
 from fxcat.passes.rules.counting import (
     gated_amax,
     gated_amin,

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign, RoIPool, roi_align, roi_pool
 
-from fxcat.passes.arrays import along, frozen
+from fxcat.passes.graph.label_arrays import along, frozen
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule
 

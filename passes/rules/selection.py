@@ -7,8 +7,8 @@ from collections.abc import Container
 import torch
 from torch import fx
 
-from fxcat.passes.arguments import arguments, thaw
-from fxcat.passes.arrays import along
+from fxcat.passes.graph.arguments import arguments, thaw
+from fxcat.passes.graph.label_arrays import along
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import Labels, Rule, Zero, rule

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxcat.passes.arguments import thaw
-from fxcat.passes.arrays import FROZEN
+from fxcat.passes.graph.arguments import thaw
+from fxcat.passes.graph.label_arrays import FROZEN
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Moved, Share, Size
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fxcat.passes.arguments import arguments
+from fxcat.passes.graph.arguments import arguments
 from fxcat.passes.rules.counting import gated_log_softmax, gated_softmax
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices

@@ -21,7 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fxcat.checks import check_op, shown
 from fxcat.errors import FxcatError, InputError
-from fxcat.passes.arrays import Labels
+from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.terms import Term
 

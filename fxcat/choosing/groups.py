@@ -1,0 +1,59 @@
+"""Which gates belong together, and which never close."""
+
+from __future__ import annotations
+
+import torch
+
+from fxcat.network.gated_network import GatedNetwork
+
+
+def group_ids(net: GatedNetwork) -> torch.Tensor:
+    """For every gate the number of its group; every section is a group of its own."""
+    counts = torch.tensor([p.count for p in net.parts])
+    return torch.repeat_interleave(torch.arange(len(counts)), counts).to(net.gate_vector.theta.device)
+
+
+def is_section(net: GatedNetwork) -> torch.Tensor:
+    """Which gates are sections."""
+    theta = net.gate_vector.theta
+    return torch.arange(theta.numel(), device=theta.device) >= net.gate_vector.unit_count
+
+
+def best_of_groups(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
+    """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
+    row, member = net.required.long()
+    scores = score[member]
+    sets = len(net.structure.required[0].unique_consecutive())
+    highest = scores.new_empty(sets).scatter_reduce(0, row, scores, "amax", include_self=False)
+    tops = (scores == highest[row]).nonzero().reshape(-1)
+    # of equals the first: `tops` ascends, and so do the rows
+    return member[tops[torch.searchsorted(row[tops], torch.arange(len(highest), device=row.device))]]
+
+
+def kept_gates(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
+    """Numbers of the gates that never close: of every set of units that must not be emptied those with the highest
+    scores, one or as many as `Limits` say, and the sections that are kept."""
+    if not net.limits:
+        return best_of_groups(net, score)
+    row, member = net.required.long()
+    sets, limits = torch.bincount(row), net.part_limits()
+    least = torch.ones_like(sets)
+    groups = len(net.structure.groups)
+    for i, (at_start, limit) in enumerate(limits[:groups]):
+        least[i] = limit.least_of(at_start)
+    order = score[member].argsort(descending=True, stable=True)
+    order = order[row[order].argsort(stable=True)]
+    place = torch.arange(len(order), device=row.device) - (sets.cumsum(0) - sets)[row[order]]
+    kept = [net.gate_vector.unit_count + i for i, (_, limit) in enumerate(limits[groups:]) if limit.keep]
+    return torch.cat([member[order[place < least[row[order]]]].unique(), torch.tensor(kept, dtype=row.dtype).to(row)])
+
+
+def left_to_lose(net: GatedNetwork, score: torch.Tensor, setting: torch.Tensor) -> torch.Tensor:
+    """What closing a gate costs in addition to what has closed already; shape (gates,).
+
+    Of a section that is less by what the closed gates inside of it have cost: they would go with it. So what is left of
+    a branch goes too as soon as thinning it has cost as much as the whole.
+    """
+    section, gate = net.inside
+    lost = torch.where(setting[gate] < 0.5, score[gate].double(), 0.0)
+    return score.double().index_add(0, section + net.gate_vector.unit_count, -lost)

@@ -1,0 +1,163 @@
+"""The final choice of what stays: a 0/1 setting that meets the target and empties nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from fxcat.choosing.cost_shares import SLACK, cost_fractions, cost_gradients, target_fractions, undercuts
+from fxcat.choosing.groups import kept_gates, left_to_lose
+from fxcat.choosing.knapsack import next_to_close
+from fxcat.choosing.widths import aligned, least_aligned
+from fxcat.errors import TargetError
+from fxcat.network.gated_network import GatedNetwork
+from fxcat.records import Cost, Target
+
+AT_ONCE = 0.05
+"""Share of the cost that closes before costs are looked at again."""
+
+
+def smallest_setting(net: GatedNetwork) -> torch.Tensor:
+    """As few units per group as can be, every section closed."""
+    theta = torch.zeros_like(net.gate_vector.theta.detach())
+    smallest = theta.index_fill(0, kept_gates(net, theta), 1.0)
+    return smallest if not net.limits.aligned else least_aligned(net, smallest, theta)
+
+
+def smallest_cost(net: GatedNetwork) -> Cost[int]:
+    """Cost of the smallest network that can be made."""
+    count, smallest = net.gate_vector.unit_count, smallest_setting(net)
+    cost = net.cost_model.cost(smallest[:count], smallest[count:])
+    return Cost(round(cost.macs.item()), round(cost.params.item()))
+
+
+def check_reachable(net: GatedNetwork, target: Target) -> None:
+    """Raise `TargetError` with what is reachable if even the smallest network is above the target."""
+    reachable = cost_fractions(net, smallest_setting(net)).tolist()
+    for name, wanted, least in zip(("flops", "params"), (target.flops, target.params), reachable, strict=True):
+        if wanted is not None and least > wanted:
+            raise TargetError(
+                f"Target({name}={wanted}) cannot be reached: the smallest network that fxcat can make of this model"
+                f"{' within its limits' if net.limits else ''} has {least:.1%} of the {name}",
+                remedy=f"choose {name} ≥ {least:.3f}, or see net.summary() for what is pinned and why",
+            )
+
+
+def select_structure(net: GatedNetwork, target: Target, score: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
+    """A 0/1 setting of shape (gates,) within `SLACK` below the target, from the preferred one.
+
+    Closes what has the least score per cost while the target is missed, then opens again what fits, best first. Widths
+    that are aligned (`round_to`) may leave more room.
+    """
+    setting = preferred.clone()
+    setting[kept_gates(net, score)] = 1.0
+    protected = torch.zeros_like(setting, dtype=torch.bool)
+    protected[kept_gates(net, score)] = True
+    wanted = target_fractions(target, setting.device)
+    setting, _ = close_until(net, setting, score, wanted, protected, final=wanted)
+    setting = _open_while_fitting(net, setting, score, wanted)
+    return setting if not net.limits.aligned else aligned(net, setting, score, wanted)
+
+
+def close_until(
+    net: GatedNetwork,
+    setting: torch.Tensor,
+    score: torch.Tensor,
+    wanted: torch.Tensor,
+    protected: torch.Tensor,
+    *,
+    final: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Close what has the least score per cost until the cost fractions are at most `wanted`.
+
+    `final`: the fractions that are wanted in the end (`next_to_close`).
+
+    Returns the setting (changed in place) and the clearing slopes, shape (gates,): what every gate costs, in units of
+    the score, at the price at which just enough close. A gate is closed if its score is at most its slope.
+    """
+    mix = (wanted < 1).double()
+    mix = mix / mix.sum().clamp(min=1)
+    costs, clearing = torch.zeros_like(setting, dtype=torch.float64), -torch.inf
+    spared = torch.zeros_like(protected)
+    last = protected.new_zeros(0, dtype=torch.int64)
+    alone, is_first = score.masked_fill(setting < 0.5, 0.0), True  # what was closed before has cost nothing
+    while True:
+        fractions, gradients = cost_gradients(net, setting)
+        excess = (fractions - wanted).clamp(min=0)
+        if is_first and bool((excess > 0).any()):
+            mix = excess / excess.sum()
+        is_first = False
+        cost = (mix[:, None] * gradients).sum(0)
+        is_open = setting > 0.5
+        costs[is_open] = cost[is_open]  # those of closed gates stay what they were then
+        candidates = (is_open & ~protected & (cost > 0)).nonzero().reshape(-1)
+        score = left_to_lose(net, alone, setting)
+        ratio = score[candidates] / cost[candidates]
+        if not bool((excess > 0).any()):
+            least = float(ratio.min()) if len(ratio) else 0.0
+            slopes = costs * (clearing if clearing > -torch.inf else least)
+            # Prices cannot say which of several large pieces goes; what was decided shall happen.
+            stays = spared & is_open & (score < slopes)
+            slopes = torch.where(stays, score - score.abs(), slopes)
+            if bool(undercuts(fractions, final)):
+                slopes[last] = torch.maximum(slopes[last], (score + score.abs())[last])
+            return setting, slopes
+        if not len(candidates):
+            raise TargetError("the target cannot be reached without emptying a group")
+        closed, left_out = next_to_close(score[candidates], gradients[:, candidates], mix, fractions, wanted, final)
+        spared[candidates[left_out]] = True
+        clearing = max(clearing, float(ratio[closed].max()))
+        last = candidates[closed]
+        setting[last] = 0.0
+
+
+def close_below(
+    net: GatedNetwork,
+    setting: torch.Tensor,
+    score: torch.Tensor,
+    price: float,
+    mix: torch.Tensor,
+    protected: torch.Tensor,
+) -> torch.Tensor:
+    """The 0/1 setting, shape (gates,), after all has closed whose score is less than the price of its cost.
+
+    `price`: of the whole start network's cost; `mix`, shape (2,): how much MACs and parameters count.
+    """
+    setting, alone = setting.clone(), score.masked_fill(setting < 0.5, 0.0)
+    while True:
+        fractions, gradients = cost_gradients(net, setting)
+        cost = (mix[:, None] * gradients).sum(0)
+        score = left_to_lose(net, alone, setting)
+        below = ((setting > 0.5) & ~protected & (score < price * cost)).nonzero().reshape(-1)
+        if not len(below):
+            return setting
+        # marginal costs change as structures go: a part, then look again
+        order = below[(score[below] / cost[below]).argsort()]
+        enough = AT_ONCE * float((mix * fractions).sum())
+        setting[order[: int((cost[order].cumsum(0) < enough).sum()) + 1]] = 0.0
+
+
+def _open_while_fitting(
+    net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
+    tried = torch.zeros_like(setting, dtype=torch.bool)
+    while True:
+        fractions, gradients = cost_gradients(net, setting)
+        room = wanted - fractions
+        limited = wanted < 1
+        if bool((room[limited] <= SLACK * 0.5 * wanted[limited]).any()):
+            return setting
+        fits = (gradients <= room[:, None]).all(0) | (wanted[:, None] >= 1).all(0)
+        # what costs nothing now lies in a closed section
+        candidates = ((setting < 0.5) & fits & ~tried & (gradients.sum(0) > 0)).nonzero().reshape(-1)
+        if not len(candidates):
+            return setting
+        # a section that was to go comes back only if units do not fill the room: a few of its own would be a stump
+        units = candidates[candidates < net.gate_vector.unit_count]
+        candidates = units if len(units) else candidates
+        left, price = left_to_lose(net, score, setting)[candidates], gradients[:, candidates].sum(0)
+        best = candidates[(left / price).argmax()]
+        tried[best] = True
+        opened = setting.clone()
+        opened[best] = 1.0
+        if bool((cost_fractions(net, opened) <= wanted).all()):
+            setting = opened

@@ -1,0 +1,179 @@
+"""Widths that hardware likes: groups keep a multiple of some number of channels (`prepare(round_to=8)`, `Limits`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fxcat.choosing.cost_shares import cost_fractions, cost_gradients
+from fxcat.choosing.groups import kept_gates
+from fxcat.choosing.knapsack import next_to_close
+from fxcat.errors import InputError
+from fxcat.network.gated_network import GatedNetwork
+
+
+def aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (2,).
+
+    After `nearest_aligned`, whole blocks of units, and sections, close while the cost is too high, those with the least
+    score per cost first, and then some open while the cost stays below.
+    """
+    blocks = _Blocks(net, setting, score)
+    blocks.round()
+    while bool((cost_fractions(net, blocks.setting) > wanted).any()) and blocks.close_worst(wanted):
+        pass
+    while blocks.open_best(wanted):
+        pass
+    return blocks.setting
+
+
+def nearest_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, *, up: bool = False) -> torch.Tensor:
+    """The 0/1 setting with every group at the nearest multiple (`up`: at the next one), its best units open.
+
+    Groups that have not enough units for one multiple, those without an open unit, and sections stay as they are.
+    """
+    blocks = _Blocks(net, setting, score)
+    blocks.round(up=up)
+    return blocks.setting
+
+
+def least_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+    """The 0/1 setting with as few units open in every group as `aligned` can leave."""
+    blocks = _Blocks(net, setting, score)
+    for group in blocks.groups:
+        blocks.keep(group, group.least)
+    return blocks.setting
+
+
+def check_multiples(net: GatedNetwork) -> None:
+    """Raise `InputError` if widths shall be multiples of more channels than any of these groups has: by mistake."""
+    asked = [w for w in _widths(net) if w.multiple > 1]
+    if asked and all(w.block > w.units for w in asked):
+        raise InputError(
+            f"no group has the {min(w.multiple for w in asked)} channels of which its width shall be a multiple; the "
+            f"widest has {max(w.units * w.channels for w in asked)}",
+            remedy="give a smaller round_to=, or Limits(multiple_of=…)",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """Of a group: the number of its first unit, how many it has, and the channels of each; and of how many channels its
+    width shall be a multiple."""
+
+    start: int
+    units: int
+    channels: int
+    multiple: int
+
+    @property
+    def block(self) -> int:
+        """Units that have a multiple of so many channels."""
+        return self.multiple // math.gcd(self.multiple, self.channels)
+
+
+def _widths(net: GatedNetwork) -> list[_Width]:
+    """Of all groups that there are."""
+    channels, start = channels_per_unit(net), 0
+    found: list[_Width] = []
+    for part, (_, limits) in zip(net.parts, net.part_limits(), strict=True):
+        if part.kind == "units":
+            own = int(channels[start : start + part.count].min())
+            found.append(_Width(start, part.count, own, limits.multiple_of or 1))
+        start += part.count
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Numbers of a group's units, the best first; how many make a block, and how few may stay. Or one section."""
+
+    numbers: torch.Tensor
+    size: int
+    least: int
+
+
+class _Blocks:
+    """The groups that can be aligned, as blocks of units in the order of their scores."""
+
+    def __init__(self, net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor) -> None:
+        self.net, self.setting, self.score = net, setting.clone(), score.double()
+        order = self.score.clone()
+        order[kept_gates(net, score)] = torch.inf  # these never close
+        self.groups: list[_Group] = []
+        for width in _widths(net):
+            size = width.block
+            if size <= width.units:
+                of_group = order[width.start : width.start + width.units]
+                numbers = width.start + of_group.argsort(descending=True, stable=True)
+                needed = int(of_group.isinf().sum())
+                self.groups.append(_Group(numbers, size, min(width.units, max(1, -(-needed // size)) * size)))
+        for section in range(net.gate_vector.unit_count, len(order)):
+            self.groups.append(_Group(torch.tensor([section], device=order.device), 1, int(order[section].isinf())))
+
+    def round(self, *, up: bool = False) -> None:
+        """Every group to the nearest multiple, or the next one."""
+        for group in self.groups:
+            count = self._count(group)
+            if count:
+                blocks = count / group.size
+                most = len(group.numbers) // group.size
+                wanted = min(most, math.ceil(blocks) if up else round(blocks)) * group.size
+                self.keep(group, max(group.least, wanted))
+
+    def close_worst(self, wanted: torch.Tensor) -> bool:
+        """Close the block with the least score per cost (`next_to_close`); False if every group is at its last."""
+        fractions, gradients = cost_gradients(self.net, self.setting)
+        found: list[tuple[_Group, torch.Tensor]] = []
+        for group in self.groups:
+            count = self._count(group)
+            block = group.numbers[max(0, count - group.size) : count]
+            if count > group.least and bool((gradients[:, block] > 0).any()):
+                found.append((group, block))
+        if not found:
+            return False
+        score = torch.stack([self.score[block].sum() for _, block in found])
+        savings = torch.stack([gradients[:, block].sum(1) for _, block in found], 1)
+        excess = (fractions - wanted).clamp(min=0)
+        closed, _ = next_to_close(score, savings, excess / excess.sum(), fractions, wanted, wanted)
+        worst = found[int(closed[0])][0]
+        self.keep(worst, self._count(worst) - worst.size)
+        return True
+
+    def open_best(self, wanted: torch.Tensor) -> bool:
+        """Open the block with the highest score per cost that fits; False if none does."""
+        found: list[tuple[float, int, torch.Tensor]] = []
+        _, gradients = cost_gradients(self.net, self.setting)
+        for i, group in enumerate(self.groups):
+            count = self._count(group)
+            if (count or len(group.numbers) == 1) and count <= len(group.numbers) - group.size:
+                block = group.numbers[count : count + group.size]
+                cost = float(gradients[:, block].sum())
+                found += [(-float(self.score[block].sum()) / cost, i, block)] if cost > 0 else []
+        for _, _, block in sorted(found, key=lambda f: f[:2]):
+            opened = self.setting.index_fill(0, block, 1.0)
+            if bool((cost_fractions(self.net, opened) <= wanted).all()):
+                self.setting = opened
+                return True
+        return False
+
+    def keep(self, group: _Group, count: int) -> None:
+        """Open the best `count` units of a group, and close the others."""
+        self.setting[group.numbers[:count]] = 1.0
+        self.setting[group.numbers[count:]] = 0.0
+
+    def _count(self, group: _Group) -> int:
+        return int(self.setting[group.numbers].sum())
+
+
+def channels_per_unit(net: GatedNetwork) -> torch.Tensor:
+    """Of every unit, how many entries it has on the parameter axis where it has fewest; int64, shape (units,)."""
+    count = net.gate_vector.unit_count
+    least = torch.full((count,), torch.iinfo(torch.int64).max)
+    for axes in net.program.unit_axes(net.network).values():
+        for numbers in axes.values():
+            found = torch.bincount(numbers[numbers >= 0].cpu(), minlength=count)
+            least = torch.where(found > 0, torch.minimum(least, found), least)
+    return least.clamp(max=torch.iinfo(torch.int32).max)

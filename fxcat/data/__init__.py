@@ -1,0 +1,1 @@
+"""What loaders yield, and losses of it."""

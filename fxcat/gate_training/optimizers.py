@@ -1,0 +1,126 @@
+"""The optimizers that train a network's weights: which there are, and whether they can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from fxcat.errors import InputError
+from fxcat.gated import GatedModule
+from fxcat.network.weight_checks import PLAIN, is_flat
+
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+
+def as_list(optimizers: Any) -> list[torch.optim.Optimizer]:
+    """All optimizers that there are: one or several, and those inside of others (Lookahead, SAM) and of what trainers
+    wrap round them; of several with one state the innermost.
+
+    Raises `InputError` where there is none.
+    """
+    given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]  # pyright: ignore
+    by_state: dict[int, torch.optim.Optimizer] = {}
+    for each in given:  # pyright: ignore[reportUnknownVariableType]
+        found = _all_in(each)
+        if not found:
+            raise InputError(
+                f"a {type(each).__name__} is no torch.optim.Optimizer",  # pyright: ignore[reportUnknownArgumentType]
+                remedy="pass the optimizer of the weights, or a list of several",
+            )
+        _check_undivided(found)
+        by_state |= {id(o.state): o for o in found}
+    if not by_state:
+        raise InputError("there is no optimizer", remedy="pass the optimizer of the weights, or a list of several")
+    return list(by_state.values())
+
+
+def _check_undivided(found: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise `InputError` for an optimizer that leaves a part of its weights to other processes, whose place there is
+    fixed (`ZeroRedundancyOptimizer`). `found`: it, and those inside of it."""
+    outer, *inner = found
+    inner = [o for o in inner if o.state is not outer.state]
+    whole, parts = _held([outer]), _held(inner)
+    if inner and parts < whole:
+        raise InputError(
+            f"{type(outer).__name__} updates {len(parts)} of {len(whole)} weights itself and leaves the others to "
+            "other processes: it cannot follow when they become smaller",
+            remedy="use its inner optimizer by itself, a whole one in every process",
+        )
+
+
+def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    return {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+
+
+def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:
+    """Optimizers in an object, the outermost first."""
+    own = [value] if isinstance(value, torch.optim.Optimizer) else []
+    attributes = vars(value) if hasattr(value, "__dict__") else {}
+    inside: list[Any] = [v for k, v in attributes.items() if k not in ("state", "param_groups", "defaults")]
+    inside += [x for v in inside if isinstance(v, list | tuple) for x in v]  # pyright: ignore
+    holders = [v for v in inside if hasattr(v, "param_groups")] if depth else []
+    return [*own, *(o for v in holders for o in _all_in(v, depth - 1))]
+
+
+def wrappers_of(optimizers: Any, inner: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """What trainers have wrapped round an optimizer, among what a user passed."""
+    given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]  # pyright: ignore
+    return [o for each in given for o in _all_in(each) if o.state is inner.state and o is not inner]  # pyright: ignore
+
+
+def holding(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    """Those that hold weights of the network: others (of a discriminator beside it) say nothing of its gates."""
+    own = {id(p) for p in net.network.parameters()}
+    return [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
+
+
+def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise `InputError` unless they hold all weights that are trained."""
+    tensors = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    held = {id(p) for p in tensors}
+    trained = {n: p for n, p in net.network.named_parameters() if p.requires_grad}
+    missing = [n for n, p in trained.items() if id(p) not in held]
+    if len(missing) == len(trained) and missing and is_flat(tensors, list(trained.values())):
+        raise InputError("the optimizer holds flat tensors, and none of the gated network's weights", remedy=PLAIN)
+    if missing:
+        how_many = "none" if len(missing) == len(trained) else f"{len(trained) - len(missing)} of {len(trained)}"
+        raise InputError(
+            f"the optimizer holds {how_many} of the gated network's weights that are trained",
+            where=missing[0],
+            remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); pass several in a list; "
+            "what shall not be trained: requires_grad_(False)",
+        )
+
+
+class Noticing(Protocol):
+    """Wants to know of every optimizer that makes a step."""
+
+    def notice(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer, any one, is about to make a step."""
+        ...
+
+
+class Notices:
+    """Tells of the steps of all optimizers that there are: loops make new ones on the way (a stage with other weights,
+    one per parameter whose steps are made within the backward pass)."""
+
+    def __init__(self) -> None:
+        self._told: WeakSet[Noticing] = WeakSet()
+        self._handle: RemovableHandle | None = None
+
+    def tell(self, about: Noticing) -> None:
+        """From now on, as long as it is there."""
+        self._told.add(about)
+        self._handle = self._handle or register_optimizer_step_pre_hook(self._notice)
+
+    def _notice(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for each in list(self._told):
+            each.notice(optimizer)
+
+
+NOTICES = Notices()

@@ -1,0 +1,69 @@
+"""What follows a network when it becomes smaller: optimizer state, and averaged copies of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.errors import InputError
+from fxcat.gate_training.optimizer_shapes import check_state, sliced
+from fxcat.gated import GatedModule
+from fxcat.network.program import Shrunk
+
+
+def shrink_all(
+    net: GatedModule,
+    keep: torch.Tensor,
+    optimizers: Sequence[torch.optim.Optimizer],
+    averages: Sequence[nn.Module] = (),
+    *,
+    loaded: bool = False,
+) -> Shrunk:
+    """Remove what `keep` (0/1, shape (gates,)) leaves out from a network, its optimizers' state and its averages.
+
+    `loaded`: an optimizer's state may be loaded already from a network that was as small.
+
+    Raises `PlanError`, and `InputError` when optimizer state has a shape that says nothing about which entries belong
+    to which; then nothing has changed.
+    """
+    copied = [average_net(average) for average in averages]
+    net.copies.check(net, copied)
+    before = dict(net.network.named_parameters())
+    shapes = {name: p.shape for name, p in before.items()}
+    check_state(net.network, optimizers, loaded=loaded)
+    shrunk = net.removed(keep)
+    for average in copied:
+        average.removed(keep.to(average.gate_vector.theta.device))
+    left = {id(p) for p in net.network.parameters()}
+    for optimizer in optimizers:
+        for name, axes in shrunk.keep.items():
+            state = optimizer.state.get(before[name]) if name in before else None
+            if state:
+                optimizer.state[before[name]] = sliced(state, shapes[name], axes)
+        _forget(optimizer, before, left)
+    return shrunk
+
+
+def average_net(average: Any) -> GatedModule:
+    """The one gated network in an averaged copy (`torch.optim.swa_utils.AveragedModel`), or that is one itself."""
+    inside = [average] if isinstance(average, nn.Module) else getattr(average, "__dict__", {}).values()
+    holders = [v for v in inside if isinstance(v, nn.Module)]
+    found = list({id(m): m for holder in holders for m in holder.modules() if isinstance(m, GatedModule)}.values())
+    if len(found) != 1:
+        raise InputError(
+            f"a {type(average).__name__} among averages= holds no gated network",
+            remedy="make it from the network that prepare() returned: AveragedModel(net)",
+        )
+    return found[0]
+
+
+def _forget(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], left: set[int]) -> None:
+    """Take the parameters that have gone out of the optimizer."""
+    gone = {id(p): p for p in before.values() if id(p) not in left}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+    for parameter in gone.values():
+        optimizer.state.pop(parameter, None)

@@ -1,0 +1,84 @@
+"""What a 0/1 setting leaves of a network: a unit is live if its own gate is open and so is a section that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fxcat.network.cost_model import CostTerm, Holding, Integers
+
+if TYPE_CHECKING:
+    from fxcat.network.program import Structure
+
+
+def live_gates(structure: Structure, setting: torch.Tensor) -> torch.Tensor:
+    """Which gates are open and in no closed section; `setting` is 0/1 of shape (gates,), the result bool on the CPU."""
+    opened = _opened(setting)
+    units = len(opened) - len(structure.sections)
+    live = np.zeros_like(opened)
+    for term in _open_terms(structure, opened):
+        live[[units + s for use in term.holding.uses if _open(use, units, opened) for s in use]] = True
+        for axis in term.axes:
+            for start, stop, _ in axis.runs.T:
+                live[start:stop] = True
+    return torch.from_numpy(live & opened)
+
+
+def live_parameters(structure: Structure, setting: torch.Tensor) -> frozenset[str]:
+    """Names of the parameters that a setting leaves."""
+    return frozenset(t.owner for t in _open_terms(structure, _opened(setting)) if t.params)
+
+
+def parameters_of(structure: Structure, gates: Collection[int]) -> dict[int, frozenset[str]]:
+    """For every given gate the names of the parameters that hold its unit, or lie in its section."""
+    units = sum(g.units for g in structure.groups)
+    found: dict[int, set[str]] = {g: set() for g in gates}
+    for term in structure.terms if found else ():
+        if term.params:
+            runs = [(start, stop) for axis in term.axes for start, stop, _ in axis.runs.T]
+            for gate, names in found.items():
+                if gate - units in term.holding.holders or any(start <= gate < stop for start, stop in runs):
+                    names.add(term.owner)
+    return {gate: frozenset(names) for gate, names in found.items()}
+
+
+def gates_inside(structure: Structure) -> torch.Tensor:
+    """For every section the gates that guard nothing outside of it: section numbers and gate numbers, (2, pairs)."""
+    units, sections = sum(g.units for g in structure.groups), len(structure.sections)
+    total = np.zeros(units + 1, dtype=np.int32)
+    within = np.zeros((sections, units + 1), dtype=np.int32)
+    nested: dict[int, set[int]] = {}
+    held: dict[Holding, list[Integers]] = {}  # what lives with the same sections is counted at once
+    for term in structure.terms:
+        held.setdefault(term.holding, []).extend([axis.runs[:2] for axis in term.axes])
+    for holding, runs in held.items():
+        for use in holding.uses:
+            for section in use:
+                nested[section] = nested.get(section, set(use)) & set(use)
+        start, stop = np.concatenate([np.empty((2, 0), dtype=np.int32), *runs], 1)
+        ends = np.bincount(start, minlength=units + 1) - np.bincount(stop, minlength=units + 1)
+        total += ends
+        within[list(holding.sections)] += ends
+    total, within = total.cumsum()[:units], within.cumsum(1)[:, :units]
+    pairs = [np.stack(np.nonzero((within == total) & (total > 0)))]
+    pairs += [np.array([[outer], [units + s]]) for s, outers in nested.items() for outer in outers if outer != s]
+    return torch.from_numpy(np.concatenate(pairs, 1).astype(np.int64))
+
+
+def _opened(setting: torch.Tensor) -> npt.NDArray[np.bool_]:
+    return (setting.detach().cpu() > 0.5).numpy()
+
+
+def _open_terms(structure: Structure, opened: npt.NDArray[np.bool_]) -> Iterator[CostTerm]:
+    units = len(opened) - len(structure.sections)
+    for term in structure.terms:
+        if any(_open(use, units, opened) for use in term.holding.uses):
+            yield term
+
+
+def _open(use: tuple[int, ...], units: int, opened: npt.NDArray[np.bool_]) -> bool:
+    return all(opened[units + s] for s in use)

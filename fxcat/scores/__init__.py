@@ -1,0 +1,1 @@
+"""How much every gate matters, and what is done with that at once."""

@@ -1,0 +1,1 @@
+"""The provided loop: epochs, weights, teacher, checkpoints, records."""

@@ -1,0 +1,1 @@
+"""What is of use anywhere, and knows nothing of networks with gates."""

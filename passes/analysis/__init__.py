@@ -1,0 +1,1 @@
+"""From a graph to labels, units, sections and costs."""

@@ -1,0 +1,1 @@
+"""Residual connections for networks that have none."""

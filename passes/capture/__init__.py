@@ -1,0 +1,1 @@
+"""A model as one graph: tracing, modes, regions, state that forward keeps."""

@@ -1,0 +1,404 @@
+"""What stands in for functions of Python and of PyTorch while a model is traced.
+
+They do the same, and know proxies: a number that is computed from sizes stays symbolic, and no private helper of
+torch.nn asks for the type of a proxy.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.nn.modules import transformer
+from torch.utils._pytree import tree_map
+
+from fxcat.errors import CaptureError
+from fxcat.passes.capture.caches import forgetting, keeps_results, results_forgotten
+from fxcat.passes.capture.numbers_of_tensors import NUMBER, extreme_of, is_number_of_tensor, number_of
+from fxcat.passes.capture.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
+from fxcat.passes.capture.proxy import ExampleProxy
+from fxcat.passes.graph.nested import leaves
+from fxcat.passes.rules.table import is_leaf
+
+
+@contextmanager
+def stand_ins(root: nn.Module) -> Generator[None]:
+    """Put them in place: in PyTorch, in the Python modules whose code runs, and in those whose functions they use."""
+    added: list[tuple[dict[str, Any], str]] = []
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(transformer, "_detect_is_causal_mask", _said_to_be_causal))
+        stack.enter_context(patch.object(torch.nn.functional, "_none_or_dtype", _dtype_of))
+        stack.enter_context(patch.object(torch, "is_tensor", lambda value: _is_instance(value, torch.Tensor)))
+        stack.enter_context(patch.object(torch.jit, "isinstance", _is_of_kind(torch.jit.isinstance)))
+        for owner, names in _TAKING_SIZES.items():
+            for name in names:
+                stack.enter_context(patch.object(owner, name, _of_one_shape(getattr(owner, name))))
+        for name in ("finfo", "iinfo", "broadcast_shapes"):
+            stack.enter_context(patch.object(torch, name, _deferred(getattr(torch, name))))
+        for name in ASKING_FOR_OVERRIDES:
+            stack.enter_context(patch.object(torch.overrides, name, ASKING_FOR_OVERRIDES[name]))
+        stack.enter_context(patch.object(torch, "Size", _Shape))
+        loose = _loose_namespaces(root)
+        helpers = _with_helpers(
+            _python_modules(root) | {name for known in loose for name in _taken_from(known, _codes_in(known))}
+        )
+        places = [(vars(sys.modules[module]), functools.partial(_only_calls, module)) for module in helpers]
+        places += [(known, functools.partial(_only_called, _codes_in(known))) for known in loose]
+        stack.enter_context(results_forgotten(root, helpers))
+        try:
+            for known, only_calls in places:
+                for name, value in list(known.items()):
+                    instead = _of_python(value) if isinstance(value, _FUNCTIONS) or keeps_results(value) else value
+                    if instead is not value:
+                        known[name] = instead
+                        replaced.append((known, name, value))
+                for name in _BUILTINS.keys() - known.keys():
+                    if name not in ("int", "float", "type") or only_calls(name):
+                        known[name] = _BUILTINS[name]
+                        added.append((known, name))
+            yield
+        finally:
+            for known, name in added:
+                del known[name]
+            for known, name, value in replaced:
+                known[name] = value
+            kept = [where for known, _ in places for where in _take_proxies(known)]
+    if kept:
+        raise CaptureError(
+            f"a value of the forward pass is kept in the global {kept[0]}", remedy="keep it in a buffer, or not at all"
+        )
+
+
+def _of_python(value: Any) -> Any:
+    """For a compiled function the one that was compiled; for a scripted one what makes a node of it; for one that
+    keeps its results one that forgets those of proxies."""
+    if keeps_results(value):
+        return forgetting(value)
+    if isinstance(value, types.BuiltinFunctionType):
+        return next((new for old, new in NOT_OVERRIDDEN if old is value), value)
+    if isinstance(value, torch.jit.ScriptFunction):
+        return _deferred(_called(value))
+    return getattr(value, "_torchdynamo_orig_callable", value)
+
+
+_FUNCTIONS = (types.FunctionType, torch.jit.ScriptFunction, types.BuiltinFunctionType)
+
+
+@cache
+def _called(scripted: torch.jit.ScriptFunction[..., Any]) -> Callable[..., Any]:
+    """A function that calls a scripted one: code that is generated can name it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return scripted(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = str(scripted.name)
+    return call
+
+
+def _take_proxies(known: dict[str, Any]) -> Iterator[str]:
+    """Take proxies out of a Python module's globals, and say where they were."""
+    module = known.get("__name__")
+    for name, value in list(known.items()):
+        if isinstance(value, ExampleProxy):
+            del known[name]
+            yield f"{module}.{name}"
+        elif type(value) is dict and name != "__builtins__":
+            held: dict[Any, Any] = value
+            for key in [k for k, v in held.items() if isinstance(v, ExampleProxy)]:
+                del held[key]
+                yield f"{module}.{name}"
+
+
+def _python_modules(root: nn.Module) -> frozenset[str]:
+    """Names of the Python modules whose code runs: those of the layers' classes, and of functions that layers hold."""
+    traced = [m for m in root.modules() if not is_leaf(m)]
+    names = {c.__module__ for cls in {type(m) for m in traced} for c in cls.__mro__}
+    for module in traced:
+        held = (v.func if isinstance(v, functools.partial) else v for v in vars(module).values())
+        names |= {f.__module__ for f in held if isinstance(f, types.FunctionType)}
+    return frozenset(n for n in names if n and n.partition(".")[0] not in sys.stdlib_module_names)
+
+
+def _loose_namespaces(root: nn.Module) -> list[dict[str, Any]]:
+    """Globals of the layers' code that are no Python module's: of source that was executed in a dict."""
+    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__}
+    methods = [f for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
+    spaces = {id(f.__globals__): f.__globals__ for f in methods}
+    strange = [s for s in spaces.values() if getattr(sys.modules.get(s.get("__name__", "")), "__dict__", None) is not s]
+    if not strange:
+        return []
+    known = {id(vars(module)) for module in list(sys.modules.values()) if isinstance(module, types.ModuleType)}
+    return [space for space in strange if id(space) not in known]
+
+
+def _with_helpers(modules: frozenset[str]) -> frozenset[str]:
+    """Python modules, and those from which they have functions and classes, unless these belong to Python, or to a
+    package from which traced code has no function."""
+    present = {name: len(vars(sys.modules[name])) for name in modules if name in sys.modules}
+    return _found_helpers(frozenset(present.items()))
+
+
+@cache
+def _found_helpers(modules: frozenset[tuple[str, int]]) -> frozenset[str]:
+    packages = {name.partition(".")[0] for name, _ in modules}
+    packages |= {
+        name.partition(".")[0]
+        for module, _ in modules
+        for name in _taken_from(vars(sys.modules[module]), _codes(module))
+    }
+    found = {name for name, _ in modules if not name.startswith("torch.")}
+    stack = list(found)
+    while stack:
+        for value in list(vars(sys.modules[stack.pop()]).values()):
+            if not isinstance(value, types.ModuleType | types.FunctionType | type):
+                continue  # not asked for anything: what stands in for a missing package raises
+            name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+            if not isinstance(name, str) or name in found or name not in sys.modules:
+                continue
+            package = name.partition(".")[0]
+            if package != "torch" and (package in packages or _is_loose(name)):
+                found.add(name)
+                stack.append(name)
+    return frozenset(found)
+
+
+def _taken_from(known: dict[str, Any], codes: list[types.CodeType]) -> Iterator[str]:
+    """The Python modules of other packages whose functions code with these globals uses."""
+    for name in _names_used(codes):
+        value = known.get(name)
+        if isinstance(value, types.FunctionType):
+            owner = value.__module__
+        elif isinstance(value, types.ModuleType):
+            owner = value.__name__
+        else:
+            continue
+        if owner and owner.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "numpy", "fxcat"}:
+            yield owner
+
+
+def _names_used(codes: list[types.CodeType]) -> set[str]:
+    """The names in code of functions and methods, wherever these are."""
+    used: set[str] = set()
+    stack = [c for code in codes for c in (code.co_consts if code.co_name == "<module>" else (code,))]
+    while stack:
+        code = stack.pop()
+        if isinstance(code, types.CodeType):
+            used |= set(code.co_names)
+            stack += code.co_consts
+    return used
+
+
+@cache
+def _only_calls(module: str, name: str) -> bool:
+    """Whether the code of a Python module does nothing with a global but call it."""
+    return _only_called(_codes(module), name)
+
+
+def _only_called(codes: list[types.CodeType], name: str) -> bool:
+    codes = list(codes)
+    while codes:
+        code = codes.pop()
+        is_run = code.co_flags & inspect.CO_OPTIMIZED  # not what was run when it was imported
+        for step in dis.get_instructions(code) if is_run and name in code.co_names else ():
+            # the lowest bit of a global's number: it is about to be called
+            called = step.opname == "LOAD_GLOBAL" and step.arg is not None and step.arg & 1
+            if step.argval == name and not called and step.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+                return False
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return sys.version_info >= (3, 11)
+
+
+def _codes(module: str) -> list[types.CodeType]:
+    """The code of a Python module, or where that is not at hand (a notebook), that of its functions and methods."""
+    loader = getattr(sys.modules[module], "__loader__", None)
+    try:
+        whole = loader.get_code(module)  # pyright: ignore
+    except (AttributeError, ImportError, SyntaxError):
+        whole = None
+    if isinstance(whole, types.CodeType):
+        return [whole]
+    return _codes_in(vars(sys.modules[module]))
+
+
+def _codes_in(known: dict[str, Any]) -> list[types.CodeType]:
+    """The code of functions and methods that have these globals."""
+    values = list(known.values())
+    values += [v for c in values if isinstance(c, type) for v in vars(c).values()]
+    return [v.__code__ for v in values if isinstance(v, types.FunctionType) and v.__globals__ is known]
+
+
+def _is_loose(name: str) -> bool:
+    """Whether a Python module is not installed: a script's, or one beside it."""
+    file = getattr(sys.modules[name], "__file__", None) or "site-packages"
+    return "site-packages" not in file and name.partition(".")[0] not in {*sys.stdlib_module_names, "fxcat"}
+
+
+def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """What torch.nn's transformers find out from a mask's values, to choose a quicker kernel for the same result."""
+    return bool(is_causal)
+
+
+def _dtype_of(value: Any) -> Any:
+    """What torch.nn asks about masks; its own function wants tensors."""
+    return None if value is None else value.dtype
+
+
+def _length(value: Any) -> Any:
+    """`len` for the modules whose code is traced: the length of a tensor stays symbolic, as `size(0)`."""
+    if isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor):
+        return value.size(0)
+    return len(value)
+
+
+def _is_floating(found: ExampleProxy) -> bool:
+    return isinstance(found.example, float) or (
+        isinstance(found.example, torch.Tensor) and found.example.is_floating_point()
+    )
+
+
+class _OfNumbers(type):
+    """The type of `_Integer` and `_Float`."""
+
+    number: type
+    of_tensor: Callable[[Any], Any]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if len(args) == 1 else None
+        if isinstance(given, ExampleProxy) and isinstance(given.example, int | float):
+            return given.tracer.create_proxy("call_function", cls.number, args, {})
+        if isinstance(given, ExampleProxy) and isinstance(given.example, torch.Tensor):
+            found = number_of(given)
+            return cls.of_tensor(found) if isinstance(found, ExampleProxy) else cls.number(found)
+        return cls.number(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.number)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.number)
+
+
+class _Integer(metaclass=_OfNumbers):
+    """`int` for the modules whose code is traced: what is computed from sizes stays symbolic."""
+
+    number = int
+    of_tensor = staticmethod(lambda found: found.long() if isinstance(found.example, torch.Tensor) else found)
+
+
+class _Float(metaclass=_OfNumbers):
+    """`float`, likewise."""
+
+    number = float
+    of_tensor = staticmethod(lambda found: found if _is_floating(found) else found * 1.0)
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    """`isinstance`: a model may ask whether it has a tensor or a list of tensors, or whether it is being traced."""
+    if isinstance(value, kinds) or not isinstance(value, ExampleProxy):
+        return isinstance(value, kinds)
+    return isinstance(value.node.meta.get(NUMBER, value.example), kinds)
+
+
+def _is_of_kind(check: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """`torch.jit.isinstance`, which knows `list[torch.Tensor]`, too: what proxies stand for is asked."""
+    return lambda value, kind: check(tree_map(lambda v: v.example if isinstance(v, ExampleProxy) else v, value), kind)
+
+
+def _type_of(value: Any, *more: Any, **options: Any) -> Any:
+    """`type`: of a proxy, that of what it stands for."""
+    if more or options or not isinstance(value, ExampleProxy):
+        return type(value, *more, **options)
+    return type(value.example)
+
+
+def _is_callable(value: Any) -> bool:
+    """`callable`: proxies can be called, what they stand for cannot."""
+    return callable(value.example if isinstance(value, ExampleProxy) else value)
+
+
+_TAKING_SIZES: dict[Any, tuple[str, ...]] = {
+    torch: ("zeros", "ones", "empty", "rand", "randn"),
+    torch.Tensor: ("expand", "view", "reshape", "repeat"),
+}
+
+
+def _of_one_shape(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes sizes one by one, which PyTorch does not dispatch if they are proxies; a shape it does."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        sizes = [i for i, a in enumerate(args) if isinstance(a, int | ExampleProxy)]
+        if len(sizes) < 2 or not any(isinstance(args[i], ExampleProxy) for i in sizes):
+            return function(*args, **options)
+        return function(*args[: sizes[0]], tuple(args[sizes[0] :]), **options)
+
+    return call
+
+
+def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`min` and `max`: of sizes, a number that stays symbolic; of numbers of tensors, a tensor."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given: Any = args[0] if len(args) == 1 and type(args[0]) in (list, tuple) else args
+        if not kwargs and any(map(is_number_of_tensor, given)):
+            found = extreme_of(given, largest=function is builtins.max)
+            if found is not NotImplemented:
+                return found
+        proxy = next((a for a in args if isinstance(a, ExampleProxy)), None)
+        if proxy is None or kwargs or not isinstance(proxy.example, int | float | torch.Size):
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, {})
+
+    return call
+
+
+_BUILTINS: dict[str, Any] = {
+    **{"len": _length, "int": _Integer, "float": _Float, "isinstance": _is_instance, "callable": _is_callable},
+    "type": _type_of,
+    **{"min": _extreme(builtins.min), "max": _extreme(builtins.max)},
+}
+"""What the modules whose code is traced find under these names."""
+
+
+def _deferred(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that PyTorch does not dispatch, as a node where its argument is a proxy."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((a for a in leaves((args, kwargs)) if isinstance(a, ExampleProxy)), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+class _Shapes(type):
+    """The type of `_Shape`."""
+
+    def __call__(cls, *args: Any) -> Any:
+        return _deferred(_SIZE)(*args)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, _SIZE)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, _SIZE)
+
+
+_SIZE = torch.Size
+
+
+class _Shape(metaclass=_Shapes):
+    """`torch.Size`: of sizes, a shape that stays symbolic."""

@@ -1,0 +1,516 @@
+"""A symbolic tracer whose proxies carry example values.
+
+In: a *meta twin* of a model (same modules, parameters without data) and example inputs. Out: an `fx.Graph` whose
+nodes hold their example value in `node.meta["value"]`, and the guards: Python branches that were resolved from
+example values.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import sys
+import threading
+import types
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import fx, nn
+from torch.overrides import is_tensor_method_or_property
+from torch.utils._pytree import tree_map
+
+from fxcat.errors import CaptureError
+from fxcat.passes.capture.interception import intercepted, state_error
+from fxcat.passes.capture.mode_watch import Modes
+from fxcat.passes.capture.numbers_of_tensors import in_torch, plain_number
+from fxcat.passes.capture.picked import check_none_left, with_places
+from fxcat.passes.capture.proxy import ExampleProxy, instruction, is_tensor
+from fxcat.passes.capture.stand_ins import stand_ins
+from fxcat.passes.capture.tensor_methods import instead_of_method
+from fxcat.passes.capture.texts import forget
+from fxcat.passes.capture.tracing import Guard
+from fxcat.passes.capture.true_places import TruePlaces, asks_for_places
+from fxcat.passes.graph.arguments import thaw
+from fxcat.passes.graph.invocations import CALL, Calls
+from fxcat.passes.graph.nested import leaves
+from fxcat.passes.nodes.effects import CHANGES, CONSTANT, NO_GRAD, SAME, UNCAST
+from fxcat.passes.nodes.known import known_value
+from fxcat.passes.rules.asking import LINE
+from fxcat.passes.rules.execute import run_module, run_node
+from fxcat.passes.rules.table import (
+    HOOKED,
+    find_decomposition,
+    function_decomposition,
+    function_rule,
+    has_hooks,
+    is_leaf,
+    is_of_torch,
+    module_rule,
+)
+
+
+class ExampleTracer(fx.Tracer):
+    """Trace `root` with the given example inputs; every node's example value is computed on the meta device."""
+
+    def __init__(self, device: torch.device, modes: Modes) -> None:
+        """`device`: where the model and its inputs are; `modes`: of its modules."""
+        super().__init__(param_shapes_constant=False)
+        self._modes = modes
+        self.device = device
+        self.proxy_buffer_attributes = True
+        self.guards: list[Guard] = []
+        self.calls = Calls()
+        self._inputs: Mapping[str, Any] = {}
+        self._call: Callable[..., Any] | None = None
+        self._training = False
+        self._is_executing = False
+        self._thread = threading.get_ident()
+        self._path = ""
+        self._tensors: dict[int, str] = {}
+        self._names: dict[Any, str] = {}
+        self._read: dict[str, fx.Proxy] = {}
+        self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
+        """Tensors that are none of the graph, and what was drawn into them."""
+        self._made: dict[int, torch.Tensor] = {}
+        """Constants that the model makes while it is traced."""
+        self._computed_with: set[int] = set()
+        """Tensors with which it computes without values of the graph."""
+        self._versions: dict[int, int] = {}
+        """How often they had been changed in place when they were first used."""
+        self.uncast: list[tuple[str, torch.dtype | None]] = []
+        """The types of devices for which the model has switched autocast where it is now, and to what that casts."""
+        self.held: Mapping[str, torch.Tensor] = {}
+        """Values of buffers that no forward pass changes."""
+        self.has_cast = False
+        """Whether it has switched autocast on: example values then lack the types that values have."""
+        self.asked: list[object] = []
+        """The instructions that asked for integers since the last node."""
+
+    def trace_module(
+        self,
+        root: nn.Module,
+        inputs: Mapping[str, Any],
+        call: Callable[..., Any] | None = None,
+        *,
+        training: bool = False,
+    ) -> fx.Graph:
+        """Trace `root`; `inputs` maps parameter names of its `forward` to example values.
+
+        `call`, if given, is called with `forward`, the module and the inputs, which may then have names of their own.
+        `training`: in which mode the layers are, whatever they say themselves.
+
+        Once, and then only the guards are left. Raises `CaptureError` with module path and source line when the model
+        cannot be traced.
+        """
+        self._inputs, self._call, self._training = inputs, call, training
+        try:
+            with torch.enable_grad(), stand_ins(root), intercepted(self):
+                graph = self.trace(root)
+            for tensor, name in self.tensor_attrs.items():
+                if isinstance(tensor, torch.Tensor) and tensor._version > self._versions.get(id(tensor), 0):
+                    raise state_error(str(name), type(root).__name__)
+            return graph
+        except CaptureError:
+            raise
+        except Exception as error:
+            check_none_left(self.graph)
+            raise CaptureError(
+                f"the model cannot be captured: {type(error).__name__}: {error}",
+                where=self.location(error),
+                remedy="check that the model itself accepts the example inputs; if it does, rewrite that line with "
+                "tensor operations whose shapes do not depend on tensor values",
+            ) from error
+        finally:
+            forget()
+            # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
+            self.__dict__ = {"guards": self.guards, "calls": self.calls, "_is_executing": True}
+
+    @property
+    def is_executing(self) -> bool:
+        """Whether what runs now is not traced: example values are computed, or another thread runs a model."""
+        return self._is_executing or threading.get_ident() != self._thread
+
+    def attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a function returns; NotImplemented if its Python cannot do with proxies: then the graph is as before."""
+        last, guards, path = next(reversed(self.graph.nodes)), len(self.guards), self._path
+        calls = self.calls.mark()
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            for node in reversed(self.graph.nodes):
+                if node is last:
+                    break
+                if node.op == "get_attr":
+                    self._read.pop(str(node.target), None)
+                self.graph.erase_node(node)
+            del self.guards[guards:]
+            self.asked.clear()
+            self._path = path
+            self.calls.forget(calls)
+            return NotImplemented
+
+    def location(self, error: BaseException | None = None) -> str:
+        """Module path and source line of the innermost frame of the user's code."""
+        frames = (
+            [f for f, _ in _walk_traceback(error)] if error is not None else [f.frame for f in inspect.stack()[::-1]]
+        )
+        place = "unknown line"
+        for frame in frames:
+            owner = frame.f_locals.get("self")
+            name = frame.f_globals.get("__name__", "")
+            if isinstance(owner, nn.Module) and not name.startswith(("torch.", "fxcat.")):
+                line = frame.f_lineno
+                if error is not None:
+                    line = next(n for f, n in _walk_traceback(error) if f is frame)
+                place = f"{frame.f_code.co_filename}:{line}"
+        return f"module {self._path or '(root)'!r}, {place}"
+
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        if name is None:  # what the graph would take; there are many calls of few functions
+            name = self._names.get(target)
+            if name is None:
+                name = self._names[target] = self.graph._target_to_str(target)
+        # not by the base class, which looks in every node for what only torch.compile keeps
+        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        if kind == "get_attr":
+            node.meta["value"] = self._run(node)
+            path, _, name = str(target).rpartition(".")
+            owner = self.root.get_submodule(path)
+            if name not in owner._parameters and name not in owner._buffers:
+                node.meta[CONSTANT] = True
+        elif not torch.is_grad_enabled():
+            node.meta[NO_GRAD] = True
+        if self.uncast and kind.startswith("call"):
+            device, dtype = self.uncast[-1]
+            node.meta[UNCAST] = None if device == self.device.type else device, dtype
+        return node
+
+    def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
+        """The node's example value. `module`: what the node calls, if it is at hand."""
+        with self._executing():
+            if module is not None:
+                return run_module(module, thaw(node.args), thaw(node.kwargs))
+            try:
+                return run_node(node, self.root)
+            except RuntimeError:
+                if not self._take_numbers(node):
+                    raise
+            return run_node(node, self.root)
+
+    def _run_or_erase(self, node: fx.Node, module: nn.Module | None = None) -> Any:
+        """The same of a new node. One that fails is no part of the graph: if Python goes on from there, it does so for
+        these sizes."""
+        try:
+            return self._run(node, module)
+        except Exception:
+            inputs = [i for i in node.all_input_nodes if isinstance(i.meta["value"], int | float | torch.Tensor)]
+            self.graph.erase_node(node)
+            for given in inputs:
+                asked: Any = self.proxy(given)
+                asked = asked.shape.node if is_tensor(asked) else given
+                self.guards.append(Guard(asked, asked.meta["value"]))
+            raise
+
+    def _take_numbers(self, node: fx.Node) -> bool:
+        """Put numbers in the place of tensors of one entry that are the same in every pass, where a function may want
+        numbers (`x.new_full(sizes, self.strides[0])`); returns whether there are any."""
+        numbers: dict[fx.Node, Any] = {}
+        owner = node.args[0] if node.op == "call_method" else None
+        for source in (n for n in node.all_input_nodes if n is not owner):
+            value = source.meta["value"]
+            known = known_value(source, self.root) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+            if known is not None:
+                numbers[source] = known.value.item()
+                self.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
+        return bool(numbers)
+
+    def plain_number(self, proxy: ExampleProxy) -> Any:
+        """The number that a tensor holds. Raises `CaptureError` if it is not known."""
+        return plain_number(proxy)
+
+    @contextmanager
+    def _executing(self) -> Generator[None]:
+        """What runs is not traced."""
+        outer, self._is_executing = self._is_executing, True
+        try:
+            # in this order: a change of the mode of gradients would itself be dispatched
+            with torch._C.DisableTorchFunction(), torch.no_grad():  # pyright: ignore[reportPrivateUsage]
+                yield
+        finally:
+            self._is_executing = outer
+
+    # fx hooks -------------------------------------------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ExampleProxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Placeholders for the inputs that are given; every other argument keeps its default."""
+        signature = inspect.signature(root_fn)
+        names = list(self._inputs)
+        args: list[Any] = [self.root]
+        args += [self.create_proxy("placeholder", name, (), {}) for name in names]
+        positional = [
+            p.name
+            for p in list(signature.parameters.values())[1:]
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        direct = names == positional[: len(names)] or signature.parameters.keys().isdisjoint(names)
+
+        def call(module: nn.Module, *values: Any) -> Any:
+            if self._call is not None:
+                return self._call(root_fn, module, *values)
+            if direct:
+                return root_fn(module, *values)
+            return root_fn(module, **dict(zip(names, values, strict=True)))
+
+        return call, args
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self.is_executing:
+            return forward(*args, **kwargs)
+        if not has_hooks(m) and self._is_passing(m):
+            return forward(*args, **kwargs)
+        # not the base class's: its module stacks on nodes say in ten times the memory what "path" says
+        outer, self._path = self._path, self.path_of_module(m)
+        result = self._inside(m, forward, args, kwargs)
+        if result is NotImplemented:
+            result = super().create_proxy("call_module", self._path, args, kwargs)
+            result.node.meta["value"] = self._run_or_erase(result.node, m)
+            self._note_place(result.node)
+            if getattr(m, "inplace", False):
+                result.node.meta[CHANGES] = True
+            rule = module_rule(m)
+            if has_hooks(m):
+                result.node.meta[HOOKED] = True
+                self._check_hooks(result.node, m, forward)
+            elif rule is not None and rule.returns_input(result.node, m, self._training):
+                result.node.meta[SAME] = True
+        self._path = outer
+        return result
+
+    def _inside(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a module returns whose Python is captured; NotImplemented for one that is a node of the graph."""
+        instead = find_decomposition(m)
+        if is_leaf(m):
+            result = NotImplemented if instead is None else instead(m, *args, **kwargs)
+            return forward(*args, **kwargs) if self._modes.use(m) else result
+        calls = self.calls.mark()
+        self.calls.enter(self._path, args, kwargs)
+        try:
+            if instead is not None:
+                result = instead(m, *args, **kwargs)
+            else:
+                result = self.attempt(forward, args, kwargs) if is_of_torch(m) else forward(*args, **kwargs)
+        except Exception:  # which the model may know what to do with
+            self.calls.forget(calls)
+            raise
+        if result is NotImplemented:
+            self.calls.forget(calls)
+        else:
+            self.calls.leave(result, hooked=has_hooks(m))
+        return result
+
+    def _is_passing(self, module: nn.Module) -> bool:
+        """Whether a module is none of the model's, but made in its forward pass (`nn.CrossEntropyLoss()(y, t)`,
+        `self.stages[1:]`): only what it holds may be the model's."""
+        try:
+            self.path_of_module(module)
+        except NameError:
+            held = is_leaf(module)
+            return not any(True for _ in (*module.parameters(held), *module.buffers(held)))
+        return False
+
+    def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
+        """Hooks of a module that is a node of the graph stay with it; example values are found without them."""
+        try:
+            with self._executing():
+                found = call(*thaw(node.args), **thaw(node.kwargs))
+        except Exception:  # what a hook does with the data of a tensor
+            return
+        if tree_map(_shape_of, found) != tree_map(_shape_of, node.meta["value"]):
+            raise CaptureError(
+                "a forward hook changes the shape of a result",
+                where=self.location(),
+                remedy="do that in the forward pass",
+            )
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.is_executing else self.read(attr_val)
+
+    def read(self, value: Any) -> Any:
+        """A proxy for a parameter or a buffer, however the model came by it (`next(self.parameters())`)."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if id(value) in self._drawn:
+            return self._drawn[id(value)][1]
+        if not self._tensors:  # the base class looks through all of them every time
+            known = (*self.root.named_buffers(), *self.root.named_parameters())
+            self._tensors = {id(tensor): name for name, tensor in known}
+        name = self._tensors.get(id(value))
+        if name is None:
+            return value
+        if name not in self._read:  # not the base class's cache: what is taken back must go from it
+            self._read[name] = self.create_proxy("get_attr", name, (), {})
+        return self._read[name]
+
+    def draw(self, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Proxy:
+        """A node for what draws random numbers without a value of the graph: it draws anew in every pass."""
+        name = function.__name__
+        method = is_tensor_method_or_property(function)
+        kind, target = ("call_method", name) if method else ("call_function", function)
+        if not name.endswith("_"):
+            return self.create_proxy(kind, target, args, kwargs)
+        first, *rest = args or (kwargs["tensor"],)
+        copied = self.create_proxy("call_method", "clone", (first,), {})
+        kwargs = {k: v for k, v in kwargs.items() if v is not first}
+        result = self.create_proxy(kind, target, (copied, *rest), kwargs)
+        self._drawn[id(first)] = first, result
+        return result
+
+    def has_read(self, tensor: torch.Tensor) -> bool:
+        """Whether the graph reads a tensor that is none of the module's parameters and buffers."""
+        name = self.tensor_attrs.get(tensor)
+        read = name is not None and any(n.op == "get_attr" and n.target == name for n in self.graph.nodes)
+        return read or id(tensor) in self._computed_with
+
+    def made(self, result: Any, given: Any) -> Any:
+        """The result of a call without values of the graph; what is none of the arguments is a new constant."""
+        tensors = [g for g in leaves(given) if isinstance(g, torch.Tensor)]
+        self._computed_with |= {id(t) for t in tensors}
+        if isinstance(result, torch.Tensor) and all(result is not t for t in tensors):
+            self._made[id(result)] = result
+        return result
+
+    def create_arg(self, a: Any) -> Any:
+        kind: type[Any] = type(a)
+        if kind in _PLAIN:  # most arguments are, and the base class asks a dozen questions first
+            return a
+        if kind in (list, tuple):
+            return kind([self.create_arg(x) for x in a])
+        if issubclass(kind, tuple) and hasattr(kind, "_fields"):  # functions take it for a tuple
+            return tuple(self.create_arg(x) for x in a)
+        if kind is ExampleProxy:
+            return a.node
+        if kind is dict and not a:
+            return {}
+        if id(a) in self._drawn:
+            return self._drawn[id(a)][1].node
+        if isinstance(a, numpy.generic):
+            return a.item()
+        if isinstance(a, numpy.ndarray):
+            return super().create_arg(torch.from_numpy(a))
+        if id(a) in self._made:  # what has changed it so far is a part of making it
+            self._versions.setdefault(id(a), a._version)
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
+        if kind == "call_function" and not args and "input" in kwargs and _takes_input_first(target, kwargs):
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)  # where rules look for it
+        if kind == "call_function" and not args and getattr(target, "__module__", None) == nn.init.__name__:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("tensor"),)
+        if asks_for_places(target, args, kwargs):
+            return TruePlaces(args[0], self.location())  # pyright: ignore[reportReturnType]
+        if target is torch._assert and is_tensor(args[0]):  # pyright: ignore[reportPrivateUsage]
+            target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        if isinstance(kwargs.get("out"), fx.Proxy):
+            raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+        if kind != "get_attr":
+            result = instead_of_method(target, args, kwargs) if kind == "call_method" else in_torch(target, args)
+            if result is not NotImplemented:
+                return result
+        function: Any = target if kind == "call_function" else None
+        if kind == "call_method":
+            function = getattr(torch.Tensor, target, None)
+        instead = function_decomposition(function)
+        if instead is not None:
+            result = instead(*tree_map(self.read, tuple(args)), **tree_map(self.read, dict(kwargs)))
+            if result is not NotImplemented:
+                return result
+        if target in (operator.getitem, operator.setitem) and is_tensor(args[0]):
+            args = (args[0], with_places(args[1], self), *args[2:])
+        asked, self.asked = self.asked, []
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node = proxy.node
+        if asked:
+            self._forget_what_was_parsed(node, asked)
+        if kind == "placeholder":
+            node.meta["value"] = self._inputs[target]
+        elif kind not in ("output", "get_attr"):
+            node.meta["value"] = self._run_or_erase(node)
+        rule = function_rule(target) if kind == "call_function" else None
+        if rule is not None and rule.returns_input(node, None, self._training):
+            node.meta[SAME] = True
+        if kind not in ("placeholder", "output"):
+            self._note_place(node)
+        return proxy
+
+    def _note_place(self, node: fx.Node) -> None:
+        """Note which module makes a node."""
+        node.meta["path"], node.meta[LINE] = self._path, _line()
+        if self.calls.innermost is not None:
+            node.meta[CALL] = self.calls.innermost
+
+    def _forget_what_was_parsed(self, node: fx.Node, asked: list[object]) -> None:
+        """PyTorch asks for the integers among its arguments before it lets a proxy take the call: that is no guard."""
+        frame = sys._getframe(1)
+        asking = [instruction(frame)]
+        while frame.f_back is not None and frame.f_globals["__name__"].startswith(("torch.fx.", "fxcat.passes.")):
+            frame = frame.f_back
+            asking.append(instruction(frame))
+        given = set(node.all_input_nodes)
+        while asked and asked.pop() in asking:
+            known = self.guards[-1].node
+            if known not in given and given.isdisjoint(known.all_input_nodes):  # neither an argument nor a part of one
+                break
+            self.guards.pop()
+
+
+_PLAIN = (int, float, bool, str, type(None))
+
+
+def _line() -> tuple[str, int]:
+    """The file and the line of the model's Python that is running."""
+    frame: types.FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and _is_between(frame.f_code.co_filename):
+        frame = frame.f_back
+    return ("unknown file", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+@cache
+def _is_between(file: str) -> bool:
+    """Whether a file is of torch or of fxcat: between the model's Python and the node."""
+    folders = Path(str(torch.__file__)).parent, Path(__file__).parent
+    return any(folder in Path(file).parents for folder in folders)
+
+
+def _shape_of(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else None
+
+
+def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether `input` is the name of a function's first parameter."""
+    if isinstance(function, types.FunctionType):
+        return next(iter(inspect.signature(function).parameters)) == "input"
+    return "condition" not in arguments  # what is built into torch has no signature, but only `where` differs
+
+
+def _walk_traceback(error: BaseException) -> list[tuple[Any, int]]:
+    frames: list[tuple[Any, int]] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append((traceback.tb_frame, traceback.tb_lineno))
+        traceback = traceback.tb_next
+    return frames

@@ -1,0 +1,124 @@
+"""The first lines of a generated `forward`: it has the parameters that were written and checks what it is given."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from torch import fx, nn
+
+from fxcat.passes.capture.asked import conditions
+from fxcat.passes.graph.invocations import ABSENT, PATTERN, SAME_AS
+from fxcat.passes.graph.nested import CONSTANTS, Slot
+
+signature_of = lru_cache(1024)(inspect.signature)
+
+
+def parameters_of(base: type[nn.Module], given: Sequence[str]) -> list[inspect.Parameter]:
+    """The parameters of a `forward`, as it was written; those of the graph if they have nothing to do with these."""
+    written = list(signature_of(base.forward).parameters.values())[1:]
+    if {g.lstrip("*") for g in given} <= {p.name for p in written}:
+        return written
+    return [inspect.Parameter(g, inspect.Parameter.POSITIONAL_OR_KEYWORD) for g in given]
+
+
+class Head:
+    """The first line of a generated `forward`, with all parameters that it was written with, and what it checks.
+
+    `this`: what it calls the module; `names`: gets what its text means.
+    """
+
+    def __init__(
+        self,
+        this: str,
+        parameters: Sequence[inspect.Parameter],
+        given: Mapping[str, fx.Node],
+        names: dict[str, Any],
+    ) -> None:
+        self.this, self.names = this, names
+        self._parameters = parameters
+        self._given = {name.lstrip("*"): node for name, node in given.items()}
+        self._constants: dict[str, str] = {}
+        self.names |= {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
+        self.names |= {"_isinstance": isinstance, "_len": len, "_sequence": (tuple, list)}
+        parts, passed, stars = [this], list[str](), False
+        for i, parameter in enumerate(parameters):
+            name, kind = parameter.name, parameter.kind
+            stars |= kind is parameter.VAR_POSITIONAL
+            if kind is parameter.KEYWORD_ONLY and not stars:
+                parts.append("*")
+                stars = True
+            mark = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(kind, "")
+            default = "" if parameter.default is parameter.empty else f"={self._default(parameter)}"
+            parts.append(f"{mark}{name}{default}")
+            passed.append(f"{name}={name}" if kind is parameter.KEYWORD_ONLY else mark + name)
+            later = parameters[i + 1].kind if i + 1 < len(parameters) else None
+            if kind is parameter.POSITIONAL_ONLY and later is not kind:
+                parts.append("/")
+        self.text, self.passed = ", ".join(parts), ", ".join(passed)
+        for name, node in self._given.items():
+            if isinstance(node.meta.get(PATTERN, Slot(0)), CONSTANTS):
+                self._constants[name] = f"_given_{name}{len(names) if f'_given_{name}' in names else ''}"
+                names[self._constants[name]] = node.meta[PATTERN]
+
+    def _default(self, parameter: inspect.Parameter) -> str:
+        if parameter.default is None or type(parameter.default) in (bool, int, str):
+            return repr(parameter.default)
+        self.names[f"_default_{parameter.name}"] = parameter.default
+        return f"_default_{parameter.name}"
+
+    def fits(self, absent: Sequence[str]) -> str:
+        """A condition: the arguments are of the kinds that were captured; those `absent` are left out."""
+        return " and ".join(self._conditions(absent)) or "True"
+
+    @property
+    def fails(self) -> str:
+        """The opposite for the call with all arguments; empty if it fits always."""
+        opposites = [c.removeprefix("not ") if c.startswith("not ") else f"not {c}" for c in self._conditions(())]
+        return " or ".join(opposites)
+
+    def _conditions(self, absent: Sequence[str]) -> list[str]:
+        return [c for p in self._parameters for c in self._condition(p, p.name in absent)]
+
+    def _condition(self, parameter: inspect.Parameter, is_absent: bool) -> Iterable[str]:
+        name = parameter.name
+        stars = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name not in self._given or is_absent:
+            if stars:
+                return [f"_is_empty({name})"]
+            default = self._default(parameter)
+            if parameter.default is None or isinstance(parameter.default, bool):
+                return [f"({name} is {default})"]
+            return [f"_is({name}, {default})"]
+        meta = self._given[name].meta
+        pattern = meta.get(PATTERN, Slot(0))
+        if stars:
+            return ()
+        if SAME_AS in meta:
+            return [f"({name} is {meta[SAME_AS]})"]
+        if name in self._constants:
+            return [f"_is({name}, {self._constants[name]})"]
+        return conditions(name, pattern, meta.get(ABSENT, {}), self.names, name)
+
+
+def name_of_module(graphs: Sequence[fx.Graph], parameters: Sequence[inspect.Parameter]) -> str:
+    """What the generated code calls the module: `self`, unless something else in it has that name."""
+    nodes = [n for graph in graphs for n in graph.nodes]
+    taken = {n.name for n in nodes} | {str(n.target).lstrip("*") for n in nodes if n.op == "placeholder"}
+    taken |= {p.name for p in parameters}
+    return "self" if "self" not in taken else next(n for i in itertools.count() if (n := f"module_{i}") not in taken)
+
+
+_NO_TENSORS = (Mapping, list, tuple, str, type(None))
+"""What stands in the place of a tensor where `forward` decides by the kind of an argument."""
+
+
+def _is(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and value == default)
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) or not value  # a tracer's stands for further arguments, of which there are none

@@ -1,0 +1,1 @@
+"""Where gates go, and the graph with gates."""

@@ -1,0 +1,77 @@
+"""Selections behind values that a model makes from sizes, where these meet units: position embeddings of sines.
+
+In: a captured graph, and where values without units have met units. Out: the same graph, in which these take from such
+a value, which is made as before, what is left of the units. A selection of everything leaves the final network.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import torch
+from torch import fx, nn
+
+from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.capture.capture import Captured
+from fxcat.passes.graph.buffers import add_buffer
+from fxcat.passes.graph.invocations import same_place
+from fxcat.passes.nodes.effects import CONSTANT, PHASE
+from fxcat.passes.rules.selection import MADE
+from fxcat.passes.rules.sizes import asked_sizes
+
+
+def with_selections(captured: Captured, network: nn.Module, flow: LabelFlow) -> Captured:
+    """Put selections behind made values; `network` gets their indices."""
+    orders = dict(captured.orders)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    taken = {name for name, _ in network.named_buffers()} | orders.keys()
+    chosen: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+    for node, source, axis in flow.meetings:
+        if captured.regions or not _is_made(flow, source):
+            continue
+        path = str(node.meta.get("path", ""))
+        prefix = f"{path}.channels" if path else "channels"
+        name = next(n for i in itertools.count() if (n := f"{prefix}{i}") not in taken)
+        taken.add(name)
+        orders[name] = torch.arange(source.meta["value"].shape[axis])
+        add_buffer(network, name, orders[name].to(device), persistent=False)
+        entering = chosen.get((node, source), source)
+        chosen[node, source] = _selection(node, entering, axis, name, orders[name])
+        node.replace_input_with(entering, chosen[node, source])
+    return replace(captured, orders=orders) if chosen else captured
+
+
+def _selection(node: fx.Node, source: fx.Node, axis: int, name: str, order: torch.Tensor) -> fx.Node:
+    with node.graph.inserting_before(node):
+        index = node.graph.create_node("get_attr", name)
+        select = node.graph.call_function(torch.index_select, (source, axis, index))
+    index.meta |= same_place(node) | {"value": order.to("meta")}
+    select.meta |= same_place(node) | {"value": source.meta["value"], MADE: True}
+    for new in (index, select):
+        new.meta |= {k: v for k, v in node.meta.items() if k == PHASE}
+    return select
+
+
+def _is_made(flow: LabelFlow, source: fx.Node) -> bool:
+    """Whether a value depends on constants alone, and on sizes of axes without units."""
+    stack, seen = [source], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        value = node.meta.get("value")
+        if isinstance(value, int | float | torch.Size):
+            if any(_has_units(flow, tensor, axis) for tensor, axis in asked_sizes(node)):
+                return False
+        elif isinstance(value, torch.Tensor | tuple | list) and node not in seen:
+            if (node.op == "get_attr" and CONSTANT not in node.meta) or node.op in ("placeholder", "call_module"):
+                return False
+            stack += node.all_input_nodes
+        seen.add(node)
+    return True
+
+
+def _has_units(flow: LabelFlow, tensor: fx.Node, axis: int | None) -> bool:
+    labels = flow.values.get(tensor)
+    if not isinstance(labels, torch.Tensor):
+        return tensor.op != "placeholder"
+    return labels.numel() > 1 if axis is None else labels.shape[axis] > 1

@@ -1,0 +1,1 @@
+"""Graphs, nested values, label arrays, copies: what knows no op."""

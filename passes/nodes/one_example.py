@@ -1,0 +1,87 @@
+"""What a graph computes for a batch of one: what costs are told for.
+
+What is made once for a whole batch (a table of position biases, embeddings of a grid) costs one example as much as it
+costs many; so costs come from values, not from a division by the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.passes.nodes.effects import PHASE, asserts
+from fxcat.passes.rules.boundary import region_input
+from fxcat.passes.rules.execute import run_node
+from fxcat.passes.rules.table import find_rule
+
+
+@torch.no_grad()
+def of_one_example(graph: fx.Graph, root: nn.Module, batch: int) -> Mapping[fx.Node, Any]:
+    """Example values of inference for a batch of one, of the nodes where they are not those of the example batch.
+
+    None are, if the network does not take a batch of one, or a layer takes its input for one without a batch axis: then
+    the inputs as they are are one example.
+    """
+    ones: dict[fx.Node, Any] = {}
+    if batch == 1 or any(_takes_no_batch(node, root) for node in graph.nodes):
+        return ones
+    for node in graph.nodes:
+        value = node.meta.get("value")
+        if node.op == "placeholder":
+            if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
+                ones[node] = value[:1]
+        elif node.target is region_input:
+            if _holds(value, batch):
+                ones[node] = value[: len(value) // batch]
+        elif any(i in ones for i in node.all_input_nodes) and _counts(node):
+            try:
+                one = run_node(node, root, values=ones)
+            except Exception:
+                if find_rule(node, _module(node, root)) is not None:
+                    return {}
+                one = value[: len(value) // batch] if _holds(value, batch) else value
+            if _differs(one, value):
+                ones[node] = one
+    return ones
+
+
+def _takes_no_batch(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a layer that takes inputs with and without a batch axis has one without."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    value = node.args[0].meta.get("value")
+    if not isinstance(value, torch.Tensor):
+        return False
+    if node.target == "unsqueeze" and value.dim() == 2:  # what attention begins with then; masks get two axes more
+        module = root.get_submodule(node.meta.get("path") or "")
+        attends = isinstance(module, nn.MultiheadAttention) and value.shape[1] == module.embed_dim
+        return attends and all(u.target != "unsqueeze" for u in node.users)
+    module = _module(node, root)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return value.dim() == len(module.kernel_size) + 1
+    return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and value.dim() == 2
+
+
+def _counts(node: fx.Node) -> bool:
+    """Whether inference computes a value at a node."""
+    return node.op != "output" and not node.meta.get(PHASE) and not asserts(node)
+
+
+def _module(node: fx.Node, root: nn.Module) -> nn.Module | None:
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _holds(value: Any, batch: int) -> bool:
+    """Whether the first axis of a value may be that of a batch."""
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) % batch == 0
+
+
+def _differs(one: Any, value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return one.shape != value.shape
+    if isinstance(value, tuple | list):
+        return len(one) != len(value) or any(map(_differs, one, value))
+    return bool(one != value)

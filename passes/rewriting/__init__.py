@@ -1,0 +1,1 @@
+"""Removal: the plan, and what applies it."""

@@ -1,0 +1,31 @@
+"""Slicing modules: parameters, buffers, and the attributes that state a size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from fxcat.passes.rules.table import module_rule
+from fxcat.utils.tensor_slicing import Keep, replace_data, select
+
+
+def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep, entering: Mapping[str, tuple[int, ...]]) -> None:
+    """Slice parameters (with their gradients) and buffers in place, then set the modules' size attributes.
+
+    `entering`: for every module that the graph calls the new shape of its first input.
+    """
+    for name, axes in keep.items():
+        path, _, leaf = name.rpartition(".")
+        module = root.get_submodule(path)
+        parameter = module._parameters.get(leaf)
+        if parameter is None:
+            setattr(module, leaf, select(getattr(module, leaf), axes))  # a buffer, or a tensor that is none
+            continue
+        gradient = None if parameter.grad is None else select(parameter.grad, axes)
+        replace_data(parameter, select(parameter.data, axes), gradient)
+    for target in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module"):
+        module = root.get_submodule(target)
+        rule = module_rule(module)
+        if rule is not None and target in entering:
+            rule.resize(module, entering[target])
