@@ -1,74 +1,102 @@
-"""Imports point one way: core ← passes ← exporters ← front ← adapters; inside passes: rules ← analyses ← rewrites."""
+"""Imports point one way: rooms stand in one strict order, and no files import each other in a circle.
+
+Imports for type checkers and imports in functions count too.
+"""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-from source_files import modules
+import networkx as nx
+from source_files import ROOT, modules
 
-FRONT = {"fxcat", "fxcat.api", "fxcat.loading", "fxcat.rules"}
-REWRITES = {
-    "plan",
-    "rewrite",
-    "compile",
-    "structure",
-    "gating",
-    "cleanup",
-    "codegen",
-    "folding",
-    "installing",
-    "slicing",
-    "bypassing",
-}
+ORDER = (
+    *("fxcat.version", "fxcat.errors", "fxcat.checks", "fxcat.records"),
+    *("fxcat.utils", "fxcat.network", "fxcat.choosing", "fxcat.show", "fxcat.gated"),
+    *("fxcat.passes.graph", "fxcat.passes.pipeline", "fxcat.passes.rules", "fxcat.passes.nodes"),
+    *("fxcat.passes.capture", "fxcat.passes.analysis", "fxcat.passes.gating"),
+    *("fxcat.passes.work", "fxcat.passes.analyses", "fxcat.passes.dump", "fxcat.passes.structure"),
+    *("fxcat.passes.codegen", "fxcat.passes.bypasses", "fxcat.passes.rewriting"),
+    *("fxcat.passes.compile", "fxcat.passes.verification", "fxcat.passes.each_step"),
+    *("fxcat.exporters", "fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),
+    *("fxcat.data", "fxcat.scores", "fxcat.gate_training", "fxcat.training", "fxcat.integrations"),
+)
+"""Each may import from those before it, and files of a folder from each other."""
 
-
-def imports(path: Path) -> set[str]:
-    """The fxcat modules that a file imports when it is executed; imports for type checkers do not count."""
-    names: set[str] = set()
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {n for n in names if n.split(".")[0] == "fxcat"}
+DRAWN = ROOT / "docs" / "rooms.md"
 
 
-def layer(name: str) -> int:
-    if name.startswith("fxcat.integrations"):
-        return 4
-    if name in FRONT:
-        return 3
-    if name.startswith("fxcat.exporters"):
-        return 2
-    return 1 if name.startswith("fxcat.passes") else 0
+def room(name: str) -> str:
+    """The folder of a file, or the file itself where it lies between folders."""
+    outer = name.rpartition(".")[0]
+    return name if outer in ("fxcat", "fxcat.passes") else outer
 
 
-def test_layers_import_downwards_only() -> None:
-    for name, path in modules().items():
-        for imported in imports(path):
-            assert layer(imported) <= layer(name), f"{name} imports {imported}"
+def imports() -> nx.DiGraph[str]:
+    """Which file imports which, wherever in it."""
+    known = modules()
+    files: nx.DiGraph[str] = nx.DiGraph()
+    for name, path in known.items():
+        files.add_node(name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            assert all(n.split(".")[0] not in ("passes", "exporters") for n in names), f"{path}: bare folder name"
+            files.add_edges_from((name, n) for n in names if n in known and n != name)
+    packages = {n for n, p in known.items() if p.name == "__init__.py" and n != "fxcat.passes.rules"}
+    files.remove_nodes_from([n for n in packages if files.out_degree(n) == 0 or n == "fxcat"])
+    return files
 
 
-def test_rules_do_not_import_rewrites() -> None:
-    for name, path in modules().items():
-        if name.startswith("fxcat.passes.rules"):
-            for imported in imports(path):
-                assert imported.removeprefix("fxcat.passes.").split(".")[0] not in REWRITES, f"{name}: {imported}"
+def test_no_files_import_each_other_in_a_circle() -> None:
+    circles = [c for c in nx.strongly_connected_components(imports()) if len(c) > 1]
+    assert not circles, circles
 
 
-def test_bare_folder_names_are_never_imported() -> None:
-    for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            module = node.module if isinstance(node, ast.ImportFrom) else None
-            assert (module or "").split(".")[0] not in ("passes", "exporters"), name
+def test_rooms_stand_in_one_order() -> None:
+    files = imports()
+    place = {name: i for i, name in enumerate(ORDER)}
+    assert {room(n) if n != "fxcat.passes.rules" else n for n in files} == place.keys()
+    for name, imported in files.edges:
+        one, other = (n if n == "fxcat.passes.rules" else room(n) for n in (name, imported))
+        assert place[other] <= place[one], f"{name} imports {imported}"
+
+
+def drawing() -> str:
+    """The rooms, what each is for and what each imports, as a page."""
+    files = imports()
+    lines = [
+        "# Rooms",
+        "",
+        "Each room may import from those above it. (Made from the tree, and checked, by `tests/test_layering.py`.)",
+        "",
+        "| room | what is in it | imports |",
+        "|---|---|---|",
+    ]
+    used: dict[str, set[str]] = {name: set() for name in ORDER}
+    for name, imported in files.edges:
+        one, other = (n if n == "fxcat.passes.rules" else room(n) for n in (name, imported))
+        if one != other:
+            used[one].add(other)
+    known = modules()
+    for name in ORDER:
+        text = (ast.get_docstring(ast.parse(known[name].read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        count = sum(room(n) == name for n in files)
+        size = f" ({count} files)" if known[name].name == "__init__.py" else ""
+        above = ", ".join(f"`{o.removeprefix('fxcat.')}`" for o in ORDER if o in used[name])
+        lines.append(f"| `{name.removeprefix('fxcat.')}`{size} | {text} | {above} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_drawing_of_the_docs_is_that_of_the_tree() -> None:
+    assert DRAWN.read_text(encoding="utf-8") == drawing(), "write it anew: python tests/test_layering.py"
+
+
+if __name__ == "__main__":
+    Path(DRAWN).write_text(drawing(), encoding="utf-8")
