@@ -261,6 +261,36 @@ def test_no_norm_stays_for_an_assertion() -> None:
         torch.testing.assert_close(small(example), net(example))
 
 
+class _Attending(nn.Module):
+    """Training differs before an attention whose weights are cut into three parts, of which PyTorch asks the sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attention, self.head = (
+            nn.Linear(6, 8),
+            nn.MultiheadAttention(8, 1, batch_first=True),
+            nn.Linear(8, 3),
+        )
+        self.queries = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x * 0.5 if self.training else x
+        q = self.queries.expand(x.shape[0], -1, -1)
+        x = x + self.attention(q, x, x)[0]
+        return self.head(x.mean(1))
+
+
+def test_weights_do_not_stay_for_an_assertion_about_their_sizes() -> None:
+    net = fxcat.prepare(_Attending(), torch.zeros(1, 5, 6), verbose=False)
+    for gate in net.gates.values():
+        if gate.kind == "section":
+            gate.set(0.0)
+    small = fxcat.finalize(net)
+    assert not hasattr(small, "attention")
+    assert net.hard_cost().params == sum(p.numel() for p in small.parameters())
+
+
 class _Product(nn.Module):
     """A product of projected tokens, by a function of them."""
 

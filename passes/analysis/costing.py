@@ -17,7 +17,7 @@ from fxcat.network.cost_model import Axis, CostTerm, Holding
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.sections import Section, constant_nodes
 from fxcat.passes.analysis.units import NO_UNIT, Units
-from fxcat.passes.nodes.effects import reads_type
+from fxcat.passes.nodes.effects import reads_type, without_result
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.execute import counted_macs
 from fxcat.passes.rules.table import Rule
@@ -101,7 +101,9 @@ def _note_uses(flow: LabelFlow, node: fx.Node, uses: dict[str, list[Context]], c
 
 
 def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) -> dict[fx.Node, Collection[Context]]:
-    """For every node in sections which hold it; for a constant that several share, those that hold its uses."""
+    """For every node in sections which hold it; for a constant that several share, those that hold its uses.
+
+    An assertion is no use."""
     holding: dict[fx.Node, Context] = {}
     for i, section in enumerate(sections):
         for node in section.nodes:
@@ -110,10 +112,10 @@ def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) ->
     if not sections:
         return contexts
     graph = sections[0].join.graph
-    constants = constant_nodes(graph)
+    constants, asserting = constant_nodes(graph), without_result(graph)
     for node in reversed(graph.nodes):
         if node in constants and node not in holding:
-            users = [u for u in node.users if u in needed]
+            users = [u for u in node.users if u in needed and u not in asserting]
             contexts[node] = {c for u in users for c in contexts.get(u, _OUTSIDE)} or _OUTSIDE
     return contexts
 
