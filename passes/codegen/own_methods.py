@@ -8,6 +8,7 @@ know what is missing, and refuses.
 from __future__ import annotations
 
 import dis
+import inspect
 import types
 from typing import Any, NoReturn
 
@@ -18,10 +19,13 @@ from fxcat.utils.made_classes import make_class
 
 
 def takes_apart(cls: type[nn.Module]) -> tuple[str, ...]:
-    """Names of the methods of a class that delete attributes."""
+    """Names of the methods of a class that delete attributes, as they were written: decorators may tidy up."""
     own = cls.__mro__[: cls.__mro__.index(nn.Module)]
     methods = [v for c in own for v in vars(c).values() if isinstance(v, types.FunctionType)]
-    return tuple(dict.fromkeys(m.__name__ for m in methods if not m.__name__.startswith("__") and _deletes(m.__code__)))
+    written = [(m.__name__, inspect.unwrap(m)) for m in methods if not m.__name__.startswith("__")]
+    return tuple(
+        dict.fromkeys(name for name, m in written if isinstance(m, types.FunctionType) and _deletes(m.__code__))
+    )
 
 
 def _deletes(code: types.CodeType) -> bool:
