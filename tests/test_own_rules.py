@@ -12,6 +12,7 @@ from torch import nn
 
 import fxcat
 from fxcat.passes.rules import table
+from fxcat.passes.rules.asking import LINE
 from fxcat.rules import Elementwise, Labels, Rule, Term, Zero, decomposition, rule
 
 
@@ -147,3 +148,23 @@ def test_a_rule_that_fails_is_named(method: str) -> None:
     assert caught.value.where is not None
     assert f"{__file__}:{line}" in caught.value.where
     assert caught.value.where.startswith("1: ")  # the module, before the op
+
+
+def test_the_line_of_a_module_that_is_captured_as_simpler_ops_is_the_models() -> None:
+    """And not one of the compiler's."""
+    net = fxcat.prepare(
+        nn.Sequential(nn.Linear(6, 8), Attending(), nn.Linear(8, 2)), torch.zeros(1, 4, 6), verbose=False
+    )
+    lines = {node.meta[LINE] for node in net.program.analysis.graph.nodes if LINE in node.meta}
+    written = Attending.forward.__code__.co_firstlineno
+    assert (__file__, written + 1) in lines
+    assert {file for file, _ in lines} == {__file__, "unknown file"}  # nobody has written one for the layers outside
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.attention(x, x, x)[0]

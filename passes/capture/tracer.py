@@ -14,8 +14,6 @@ import threading
 import types
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -30,6 +28,7 @@ from fxcat.passes.capture.mode_watch import Modes
 from fxcat.passes.capture.numbers_of_tensors import in_torch, plain_number
 from fxcat.passes.capture.picked import check_none_left, with_places
 from fxcat.passes.capture.proxy import ExampleProxy, instruction, is_tensor
+from fxcat.passes.capture.source_lines import innermost_line, running_line
 from fxcat.passes.capture.stand_ins import stand_ins
 from fxcat.passes.capture.tensor_methods import instead_of_method
 from fxcat.passes.capture.texts import forget
@@ -156,19 +155,7 @@ class ExampleTracer(fx.Tracer):
 
     def location(self, error: BaseException | None = None) -> str:
         """Module path and source line of the innermost frame of the user's code."""
-        frames = (
-            [f for f, _ in _walk_traceback(error)] if error is not None else [f.frame for f in inspect.stack()[::-1]]
-        )
-        place = "unknown line"
-        for frame in frames:
-            owner = frame.f_locals.get("self")
-            name = frame.f_globals.get("__name__", "")
-            if isinstance(owner, nn.Module) and not name.startswith(("torch.", "fxcat.")):
-                line = frame.f_lineno
-                if error is not None:
-                    line = next(n for f, n in _walk_traceback(error) if f is frame)
-                place = f"{frame.f_code.co_filename}:{line}"
-        return f"module {self._path or '(root)'!r}, {place}"
+        return f"module {self._path or '(root)'!r}, {innermost_line(error)}"
 
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
@@ -459,7 +446,7 @@ class ExampleTracer(fx.Tracer):
 
     def _note_place(self, node: fx.Node) -> None:
         """Note which module makes a node."""
-        node.meta["path"], node.meta[LINE] = self._path, _line()
+        node.meta["path"], node.meta[LINE] = self._path, running_line()
         if self.calls.innermost is not None:
             node.meta[CALL] = self.calls.innermost
 
@@ -481,21 +468,6 @@ class ExampleTracer(fx.Tracer):
 _PLAIN = (int, float, bool, str, type(None))
 
 
-def _line() -> tuple[str, int]:
-    """The file and the line of the model's Python that is running."""
-    frame: types.FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and _is_between(frame.f_code.co_filename):
-        frame = frame.f_back
-    return ("unknown file", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
-
-
-@cache
-def _is_between(file: str) -> bool:
-    """Whether a file is of torch or of fxcat: between the model's Python and the node."""
-    folders = Path(str(torch.__file__)).parent, Path(__file__).parent
-    return any(folder in Path(file).parents for folder in folders)
-
-
 def _shape_of(value: Any) -> Any:
     return value.shape if isinstance(value, torch.Tensor) else None
 
@@ -505,12 +477,3 @@ def _takes_input_first(function: Any, arguments: Mapping[str, Any]) -> bool:
     if isinstance(function, types.FunctionType):
         return next(iter(inspect.signature(function).parameters)) == "input"
     return "condition" not in arguments  # what is built into torch has no signature, but only `where` differs
-
-
-def _walk_traceback(error: BaseException) -> list[tuple[Any, int]]:
-    frames: list[tuple[Any, int]] = []
-    traceback = error.__traceback__
-    while traceback is not None:
-        frames.append((traceback.tb_frame, traceback.tb_lineno))
-        traceback = traceback.tb_next
-    return frames
