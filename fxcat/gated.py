@@ -22,7 +22,7 @@ from fxcat.network.following import Led, described, left_to_close
 from fxcat.network.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
-from fxcat.network.loaded_state import make_ready
+from fxcat.network.loaded_state import WRAPPED, make_ready
 from fxcat.network.methods import Methods, Turns
 from fxcat.network.places import Places
 from fxcat.network.program import GatePart, Program, Shrunk, Structure
@@ -36,8 +36,6 @@ Policy = Literal["bernoulli", "ratio"]
 
 
 _HELD = ("_modules", "_parameters", "_buffers")
-_WRAPPED = ("module", "_orig_mod")
-"""Attributes in which wrappers hold what they wrap."""
 _DEEPEST = 4
 """So many wrappers may lie round each other."""
 _INSTALLING = threading.RLock()
@@ -387,7 +385,7 @@ def _inside(wrapper: Any) -> tuple[GatedModule | None, str]:
     """The network that something wraps, and where it is in there."""
     found, path = wrapper, ""
     while not isinstance(found, GatedModule):
-        name = next((n for n in _WRAPPED if isinstance(getattr(found, n, None), nn.Module)), None)
+        name = next((n for n in WRAPPED if isinstance(getattr(found, n, None), nn.Module)), None)
         if name is None or path.count(".") == _DEEPEST:
             return None, ""
         found, path = getattr(found, name), f"{path}.{name}"

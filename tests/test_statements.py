@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.codegen.codegen import compiled
-from fxcat.passes.codegen.statements import statements
+from fxcat.passes.codegen.statements import body_of
 
 VALUE = torch.arange(24.0).reshape(2, 3, 4)
 
@@ -37,7 +37,7 @@ def run(graph: fx.Graph) -> Any:
 
 
 def lines(graph: fx.Graph) -> list[str]:
-    body, returned, _ = statements(graph, "self", ())
+    body, returned, _ = body_of(graph, "self", ())
     return [*body, f"return {returned}"]
 
 

@@ -14,8 +14,8 @@ from fxcat.network.gates import GateVector
 from fxcat.network.program import Program
 from fxcat.network.recipe import Gates, Recipe
 
-WRAPPING = ("module.", "_orig_mod.")
-"""What `DistributedDataParallel` and `torch.compile` put before all names."""
+WRAPPED = ("module", "_orig_mod")
+"""Attributes in which wrappers (`DistributedDataParallel`, `torch.compile`) hold what they wrap: all names begin so."""
 
 
 class Loading(Protocol):
@@ -79,7 +79,7 @@ def _check_shapes(state: Mapping[str, Any], prefix: str, wanted: Mapping[str, to
 
 def _check_wrapping(state: Mapping[str, Any], prefix: str, names: Sequence[str]) -> None:
     own = [k.removeprefix(prefix) for k in state if k.startswith(prefix)]
-    for wrapping in WRAPPING:
+    for wrapping in (f"{attribute}." for attribute in WRAPPED):
         inner = [k.removeprefix(wrapping) for k in own if k.startswith(wrapping)]
         if any(k.startswith("network.") or k in names for k in inner):
             raise InputError(

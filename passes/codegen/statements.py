@@ -31,7 +31,7 @@ _SIZES = ("size", "dim", "ndimension", "numel", "nelement")
 _TELLING = ("shape", "ndim", "dtype", "device")
 
 
-def statements(graph: fx.Graph, this: str, reserved: Iterable[str]) -> tuple[list[str], str, dict[str, Any]]:
+def body_of(graph: fx.Graph, this: str, reserved: Iterable[str]) -> tuple[list[str], str, dict[str, Any]]:
     """The lines of a function's body, what it returns, and what the names in it mean. `reserved`: names in use."""
     return _Body(graph, this, set(reserved)).written()
 
@@ -76,7 +76,7 @@ class _Body:
         """What is computed of sizes alone, and was computed before."""
         known: dict[Any, fx.Node] = {}
         for node in self._nodes:
-            if _is_size(node):
+            if _is_of_sizes(node):
                 key: Any = (node.op, node.target, _key(node.args, self._first), _key(node.kwargs, self._first))
                 self._first[node] = known.setdefault(key, node)
 
@@ -89,11 +89,11 @@ class _Body:
                 for used in inputs:
                     users[self._first.get(used, used)].append(node)
         place = {n: i for i, n in enumerate([*self._nodes, self._output])}
-        last = {n: max((place[u] for u in us if not _is_size(u)), default=-1) for n, us in users.items()}
+        last = {n: max((place[u] for u in us if not _is_of_sizes(u)), default=-1) for n, us in users.items()}
         for node in reversed(self._nodes):
             if node.op == "get_attr" or _tells(node):
                 self._inside.add(node)
-            elif _is_size(node) and len(users[node]) == 1:
+            elif _is_of_sizes(node) and len(users[node]) == 1:
                 at = self._place_of_statement(users[node][0], users, place)
                 if all(at <= last[self._first.get(t, t)] for t in _tensors_of(node)):
                     self._inside.add(node)
@@ -126,12 +126,12 @@ class _Body:
     def _line(self, node: fx.Node, ends: dict[fx.Node, int], place: int) -> str:
         text = self._writer.call(node).code
         used = list(dict.fromkeys(self._used_by(node)))
-        dying = [u for u in used if ends.get(u) == place and not _is_size(u)]
+        dying = [u for u in used if ends.get(u) == place and not _is_of_sizes(u)]
         if node not in ends and node not in self._returned:
             self._free += [self._names[u] for u in dying if self._may_be_renamed(u)]
             return text
         passed_on = next((u for u in dying if self._may_be_renamed(u)), None)
-        if _is_size(node):
+        if _is_of_sizes(node):
             name = self._name_of_size(node)
         elif passed_on is not None:
             dying.remove(passed_on)
@@ -188,7 +188,7 @@ def _tells(node: fx.Node) -> bool:
     return node.target is builtins.getattr and len(node.args) == 2 and node.args[1] in _TELLING
 
 
-def _is_size(node: fx.Node) -> bool:
+def _is_of_sizes(node: fx.Node) -> bool:
     """Whether a node computes a number, or several, of sizes alone."""
     value = node.meta.get("value")
     if not isinstance(value, int | float | torch.Size | torch.dtype | torch.device):
@@ -199,7 +199,7 @@ def _is_size(node: fx.Node) -> bool:
         return node.target in _SIZES
     if node.op != "call_function" or node.target not in _OF_SIZES:
         return False
-    return all(_is_size(used) for used in node.all_input_nodes)
+    return all(_is_of_sizes(used) for used in node.all_input_nodes)
 
 
 def _tensors_of(node: fx.Node) -> Iterator[fx.Node]:
@@ -207,7 +207,7 @@ def _tensors_of(node: fx.Node) -> Iterator[fx.Node]:
     for used in node.all_input_nodes:
         if _tells(used):
             yield from used.all_input_nodes
-        elif not _is_size(used):
+        elif not _is_of_sizes(used):
             yield used
 
 

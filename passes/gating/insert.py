@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -54,72 +54,93 @@ class Gatings:
     folded: Mapping[str, type[nn.Module]]
 
 
-def place_gates(graph: fx.Graph, flow: LabelFlow, units: Units, sites: Mapping[fx.Node, Site]) -> Gatings:
-    """How every site is gated: in the op itself (counted statistics, affine parameters), else by a multiplication."""
-    found: dict[fx.Node, Gating] = {}
-    folded: dict[str, type[nn.Module]] = {}
-    slots: dict[Literal["second", "first", "only", "plain"], list[tuple[GateSlot, Site]]]
-    slots = {"second": [], "first": [], "only": [], "plain": []}
+class _Placing:
+    """Gives sites their slots, node by node."""
 
-    def slot(site: Site, name: str, shape: tuple[int, ...]) -> GateSlot:
-        slots["plain"].append((GateSlot(name, shape), site))
-        return slots["plain"][-1][0]
+    def __init__(self, flow: LabelFlow, units: Units) -> None:
+        self._flow, self._units = flow, units
+        self.found: dict[fx.Node, Gating] = {}
+        self.folded: dict[str, type[nn.Module]] = {}
+        self._first: list[tuple[GateSlot, Site]] = []
+        self._second: list[tuple[GateSlot, Site]] = []
+        self._only: list[tuple[GateSlot, Site]] = []
+        self._plain: list[tuple[GateSlot, Site]] = []
 
-    def scaling(site: Site, node: fx.Node, parameters: Sequence[tuple[str, str]]) -> tuple[GateSlot, ...]:
+    def count(self, node: fx.Node, counting: Counting, site: Site | None) -> None:
+        """What averages over units counts the live ones."""
+        function = None if isinstance(counting.target, type) else counting.target
+        spread = None if function is None else spread_of(self._flow, node.all_input_nodes[0], counting.labels)
+        labels = counting.labels if spread is None else self._flow.of(spread.source)
+        live = self._slot(Site(self._units.of_label[labels]), f"{node.name}_live", tuple(labels.shape))
+        sections = Site(None, site.sections) if site is not None and site.sections else None
+        factor = None if sections is None else self._slot(sections, f"{node.name}_gate", (1,))
+        if isinstance(counting.target, type):
+            self.folded[str(node.target)] = counting.target
+        self.found[node] = Gating(counted=live, function=function, factor=factor, spread=spread)
+
+    def gate(self, node: fx.Node, site: Site) -> None:
+        """A site is gated in its affine parameters if it has any, else by a multiplication."""
+        shape = (1,) if site.units is None else tuple(site.units.shape)
+        folding = folding_at(self._flow, node, shape)
+        if folding is None:
+            self._multiply(node, site, shape)
+        elif isinstance(folding, Folding):
+            path = str(node.target)
+            self.folded[path] = folding.subclass
+            scaled = self._scaling(site, node, [(path, name) for name in folding.parameters])
+            self.found[node] = Gating(scaled or (self._slot(site, f"{node.name}_gate", (math.prod(shape),)),))
+        else:
+            pairs = [str(n.target).rpartition(".") for n in folding]
+            scaled = self._scaling(site, node, [(path, name) for path, _, name in pairs])
+            self.found[node] = Gating(replaced=tuple(zip(folding, scaled, strict=True)))
+
+    def _multiply(self, node: fx.Node, site: Site, shape: tuple[int, ...]) -> None:
+        spread = None if site.units is None else spread_of(self._flow, node, self._flow.of(node))
+        if spread is not None:
+            labels = self._flow.of(spread.source)
+            site, shape = Site(self._units.of_label[labels], site.sections), tuple(labels.shape)
+        self.found[node] = Gating(factor=self._slot(site, f"{node.name}_gate", shape), spread=spread)
+
+    def _slot(self, site: Site, name: str, shape: tuple[int, ...]) -> GateSlot:
+        self._plain.append((GateSlot(name, shape), site))
+        return self._plain[-1][0]
+
+    def _scaling(self, site: Site, node: fx.Node, parameters: Sequence[tuple[str, str]]) -> tuple[GateSlot, ...]:
         width = (node.meta["value"].shape[1],)
         found = tuple(GateSlot(f"{node.name}_{name}", width, (path, name)) for path, name in parameters)
         if len(found) == 2:
-            slots["first"].append((found[0], site))
-            slots["second"].append((found[1], site))
+            self._first.append((found[0], site))
+            self._second.append((found[1], site))
         else:
-            slots["only"] += [(each, site) for each in found]
+            self._only += [(each, site) for each in found]
         return found
 
+    def also_ungated(self, nodes: Iterable[fx.Node]) -> None:
+        """A module that is called several times may be gated in some calls only, where that is cheaper."""
+        for node in nodes:
+            path, gating = str(node.target), self.found.get(node, _NOT_GATED)
+            if node.op == "call_module" and path in self.folded and not gating.arguments and gating.counted is None:
+                self.folded[path] = _also_ungated(self.folded[path])
+                self.found[node] = replace(gating, ungated=True)
+
+    def layout(self) -> GateLayout:
+        """Where each slot finds its values. The entries of a second parameter are those of the first."""
+        distinct = [*self._first, *self._only, *self._plain]
+        repeated = sum(math.prod(slot.shape) for slot, _ in self._second)
+        return GateLayout(_gate_index(distinct, self._units), tuple(s for s, _ in self._second + distinct), repeated)
+
+
+def place_gates(graph: fx.Graph, flow: LabelFlow, units: Units, sites: Mapping[fx.Node, Site]) -> Gatings:
+    """How every site is gated: in the op itself (counted statistics, affine parameters), else by a multiplication."""
+    placing = _Placing(flow, units)
     for node in graph.nodes:
-        site = sites.get(node)
-        counting = _counting(flow, units, node)
+        site, counting = sites.get(node), _counting(flow, units, node)
         if counting is not None:
-            function = None if isinstance(counting.target, type) else counting.target
-            source = node.all_input_nodes[0]
-            spread = None if function is None else spread_of(flow, source, counting.labels)
-            labels = counting.labels if spread is None else flow.of(spread.source)
-            live = slot(Site(units.of_label[labels]), f"{node.name}_live", tuple(labels.shape))
-            sections = Site(None, site.sections) if site is not None and site.sections else None
-            factor = None if sections is None else slot(sections, f"{node.name}_gate", (1,))
-            if isinstance(counting.target, type):
-                folded[str(node.target)] = counting.target
-            found[node] = Gating(counted=live, function=function, factor=factor, spread=spread)
+            placing.count(node, counting, site)
         elif site is not None:
-            shape = (1,) if site.units is None else tuple(site.units.shape)
-            folding = folding_at(flow, node, shape)
-            if folding is None:
-                spread = None if site.units is None else spread_of(flow, node, flow.of(node))
-                if spread is not None:
-                    site = Site(units.of_label[flow.of(spread.source)], site.sections)
-                    shape = tuple(flow.of(spread.source).shape)
-                found[node] = Gating(factor=slot(site, f"{node.name}_gate", shape), spread=spread)
-                continue
-            if not isinstance(folding, Folding):
-                pairs = [str(n.target).rpartition(".") for n in folding]
-                scaled = scaling(site, node, [(path, name) for path, _, name in pairs])
-                found[node] = Gating(replaced=tuple(zip(folding, scaled, strict=True)))
-                continue
-            path = str(node.target)
-            folded[path] = folding.subclass
-            scaled = scaling(site, node, [(path, name) for name in folding.parameters])
-            found[node] = Gating(scaled or (slot(site, f"{node.name}_gate", (math.prod(shape),)),))
-    for node in graph.nodes:
-        # a module that is called several times may be gated in some calls only, where that is cheaper
-        path = str(node.target)
-        gating = found.get(node, _NOT_GATED)
-        if node.op == "call_module" and path in folded and not gating.arguments and gating.counted is None:
-            folded[path] = _also_ungated(folded[path])
-            found[node] = replace(gating, ungated=True)
-    # the entries of a second parameter are those of the first
-    distinct = [*slots["first"], *slots["only"], *slots["plain"]]
-    repeated = sum(math.prod(slot.shape) for slot, _ in slots["second"])
-    layout = GateLayout(_gate_index(distinct, units), tuple(s for s, _ in slots["second"] + distinct), repeated)
-    return Gatings(found, layout, folded)
+            placing.gate(node, site)
+    placing.also_ungated(graph.nodes)
+    return Gatings(placing.found, placing.layout(), placing.folded)
 
 
 def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating], dtype: torch.dtype) -> fx.Graph:
