@@ -22,7 +22,7 @@ import fxcat
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WORKER = Path(__file__).with_name("timm_task.py")
+WORKER = Path(__file__).parents[1] / "timm_task.py"
 
 
 def macs(net: fxcat.GatedModule) -> float:

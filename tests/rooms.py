@@ -1,12 +1,8 @@
-"""Imports point one way: rooms stand in one strict order, and no files import each other in a circle.
-
-Imports for type checkers and imports in functions count too.
-"""
+"""The rooms of the library, their order, and what imports what; as a script: draws `docs/rooms.md` anew."""
 
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import networkx as nx
 from source_files import ROOT, modules
@@ -54,27 +50,13 @@ def imports() -> nx.DiGraph[str]:
     return files
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    circles = [c for c in nx.strongly_connected_components(imports()) if len(c) > 1]
-    assert not circles, circles
-
-
-def test_rooms_stand_in_one_order() -> None:
-    files = imports()
-    place = {name: i for i, name in enumerate(ORDER)}
-    assert {room(n) if n != "fxcat.passes.rules" else n for n in files} == place.keys()
-    for name, imported in files.edges:
-        one, other = (n if n == "fxcat.passes.rules" else room(n) for n in (name, imported))
-        assert place[other] <= place[one], f"{name} imports {imported}"
-
-
 def drawing() -> str:
     """The rooms, what each is for and what each imports, as a page."""
     files = imports()
     lines = [
         "# Rooms",
         "",
-        "Each room may import from those above it. (Made from the tree, and checked, by `tests/test_layering.py`.)",
+        "Each room may import from those above it. (Made from the tree by `tests/rooms.py`, and checked.)",
         "",
         "| room | what is in it | imports |",
         "|---|---|---|",
@@ -94,9 +76,5 @@ def drawing() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_the_drawing_of_the_docs_is_that_of_the_tree() -> None:
-    assert DRAWN.read_text(encoding="utf-8") == drawing(), "write it anew: python tests/test_layering.py"
-
-
 if __name__ == "__main__":
-    Path(DRAWN).write_text(drawing(), encoding="utf-8")
+    DRAWN.write_text(drawing(), encoding="utf-8")

@@ -279,7 +279,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, killed: int) -> None:
     """Before gates leave, in the midst of it, and once they are decided; and the result in a process of its own."""
     Place.made(tmp_path)
     script = tmp_path / "run.py"
-    script.write_text(RUN.format(tests=str(Path(__file__).parent)))
+    script.write_text(RUN.format(tests=str(Path(__file__).parents[1])))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, env=os.environ)

@@ -33,7 +33,7 @@ from fxcat.integrations.transformers import GateCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-WORKER = Path(__file__).with_name("trainer_task.py")
+WORKER = Path(__file__).parents[1] / "trainer_task.py"
 
 
 def macs(net: fxcat.GatedModule) -> float:

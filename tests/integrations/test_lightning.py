@@ -173,7 +173,7 @@ def test_checkpoints_are_loaded_into_new_networks(whole: Lit, tmp_path: Path) ->
 
 
 def test_a_run_that_is_killed_goes_on(whole: Lit, tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("lightning_task.py")
+    worker = Path(__file__).parents[1] / "lightning_task.py"
     command = [sys.executable, str(worker), str(tmp_path), "dies"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == -9, done.stderr
@@ -425,7 +425,7 @@ def test_the_other_package_of_the_same_trainer(whole: Lit, tmp_path: Path) -> No
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     """With and without the search for unused parameters; and go on from checkpoints before and after the shrink."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = Path(__file__).with_name("lightning_task.py")
+    worker = Path(__file__).parents[1] / "lightning_task.py"
     command = [*launcher, str(worker), str(tmp_path), "trains"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
@@ -439,7 +439,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_that_are_spawned(tmp_path: Path) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("lightning_task.py")), str(tmp_path), "spawns"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "lightning_task.py"), str(tmp_path), "spawns"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     small = torch.load(tmp_path / "small.pt", weights_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+WORKER = Path(__file__).parents[1] / "distributed_worker.py"
 
 
 def torchrun(folder: Path, processes: int, what: str) -> subprocess.CompletedProcess[str]:

@@ -141,7 +141,7 @@ def test_a_wrong_number_of_steps_is_told() -> None:
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     """And go on from states that are loaded after Accelerate has wrapped the network."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(Path(__file__).with_name("accelerate_task.py")), str(tmp_path)]
+    command = [*launcher, str(Path(__file__).parents[1] / "accelerate_task.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]

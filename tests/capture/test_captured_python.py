@@ -86,8 +86,9 @@ def forked_meanwhile() -> int:
 def test_a_process_that_is_forked_meanwhile() -> None:
     """Out of a process of its own: what other tests have started in this one (pools of threads) does not live on."""
     script = f"import sys; from {Path(__file__).stem} import forked_meanwhile; sys.exit(forked_meanwhile())"
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=Path(__file__).parent, env=alone, check=True)
+    folder = Path(__file__).parent
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder.parent)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=folder, env=alone, check=True)
 
 
 # facts -----------------------------------------------------------------------------------------------------------
