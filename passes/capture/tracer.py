@@ -126,13 +126,15 @@ class ExampleTracer(fx.Tracer):
             ) from error
         finally:
             forget()
-            # the base class leaves a reference cycle: what it knows need not wait for the garbage collector
-            self.__dict__ = {"guards": self.guards, "calls": self.calls, "_is_executing": True}
+            # the base class leaves a reference cycle: what it knows need not wait for the garbage collector. Other
+            # threads may still ask whether this one is executing
+            kept = {"guards": self.guards, "calls": self.calls, "_thread": self._thread}
+            self.__dict__ = {**kept, "_is_executing": True}
 
     @property
     def is_executing(self) -> bool:
         """Whether what runs now is not traced: example values are computed, or another thread runs a model."""
-        return self._is_executing or threading.get_ident() != self._thread
+        return threading.get_ident() != self._thread or self._is_executing
 
     def attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a function returns; NotImplemented if its Python cannot do with proxies: then the graph is as before."""
