@@ -23,7 +23,7 @@ def shuffled(y: torch.Tensor, groups: int) -> torch.Tensor:
     return y.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def with_table(m: Any, y: torch.Tensor, tokens: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Any:
+def with_table(m: Any, y: torch.Tensor, tokens: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> Any:
     """Shift and scale from a table of parameters and the mean of the image."""
     shift, scale = tokens(m.table.t()[None, :2] + m.inner(y).mean((2, 3))[:, None])
     return (y.flatten(2).transpose(1, 2) * (1 + scale) + shift).transpose(1, 2).reshape(y.shape)
@@ -139,7 +139,7 @@ def test_few_channels_at_one_place() -> None:
         gate.set(torch.zeros(gate.count))
     small, x = fxcat.finalize(net), torch.rand(1, 3, 8, 8).double()
     assert difference(small(x), net(x)) < 1e-10
-    assert small.first.out_channels == 2
+    assert small.get_submodule("first").out_channels == 2
 
 
 class Branch(nn.Module):
@@ -419,7 +419,7 @@ def test_inputs_without_a_batch_axis(inner: nn.Module, shape: tuple[int, ...]) -
     randomise(model, 0)
     x = torch.randn(shape, dtype=torch.float64)
     if isinstance(inner, nn.ReflectionPad2d):
-        model.end = nn.Sequential(model.end, nn.ReflectionPad2d(1))
+        model.add_module("end", nn.Sequential(model.end, nn.ReflectionPad2d(1)))
     model.eval()
     net = fxcat.prepare(model, x, verbose=False).eval()
     with torch.no_grad():

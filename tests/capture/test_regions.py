@@ -228,7 +228,7 @@ def test_python_that_is_run_as_it_is_decides_by_what_is_set_later(tmp_path: Path
     for one in (net, small, fxcat.load(tmp_path / "small.safetensors", model).eval()):
         assert difference(one(x, embed=True), features) < 1e-12
         assert difference(one(x, options=False), (y, features)) < 1e-12
-        one.export = True
+        one.export = True  # pyright: ignore[reportArgumentType]
         assert difference(one(x), y) < 1e-12
     with pytest.raises(fxcat.InputError, match="python= names 'body'"):
         fxcat.prepare(model, x, python=["body"])

@@ -243,7 +243,8 @@ def test_an_average_of_all_buffers_corrupts_nothing() -> None:
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(5):
         average.update_parameters(net)
-    for gate in average.module.gates.values():  # pyright: ignore
+    copied: Any = average.module
+    for gate in copied.gates.values():
         gate.theta[::3] = 0.0
     for gate in net.gates.values():
         gate.theta[::3] = 0.0
@@ -390,7 +391,7 @@ def test_modules_keep_their_modes_and_memory_format() -> None:
 def test_modules_may_be_replaced_by_others_of_the_same_shapes() -> None:
     net = prepared()
     reference = fxcat.finalize(net.eval())
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    net: Any = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     torch.testing.assert_close(net.eval()(X[:4]), reference(X[:4]))
     for gate in net.gates.values():
         gate.theta[::2] = 0.0 if gate.kind == "units" else 1.0
