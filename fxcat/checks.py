@@ -98,16 +98,18 @@ def check_integer(
     name: str,
     *,
     least: int | None = None,
+    most: int | None = None,
     kind: str = "whole number",
     remedy: str | None = None,
     optional: bool = False,
 ) -> None:
-    """A whole number, not below `least`; no bool, and no float."""
+    """A whole number, not below `least` or above `most`; no bool, and no float."""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or (least is not None and value < least):
-        at_least = "" if least is None else f" ≥ {least}"
-        raise InputError(f"{_given(name, value)} is no {kind}", remedy=remedy or f"give an integer{at_least}")
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or (least is not None and value < least) or (most is not None and value > most):
+        limits = ("" if least is None else f" ≥ {least}") + ("" if most is None else f" ≤ {most}")
+        raise InputError(f"{_given(name, value)} is no {kind}", remedy=remedy or f"give an integer{limits}")
 
 
 def check_flag(value: Any, name: str, *, optional: bool = False) -> None:

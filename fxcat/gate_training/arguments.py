@@ -49,7 +49,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "epochs": _integer("epochs", least=1),
     "total_steps": _integer("total_steps"),
     "shrinks": _integer("shrinks"),
-    "seed": _integer("seed"),
+    "seed": _integer("seed", least=-(2**63), most=2**63 - 1),  # what generators take
     "accumulate": _integer("accumulate", least=1),
     "steps_per_epoch": _integer("steps_per_epoch", least=1, **_OPTIONAL),
     "lr": _number("lr", least=0),

@@ -27,7 +27,7 @@ from fxcat.gate_training.arguments import check_controller_arguments
 from fxcat.gate_training.bernoulli import BernoulliPolicy
 from fxcat.gate_training.decisions import DEAD
 from fxcat.gate_training.optimizer_shapes import check_state
-from fxcat.gate_training.optimizers import NOTICES, Optimizers, as_list, check_weights, holding
+from fxcat.gate_training.optimizers import Optimizers, as_list, check_weights, holding
 from fxcat.gate_training.policy import GatePolicy
 from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
@@ -37,6 +37,7 @@ from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
 from fxcat.network.ddp import check_same_weights
 from fxcat.network.following import Led
+from fxcat.network.notices import NOTICES
 from fxcat.network.program import Shrunk
 from fxcat.records import Pressure, Target
 from fxcat.utils.processes import from_main, is_same_everywhere

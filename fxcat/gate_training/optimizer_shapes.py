@@ -27,6 +27,26 @@ def check_state(network: nn.Module, optimizers: Iterable[torch.optim.Optimizer],
                 tensor = _immovable(value, parameter.shape)
                 if tensor is not None and not (loaded and _is_within(tensor.shape, parameter.shape)):
                     raise _cannot_shrink(optimizer, key, tensor, name, parameter)
+    own = set(network.parameters())
+    for optimizer in optimizers:
+        _check_joint_state(optimizer, own)
+
+
+def _check_joint_state(optimizer: torch.optim.Optimizer, own: set[nn.Parameter]) -> None:
+    """Raise `InputError` for state that is kept elsewhere than with the weights of a network, `own`, and has an entry
+    for every entry of all parameters: it would have to lose those of the weights."""
+    total = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    for holder, state in optimizer.state.items():
+        size = holder.numel() if isinstance(holder, torch.Tensor) else 1
+        if holder in own or size == total:
+            continue
+        for tensor in tree_leaves(state):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() == total > 1:
+                raise InputError(
+                    f"{type(optimizer).__name__} keeps one tensor, of {total} entries, for all of its parameters "
+                    "together: it cannot shrink with some of them",
+                    remedy="use an optimizer whose state has the parameters' shapes (SGD, Adam, AdamW, RMSprop, …)",
+                )
 
 
 def _cannot_shrink(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
-from weakref import WeakSet
+from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
@@ -95,32 +92,3 @@ def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer])
             remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); pass several in a list; "
             "what shall not be trained: requires_grad_(False)",
         )
-
-
-class Noticing(Protocol):
-    """Wants to know of every optimizer that makes a step."""
-
-    def notice(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer, any one, is about to make a step."""
-        ...
-
-
-class Notices:
-    """Tells of the steps of all optimizers that there are: loops make new ones on the way (a stage with other weights,
-    one per parameter whose steps are made within the backward pass)."""
-
-    def __init__(self) -> None:
-        self._told: WeakSet[Noticing] = WeakSet()
-        self._handle: RemovableHandle | None = None
-
-    def tell(self, about: Noticing) -> None:
-        """From now on, as long as it is there."""
-        self._told.add(about)
-        self._handle = self._handle or register_optimizer_step_pre_hook(self._notice)
-
-    def _notice(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for each in list(self._told):
-            each.notice(optimizer)
-
-
-NOTICES = Notices()

@@ -64,6 +64,6 @@ def _forget(optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter]
     """Take the parameters that have gone out of the optimizer."""
     gone = {id(p): p for p in before.values() if id(p) not in left}
     for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
+        group["params"][:] = [p for p in group["params"] if id(p) not in gone]
     for parameter in gone.values():
         optimizer.state.pop(parameter, None)

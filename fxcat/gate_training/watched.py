@@ -143,7 +143,8 @@ def watch_all(
 def without_gates(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Take θ out of optimizers: the controller trains it."""
     for group in (g for o in optimizers for g in o.param_groups):
-        group["params"] = [p for p in group["params"] if p is not net.gate_vector.theta]
+        # in place: some optimizers hold the list itself (LBFGS)
+        group["params"][:] = [p for p in group["params"] if p is not net.gate_vector.theta]
 
 
 def _place_of(theta: nn.Parameter, optimizer: torch.optim.Optimizer) -> tuple[int, tuple[nn.Parameter, ...]] | None:

@@ -19,6 +19,7 @@ from torch import nn
 from fxcat.checks import shown
 from fxcat.errors import InputError
 from fxcat.network.draws import Draw, Draws, batch_size, drawn, place_of
+from fxcat.network.notices import NOTICES
 from fxcat.network.slot_values import GateLayout, SlotValues, slot_values
 from fxcat.utils.constant_tables import Table
 from fxcat.utils.tensor_slicing import replace_data
@@ -124,7 +125,7 @@ def _at(network: Any, path: list[str]) -> nn.Module:
 class GateVector(nn.Module):
     """θ of all units, then of all sections, in one parameter of shape (U + S,).
 
-    What the loss says of it is in `draws`; `theta.grad` is zero.
+    What the loss says of it is in `draws`; `theta.grad` is zero, and gone when an optimizer makes a step.
     """
 
     theta: nn.Parameter
@@ -147,6 +148,12 @@ class GateVector(nn.Module):
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
         self.seed(0)
+        NOTICES.tell(self)
+
+    def notice(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer, any one, is about to make a step: it changes no θ. Without a gradient it passes it over; with
+        one of zeros it would still let it decay."""
+        self.theta.grad = None
 
     def extra_repr(self) -> str:
         """How many of what there are, and what they are in training."""
@@ -248,6 +255,7 @@ class GateVector(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"_generators": (torch.Generator(), torch.Generator())})
         self.random_state = torch.tensor(list(state["_generators"]), dtype=torch.uint8).reshape(2, -1)
+        NOTICES.tell(self)
 
     def seed(self, seed: int) -> None:
         """Gates draw from generators of their own, so that dropout and data order stay those of the plain run.

@@ -135,8 +135,9 @@ def fit(
     finite). Source: arXiv 2411.09127; 2010.12021 for `policy="ratio"`.
     """
     check_fit_arguments(**locals())
+    epochs, seed, accumulate = int(epochs), int(seed), int(accumulate)  # of numpy, too
     if steps_per_epoch is not None:
-        train_loader = Repeated(train_loader, steps_per_epoch)
+        train_loader = Repeated(train_loader, int(steps_per_epoch))
     batches = Batches(train_loader, val_loader, held_out, unpack, accumulate)
     _check(batches, epochs, checkpoint_dir, resume)
     minimised = own_loss if loss is None else loss

@@ -58,6 +58,11 @@ class WeightTraining:
         """
         if optimizer is None and scheduler is not None:
             raise InputError("a scheduler was given without its optimizer", remedy="pass optimizer= too")
+        if isinstance(optimizer, list | tuple):
+            raise InputError(
+                "fit() takes one optimizer, not several",
+                remedy="give it groups of parameters, or use GateController, which takes a list, in a loop of your own",
+            )
         if optimizer is not None and _needs_closure(optimizer):
             raise InputError(
                 f"{type(optimizer).__name__} evaluates the loss in its steps, which fit() does not offer",

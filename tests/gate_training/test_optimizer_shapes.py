@@ -74,3 +74,25 @@ def test_an_optimizer_that_keeps_a_queue_goes_on() -> None:
         controller.step()
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
     assert all(past.shape == p.shape for p in net.weight_parameters() for past in optimizer.state[p]["past"])
+
+
+@pytest.mark.parametrize("first", ["gates", "another network"])
+def test_state_of_all_parameters_together_is_refused(first: str) -> None:
+    """LBFGS keeps it with its first parameter, which need be no weight of the network."""
+    torch.manual_seed(0)
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False).train()
+    beside = nn.Linear(2, 2) if first == "another network" else nn.Identity()
+    parameters = [*beside.parameters(), *(net.parameters() if first == "gates" else net.weight_parameters())]
+    optimizer = torch.optim.LBFGS(parameters, lr=0.1, max_iter=2)
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9)
+    x, y = batches(32).tensors
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(x), y) + sum((p.square().sum() for p in beside.parameters()), torch.zeros(()))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(fxcat.InputError, match="LBFGS keeps"):
+        controller.step()

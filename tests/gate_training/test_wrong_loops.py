@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
 from typing import Any
 
@@ -37,6 +39,24 @@ def test_without_a_controller() -> None:
     loss_of(net).backward()
     with pytest.warns(UserWarning, match="nothing decided on its gates"):
         fxcat.finalize(net)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_no_optimizer_moves_gates(kind: Any) -> None:
+    """Not by a weight decay either: without a controller a network trains as its model does."""
+    torch.manual_seed(0)
+    model = Net().double()
+    net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), verbose=False).train()
+    for each in (model, net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        optimizer = kind(each.parameters(), lr=1e-2, weight_decay=0.5)
+        for _ in range(5):
+            optimizer.zero_grad()
+            F.cross_entropy(each(X.double()), Y).backward()
+            optimizer.step()
+        if isinstance(each, fxcat.GatedModule):
+            assert bool((each.gate_vector.theta == 1).all())
+            for name, parameter in each.network.named_parameters():
+                torch.testing.assert_close(parameter, model.get_parameter(name))
 
 
 def test_the_controller_before_the_backward_pass() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,8 @@ def wrapped_scheduler(net: fxcat.GatedModule) -> Any:
 
 CASES: list[tuple[Callable[[fxcat.GatedModule], Any], str]] = [
     (other_scheduler, "the scheduler is that of another optimizer"),
+    (lambda n: fitted(n, optimizer=[sgd(n)]), r"fit\(\) takes one optimizer"),
+    (lambda n: fitted(n, seed=2**70), "seed=.* is no whole number"),
     (lambda n: fitted(n, teacher=nn.Linear(3, 3)), "the teacher does not take what train_loader yields: RuntimeError"),
     (lambda n: fitted(n, [(X.double(), Y)]), "the network does not take what train_loader yields: RuntimeError"),
     (lambda n: fitted(n, val_loader=loader(64), metrics={"m": lambda o, t: "x"}), "the metric 'm' gives a str, not a"),  # pyright: ignore
@@ -72,6 +75,7 @@ def test_it_is_said(wrong: Callable[[fxcat.GatedModule], Any], message: str) -> 
 
 def test_what_is_right_goes_on() -> None:
     wrapped_scheduler(prepared())
+    fitted(prepared(), epochs=np.int64(1), steps_per_epoch=np.int32(2), accumulate=np.int64(1))
     fitted(prepared(gates="units", policy="ratio"), held_out=loader(64))
     fxcat.recalibrate(prepared(), [X[:8]])
 
