@@ -11,6 +11,7 @@ units are frozen and reported. A rule keeps the module, or the function (mark it
 Rules of convolutions and linear layers (`Conv`, `Linear`) apply to subclasses that do not override `forward`.
 """
 
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.contraction import Conv, Linear
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.table import (
@@ -45,4 +46,5 @@ __all__ = [
     "Zero",
     "decomposition",
     "rule",
+    "value_of",
 ]

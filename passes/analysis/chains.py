@@ -16,6 +16,7 @@ from torch import fx
 
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.graph.label_arrays import FROZEN, Grid, Labels, compress, is_wide, join, leaves, place, varying_axis
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.moved_labels import move
 
 
@@ -176,7 +177,7 @@ def _free_chains(flow: LabelFlow, component: list[fx.Node]) -> list[Chain]:
     if len(tensors) != 1 or not all(is_move(n) for n in [*component, *sinks]):
         return []
     source = tensors.pop()
-    shape = source.meta["value"].shape
+    shape = value_of(source).shape
     labels = flow.of(source)
     axis = varying_axis(labels)
     if axis is None:
@@ -188,7 +189,7 @@ def _free_chains(flow: LabelFlow, component: list[fx.Node]) -> list[Chain]:
     chains: list[Chain] = []
     for sink in dict.fromkeys(sinks):
         result = move(sink, moved, flow.root)
-        if not isinstance(result, torch.Tensor) or sink.meta["value"].shape != shape:
+        if not isinstance(result, torch.Tensor) or value_of(sink).shape != shape:
             return []
         if [s > 1 for s in result.shape] != [a == axis for a in range(len(shape))]:
             return []

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fxcat.network.module_state import full_name, named_once
 from fxcat.passes.graph.label_arrays import FROZEN, Grid, Integers, Labels, join, leaves, place
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.table import Rule
 from fxcat.passes.rules.terms import Contraction
 
@@ -148,12 +149,12 @@ class LabelFlow:
 
     def one(self, node: fx.Node) -> Any:
         """A node's value for a batch of one."""
-        return self.ones[node] if node in self.ones else node.meta["value"]
+        return self.ones[node] if node in self.ones else value_of(node)
 
     def axis(self, node: fx.Node, axis: int) -> torch.Tensor | None:
         """Labels along one axis, 1-D and full length; None if the value's labels vary along another axis too."""
         labels = self.of(node)
-        return self.line(labels, node.meta["value"].shape[axis]) if labels.numel() == labels.shape[axis] else None
+        return self.line(labels, value_of(node).shape[axis]) if labels.numel() == labels.shape[axis] else None
 
     def line(self, labels: torch.Tensor, size: int) -> torch.Tensor:
         """Labels of a value, varying along one axis at most, as 1-D and of its full size; again the same tensor."""
@@ -187,7 +188,7 @@ class LabelFlow:
         """Labels along each axis of a weight, 1-D and full length, None for axes without; what has units along several
         axes goes in whole slices along the first."""
         labels = self.values[node]
-        found: list[torch.Tensor | None] = [None] * node.meta["value"].dim()
+        found: list[torch.Tensor | None] = [None] * value_of(node).dim()
         for layer in labels.layers if isinstance(labels, Grid) else leaves(labels):
             axes = [a for a, size in enumerate(layer.shape) if size > 1]
             keep = next((a for a in axes if found[a] is None), None)
@@ -213,7 +214,7 @@ class LabelFlow:
 
     def meet(self, node: fx.Node, source: fx.Node, axes: Sequence[int]) -> None:
         """`source` enters `node` without units along some axes of the result, along which others have units."""
-        before = node.meta["value"].dim() - source.meta["value"].dim()
+        before = value_of(node).dim() - value_of(source).dim()
         self.meetings += [Meeting(node, source, axis - before) for axis in axes]
 
     def freeze_block(self, block: Block, reason: str) -> None:

@@ -16,6 +16,7 @@ from torch import fx
 from fxcat.passes.analysis.chains import Chain
 from fxcat.passes.analysis.label_flow import Freeze, LabelFlow
 from fxcat.passes.graph.label_arrays import FROZEN, Grid, Integers, Labels, compress, join, leaves
+from fxcat.passes.graph.meta import value_of
 from fxcat.records import Pinned
 
 NO_UNIT = -1
@@ -135,7 +136,7 @@ def _unique_names(groups: list[UnitRange]) -> tuple[UnitRange, ...]:
 
 def _leaves_out(flow: LabelFlow, node: fx.Node) -> bool:
     def elements(node: fx.Node) -> list[int]:
-        return [] if flow.values[node] is None else [t.numel() for t in leaves(node.meta["value"])]
+        return [] if flow.values[node] is None else [t.numel() for t in leaves(value_of(node))]
 
     entering = sum(sum(elements(n)) for n in node.all_input_nodes)
     return any(count < entering for count in elements(node))

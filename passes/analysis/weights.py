@@ -19,6 +19,7 @@ from torch import fx
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.graph.arguments import arguments
 from fxcat.passes.graph.label_arrays import FROZEN, Grid, Labels, along, frozen
+from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes.effects import is_inplace
 from fxcat.passes.rules import counting
 from fxcat.passes.rules.asking import ask
@@ -39,7 +40,7 @@ def find_weights(graph: fx.Graph) -> dict[fx.Node, Rule | None]:
         tensors = _tensors(node)
         if node.op == "get_attr":
             constant.add(node)
-            if isinstance(node.meta["value"], torch.Tensor) and node.meta["value"].numel() > 1:
+            if isinstance(value_of(node), torch.Tensor) and value_of(node).numel() > 1:
                 found[node] = None
         elif tensors and constant.issuperset(tensors):
             constant.add(node)
@@ -61,7 +62,7 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
 
 
 def _has_tensors(node: fx.Node) -> bool:
-    value = node.meta.get("value")
+    value = VALUE.get(node)
     return isinstance(value, torch.Tensor) or (
         isinstance(value, tuple | list)
         and not isinstance(value, torch.Size)
@@ -75,7 +76,7 @@ def _reads_weights(node: fx.Node, found: dict[fx.Node, Rule | None], constant: s
 
 
 def _is_vector(node: fx.Node) -> bool:
-    value = node.meta["value"]
+    value = value_of(node)
     return isinstance(value, torch.Tensor) and value.numel() == max(value.shape, default=1)
 
 
@@ -129,11 +130,11 @@ def flow_weight(flow: Flow, node: fx.Node, rule: Rule) -> Labels:
         flow.values[source] = layer
         moved.append(Reshaping.flow(rule, flow, node) if isinstance(rule, ReshapeAs) else ask(rule.flow, flow, node))
     flow.values[source] = whole
-    if isinstance(node.meta["value"], torch.Tensor):
+    if isinstance(value_of(node), torch.Tensor):
         result = _with_axes(flow, node, moved)
         result = _grown(flow, node, result) if isinstance(rule, Expand | Repeat) else result
         return _same(flow, node, result, node.all_input_nodes[-1]) if isinstance(rule, ReshapeAs) else result
-    pieces = zip(*moved, strict=True) if moved else ([] for _ in node.meta["value"])  # pyright: ignore
+    pieces = zip(*moved, strict=True) if moved else ([] for _ in value_of(node))  # pyright: ignore
     return tuple(_with_axes(flow, node, list(piece)) for piece in pieces)
 
 
@@ -159,7 +160,7 @@ def _with_axes(flow: Flow, node: fx.Node, moved: list[Labels]) -> Grid:
 
 def _grown(flow: Flow, node: fx.Node, grid: Grid) -> Grid:
     """Where one slice is taken many times, how often is a matter of what reads it."""
-    before, after = node.all_input_nodes[0].meta["value"].shape, node.meta["value"].shape
+    before, after = value_of(node.all_input_nodes[0]).shape, value_of(node).shape
     before = (1,) * (len(after) - len(before)) + tuple(before)
     grown = [a for a, (one, many) in enumerate(zip(before, after, strict=True)) if one == 1 < many]
     fresh = [along(flow.fresh(after[a], str(node), producer=False), a, len(after)) for a in grown]
@@ -173,7 +174,7 @@ def _same(flow: Flow, node: fx.Node, grid: Grid, like: fx.Node) -> Grid:
     for axis, (own, other) in enumerate(lines):
         if own is not None and other is not None:
             flow.unite(own, other)
-        elif own is not None and node.meta["value"].shape[axis] > 1:
+        elif own is not None and value_of(node).shape[axis] > 1:
             flow.freeze_if_units(own, node, "an axis with units meets one without")
     return grid
 
@@ -191,11 +192,11 @@ class _Pointwise(OnWeights):
 
 def broadcast_weights(flow: Flow, node: fx.Node, operands: list[fx.Node]) -> Grid:
     """Labels of an op on the entries of weights of shapes that broadcast."""
-    dims = node.meta["value"].dim()
+    dims = value_of(node).dim()
     found: list[torch.Tensor | None] = [None] * dims
     lacking = [False] * dims
     for operand in operands:
-        shape = operand.meta["value"].shape
+        shape = value_of(operand).shape
         for axis, line in enumerate(flow.lines(operand), start=dims - len(shape)):
             known = found[axis]
             if line is None:
@@ -244,7 +245,7 @@ class _Padded(OnWeights):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
-        sizes = zip(source.meta["value"].shape, node.meta["value"].shape, strict=True)
+        sizes = zip(value_of(source).shape, value_of(node).shape, strict=True)
         changed = [a for a, (before, after) in enumerate(sizes) if before != after]
         kept = list[torch.Tensor]()
         for layer in layers(flow.values[source]):
@@ -259,10 +260,10 @@ class _Joined(OnWeights):
     """Weights one behind the other."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        dims, pieces = node.meta["value"].dim(), _tensors(node)
+        dims, pieces = value_of(node).dim(), _tensors(node)
         given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         lines = [flow.lines(piece) for piece in pieces]
-        sizes = [piece.meta["value"].shape[given] for piece in pieces]
+        sizes = [value_of(piece).shape[given] for piece in pieces]
         found: list[torch.Tensor | None] = []
         for axis in range(dims):
             parts = [line[axis] for line in lines]
@@ -316,7 +317,7 @@ class _Statistic(OnWeights):
     def axes(self, node: fx.Node) -> set[int]:
         """The axes that the function runs over."""
         given = arguments(node, *self.names)
-        dims = node.all_input_nodes[0].meta["value"].dim()
+        dims = value_of(node.all_input_nodes[0]).dim()
         chosen: Any = given.get("dim", given.get("axis", self.default))
         if chosen is None:
             return set(range(dims))
@@ -325,8 +326,8 @@ class _Statistic(OnWeights):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source, *more = _tensors(node)
-        axes, shape = self.axes(node), source.meta["value"].shape
-        value = node.meta["value"]
+        axes, shape = self.axes(node), value_of(source).shape
+        value = value_of(node)
         first = value if isinstance(value, torch.Tensor) else value[0]
         kept, over = list[torch.Tensor](), list[torch.Tensor]()
         for layer in layers(flow.values[source]):
@@ -350,7 +351,7 @@ class _Statistic(OnWeights):
 
     def _scaled(self, flow: Flow, node: fx.Node, more: list[fx.Node]) -> None:
         """What every slice is multiplied by has its unit."""
-        (axis,) = set(range(node.meta["value"].dim())) - self.axes(node)
+        (axis,) = set(range(value_of(node).dim())) - self.axes(node)
         own = flow.lines(node)[axis]
         for other in more:
             line = next((x for x in flow.lines(other) if x is not None), None)

@@ -25,9 +25,10 @@ from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.caches import forgetting, keeps_results, results_forgotten
-from fxcat.passes.capture.numbers_of_tensors import NUMBER, extreme_of, is_number_of_tensor, number_of
+from fxcat.passes.capture.numbers_of_tensors import extreme_of, is_number_of_tensor, number_of
 from fxcat.passes.capture.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
 from fxcat.passes.capture.proxy import ExampleProxy
+from fxcat.passes.graph.meta import NUMBER
 from fxcat.passes.graph.nested import leaves
 from fxcat.passes.rules.table import is_leaf
 
@@ -308,7 +309,7 @@ def _is_instance(value: Any, kinds: Any) -> bool:
     """`isinstance`: a model may ask whether it has a tensor or a list of tensors, or whether it is being traced."""
     if isinstance(value, kinds) or not isinstance(value, ExampleProxy):
         return isinstance(value, kinds)
-    return isinstance(value.node.meta.get(NUMBER, value.example), kinds)
+    return isinstance(NUMBER.get(value.node, value.example), kinds)
 
 
 def _is_of_kind(check: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:

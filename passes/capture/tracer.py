@@ -1,7 +1,7 @@
 """A symbolic tracer whose proxies carry example values.
 
 In: a *meta twin* of a model (same modules, parameters without data) and example inputs. Out: an `fx.Graph` whose
-nodes hold their example value in `node.meta["value"]`, and the guards: Python branches that were resolved from
+nodes hold their example values (`graph/meta.py`), and the guards: Python branches that were resolved from
 example values.
 """
 
@@ -35,14 +35,12 @@ from fxcat.passes.capture.texts import forget
 from fxcat.passes.capture.tracing import Guard
 from fxcat.passes.capture.true_places import TruePlaces, asks_for_places
 from fxcat.passes.graph.arguments import thaw
-from fxcat.passes.graph.invocations import CALL, Calls
+from fxcat.passes.graph.invocations import Calls
+from fxcat.passes.graph.meta import CALL, CHANGES, CONSTANT, HOOKED, LINE, NO_GRAD, PATH, SAME, UNCAST, VALUE, value_of
 from fxcat.passes.graph.nested import leaves
-from fxcat.passes.nodes.effects import CHANGES, CONSTANT, NO_GRAD, SAME, UNCAST
 from fxcat.passes.nodes.known import known_value
-from fxcat.passes.rules.asking import LINE
 from fxcat.passes.rules.execute import run_module, run_node
 from fxcat.passes.rules.table import (
-    HOOKED,
     find_decomposition,
     function_decomposition,
     function_rule,
@@ -169,16 +167,16 @@ class ExampleTracer(fx.Tracer):
         # not by the base class, which looks in every node for what only torch.compile keeps
         node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
         if kind == "get_attr":
-            node.meta["value"] = self._run(node)
+            VALUE.set(node, self._run(node))
             path, _, name = str(target).rpartition(".")
             owner = self.root.get_submodule(path)
             if name not in owner._parameters and name not in owner._buffers:
-                node.meta[CONSTANT] = True
+                CONSTANT.set(node, True)
         elif not torch.is_grad_enabled():
-            node.meta[NO_GRAD] = True
+            NO_GRAD.set(node, True)
         if self.uncast and kind.startswith("call"):
             device, dtype = self.uncast[-1]
-            node.meta[UNCAST] = None if device == self.device.type else device, dtype
+            UNCAST.set(node, (None if device == self.device.type else device, dtype))
         return node
 
     def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
@@ -199,12 +197,12 @@ class ExampleTracer(fx.Tracer):
         try:
             return self._run(node, module)
         except Exception:
-            inputs = [i for i in node.all_input_nodes if isinstance(i.meta["value"], int | float | torch.Tensor)]
+            inputs = [i for i in node.all_input_nodes if isinstance(value_of(i), int | float | torch.Tensor)]
             self.graph.erase_node(node)
             for given in inputs:
                 asked: Any = self.proxy(given)
                 asked = asked.shape.node if is_tensor(asked) else given
-                self.guards.append(Guard(asked, asked.meta["value"]))
+                self.guards.append(Guard(asked, value_of(asked)))
             raise
 
     def _take_numbers(self, node: fx.Node) -> bool:
@@ -213,11 +211,11 @@ class ExampleTracer(fx.Tracer):
         numbers: dict[fx.Node, Any] = {}
         owner = node.args[0] if node.op == "call_method" else None
         for source in (n for n in node.all_input_nodes if n is not owner):
-            value = source.meta["value"]
+            value = value_of(source)
             known = known_value(source, self.root) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
             if known is not None:
                 numbers[source] = known.value.item()
-                self.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+                self.guards += [Guard(n, value_of(n)) for n in known.sizes]
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
         return bool(numbers)
 
@@ -275,16 +273,16 @@ class ExampleTracer(fx.Tracer):
         result = self._inside(m, forward, args, kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)
-            result.node.meta["value"] = self._run_or_erase(result.node, m)
+            VALUE.set(result.node, self._run_or_erase(result.node, m))
             self._note_place(result.node)
             if getattr(m, "inplace", False):
-                result.node.meta[CHANGES] = True
+                CHANGES.set(result.node, True)
             rule = module_rule(m)
             if has_hooks(m):
-                result.node.meta[HOOKED] = True
+                HOOKED.set(result.node, True)
                 self._check_hooks(result.node, m, forward)
             elif rule is not None and rule.returns_input(result.node, m, self._training):
-                result.node.meta[SAME] = True
+                SAME.set(result.node, True)
         self._path = outer
         return result
 
@@ -327,7 +325,7 @@ class ExampleTracer(fx.Tracer):
                 found = call(*thaw(node.args), **thaw(node.kwargs))
         except Exception:  # what a hook does with the data of a tensor
             return
-        if tree_map(_shape_of, found) != tree_map(_shape_of, node.meta["value"]):
+        if tree_map(_shape_of, found) != tree_map(_shape_of, value_of(node)):
             raise CaptureError(
                 "a forward hook changes the shape of a result",
                 where=self.location(),
@@ -436,21 +434,22 @@ class ExampleTracer(fx.Tracer):
         if asked:
             self._forget_what_was_parsed(node, asked)
         if kind == "placeholder":
-            node.meta["value"] = self._inputs[target]
+            VALUE.set(node, self._inputs[target])
         elif kind not in ("output", "get_attr"):
-            node.meta["value"] = self._run_or_erase(node)
+            VALUE.set(node, self._run_or_erase(node))
         rule = function_rule(target) if kind == "call_function" else None
         if rule is not None and rule.returns_input(node, None, self._training):
-            node.meta[SAME] = True
+            SAME.set(node, True)
         if kind not in ("placeholder", "output"):
             self._note_place(node)
         return proxy
 
     def _note_place(self, node: fx.Node) -> None:
         """Note which module makes a node."""
-        node.meta["path"], node.meta[LINE] = self._path, running_line()
+        PATH.set(node, self._path)
+        LINE.set(node, running_line())
         if self.calls.innermost is not None:
-            node.meta[CALL] = self.calls.innermost
+            CALL.set(node, self.calls.innermost)
 
     def _forget_what_was_parsed(self, node: fx.Node, asked: list[object]) -> None:
         """PyTorch asks for the integers among its arguments before it lets a proxy take the call: that is no guard."""

@@ -19,6 +19,7 @@ from fxcat.passes.analysis.units import NO_UNIT
 from fxcat.passes.analysis.weights import OnWeights
 from fxcat.passes.gating.insert import Gatings
 from fxcat.passes.graph.label_arrays import leaves, place
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.work import Analysis
 from fxcat.records import Pinned
 
@@ -87,7 +88,7 @@ class _Closing:
             return None
         lines: list[torch.Tensor] = []
         for value in (source, node):
-            labels, size = self._analysis.flow.of(value), value.meta["value"].shape[axis]
+            labels, size = self._analysis.flow.of(value), value_of(value).shape[axis]
             if labels.numel() not in (1, labels.shape[axis]):
                 return None
             lines.append(self._closes[self._numbers(labels.reshape(-1))].expand(size))

@@ -18,8 +18,9 @@ from torch import fx, nn
 from fxcat.errors import PlanError
 from fxcat.passes.analysis.costing import own_tensors, parameter_axes
 from fxcat.passes.graph.buffers import add_buffers
-from fxcat.passes.graph.invocations import CALL, same_place, stands_for
+from fxcat.passes.graph.invocations import stands_for
 from fxcat.passes.graph.label_arrays import Grid, leaves, place
+from fxcat.passes.graph.meta import CALL, ENTRY, MADE, VALUE, stand_beside, value_of
 from fxcat.passes.nodes import cleanup
 from fxcat.passes.nodes.effects import asserts, reads_type
 from fxcat.passes.rewriting.emptied import drop_emptied
@@ -27,7 +28,7 @@ from fxcat.passes.rewriting.numbers import as_before, in_proportion, keep_number
 from fxcat.passes.rewriting.slice_modules import slice_modules
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.execute import propagate
-from fxcat.passes.rules.selection import ENTRY, MADE, known_selection
+from fxcat.passes.rules.selection import known_selection
 from fxcat.passes.rules.table import Labels, Moved, Rule, Share, Size
 from fxcat.passes.work import Analysis
 from fxcat.utils.tensor_slicing import Keep
@@ -112,17 +113,15 @@ class _Setting:
         return self.shape(node)[1]
 
     def of_value(self, node: fx.Node) -> Any:
-        return self._of(node, self.analysis.flow.values[node], node.meta["value"])
+        return self._of(node, self.analysis.flow.values[node], value_of(node))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """What is left of the shape of a node's tensor."""
-        return tuple(
-            n if x is None else len(x) for n, x in zip(node.meta["value"].shape, self.of_value(node), strict=True)
-        )
+        return tuple(n if x is None else len(x) for n, x in zip(value_of(node).shape, self.of_value(node), strict=True))
 
     def number(self, node: fx.Node) -> Any:
         """What a node that computes a number, from sizes, gives after removal."""
-        value = node.meta["value"]
+        value = value_of(node)
         if isinstance(value, torch.Tensor):
             shape = self.shape(node) if self.analysis.flow.values.get(node) is not None else self._shape_bound(node)
             return torch.empty(shape, dtype=value.dtype, device="meta")
@@ -140,7 +139,7 @@ class _Setting:
 
     def _shape_bound(self, node: fx.Node) -> tuple[int, ...]:
         """What is left of the shape of a parameter whose axes were bound one by one."""
-        shape = list(node.meta["value"].shape)
+        shape = list(value_of(node).shape)
         name = self.analysis.flow.attribute_name(node) if node.op == "get_attr" else ""
         for axis, labels in self.analysis.units.parameters.get(name, {}).items():
             live = self.live(labels) if axis >= 0 else None
@@ -256,7 +255,7 @@ def _used_names(analysis: Analysis, root: nn.Module, used: list[fx.Node]) -> set
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))
             found |= {flow.name_of(f"{node.target}.{name}") for name in own_tensors(module, buffers=True)}
-        elif node.op == "get_attr" and isinstance(node.meta["value"], torch.Tensor):
+        elif node.op == "get_attr" and isinstance(value_of(node), torch.Tensor):
             found.add(flow.attribute_name(node))
     return found
 
@@ -279,7 +278,7 @@ def _replace_broken_chains(
             continue
         region = owners(analysis.graph).get(chain.sink)
         path = "" if region is None else analysis.regions[region].path
-        path, _ = sink.meta.get(CALL, (path, 0))  # so that the module that shuffles holds it
+        path, _ = CALL.get(sink, (path, 0))  # so that the module that shuffles holds it
         prefix = f"{path}.channel_order" if path else "channel_order"
         name = next(n for n in (f"{prefix}{i}" for i in itertools.count()) if n not in taken)
         taken.add(name)
@@ -288,7 +287,7 @@ def _replace_broken_chains(
             index = graph.create_node("get_attr", name)
             source = selected.get(chain.source, copies[chain.source])
             select = graph.call_function(torch.index_select, (source, chain.axis, index))
-        select.meta |= same_place(sink)
+        stand_beside(select, sink)
         stands_for(select, sink)
         sink.replace_all_uses_with(select)
         selected[chain.sink] = select
@@ -301,7 +300,7 @@ def _surviving_order(setting: _Setting, source: fx.Node, sink: fx.Node, axis: in
     order = order if wanted is None else order[wanted]
     if live is None:
         return order
-    position = torch.full((source.meta["value"].shape[axis],), -1)
+    position = torch.full((value_of(source).shape[axis],), -1)
     position[live] = torch.arange(len(live))
     return position[order]
 
@@ -328,11 +327,11 @@ def _bypass_whole_entries(
 ) -> None:
     """A selection of everything that enters selects nothing."""
     for old in used:
-        if old.meta.get(ENTRY) or old.meta.get(MADE):
+        if ENTRY.get(old) or MADE.get(old):
             source, axis, index = old.args
             assert isinstance(source, fx.Node) and isinstance(axis, int) and isinstance(index, fx.Node)
             name = str(index.target)
-            if name not in buffers and len(analysis.captured.orders[name]) == source.meta["value"].shape[axis]:
+            if name not in buffers and len(analysis.captured.orders[name]) == value_of(source).shape[axis]:
                 new = copies[old]
                 new.replace_all_uses_with(new.all_input_nodes[0])
                 stands_for(new.all_input_nodes[0], new)
@@ -350,7 +349,7 @@ def _drop_outdated_assertions(setting: _Setting, graph: fx.Graph, copies: Mappin
     """What the model asserts about sizes held for the widths that it had; what no longer holds goes."""
     for old in _remaining(graph, copies):
         said = next(iter(old.all_input_nodes), None) if asserts(old) else None
-        if said is not None and isinstance(said.meta["value"], bool) and not setting.number(said):
+        if said is not None and isinstance(value_of(said), bool) and not setting.number(said):
             graph.erase_node(copies[old])
 
 
@@ -358,15 +357,15 @@ def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.No
     """Change the numbers in the arguments that state sizes; numbers computed from sizes stay what they were."""
     rule = analysis.flow.rules.get(old)
     if rule is None or type(rule).reshaped is Rule.reshaped:
-        if isinstance(old.meta.get("value"), torch.Tensor):
+        if isinstance(VALUE.get(old), torch.Tensor):
             keep_numbers(setting.number, copies, old)
         return
     source = next((i for i in old.all_input_nodes if analysis.flow.values[i] is not None), None)
     before, after = () if source is None else setting.of_value(source), setting.of_value(old)
-    numbers = [i for i in old.all_input_nodes if isinstance(i.meta.get("value"), int | torch.Size)]
-    if _untouched(before) and _untouched(after) and all(setting.number(n) == n.meta["value"] for n in numbers):
+    numbers = [i for i in old.all_input_nodes if isinstance(VALUE.get(i), int | torch.Size)]
+    if _untouched(before) and _untouched(after) and all(setting.number(n) == value_of(n) for n in numbers):
         return
-    labels, value = analysis.flow.values[old], old.meta["value"]
+    labels, value = analysis.flow.values[old], value_of(old)
     single = not isinstance(labels, tuple)
     moved = Moved(
         source=before,
@@ -400,7 +399,7 @@ def _computed(setting: _Setting, copies: Mapping[fx.Node, fx.Node], graph: fx.Gr
         return graph.call_function(operator.getitem, (copies[size.shape], size.axis))
     if isinstance(size, Share):
         number = as_before(setting.number, copies, graph, size.number)
-        return in_proportion(graph, number, size.live, size.number.meta["value"])
+        return in_proportion(graph, number, size.live, value_of(size.number))
     return size
 
 
@@ -421,10 +420,10 @@ def _check(
     except Exception as error:
         raise PlanError(f"the rewritten graph does not run: {error}") from error
     for new, old in origin.items():
-        value = new.meta.get("value")
+        value = VALUE.get(new)
         if isinstance(value, torch.Tensor) and analysis.flow.values.get(old) is not None:
             expected = setting.shape(old)
-            nothing = not old.meta["value"].numel() and not value.numel()  # whose labels say nothing of its sizes
+            nothing = not value_of(old).numel() and not value.numel()  # whose labels say nothing of its sizes
             if tuple(value.shape) != expected and not nothing:
                 raise PlanError(f"shape {list(value.shape)} where {list(expected)} is left", where=place(old))
     graph.lint()

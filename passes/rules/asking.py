@@ -9,11 +9,9 @@ from torch import fx
 
 from fxcat.errors import CaptureError, FxcatError
 from fxcat.passes.graph.label_arrays import place
+from fxcat.passes.graph.meta import LINE
 
 R = TypeVar("R")
-
-LINE = "line"
-"""Key in a node's `meta`: the file and the line of the model's Python that made it."""
 
 
 def ask(method: Callable[[Any, fx.Node], R], flow: Any, node: fx.Node) -> R:
@@ -23,7 +21,7 @@ def ask(method: Callable[[Any, fx.Node], R], flow: Any, node: fx.Node) -> R:
     except (FxcatError, MemoryError):
         raise
     except Exception as error:
-        file, line = node.meta.get(LINE, ("unknown file", 0))
+        file, line = LINE.get(node, ("unknown file", 0))
         rule = type(getattr(method, "__self__", method)).__name__
         raise CaptureError(
             f"{rule}.{getattr(method, '__name__', 'rule')} failed: {type(error).__name__}: {error}",

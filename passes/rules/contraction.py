@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
 from fxcat.passes.rules.terms import Term, per_entry
@@ -25,7 +26,7 @@ def consumed(flow: Flow, node: fx.Node, axis: int) -> tuple[torch.Tensor, torch.
     units only where something else makes them such.
     """
     source = node.all_input_nodes[0]
-    labels, size = flow.of(source), source.meta["value"].shape[axis]
+    labels, size = flow.of(source), value_of(source).shape[axis]
     axis %= labels.dim()
     if axis == 0:
         flow.unite(labels, frozen(labels.shape))
@@ -154,7 +155,7 @@ class Conv(Rule):
         out = bind_kernel(flow, flow.parameter_name(node, "weight"), str(node.target), _sizes(module), entering)
         freeze_outer(flow, node, out, outer)
         flow.bind(node, "bias", 0, out)
-        return along(out, channels, node.meta["value"].dim()) if outer is None else outer
+        return along(out, channels, value_of(node).dim()) if outer is None else outer
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
@@ -222,7 +223,7 @@ class ConvTranspose(Conv):
         freeze_outer(flow, node, out, outer)
         flow.bind(node, "weight", 0, entering)
         flow.bind(node, "bias", 0, out)
-        return along(out, channels, node.meta["value"].dim())
+        return along(out, channels, value_of(node).dim())
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...]:
         module, value = self._module(flow, node), flow.one(node.all_input_nodes[0])
@@ -281,11 +282,11 @@ class Linear(Rule):
         flow.bind(node, "weight", 1, entering)
         out = flow.bound(node, "weight", 0)
         if out is None:
-            out = flow.fresh(node.meta["value"].shape[-1], str(node.target))
+            out = flow.fresh(value_of(node).shape[-1], str(node.target))
         freeze_outer(flow, node, out, outer)
         flow.bind(node, "weight", 0, out)
         flow.bind(node, "bias", 0, out)
-        return along(out, -1, node.meta["value"].dim()) if outer is None else outer
+        return along(out, -1, value_of(node).dim()) if outer is None else outer
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments
 from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.counting import spared
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
@@ -24,11 +25,11 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
     An input of size 1 along an axis on which another input has units multiplies or shifts many of them at once: see
     `Flow.stretch`.
     """
-    dims = node.meta["value"].dim()
+    dims = value_of(node).dim()
     entries: list[tuple[torch.Tensor, tuple[int, ...]]] = []
     sources: list[fx.Node] = []
     for source in node.all_input_nodes:
-        value = source.meta["value"]
+        value = value_of(source)
         if isinstance(value, torch.Tensor):
             pad = (1,) * (dims - value.dim())
             labels = flow.of(source)
@@ -48,7 +49,7 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
         without.update(met)
         flow.meet(node, source, met)
     for labels, shape in entries:
-        over_units = any(varying[a] and shape[a] == 1 and node.meta["value"].shape[a] > 1 for a in range(dims))
+        over_units = any(varying[a] and shape[a] == 1 and value_of(node).shape[a] > 1 for a in range(dims))
         (stretched if over_units else partners).append(labels)
     for other in partners[1:]:
         flow.unite(partners[0], other)
@@ -90,11 +91,11 @@ def _stands_alone(
 def _is_constant(node: fx.Node) -> bool:
     """Whether a value is computed from a constant of the model alone."""
     while node.op != "get_attr":
-        sources = [n for n in node.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
+        sources = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
         if len(sources) != 1:
             return False
         node = sources[0]
-    return not isinstance(node.meta["value"], torch.nn.Parameter)
+    return not isinstance(value_of(node), torch.nn.Parameter)
 
 
 def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
@@ -227,12 +228,12 @@ class Sum(Elementwise):
 
 
 def _is_tensor(argument: Any) -> bool:
-    return isinstance(argument, fx.Node) and isinstance(argument.meta["value"], torch.Tensor)
+    return isinstance(argument, fx.Node) and isinstance(value_of(argument), torch.Tensor)
 
 
 def _is_same_for_units(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
     """Whether an input is broadcast along an axis along which the result has units."""
-    labels, shape = flow.of(node), source.meta["value"].shape
+    labels, shape = flow.of(node), value_of(source).shape
     shape = (1,) * (labels.dim() - len(shape)) + tuple(shape)
     return any(size > 1 == own for size, own in zip(labels.shape, shape, strict=True))
 
@@ -263,7 +264,7 @@ class SumWithProduct(Elementwise):
         width = [flow.of(factor).numel() for factor in factors]
         wide = [f for f, n in zip(factors, width, strict=True) if n == max(width)]
         # a parameter cannot be gated by other gates
-        return given["input"], max(wide, key=lambda f: f.meta["value"].numel())
+        return given["input"], max(wide, key=lambda f: value_of(f).numel())
 
 
 @rule(*(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"))
@@ -335,7 +336,7 @@ class Loss(Elementwise):
             return broadcast(flow, node)
         for source in node.all_input_nodes:
             flow.freeze(flow.values[source], node, "a loss over the units")
-        return frozen((1,) * node.meta["value"].dim())
+        return frozen((1,) * value_of(node).dim())
 
 
 class _Spared(Elementwise):

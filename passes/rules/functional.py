@@ -16,6 +16,7 @@ from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
 from fxcat.passes.graph.label_arrays import Grid, along, frozen
+from fxcat.passes.graph.meta import path_of, value_of
 from fxcat.passes.rules.contraction import (
     Sizes,
     bind_kernel,
@@ -60,8 +61,8 @@ def computed(flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor)
     for axis in range(1, labels.dim()):
         rows = rows.narrow(axis, 0, 1)
     flow.unite(labels, rows)
-    out = flow.line(rows, weight.meta["value"].shape[0])
-    flow.unite(out, flow.fresh(len(out), str(node.meta.get("path"))))
+    out = flow.line(rows, value_of(weight).shape[0])
+    flow.unite(out, flow.fresh(len(out), path_of(node)))
     return out
 
 
@@ -100,8 +101,8 @@ class LinearFunction(_Weighted):
         given = arguments(node, "input", "weight", "bias")
         weight, bias = given["weight"], given.get("bias")
         entering, outer = consumed(flow, node, -1)
-        value = node.meta["value"]
-        if weight.meta["value"].dim() == 1:
+        value = value_of(node)
+        if value_of(weight).dim() == 1:
             return self._of_vector(flow, node, weight, entering, outer)
         out = self._bind(flow, node, weight, entering, value.shape[-1])
         freeze_outer(flow, node, out, outer)
@@ -125,13 +126,13 @@ class LinearFunction(_Weighted):
                 "a weight that is computed from other values, or by mixing its entries",
             )
         flow.contractions[node] = Contraction((), (node.all_input_nodes[0],), ())
-        return frozen((1,) * node.meta["value"].dim()) if outer is None else outer.squeeze(-1)
+        return frozen((1,) * value_of(node).dim()) if outer is None else outer.squeeze(-1)
 
     def _bind(self, flow: Flow, node: fx.Node, weight: fx.Node, entering: torch.Tensor, width: int) -> torch.Tensor:
         if isinstance(flow.values[weight], Grid):
-            lines = [line_of(x, n) for x, n in zip(flow.lines(weight), weight.meta["value"].shape, strict=True)]
+            lines = [line_of(x, n) for x, n in zip(flow.lines(weight), value_of(weight).shape, strict=True)]
             flow.unite(entering, lines[1])
-            out = flow.fresh(width, str(node.meta.get("path")))
+            out = flow.fresh(width, path_of(node))
             flow.unite(out, lines[0])
             return out
         if flow.values[weight] is not None:
@@ -160,7 +161,7 @@ class ConvFunction(_Weighted):
         if _is_of_batch(given.get("groups")):
             return _convolved_one_by_one(flow, node)
         weight, bias, sizes = given["weight"], given.get("bias"), _sizes(given)
-        channels = 1 - weight.meta["value"].dim()
+        channels = 1 - value_of(weight).dim()
         entering, outer = consumed(flow, node, channels)
         name = flow.attribute_name(weight)
         if self.binds(node) and flow.values[weight] is None:
@@ -169,13 +170,13 @@ class ConvFunction(_Weighted):
             first, second = axes[0], axes.get(1)
         elif isinstance(flow.values[weight], Grid):
             first, second, *_ = lines = [
-                line_of(x, n) for x, n in zip(flow.lines(weight), weight.meta["value"].shape, strict=True)
+                line_of(x, n) for x, n in zip(flow.lines(weight), value_of(weight).shape, strict=True)
             ]
 
             def bind(axis: int, labels: torch.Tensor) -> None:
                 flow.unite(labels, lines[axis])
 
-            out = kernel_labels(flow, str(node.meta.get("path")), sizes, entering, None, bind)
+            out = kernel_labels(flow, path_of(node), sizes, entering, None, bind)
         else:
             if sizes.groups > 1:
                 flow.freeze(flow.of(weight), node, "a computed weight of a grouped convolution")
@@ -186,16 +187,16 @@ class ConvFunction(_Weighted):
         unite_bias(flow, node, out, bias)
         terms = None  # groups with computed weights may be those of the examples of a batch
         if sizes.groups == 1 or isinstance(flow.values[weight], Grid) or self.binds(node):
-            terms = kernel_macs(flow, node, sizes, math.prod(weight.meta["value"].shape[2:]), second, first)
+            terms = kernel_macs(flow, node, sizes, math.prod(value_of(weight).shape[2:]), second, first)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
-        return along(out, channels, node.meta["value"].dim())
+        return along(out, channels, value_of(node).dim())
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_conv(node)
         if _is_of_batch(given.get("groups")):
             return None
         sizes = _sizes(given)
-        channels = moved.shape[1 - given["weight"].meta["value"].dim()]
+        channels = moved.shape[1 - value_of(given["weight"]).dim()]
         given["groups"] = channels // sizes.leaving if sizes.whole else sizes.groups
         return Replacement((given.pop("input"), given.pop("weight")), given)
 
@@ -213,7 +214,7 @@ class ConvTransposeFunction(_Weighted):
         if _is_of_batch(given.get("groups")):
             return _convolved_one_by_one(flow, node)
         weight, (groups, width_in, width_out) = given["weight"], _transposed_sizes(given)
-        channels = 1 - weight.meta["value"].dim()
+        channels = 1 - value_of(weight).dim()
         entering, outer = consumed(flow, node, channels)
         if outer is not None:
             flow.freeze(outer, node, "units along an axis that the convolution runs over")
@@ -226,7 +227,7 @@ class ConvTransposeFunction(_Weighted):
             rows, columns = frozen((groups * width_in,)), frozen((width_out,))
         else:
             rows, columns = (
-                line_of(x, n) for x, n in zip(flow.lines(weight)[:2], weight.meta["value"].shape[:2], strict=True)
+                line_of(x, n) for x, n in zip(flow.lines(weight)[:2], value_of(weight).shape[:2], strict=True)
             )
         flow.unite(rows, entering)
         if groups > 1:
@@ -236,17 +237,17 @@ class ConvTransposeFunction(_Weighted):
             out = blocks[:, 0].repeat_interleave(width_out)
             cost = Term(1, (blocks[:, 0],)), width_in * width_out
         else:
-            out = flow.fresh(width_out, str(node.meta.get("path")))
+            out = flow.fresh(width_out, path_of(node))
             flow.unite(out, columns)
             cost = Term(1, (entering, out)), 1
         freeze_outer(flow, node, out, outer)
         unite_bias(flow, node, out, given.get("bias"))
         source = flow.one(node.all_input_nodes[0])
-        positions = source.numel() // (groups * width_in) * math.prod(weight.meta["value"].shape[2:])
+        positions = source.numel() // (groups * width_in) * math.prod(value_of(weight).shape[2:])
         by_batch = groups > 1 and flow.values[weight] is not None and not isinstance(flow.values[weight], Grid)
         terms = None if by_batch else (Term(positions * cost[1], cost[0].factors),)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
-        return along(out, channels, node.meta["value"].dim())
+        return along(out, channels, value_of(node).dim())
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_transposed(node)
@@ -255,7 +256,7 @@ class ConvTransposeFunction(_Weighted):
         groups, _, width_out = _transposed_sizes(given)
         if groups == 1:
             return None
-        given["groups"] = moved.shape[1 - given["weight"].meta["value"].dim()] // width_out
+        given["groups"] = moved.shape[1 - value_of(given["weight"]).dim()] // width_out
         return Replacement((given.pop("input"), given.pop("weight")), given)
 
 
@@ -264,7 +265,7 @@ def _is_of_batch(number: object) -> bool:
     if not isinstance(number, fx.Node):
         return False
     sources = number.all_input_nodes
-    if any(isinstance(s.meta["value"], torch.Tensor | torch.Size) for s in sources):
+    if any(isinstance(value_of(s), torch.Tensor | torch.Size) for s in sources):
         return any(type(a) is int and a == 0 for a in (*number.args, *number.kwargs.values()))
     return any(_is_of_batch(source) for source in sources)
 
@@ -274,7 +275,7 @@ def _convolved_one_by_one(flow: Flow, node: fx.Node) -> Labels:
     for source in node.all_input_nodes:
         flow.freeze(flow.values[source], node, "a convolution with as many groups as there are examples")
     flow.contractions[node] = Contraction(None, (), ())
-    return frozen((1,) * node.meta["value"].dim())
+    return frozen((1,) * value_of(node).dim())
 
 
 def _of_transposed(node: fx.Node) -> dict[str, Any]:
@@ -284,7 +285,7 @@ def _of_transposed(node: fx.Node) -> dict[str, Any]:
 
 def _transposed_sizes(given: dict[str, Any]) -> Sizes:
     groups = thaw(given.get("groups", 1))
-    entering, leaving = given["weight"].meta["value"].shape[:2]
+    entering, leaving = value_of(given["weight"]).shape[:2]
     return Sizes(groups, entering // groups, leaving)
 
 
@@ -294,5 +295,5 @@ def _of_conv(node: fx.Node) -> dict[str, Any]:
 
 def _sizes(given: dict[str, Any]) -> Sizes:
     groups = thaw(given.get("groups", 1))
-    leaving, entering = given["weight"].meta["value"].shape[:2]
+    leaving, entering = value_of(given["weight"]).shape[:2]
     return Sizes(groups, entering, leaving // groups)

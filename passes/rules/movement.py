@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments, names_type, thaw
 from fxcat.passes.graph.label_arrays import along, compress, frozen, reshape
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.moved_labels import move
 from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
@@ -35,7 +36,7 @@ class Reshaping(Movement):
         labels = flow.values[source]
         if not isinstance(labels, torch.Tensor):
             return move(node, flow.values, flow.root)
-        return compress(reshape(labels, source.meta["value"].shape, node.meta["value"].shape))
+        return compress(reshape(labels, value_of(source).shape, value_of(node).shape))
 
 
 @rule(
@@ -103,7 +104,7 @@ class Roll(Movement):
         source, pairs = node.all_input_nodes[0], _rolled(node)
         left: dict[int, list[Any]] = {}
         for axis, shift in pairs:
-            live, size = moved.source[axis], source.meta["value"].shape[axis]
+            live, size = moved.source[axis], value_of(source).shape[axis]
             if live is None:
                 left.setdefault(axis, []).append(shift)
             elif axis not in left:
@@ -117,7 +118,7 @@ def _rolled(node: fx.Node) -> list[tuple[int, Any]]:
     """The axes that a roll rotates, each with by how much; none where it rotates all elements as one axis."""
     given = arguments(node, "input", "shifts", "dims")
     dims = given.get("dims", ())
-    rank = node.meta["value"].dim()
+    rank = value_of(node).dim()
     if isinstance(dims, int):
         return [(dims % rank, given["shifts"])]
     shifts: Any = given["shifts"]
@@ -139,7 +140,7 @@ class Squeeze(Reshaping):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         source = node.all_input_nodes[0]
-        shape = source.meta["value"].shape
+        shape = value_of(source).shape
         chosen: Any = arguments(node, "input", "dim").get("dim", tuple(range(len(shape))))
         axes = {axis % len(shape) for axis in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
         return Replacement((source, tuple(sorted(axis for axis in axes if shape[axis] == 1))), {})
@@ -153,7 +154,7 @@ class Reshape(Reshaping):
         if not names_type(node):
             return super().flow(flow, node)
         flow.freeze(flow.of(node.all_input_nodes[0]), node, "read as numbers of another type")
-        return frozen((1,) * node.meta["value"].dim())
+        return frozen((1,) * value_of(node).dim())
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         if names_type(node):
@@ -183,7 +184,7 @@ class Unflatten(Reshaping):
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node, "input", "dim", "sizes")
         axis, sizes = given["dim"], given["sizes"]
-        axis %= node.all_input_nodes[0].meta["value"].dim()
+        axis %= value_of(node.all_input_nodes[0]).dim()
         shape = moved.shape[axis : axis + len(thaw(sizes))]
         return Replacement((node.args[0], axis, sizes_left(sizes, shape, moved)), {})
 
@@ -206,13 +207,13 @@ class Concatenation(Movement):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         sources: Any = node.kwargs.get("tensors", node.args[0] if node.args else ())
         axis = int(node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0))  # pyright: ignore[reportArgumentType]
-        dims = node.meta["value"].dim()
+        dims = value_of(node).dim()
         axis %= dims
         if isinstance(sources, fx.Node):  # one value with all pieces, such as a chunk's
             known: Any = flow.values[sources]
-            labels, shapes = list(known), [v.shape for v in sources.meta["value"]]
+            labels, shapes = list(known), [v.shape for v in value_of(sources)]
         else:
-            labels, shapes = [flow.of(s) for s in sources], [s.meta["value"].shape for s in sources]
+            labels, shapes = [flow.of(s) for s in sources], [value_of(s).shape for s in sources]
         if all(x.shape[axis] == 1 for x in labels):
             # units lie along other axes, whose slices run through all pieces
             for piece in labels[1:]:
@@ -239,9 +240,9 @@ class Split(Movement):
         source = node.all_input_nodes[0]
         labels = flow.of(source)
         if labels.shape[axis] == 1:
-            return (labels,) * len(node.meta["value"])
-        labels = _full_along(axis, labels, source.meta["value"].shape)
-        return tuple(torch.split(labels, [piece.shape[axis] for piece in node.meta["value"]], axis))
+            return (labels,) * len(value_of(node))
+        labels = _full_along(axis, labels, value_of(source).shape)
+        return tuple(torch.split(labels, [piece.shape[axis] for piece in value_of(node)], axis))
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         axis = self.axis(node)
@@ -250,7 +251,7 @@ class Split(Movement):
             return None
         sizes = [
             piece.shape[axis] if live[axis] is None else len(live[axis])
-            for piece, live in zip(node.meta["value"], pieces, strict=True)
+            for piece, live in zip(value_of(node), pieces, strict=True)
         ]
         total = sum(sizes)
         count: Any = node.args[1] if len(node.args) > 1 else None
@@ -279,7 +280,7 @@ class SplitAlong(Split):
         self.along = along
 
     def axis(self, node: fx.Node) -> int:
-        return 0 if node.all_input_nodes[0].meta["value"].dim() == 1 else self.along
+        return 0 if value_of(node.all_input_nodes[0]).dim() == 1 else self.along
 
 
 def _full_along(axis: int, labels: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -290,7 +291,7 @@ def _full_along(axis: int, labels: torch.Tensor, shape: torch.Size) -> torch.Ten
 def _axis(node: fx.Node, position: int) -> int:
     """The argument `dim` of a node, counted from the first axis."""
     axis: Any = node.kwargs.get("dim", node.args[position] if len(node.args) > position else 0)
-    return axis % node.all_input_nodes[0].meta["value"].dim()
+    return axis % value_of(node.all_input_nodes[0]).dim()
 
 
 @rule(torch.unbind, "unbind")
@@ -300,7 +301,7 @@ class Unbind(Movement):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
         axis = _axis(node, 1)
-        labels = _full_along(axis, flow.of(source), source.meta["value"].shape)
+        labels = _full_along(axis, flow.of(source), value_of(source).shape)
         return tuple(compress(x) for x in labels.unbind(axis))
 
 
@@ -309,11 +310,11 @@ class Repeat(Movement):
     """Copies along axes; as often as another value has units, where there was one."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source, value = node.all_input_nodes[0], node.meta["value"]
+        source, value = node.all_input_nodes[0], value_of(node)
         counts = self.counts(node)
         if flow.of(source).numel() == 1:
-            new = value.dim() - source.meta["value"].dim()
-            single = [a for a in range(len(counts)) if a < new or source.meta["value"].shape[a - new] == 1]
+            new = value.dim() - value_of(source).dim()
+            single = [a for a in range(len(counts)) if a < new or value_of(source).shape[a - new] == 1]
             found = [(a, units) for a in single if (units := units_of_size(flow, counts[a])) is not None]
             if len(found) == 1 and len(counts) == value.dim():
                 return along(found[0][1], found[0][0], value.dim())
@@ -324,7 +325,7 @@ class Repeat(Movement):
         if len(counts) != len(moved.shape):
             left = tuple(self.kept(c, moved) if isinstance(c, fx.Node) else c for c in counts)
             return Replacement((node.args[0], left), {}) if left != tuple(counts) else None
-        source = node.all_input_nodes[0].meta["value"].shape
+        source = value_of(node.all_input_nodes[0]).shape
         source = (1,) * (len(counts) - len(source)) + tuple(source)
         left = tuple(
             (c if units else self.kept(c, moved)) if isinstance(c, fx.Node) else size if units and one == 1 else c
@@ -335,7 +336,7 @@ class Repeat(Movement):
     @staticmethod
     def kept(count: fx.Node, moved: Moved) -> Any:
         """A count that is made of the size of an axis with units keeps its number."""
-        number = count.meta["value"]
+        number = value_of(count)
         return count if moved.number(count) == number else number
 
     @staticmethod
@@ -359,7 +360,7 @@ class RepeatEach(Movement):
         given = arguments(node, "input", "repeats", "dim")
         given.pop("output_size", None)
         count: Any = given.pop("repeats")
-        if isinstance(count, fx.Node) and isinstance(count.meta["value"], int):
+        if isinstance(count, fx.Node) and isinstance(value_of(count), int):
             count = Repeat.kept(count, moved)
         return Replacement((given.pop("input"), count), given)
 
@@ -370,7 +371,7 @@ class Expand(Movement):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
-        labels, value = flow.of(source), node.meta["value"]
+        labels, value = flow.of(source), value_of(node)
         new = value.dim() - labels.dim()
         labels = labels.reshape((1,) * new + tuple(labels.shape))
         given: Any = _sizes_of_expand(node)
@@ -380,14 +381,14 @@ class Expand(Movement):
             return other if isinstance(other, torch.Tensor) and other.numel() == max(other.shape) else labels
         if labels.numel() > 1 or not isinstance(given, tuple | list):
             return labels
-        grown = [a for a in range(value.dim()) if a < new or source.meta["value"].shape[a - new] == 1 < value.shape[a]]
+        grown = [a for a in range(value.dim()) if a < new or value_of(source).shape[a - new] == 1 < value.shape[a]]
         found = [(a, units) for a in grown if (units := units_of_size(flow, given[a])) is not None]
         # as often as another value has units: it has the same
         return along(found[0][1], found[0][0], value.dim()) if len(found) == 1 else labels
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         sizes = sizes_left(_sizes_of_expand(node), moved.shape, moved)
-        source = node.all_input_nodes[0].meta["value"].shape
+        source = value_of(node.all_input_nodes[0]).shape
         held = (*(False,) * (len(sizes) - len(source)), *(n > 1 for n in source))
         return Replacement(
             (node.args[0], tuple(-1 if u and h else s for u, h, s in zip(moved.has_units, held, sizes, strict=True))),
@@ -430,7 +431,7 @@ def broadcast_tensors(*tensors: Any) -> Any:
     """Each as the one that has the shape of all, if there is one."""
     if len(tensors) == 1 and isinstance(tensors[0], tuple | list):
         tensors = tuple(tensors[0])
-    shapes = [(t.node.meta["value"] if isinstance(t, fx.Proxy) else t).shape for t in tensors]
+    shapes = [(value_of(t.node) if isinstance(t, fx.Proxy) else t).shape for t in tensors]
     whole = torch.broadcast_shapes(*shapes)
     if whole not in shapes:
         return NotImplemented

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.counting import gated_log_softmax, gated_softmax
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
@@ -45,7 +46,7 @@ def _dim(node: fx.Node) -> int:
     """The axis of a softmax."""
     given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     if given is None:  # the axis that torch chooses
-        return 0 if node.meta["value"].dim() in (0, 1, 3) else 1
+        return 0 if value_of(node).dim() in (0, 1, 3) else 1
     return given
 
 

@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fxcat.checks import check_op, shown
 from fxcat.errors import FxcatError, InputError
 from fxcat.passes.graph.label_arrays import Labels
+from fxcat.passes.graph.meta import HOOKED
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.terms import Term
 
@@ -326,9 +327,6 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
 ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 """Functions that assert something."""
 
-HOOKED = "hooked"
-"""Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
-
 
 def module_rule(module: nn.Module) -> Rule | None:
     """The rule of the nearest registered base class whose computation the module's class does not override."""
@@ -446,7 +444,7 @@ def find_rule(node: fx.Node, module: nn.Module | None) -> Rule | None:
         return function_rule(node.target) if callable(node.target) else None
     if node.op == "call_method":
         return method_rule(str(node.target))
-    if module is not None and HOOKED not in node.meta:
+    if module is not None and not HOOKED.has(node):
         found = module_rule(module)
         if found is not None and all(n in module._parameters or n in module._buffers for n in found.parameters):
             return found
