@@ -58,7 +58,6 @@ class Compiled(Program):
     @classmethod
     def of(cls, work: Work) -> Compiled:
         """Of what all steps have found."""
-        work.flow.detach()
         return cls(work.analysis, work.gatings)
 
     @property

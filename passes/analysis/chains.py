@@ -37,11 +37,11 @@ def keep_rectangular(flow: LabelFlow, graph: fx.Graph) -> tuple[Chain, ...]:
     if not wide and not flow.stretches:
         return ()
     attributes = [n for n in wide if n.op == "get_attr"]
-    roots = torch.from_numpy(flow.roots()) if attributes else torch.empty(0)
+    roots = torch.from_numpy(flow.unions.roots()) if attributes else torch.empty(0)
     for node in attributes:
         _settle_attribute(flow, node, roots)
     while True:
-        roots = torch.from_numpy(flow.roots())
+        roots = torch.from_numpy(flow.unions.roots())
         still = [n for n in wide if n.op != "get_attr" and is_wide(_resolve(flow.values[n], roots))]
         chains: list[Chain] = []
         changed = False
@@ -112,15 +112,15 @@ def _first_along(labels: torch.Tensor, axis: int) -> torch.Tensor:
 def _axis_of_units(flow: LabelFlow, labels: torch.Tensor, roots: torch.Tensor) -> int | None:
     """The axis along which all elements of a parameter that were used carry the units that they met; None if there is
     none."""
-    own = torch.zeros(flow.count, dtype=torch.bool)
+    own = torch.zeros(flow.unions.count, dtype=torch.bool)
     own[labels.reshape(-1).long()] = True
-    met = torch.zeros(flow.count, dtype=torch.bool)
+    met = torch.zeros(flow.unions.count, dtype=torch.bool)
     met[roots[~own].long()] = True
     resolved = roots[labels]
     used = met[resolved.long()]
     for axis in range(labels.dim()):
         rows, mask = (x.movedim(axis, 0).reshape(x.shape[axis], -1) for x in (resolved, used))
-        low = torch.where(mask, rows, flow.count).amin(1)
+        low = torch.where(mask, rows, flow.unions.count).amin(1)
         high = torch.where(mask, rows, -1).amax(1)
         if bool(((low == high) | (high < 0)).all()) and int((high >= 0).sum()) > 1:
             return axis

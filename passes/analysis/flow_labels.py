@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from fxcat.passes.analysis.label_flow import Freeze, LabelFlow
+from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.analysis.unions import Freeze
 from fxcat.passes.analysis.weights import find_weights, flow_weight, settle
 from fxcat.passes.graph.label_arrays import Grid, Labels, along, leaves, place, unlabelled
 from fxcat.passes.graph.meta import HOOKED, NO_GRAD, TABLE, VALUE, value_of
@@ -30,10 +31,10 @@ def flow_labels(
     flow = LabelFlow(root, ones=of_one_example(graph, root, batch), orders=orders)
     flow.weights = find_weights(graph)
     for node in graph.nodes:
-        start = flow.count
+        start = flow.unions.count
         flow.values[node] = _flow_node(flow, node)
         if NO_GRAD.has(node):
-            made = torch.arange(start, flow.count, dtype=torch.int32)
+            made = torch.arange(start, flow.unions.count, dtype=torch.int32)
             flow.freeze(made, node, "computed under torch.no_grad(): gates would get no gradients")
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
@@ -88,10 +89,11 @@ def _flow_node(flow: LabelFlow, node: fx.Node) -> Labels:
     reason = f"unknown operation {describe(flow, node)}"
     if HOOKED.has(node):
         reason = "it has forward hooks"
-    known = len(flow.freezes)
+    freezes = flow.unions.freezes
+    known = len(freezes)
     freeze_node(flow, node, reason)
-    if len(flow.freezes) == known and node.op == "call_module" and any(True for _ in flow.module(node).parameters()):
-        flow.freezes.append(Freeze(torch.empty(0, dtype=torch.int32), place(node), reason))  # its own weights stay
+    if len(freezes) == known and node.op == "call_module" and any(True for _ in flow.module(node).parameters()):
+        freezes.append(Freeze(torch.empty(0, dtype=torch.int32), place(node), reason))  # its own weights stay
     return unlabelled(value)
 
 

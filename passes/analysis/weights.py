@@ -405,7 +405,7 @@ _STATISTICS: dict[Any, _Statistic] = {
 
 def settle(flow: LabelFlow) -> None:
     """Decide what depends on which axes of weights turn out to have units."""
-    roots, has_units = flow.unit_roots()
+    roots, has_units = flow.unions.unit_roots()
 
     def are_units(labels: torch.Tensor) -> bool:
         return bool(has_units[roots[labels.numpy()]].any())

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.errors import PlanError
-from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.analysis.labelling import Labelling
 from fxcat.passes.graph.invocations import stands_for
 from fxcat.passes.graph.label_arrays import place
 from fxcat.passes.graph.meta import VALUE, stand_beside, value_of
@@ -57,7 +57,7 @@ _FAILING: tuple[Any, ...] = (
 
 
 def drop_emptied(
-    flow: LabelFlow, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], emptied: Emptied
+    labels: Labelling, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], emptied: Emptied
 ) -> set[str]:
     """Let nothing in the new graph take a value of which nothing is left, where that would not run.
 
@@ -81,7 +81,7 @@ def drop_emptied(
             copies[old].replace_all_uses_with(same)
             stands_for(same, copies[old])
             continue
-        rule = flow.rules.get(old)
+        rule = labels.rules.get(old)
         op: Any = type(twin.get_submodule(str(old.target))) if old.op == "call_module" else old.target
         convolves = isinstance(op, type) and issubclass(op, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         fails = op in _FAILING
@@ -91,7 +91,7 @@ def drop_emptied(
         if convolves and not fails:
             module: Any = twin.get_submodule(str(old.target))
             if module.bias is not None and not none_out:
-                read.add(flow.parameter_name(old, "bias"))
+                read.add(labels.names.of_module(old, "bias"))
             _constant(copies[old], module, emptied.width(old))
         elif fails:
             names = " and ".join(

@@ -91,7 +91,7 @@ class _Setting:
 
     def is_empty(self, node: fx.Node) -> bool:
         """Whether nothing is left of a node's tensor."""
-        labels = self.analysis.flow.values.get(node)
+        labels = self.analysis.labels.values.get(node)
         return (
             isinstance(labels, torch.Tensor)
             and labels.numel() > 0
@@ -100,11 +100,11 @@ class _Setting:
 
     def is_whole_group(self, node: fx.Node) -> bool:
         """Whether all units of a group are among those of a node's tensor."""
-        return _holds_group(self.analysis, self.analysis.flow.of(node))
+        return _holds_group(self.analysis, self.analysis.labels.of(node))
 
     def groups(self, node: fx.Node) -> list[str]:
         """The names of the groups whose units lie in a node's tensor."""
-        numbers = set(self.analysis.units.of_label[self.analysis.flow.of(node)].reshape(-1).tolist())
+        numbers = set(self.analysis.units.of_label[self.analysis.labels.of(node)].reshape(-1).tolist())
         groups = self.analysis.units.groups
         return [g.name for g in groups if not numbers.isdisjoint(range(g.start, g.start + g.count))]
 
@@ -113,7 +113,7 @@ class _Setting:
         return self.shape(node)[1]
 
     def of_value(self, node: fx.Node) -> Any:
-        return self._of(node, self.analysis.flow.values[node], value_of(node))
+        return self._of(node, self.analysis.labels.values[node], value_of(node))
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """What is left of the shape of a node's tensor."""
@@ -123,7 +123,7 @@ class _Setting:
         """What a node that computes a number, from sizes, gives after removal."""
         value = value_of(node)
         if isinstance(value, torch.Tensor):
-            shape = self.shape(node) if self.analysis.flow.values.get(node) is not None else self._shape_bound(node)
+            shape = self.shape(node) if self.analysis.labels.values.get(node) is not None else self._shape_bound(node)
             return torch.empty(shape, dtype=value.dtype, device="meta")
         if node.op in ("placeholder", "get_attr"):
             return value
@@ -140,7 +140,7 @@ class _Setting:
     def _shape_bound(self, node: fx.Node) -> tuple[int, ...]:
         """What is left of the shape of a parameter whose axes were bound one by one."""
         shape = list(value_of(node).shape)
-        name = self.analysis.flow.attribute_name(node) if node.op == "get_attr" else ""
+        name = self.analysis.labels.names.read_by(node) if node.op == "get_attr" else ""
         for axis, labels in self.analysis.units.parameters.get(name, {}).items():
             live = self.live(labels) if axis >= 0 else None
             shape[axis] = shape[axis] if live is None else len(live)
@@ -187,9 +187,9 @@ def make_plan(
             stands_for(shortcut, copies[section.join])
     cleanup.remove_dead(graph)
     setting = _Setting(analysis, units)
-    read = drop_emptied(analysis.flow, twin, graph, copies, setting)
+    read = drop_emptied(analysis.labels, twin, graph, copies, setting)
     used = read | _used_names(analysis, twin, [old for old in _remaining(graph, copies) if not reads_type(old)])
-    cleanup.read_type_elsewhere(graph, twin, used, [r.path for r in analysis.regions], analysis.flow.name_of)
+    cleanup.read_type_elsewhere(graph, twin, used, [r.path for r in analysis.regions], analysis.labels.names.canonical)
     keep = _kept_indices(analysis, setting, _used_names(analysis, twin, _remaining(graph, copies)) | read)
     buffers = _replace_broken_chains(analysis, setting, graph, copies)
     buffers |= _surviving_orders(analysis, setting, _remaining(graph, copies))
@@ -250,13 +250,13 @@ def _holds_group(analysis: Analysis, labels: torch.Tensor) -> bool:
 
 def _used_names(analysis: Analysis, root: nn.Module, used: list[fx.Node]) -> set[str]:
     """Names of the parameters and buffers that nodes of the old graph use."""
-    flow, found = analysis.flow, set[str]()
+    names, found = analysis.labels.names, set[str]()
     for node in used:
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))
-            found |= {flow.name_of(f"{node.target}.{name}") for name in own_tensors(module, buffers=True)}
+            found |= {names.of_module(node, name) for name in own_tensors(module, buffers=True)}
         elif node.op == "get_attr" and isinstance(value_of(node), torch.Tensor):
-            found.add(flow.attribute_name(node))
+            found.add(names.read_by(node))
     return found
 
 
@@ -355,17 +355,17 @@ def _drop_outdated_assertions(setting: _Setting, graph: fx.Graph, copies: Mappin
 
 def _adapt(analysis: Analysis, setting: _Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node) -> None:
     """Change the numbers in the arguments that state sizes; numbers computed from sizes stay what they were."""
-    rule = analysis.flow.rules.get(old)
+    rule = analysis.labels.rules.get(old)
     if rule is None or type(rule).reshaped is Rule.reshaped:
         if isinstance(VALUE.get(old), torch.Tensor):
             keep_numbers(setting.number, copies, old)
         return
-    source = next((i for i in old.all_input_nodes if analysis.flow.values[i] is not None), None)
+    source = next((i for i in old.all_input_nodes if analysis.labels.values[i] is not None), None)
     before, after = () if source is None else setting.of_value(source), setting.of_value(old)
     numbers = [i for i in old.all_input_nodes if isinstance(VALUE.get(i), int | torch.Size)]
     if _untouched(before) and _untouched(after) and all(setting.number(n) == value_of(n) for n in numbers):
         return
-    labels, value = analysis.flow.values[old], value_of(old)
+    labels, value = analysis.labels.values[old], value_of(old)
     single = not isinstance(labels, tuple)
     moved = Moved(
         source=before,
@@ -421,7 +421,7 @@ def _check(
         raise PlanError(f"the rewritten graph does not run: {error}") from error
     for new, old in origin.items():
         value = VALUE.get(new)
-        if isinstance(value, torch.Tensor) and analysis.flow.values.get(old) is not None:
+        if isinstance(value, torch.Tensor) and analysis.labels.values.get(old) is not None:
             expected = setting.shape(old)
             nothing = not value_of(old).numel() and not value.numel()  # whose labels say nothing of its sizes
             if tuple(value.shape) != expected and not nothing:
