@@ -20,8 +20,8 @@ from fxcat.passes.analysis.units import NO_UNIT, Units
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.nodes.effects import reads_type, without_result
 from fxcat.passes.rules.asking import ask
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.execute import counted_macs
-from fxcat.passes.rules.table import Rule
 from fxcat.passes.rules.terms import Term
 
 Context: TypeAlias = tuple[int, ...]

@@ -14,7 +14,7 @@ from fxcat.passes.analysis.labelling import Labelling, Names
 from fxcat.passes.analysis.unions import Unions
 from fxcat.passes.graph.label_arrays import Grid, Labels, leaves, place
 from fxcat.passes.graph.meta import value_of
-from fxcat.passes.rules.table import Rule
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.terms import Contraction
 
 

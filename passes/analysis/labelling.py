@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcat.network.module_state import full_name
 from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.graph.meta import value_of
-from fxcat.passes.rules.table import Rule
+from fxcat.passes.rules.base import Rule
 
 
 @dataclass(frozen=True, slots=True)

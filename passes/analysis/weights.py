@@ -23,12 +23,13 @@ from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes.effects import is_inplace
 from fxcat.passes.rules import counting
 from fxcat.passes.rules.asking import ask
+from fxcat.passes.rules.base import Counting, Rule
 from fxcat.passes.rules.creation import Alike
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.movement import Concatenation, Expand, Repeat, ReshapeAs, Reshaping
 from fxcat.passes.rules.product import Einsum, Matmul, multiplied, weight_factor
-from fxcat.passes.rules.table import Counting, Rule, find_rule
+from fxcat.passes.rules.table import find_rule
 from fxcat.passes.rules.terms import Contraction, Term
 
 

@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments, thaw
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.contraction import Conv, ConvTranspose
 from fxcat.passes.rules.functional import ConvFunction
 from fxcat.passes.rules.pooling import Pool
-from fxcat.passes.rules.table import Rule
 
 _AVERAGE: tuple[Callable[..., nn.Module], ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _OF_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")

@@ -22,9 +22,11 @@ from fxcat.passes.capture.watch_tensors import Watch
 from fxcat.passes.graph.copy_model import meta_twin, share
 from fxcat.passes.graph.meta import HOOKED, PATH, VALUE, value_of
 from fxcat.passes.graph.nested import CONSTANTS, Slot, fill, leaves
+from fxcat.passes.rules.base import Zero
 from fxcat.passes.rules.boundary import NO_REGION, region_output
 from fxcat.passes.rules.execute import infer
-from fxcat.passes.rules.table import Zero, has_hooks, is_leaf, is_of_torch, module_rule
+from fxcat.passes.rules.leaves import is_leaf, is_of_torch
+from fxcat.passes.rules.table import has_hooks, module_rule
 
 
 class _CalledAgain(Exception):

@@ -30,7 +30,7 @@ from fxcat.passes.capture.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.graph.meta import NUMBER
 from fxcat.passes.graph.nested import leaves
-from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.rules.leaves import is_leaf
 
 
 @contextmanager

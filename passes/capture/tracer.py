@@ -40,15 +40,8 @@ from fxcat.passes.graph.meta import CALL, CHANGES, CONSTANT, HOOKED, LINE, NO_GR
 from fxcat.passes.graph.nested import leaves
 from fxcat.passes.nodes.known import known_value
 from fxcat.passes.rules.execute import run_module, run_node
-from fxcat.passes.rules.table import (
-    find_decomposition,
-    function_decomposition,
-    function_rule,
-    has_hooks,
-    is_leaf,
-    is_of_torch,
-    module_rule,
-)
+from fxcat.passes.rules.leaves import is_leaf, is_of_torch
+from fxcat.passes.rules.table import find_decomposition, function_decomposition, function_rule, has_hooks, module_rule
 
 
 class ExampleTracer(fx.Tracer):

@@ -25,7 +25,7 @@ from fxcat.passes.gating.spread import Spread, spread_of
 from fxcat.passes.graph.invocations import stands_for
 from fxcat.passes.graph.meta import VALUE, stand_beside, take_all, value_of
 from fxcat.passes.nodes.effects import changed_part_of
-from fxcat.passes.rules.table import Counting, Folding
+from fxcat.passes.rules.base import Counting, Folding
 from fxcat.utils.made_classes import make_class
 
 

@@ -20,7 +20,7 @@ from fxcat.passes.graph.label_arrays import leaves, unlabelled
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes.effects import changed_later
 from fxcat.passes.rules.asking import ask
-from fxcat.passes.rules.table import Folding, Zero
+from fxcat.passes.rules.base import Folding, Zero
 
 
 @dataclass(slots=True)

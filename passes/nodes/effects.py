@@ -28,8 +28,9 @@ from fxcat.passes.graph.meta import (
     take_all,
     value_of,
 )
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.boundary import region_output
-from fxcat.passes.rules.table import ASSERTING, Rule, function_rule, method_rule
+from fxcat.passes.rules.table import ASSERTING, function_rule, method_rule
 
 INPLACE_OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,

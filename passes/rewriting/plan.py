@@ -19,17 +19,17 @@ from fxcat.errors import PlanError
 from fxcat.passes.analysis.costing import own_tensors, parameter_axes
 from fxcat.passes.graph.buffers import add_buffers
 from fxcat.passes.graph.invocations import stands_for
-from fxcat.passes.graph.label_arrays import Grid, leaves, place
+from fxcat.passes.graph.label_arrays import Grid, Labels, leaves, place
 from fxcat.passes.graph.meta import CALL, ENTRY, MADE, VALUE, stand_beside, value_of
 from fxcat.passes.nodes import cleanup
 from fxcat.passes.nodes.effects import asserts, reads_type
 from fxcat.passes.rewriting.emptied import drop_emptied
 from fxcat.passes.rewriting.numbers import as_before, in_proportion, keep_numbers, paired_inputs
 from fxcat.passes.rewriting.slice_modules import slice_modules
+from fxcat.passes.rules.base import Moved, Rule, Share, Size
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.execute import propagate
 from fxcat.passes.rules.selection import known_selection
-from fxcat.passes.rules.table import Labels, Moved, Rule, Share, Size
 from fxcat.passes.work import Analysis
 from fxcat.utils.tensor_slicing import Keep
 

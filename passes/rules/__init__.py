@@ -1,5 +1,6 @@
 """The op table: importing this package registers every rule."""
 
+from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.rules import (
     attention,
     batch_norm,
@@ -27,7 +28,9 @@ from fxcat.passes.rules import (
     selection,
     softmax,
 )
-from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, find_rule, is_leaf, module_rule, registered, rule
+from fxcat.passes.rules.base import Rule, Sample, Zero
+from fxcat.passes.rules.leaves import is_leaf
+from fxcat.passes.rules.table import find_rule, module_rule, registered, rule
 from fxcat.passes.rules.terms import Term
 
 __all__ = [

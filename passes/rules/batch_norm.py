@@ -14,10 +14,11 @@ from torch import fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Folding, Rule, Sample, Zero
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.utils.made_classes import gated_class
 
 

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule, Sample, Zero
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, decomposition, rule
+from fxcat.passes.rules.table import decomposition, rule
 
 
 @rule(F.pixel_shuffle, entering=-3, leaving=-3)

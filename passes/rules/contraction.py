@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Folding, Rule, Sample, Zero
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Term, per_entry
 from fxcat.utils.made_classes import gated_class
 

@@ -9,12 +9,13 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
 from fxcat.passes.graph.meta import path_of, value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import asked_sizes, is_width, shape_read, sizes_left, units_of_size
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 def _of_sizes(flow: Flow, node: fx.Node, sizes: Any) -> torch.Tensor:

@@ -11,9 +11,10 @@ from torchvision.ops import StochasticDepth, stochastic_depth
 
 from fxcat.passes.graph.arguments import arguments, thaw
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Sample, Zero
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.noise import multiplies_by_noise
-from fxcat.passes.rules.table import Sample, Zero, decomposition, rule, rule_by_nature
+from fxcat.passes.rules.table import decomposition, rule, rule_by_nature
 
 
 @rule(

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Sample, Zero
 from fxcat.passes.rules.counting import spared
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:

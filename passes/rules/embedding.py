@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxcat.passes.graph.label_arrays import along
+from fxcat.passes.graph.label_arrays import Labels, along
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Rule, rule
+from fxcat.passes.rules.table import rule
 
 
 @rule(nn.Embedding)

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import Grid, along, frozen
+from fxcat.passes.graph.label_arrays import Grid, Labels, along, frozen
 from fxcat.passes.graph.meta import path_of, value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.contraction import (
     Sizes,
     bind_kernel,
@@ -27,7 +28,7 @@ from fxcat.passes.rules.contraction import (
     per_slice,
 )
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import compress, frozen
+from fxcat.passes.graph.label_arrays import Labels, compress, frozen
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.movement import Movement
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, decomposition, rule
+from fxcat.passes.rules.table import decomposition, rule
 
 
 @rule(operator.getitem)

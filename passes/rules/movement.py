@@ -8,12 +8,13 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments, names_type, thaw
-from fxcat.passes.graph.label_arrays import along, compress, frozen, reshape
+from fxcat.passes.graph.label_arrays import Labels, along, compress, frozen, reshape
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Sample, Zero
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.moved_labels import move
 from fxcat.passes.rules.sizes import shape_read, sizes_left, units_of_size
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Sample, Zero, decomposition, rule
+from fxcat.passes.rules.table import decomposition, rule
 
 
 class Movement(Rule):

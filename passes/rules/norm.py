@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Moved, Replacement, Rule, Sample, Zero
 from fxcat.passes.rules.counting import (
     gated_group_norm,
     gated_layer_norm,
@@ -25,7 +26,7 @@ from fxcat.passes.rules.counting import (
 )
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import sizes_left
-from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.utils.made_classes import gated_class
 
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import thaw
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
 from fxcat.passes.graph.meta import path_of, value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 @rule(F.pad)

@@ -11,12 +11,13 @@ import torch
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule, Zero
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 class _AlongAxis(Rule):

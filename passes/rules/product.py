@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
 from fxcat.passes.graph.meta import path_of, value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.execute import counted_macs
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term, per_entry
 
 BATCH = "abcdefgh"

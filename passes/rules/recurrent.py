@@ -15,9 +15,10 @@ from torch import fx, nn
 
 from fxcat.passes.graph.label_arrays import Labels, along, frozen, leaves
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Sample, Zero
 from fxcat.passes.rules.contraction import consumed
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Counting, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Term
 from fxcat.utils.made_classes import gated_class
 

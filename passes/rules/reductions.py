@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Zero
 from fxcat.passes.rules.counting import (
     gated_amax,
     gated_amin,
@@ -28,7 +29,7 @@ from fxcat.passes.rules.counting import (
 )
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import ASSERTING, Counting, Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import ASSERTING, rule
 
 
 def _is_asserted(node: fx.Node) -> bool:

@@ -8,11 +8,12 @@ import torch
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import along
+from fxcat.passes.graph.label_arrays import Labels, along
 from fxcat.passes.graph.meta import ENTRY, MADE, value_of
+from fxcat.passes.rules.base import Rule, Zero
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 def known_selection(node: fx.Node, known: Container[str]) -> tuple[fx.Node, int, str] | None:

@@ -12,8 +12,8 @@ from torch import fx
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.label_arrays import FROZEN
 from fxcat.passes.graph.meta import VALUE, value_of
+from fxcat.passes.rules.base import Moved, Share, Size
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Moved, Share, Size
 
 
 def size_read(size: Any) -> tuple[fx.Node, int] | None:

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Zero
 from fxcat.passes.rules.counting import gated_log_softmax, gated_softmax
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Counting, Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 @rule(torch.softmax, F.softmax, "softmax", form=gated_softmax)
