@@ -18,9 +18,8 @@ from fxcat.passes.bypasses.activations import is_activation
 from fxcat.passes.bypasses.windows import Window, is_convolution, is_maximum, window_of
 from fxcat.passes.graph.meta import NO_GRAD, VALUE, value_of
 from fxcat.passes.nodes.effects import without_result
-from fxcat.passes.rules.contraction import Linear
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.functional import LinearFunction
+from fxcat.passes.rules.linear import Linear, LinearFunction
 
 
 @dataclass(frozen=True, slots=True)

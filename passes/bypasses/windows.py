@@ -11,8 +11,8 @@ from torch import fx, nn
 from fxcat.passes.graph.arguments import arguments, thaw
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Rule
-from fxcat.passes.rules.contraction import Conv, ConvTranspose
-from fxcat.passes.rules.functional import ConvFunction
+from fxcat.passes.rules.conv import Conv, ConvFunction
+from fxcat.passes.rules.conv_transpose import ConvTranspose
 from fxcat.passes.rules.pooling import Pool
 
 _AVERAGE: tuple[Callable[..., nn.Module], ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)

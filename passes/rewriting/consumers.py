@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.network.consumers import Consumer
+from fxcat.passes.analysis.on_weights import OnWeights
 from fxcat.passes.analysis.units import NO_UNIT
-from fxcat.passes.analysis.weights import OnWeights
 from fxcat.passes.gating.insert import Gatings
 from fxcat.passes.graph.label_arrays import leaves, place
 from fxcat.passes.graph.meta import value_of
