@@ -40,6 +40,8 @@ def keep_rectangular(flow: LabelFlow, graph: fx.Graph) -> tuple[Chain, ...]:
     roots = torch.from_numpy(flow.unions.roots()) if attributes else torch.empty(0)
     for node in attributes:
         _settle_attribute(flow, node, roots)
+    # what is united for one value may make another rectangular, or a chain that was free part of a component that is
+    # not: so until nothing changes. Chains are found anew each time, and only those of the last round count
     while True:
         roots = torch.from_numpy(flow.unions.roots())
         still = [n for n in wide if n.op != "get_attr" and is_wide(_resolve(flow.values[n], roots))]
@@ -174,6 +176,7 @@ def _free_chains(flow: LabelFlow, component: list[fx.Node]) -> list[Chain]:
         if i not in inside and isinstance(flow.values.get(i), torch.Tensor)
     }
     sinks = [u for n in component for u in n.users if u not in inside and isinstance(flow.values.get(u), torch.Tensor)]
+    # one value enters, and nothing is computed on the way: then each sink permutes it, and `order` says how
     if len(tensors) != 1 or not all(is_move(n) for n in [*component, *sinks]):
         return []
     source = tensors.pop()
@@ -191,6 +194,7 @@ def _free_chains(flow: LabelFlow, component: list[fx.Node]) -> list[Chain]:
         result = move(sink, moved, flow.root)
         if not isinstance(result, torch.Tensor) or value_of(sink).shape != shape:
             return []
+        # units that came in along one axis must leave along it: else the index along it does not tell the unit
         if [s > 1 for s in result.shape] != [a == axis for a in range(len(shape))]:
             return []
         chains.append(Chain(source, sink, tuple(component), axis, result.reshape(-1)))
@@ -210,6 +214,8 @@ def _unite_but_one(flow: LabelFlow, node: fx.Node, roots: torch.Tensor, pieces: 
         if not isinstance(resolved, torch.Tensor) or not is_wide(resolved):
             continue
         varying = [a for a, size in enumerate(resolved.shape) if size > 1]
+        # along an axis whose slices become values of their own no slice may go: its units would be pinned as the only
+        # ones of these values, while those along another axis are as free as they were
         keep = next((a for a in varying if not _taken_apart(resolved, a, pieces)), varying[0])
         for axis in varying:
             if axis != keep:

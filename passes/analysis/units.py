@@ -63,7 +63,7 @@ class Units:
 def resolve_units(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
     """Number the units group by group. A group with a single unit is pinned, since it can never be emptied, and so is
     the only unit of a value or of a parameter."""
-    while True:
+    while True:  # to freeze the only unit of a value may leave one unit of another
         units = _number(flow, chains)
         row, member = _required_sets(flow, units)
         alone = member[torch.bincount(row)[row] == 1] if len(row) else member
@@ -165,10 +165,10 @@ def _required_sets(flow: LabelFlow, units: Units) -> torch.Tensor:
             continue  # the usual case, and a quick test: a whole group comes first
         numbers = np.unique(found)
         if numbers[0] == NO_UNIT:
-            continue
+            continue  # something else stays in it, whatever goes
         group = np.searchsorted(starts, numbers, side="right") - 1
         counts = np.bincount(group, minlength=len(units.groups))
-        if not bool((counts == np.diff(starts))[counts > 0].any()):
+        if not bool((counts == np.diff(starts))[counts > 0].any()):  # a whole group is a set already, and a smaller one
             sets[numbers.tobytes()] = numbers
     sizes = [*np.diff(starts).tolist(), *map(len, sets.values())]
     pairs = np.empty((2, sum(sizes)), dtype=np.int32)

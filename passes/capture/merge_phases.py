@@ -37,12 +37,13 @@ def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.
             key = numbered(seen, key_of(node, copies))
             flagged = numbered(seen, key_of(node, copies, flags=False)) if _has_flag(node) else None
             found = known.get(key)
+            # a node that is there must not come before one that has been matched: training would run it too early
             if phase and found is None and flagged in modal and place[modal[flagged]] > reached:
                 found = modal[flagged] if _set_by_mode(modal[flagged], node) else None
             if found is not None and place[found] < reached and node.op != "get_attr":
                 found = None  # the two graphs call these in another order
             if found is None:
-                with merged.inserting_after(last):
+                with merged.inserting_after(last):  # behind what its own graph runs before it, shared or not
                     found = merged.node_copy(node, copies.__getitem__)
                 PHASE.set(found, phase)
                 if not phase:

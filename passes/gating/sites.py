@@ -120,16 +120,18 @@ class _Demand:
     def _sources(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> list[fx.Node] | None:
         """The inputs that have to be zero, or None if the value has to be gated itself."""
         if inside is not None and node not in inside:
-            return None
+            return None  # it is used outside of the section, where it has to stay what it is
         rule = self.flow.rules.get(node)
         if rule is None or rule.zero_at(node) is Zero.BREAKS:
             return None
+        # softmax and its like make zeros of minus infinity: a gate before it would give 0 · ∞, which is no number
         if not rule.keeps_infinity and any(self._is_infinite(n) for n in node.all_input_nodes):
             return None
         given = [n for n in rule.zero_from(self.flow, node) if any(True for _ in leaves(unlabelled(value_of(n))))]
         values = [n for n in given if self._can_be_gated(n)]
         if any(n in self._changed for n in values):
             return None
+        # a section closes as a whole, and is a question of all values; units are one of those along the same labels
         if inside is not None:
             enough = len(values) == len(given) or (values and rule.zero_at(node) is Zero.ANY)
             return values if enough else None
@@ -138,6 +140,7 @@ class _Demand:
         unfolded = isinstance(self.flow.values[node], torch.Tensor) and not self._is_folded(node)
         if unfolded and any(self._is_folded(n) for n in carriers):
             return None  # a gate per batch entry would not fit another batch size: gate what comes out of the fold
+        # a sum with something that has no units is not zero where the other is; a movement has nothing to add
         if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(given):
             return None
         return carriers or None
