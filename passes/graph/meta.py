@@ -62,15 +62,15 @@ VALUE: MetaKey[Any] = MetaKey("value", "capture", "rules.execute", "nodes", "ana
 node but the output has one: whoever adds a node gives it. All analyses and rules read it, by `value_of`."""
 
 PATH: MetaKey[str] = MetaKey(
-    "path", "capture.tracer", "capture.regions", "capture.find_regions", "codegen.region_graphs"
+    "path", "capture.node_tracer", "capture.regions", "capture.find_regions", "codegen.region_graphs"
 )
 """The path of the module whose `forward` makes the node; "" is the model itself. Read by `path_of`: to tell people
 where a node is, and to know what lives as long as what."""
 
-LINE: MetaKey[tuple[str, int]] = MetaKey("line", "capture.tracer")
+LINE: MetaKey[tuple[str, int]] = MetaKey("line", "capture.node_tracer")
 """The file and the line of the model's Python that made the node; for errors and assertions."""
 
-CALL: MetaKey[tuple[str, int]] = MetaKey("call", "capture.tracer", "capture.regions")
+CALL: MetaKey[tuple[str, int]] = MetaKey("call", "capture.node_tracer", "capture.regions")
 """The innermost call of a module that makes the node (a key of `Invocations`); a node of the model itself has none.
 `codegen` gives every module its part of the code by it."""
 
@@ -80,10 +80,10 @@ VALUE_NUMBERS: MetaKey[tuple[int, ...]] = MetaKey("value_numbers", "graph.invoca
 PHASE: MetaKey[int] = MetaKey("phase", "capture.merge_phases")
 """0 if only inference runs the node, 1 if only training does; both do if there is none. `needed` and `codegen` ask."""
 
-NO_GRAD: MetaKey[bool] = MetaKey("no_grad", "capture.tracer", "capture.functionalise", "capture.assignments")
+NO_GRAD: MetaKey[bool] = MetaKey("no_grad", "capture.node_tracer", "capture.functionalise", "capture.assignments")
 """The model runs the node under `torch.no_grad()`: no gate in it would get a gradient."""
 
-UNCAST: MetaKey[tuple[str | None, Any]] = MetaKey("uncast", "capture.tracer")
+UNCAST: MetaKey[tuple[str | None, Any]] = MetaKey("uncast", "capture.node_tracer")
 """The model runs the node in a `torch.autocast` of its own: the type of the device, None if it is that of the values;
 and to what it casts, None where it is switched off. `codegen` writes the `with`."""
 
@@ -106,7 +106,7 @@ HOOKED: MetaKey[bool] = MetaKey("hooked", "capture.tracer", "capture.find_region
 
 # Of nodes that read a tensor of the model -------------------------------------------------------------------------
 
-CONSTANT: MetaKey[bool] = MetaKey("constant", "capture.tracer", "analysis.tables")
+CONSTANT: MetaKey[bool] = MetaKey("constant", "capture.node_tracer", "analysis.tables")
 """The tensor is neither a parameter nor a buffer, and the same in every pass."""
 
 TABLE: MetaKey[bool] = MetaKey("table", "analysis.tables")
