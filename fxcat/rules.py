@@ -11,21 +11,13 @@ units are frozen and reported. A rule keeps the module, or the function (mark it
 Rules of convolutions and linear layers (`Conv`, `Linear`) apply to subclasses that do not override `forward`.
 """
 
-from fxcat.passes.rules.contraction import Conv, Linear
+from fxcat.passes.graph.label_arrays import Labels
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Folding, Moved, Replacement, Rule, Sample, Size, Zero
+from fxcat.passes.rules.conv import Conv
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.table import (
-    Counting,
-    Folding,
-    Labels,
-    Moved,
-    Replacement,
-    Rule,
-    Sample,
-    Size,
-    Zero,
-    decomposition,
-    rule,
-)
+from fxcat.passes.rules.linear import Linear
+from fxcat.passes.rules.table import decomposition, rule
 from fxcat.passes.rules.terms import Contraction, Term
 
 __all__ = [
@@ -45,4 +37,5 @@ __all__ = [
     "Zero",
     "decomposition",
     "rule",
+    "value_of",
 ]

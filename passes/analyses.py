@@ -73,14 +73,13 @@ def _pinned(work: Work) -> Work:
 def _rectangular(work: Work) -> Work:
     chains = keep_rectangular(work.flow, work.graph)
     if not work.options.units:
-        for block in work.flow.blocks:
-            work.flow.freeze_block(block, "gates='layers': units are not gated")
+        for block in work.flow.unions.blocks:
+            work.flow.unions.freeze_block(block, "gates='layers': units are not gated")
     return replace(work, chains=chains)
 
 
 def _resolved(work: Work) -> Work:
     units = resolve_units(work.flow, work.chains)
-    work.flow.release()
     return replace(work, units=units)
 
 

@@ -17,16 +17,15 @@ from fxcat.errors import CaptureError, InputError, NothingToPruneError, PlanErro
 from fxcat.gated import GatedModule
 from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel
-from fxcat.network.gates import SAMPLES, GateSamples, type_of_gates
+from fxcat.network.gates import type_of_gates
 from fxcat.network.module_state import shapes_of
-from fxcat.network.program import GatePart, Program, Shrunk, Structure
+from fxcat.network.program import Program, Shrunk, Structure
 from fxcat.network.recipe import Stage, attached, describe_example, parse
 from fxcat.passes.analyses import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
 from fxcat.passes.analysis.costing import parameter_axes
-from fxcat.passes.analysis.units import NO_UNIT
 from fxcat.passes.capture.capture import capture
 from fxcat.passes.capture.regions import Tie
-from fxcat.passes.codegen.install import install, layers, original_class, uninstall
+from fxcat.passes.codegen.install import install, layers, original_class
 from fxcat.passes.codegen.shown import shown_by
 from fxcat.passes.dump import dumps
 from fxcat.passes.gating.gated_inputs import with_entries
@@ -40,6 +39,8 @@ from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.rewriting import apply as rewrite
 from fxcat.passes.rewriting.changed_modules import others_than_written
 from fxcat.passes.rewriting.consumers import find_consumers
+from fxcat.passes.rewriting.gates import add_gates, gate_parts, remove_gates
+from fxcat.passes.rewriting.origins import never_units, section_origins, unit_origins
 from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
 from fxcat.passes.work import Analysis, Options, Source, Work
@@ -58,7 +59,6 @@ class Compiled(Program):
     @classmethod
     def of(cls, work: Work) -> Compiled:
         """Of what all steps have found."""
-        work.flow.detach()
         return cls(work.analysis, work.gatings)
 
     @property
@@ -87,7 +87,7 @@ class Compiled(Program):
         removal = Removal(self, network, units, sections)
         removal = run(SHRINKING, removal, PlanError, dumps("shrink", removal.name))
         plan, left = removal.plan, removal.left.analysis
-        origins = _unit_origins(self.analysis, left, plan), _section_origins(self.analysis, left, plan)
+        origins = unit_origins(self.analysis, left, plan), section_origins(self.analysis, left, plan)
         parts = gate_parts(left)
         return Shrunk(removal.left, parts, CostModel(left.terms), describe(left), plan.keep, *origins)
 
@@ -117,17 +117,17 @@ class Compiled(Program):
     def renewed(self, network: nn.Module) -> tuple[Program, CostModel, Structure]:
         before = self.analysis
         twin = meta_twin(network)
-        _remove_gates(twin, self)
+        remove_gates(twin, self.gatings)
         # an earlier shrink may have frozen some, and left joins that are no sections
         joins = {s.join for s in before.sections}
-        work = Work(self.name, twin, before.options, captured=before.captured, frozen=_frozen(before), joins=joins)
+        work = Work(self.name, twin, before.options, captured=before.captured, frozen=never_units(before), joins=joins)
         compiled = Compiled.of(run(RENEWING, work, CaptureError, dumps("renew", self.name)))
         if gate_parts(compiled.analysis) != gate_parts(before):
             raise InputError(
                 "a module was replaced by another one after prepare(), and the network has other gates then",
                 remedy="replace it in the model, and call prepare() again",
             )
-        _remove_gates(network, self)
+        remove_gates(network, self.gatings)
         add_gates(network, compiled.gatings)
         found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
         return compiled, CostModel(compiled.analysis.terms), found
@@ -280,7 +280,7 @@ class Removal:
 def _planned(removal: Removal) -> Removal:
     """The network is not changed."""
     twin = meta_twin(removal.network)
-    _remove_gates(twin, removal.compiled)
+    remove_gates(twin, removal.compiled.gatings)
     plan = make_plan(removal.compiled.analysis, twin, removal.units, removal.sections, final=removal.final)
     return replace(removal, plan=plan)
 
@@ -297,7 +297,7 @@ def _analysed(removal: Removal) -> Removal:
     left = replace(before.captured, **changed, guards=(), constants={}, pins=())
     # what was no section must not become one where a branch beside it has gone
     joins = {new[s.join] for s in before.sections if s.join in new}
-    frozen = _frozen(before, plan)
+    frozen = never_units(before, plan)
     work = Work(removal.name, plan.twin, before.options, captured=left, frozen=frozen, joins=joins)
     return replace(removal, left=Compiled.of(run(RENEWING, work, PlanError)))
 
@@ -305,7 +305,7 @@ def _analysed(removal: Removal) -> Removal:
 def _sliced(removal: Removal) -> Removal:
     """The network itself becomes smaller."""
     before = removal.compiled
-    _remove_gates(removal.network, before)
+    remove_gates(removal.network, before.gatings)
     rewrite.apply(removal.network, before.analysis.graph, removal.plan, before.analysis.regions)
     add_gates(removal.network, removal.left.gatings)
     return removal
@@ -315,7 +315,7 @@ def _sliced_copy(removal: Removal) -> Removal:
     before = removal.compiled
     small, copied = copy_model(removal.network)
     copy_data(copied)
-    _remove_gates(small, before)
+    remove_gates(small, before.gatings)
     analysis, plan = before.analysis, removal.plan
     others = analysis.captured.others | others_than_written(small, analysis.graph, plan)
     rewrite.apply(small, analysis.graph, plan, analysis.regions)
@@ -370,59 +370,3 @@ def _no_garbage_collection() -> Generator[None, None, None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def gate_parts(analysis: Analysis) -> tuple[GatePart, ...]:
-    """Names and sizes of the gate vector's parts."""
-    groups = [GatePart(g.name, "units", g.count) for g in analysis.units.groups]
-    return (*groups, *(GatePart(s.name, "section", 1) for s in analysis.sections))
-
-
-def add_gates(network: nn.Module, gatings: Gatings) -> None:
-    """Modules take their gates, and there is a place for the values of all."""
-    device = next((p.device for p in network.parameters()), None)
-    samples = GateSamples(gatings.layout).to(device)
-    network.add_module(SAMPLES, samples)
-    for path, subclass in gatings.folded.items():
-        network.get_submodule(path).__class__ = subclass
-
-
-def _remove_gates(network: nn.Module, compiled: Compiled) -> None:
-    uninstall(network)
-    del network._modules[SAMPLES]
-    for path, subclass in compiled.gatings.folded.items():
-        module = network.get_submodule(path)
-        if type(module) is subclass:  # else another one was put in its place
-            module.__class__ = subclass.__bases__[0]
-
-
-def _frozen(analysis: Analysis, plan: Plan | None = None) -> dict[str, dict[int, torch.Tensor]]:
-    """For every parameter axis that a plan leaves which of its entries were not units: they must not become some."""
-    frozen: dict[str, dict[int, torch.Tensor]] = {}
-    for name, axes in analysis.units.parameters.items():
-        for axis, labels in axes.items():
-            if axis >= 0:
-                mask = analysis.units.of_label[labels] == NO_UNIT
-                index = None if plan is None else plan.keep.get(name, {}).get(axis)
-                frozen.setdefault(name, {})[axis] = mask if index is None else mask[index]
-    return frozen
-
-
-def _unit_origins(old: Analysis, new: Analysis, plan: Plan) -> torch.Tensor:
-    """For every unit of the new network its number in the old one: both label the same parameter entries."""
-    origin = torch.full((new.units.count,), NO_UNIT)
-    for name, axes in new.units.parameters.items():
-        for axis, labels in axes.items():
-            if axis < 0 or axis not in old.units.parameters.get(name, {}):
-                continue
-            before = old.units.of_label[old.units.parameters[name][axis]]
-            index = plan.keep.get(name, {}).get(axis)
-            before = before if index is None else before[index]
-            after = new.units.of_label[labels]
-            origin[after[after != NO_UNIT]] = before[after != NO_UNIT].long()
-    return origin
-
-
-def _section_origins(old: Analysis, new: Analysis, plan: Plan) -> torch.Tensor:
-    number = {s.join: i for i, s in enumerate(old.sections)}
-    return torch.tensor([number[plan.origin[s.join]] for s in new.sections], dtype=torch.int64)

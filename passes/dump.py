@@ -17,6 +17,7 @@ from fxcat.errors import StorageError
 from fxcat.passes.analysis.units import NO_UNIT
 from fxcat.passes.gating.insert import Gating
 from fxcat.passes.graph.label_arrays import FROZEN, leaves
+from fxcat.passes.graph.meta import VALUE
 from fxcat.passes.pipeline import Observer, State, Step
 from fxcat.passes.work import Work
 
@@ -57,7 +58,7 @@ def lines_of(step: Step[Any], state: State) -> Iterator[str]:
     yield ""
     for node in state.graph.nodes:
         known = _axes(state, node) if isinstance(state, Work) else ""
-        value = "" if node.op == "output" else f"  # {_shape(node.meta.get('value'))}{known}"
+        value = "" if node.op == "output" else f"  # {_shape(VALUE.get(node))}{known}"
         yield f"{_code(node):<88}{value}".rstrip()
     if isinstance(state, Work):
         yield from _found(state)

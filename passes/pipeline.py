@@ -17,6 +17,7 @@ from torch import fx
 
 from fxcat.errors import FxcatError
 from fxcat.passes.graph.label_arrays import place
+from fxcat.passes.graph.meta import VALUE, value_of
 
 _log = logging.getLogger("fxcat.passes")
 
@@ -97,11 +98,11 @@ def check_graph(graph: fx.Graph) -> None:
     """Raise `AssertionError` or `RuntimeError` if a graph is not whole."""
     graph.lint()
     for node in graph.nodes:
-        assert node.op == "output" or "value" in node.meta, f"{place(node)} has no example value"
+        assert node.op == "output" or VALUE.has(node), f"{place(node)} has no example value"
         if node.op == "call_function":
             assert callable(node.target), f"{node.target} at {place(node)} cannot be called"
         elif node.op == "call_method":
             owner: Any = node.args[0] if node.args else None
-            value = owner.meta["value"] if isinstance(owner, fx.Node) else owner
+            value = value_of(owner) if isinstance(owner, fx.Node) else owner
             known = hasattr(torch.Tensor, str(node.target)) or hasattr(value, str(node.target))
             assert known, f"there is no method {node.target} at {place(node)}"

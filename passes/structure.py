@@ -70,7 +70,7 @@ def _activation_bytes(analysis: Analysis) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for node in analysis.inference:
         if node.op not in ("placeholder", "get_attr"):
-            value = analysis.flow.one(node)
+            value = analysis.labels.one(node)
             values: list[Any] = [value] if isinstance(value, torch.Tensor) else tree_leaves(value)
             total = sum(t.numel() * t.element_size() for t in values if isinstance(t, torch.Tensor))
             sizes[node.name] = total

@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxcat.network.cost_model import CostTerm
 from fxcat.passes.analysis.chains import Chain
 from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.analysis.labelling import Labelling
 from fxcat.passes.analysis.sections import Section
 from fxcat.passes.analysis.units import Units
 from fxcat.passes.capture.capture import Captured
@@ -55,7 +56,7 @@ class Analysis:
 
     captured: Captured
     options: Options
-    flow: LabelFlow
+    labels: Labelling
     units: Units
     sections: tuple[Section, ...]
     terms: tuple[CostTerm, ...]
@@ -101,6 +102,6 @@ class Work:
 
     @property
     def analysis(self) -> Analysis:
-        """What is known for good."""
-        known = self.flow, self.units, self.sections, self.terms, self.inference
+        """What is known for good: the flow, which was for finding it, is no part of it."""
+        known = self.flow.found(), self.units, self.sections, self.terms, self.inference
         return Analysis(self.captured, self.options, *known)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxcat
 from fxcat.gated import GatedModule
 from fxcat.passes.graph.flops import flop_counter
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.graph.nested import fill
 from fxcat.passes.rules.boundary import region_input
 from fxcat.records import Pinned
@@ -199,7 +200,7 @@ def counted_region_macs(net: GatedModule, small: nn.Module) -> int:
     total = 0
     for number, region in enumerate(analysis.regions):
         entering = [n for n in graph.nodes if n.target is region_input and n.args[1] == number]
-        values = {n.args[2]: torch.randn(n.meta["value"].shape, dtype=n.meta["value"].dtype) for n in entering}
+        values = {n.args[2]: torch.randn(value_of(n).shape, dtype=value_of(n).dtype) for n in entering}
         total += counted_macs(small.get_submodule(region.path), (), fill(region.arguments, values))
     return total
 

@@ -16,6 +16,7 @@ from torch import fx
 
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.graph.label_arrays import FROZEN, Grid, Labels, compress, is_wide, join, leaves, place, varying_axis
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.moved_labels import move
 
 
@@ -36,11 +37,13 @@ def keep_rectangular(flow: LabelFlow, graph: fx.Graph) -> tuple[Chain, ...]:
     if not wide and not flow.stretches:
         return ()
     attributes = [n for n in wide if n.op == "get_attr"]
-    roots = torch.from_numpy(flow.roots()) if attributes else torch.empty(0)
+    roots = torch.from_numpy(flow.unions.roots()) if attributes else torch.empty(0)
     for node in attributes:
         _settle_attribute(flow, node, roots)
+    # what is united for one value may make another rectangular, or a chain that was free part of a component that is
+    # not: so until nothing changes. Chains are found anew each time, and only those of the last round count
     while True:
-        roots = torch.from_numpy(flow.roots())
+        roots = torch.from_numpy(flow.unions.roots())
         still = [n for n in wide if n.op != "get_attr" and is_wide(_resolve(flow.values[n], roots))]
         chains: list[Chain] = []
         changed = False
@@ -111,15 +114,15 @@ def _first_along(labels: torch.Tensor, axis: int) -> torch.Tensor:
 def _axis_of_units(flow: LabelFlow, labels: torch.Tensor, roots: torch.Tensor) -> int | None:
     """The axis along which all elements of a parameter that were used carry the units that they met; None if there is
     none."""
-    own = torch.zeros(flow.count, dtype=torch.bool)
+    own = torch.zeros(flow.unions.count, dtype=torch.bool)
     own[labels.reshape(-1).long()] = True
-    met = torch.zeros(flow.count, dtype=torch.bool)
+    met = torch.zeros(flow.unions.count, dtype=torch.bool)
     met[roots[~own].long()] = True
     resolved = roots[labels]
     used = met[resolved.long()]
     for axis in range(labels.dim()):
         rows, mask = (x.movedim(axis, 0).reshape(x.shape[axis], -1) for x in (resolved, used))
-        low = torch.where(mask, rows, flow.count).amin(1)
+        low = torch.where(mask, rows, flow.unions.count).amin(1)
         high = torch.where(mask, rows, -1).amax(1)
         if bool(((low == high) | (high < 0)).all()) and int((high >= 0).sum()) > 1:
             return axis
@@ -173,10 +176,11 @@ def _free_chains(flow: LabelFlow, component: list[fx.Node]) -> list[Chain]:
         if i not in inside and isinstance(flow.values.get(i), torch.Tensor)
     }
     sinks = [u for n in component for u in n.users if u not in inside and isinstance(flow.values.get(u), torch.Tensor)]
+    # one value enters, and nothing is computed on the way: then each sink permutes it, and `order` says how
     if len(tensors) != 1 or not all(is_move(n) for n in [*component, *sinks]):
         return []
     source = tensors.pop()
-    shape = source.meta["value"].shape
+    shape = value_of(source).shape
     labels = flow.of(source)
     axis = varying_axis(labels)
     if axis is None:
@@ -188,8 +192,9 @@ def _free_chains(flow: LabelFlow, component: list[fx.Node]) -> list[Chain]:
     chains: list[Chain] = []
     for sink in dict.fromkeys(sinks):
         result = move(sink, moved, flow.root)
-        if not isinstance(result, torch.Tensor) or sink.meta["value"].shape != shape:
+        if not isinstance(result, torch.Tensor) or value_of(sink).shape != shape:
             return []
+        # units that came in along one axis must leave along it: else the index along it does not tell the unit
         if [s > 1 for s in result.shape] != [a == axis for a in range(len(shape))]:
             return []
         chains.append(Chain(source, sink, tuple(component), axis, result.reshape(-1)))
@@ -209,6 +214,8 @@ def _unite_but_one(flow: LabelFlow, node: fx.Node, roots: torch.Tensor, pieces: 
         if not isinstance(resolved, torch.Tensor) or not is_wide(resolved):
             continue
         varying = [a for a, size in enumerate(resolved.shape) if size > 1]
+        # along an axis whose slices become values of their own no slice may go: its units would be pinned as the only
+        # ones of these values, while those along another axis are as free as they were
         keep = next((a for a in varying if not _taken_apart(resolved, a, pieces)), varying[0])
         for axis in varying:
             if axis != keep:

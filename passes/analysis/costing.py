@@ -17,10 +17,11 @@ from fxcat.network.cost_model import Axis, CostTerm, Holding
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.sections import Section, constant_nodes
 from fxcat.passes.analysis.units import NO_UNIT, Units
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.nodes.effects import reads_type, without_result
 from fxcat.passes.rules.asking import ask
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.execute import counted_macs
-from fxcat.passes.rules.table import Rule
 from fxcat.passes.rules.terms import Term
 
 Context: TypeAlias = tuple[int, ...]
@@ -45,7 +46,7 @@ def full_macs(flow: LabelFlow, graph: fx.Graph) -> dict[fx.Node, int]:
 
 def _node_terms(flow: LabelFlow, node: fx.Node, rule: Rule | None) -> tuple[Term, ...]:
     """MACs of a node. What no rule tells is counted while it runs on its example values; its units are frozen."""
-    value = node.meta["value"]
+    value = value_of(node)
     if isinstance(value, torch.Tensor) and not value.numel():
         return ()  # a layer of width 0
     terms = None if rule is None else ask(rule.macs, flow, node)
@@ -80,7 +81,7 @@ def cost_terms(
                 terms += [CostTerm(node.name, macs, 0, factors, Holding.of_uses(found))] if found else []
         _note_uses(flow, node, uses, found)
     for node in flow.values:
-        if node.op == "get_attr" and isinstance(node.meta["value"], nn.Parameter):
+        if node.op == "get_attr" and isinstance(value_of(node), nn.Parameter):
             name = flow.attribute_name(node)
             read = node in needed and not reads_type(node)  # of which the dtype is read, it does not stay for that
             uses.setdefault(name, []).extend(contexts.get(node, _OUTSIDE) if read else ())

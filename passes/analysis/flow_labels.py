@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from fxcat.passes.analysis.label_flow import Freeze, LabelFlow
+from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.analysis.unions import Freeze
 from fxcat.passes.analysis.weights import find_weights, flow_weight, settle
 from fxcat.passes.graph.label_arrays import Grid, Labels, along, leaves, place, unlabelled
-from fxcat.passes.nodes.effects import FACTS, NO_GRAD, TABLE, changed_part_of, is_inplace
+from fxcat.passes.graph.meta import HOOKED, NO_GRAD, TABLE, VALUE, value_of
+from fxcat.passes.nodes.effects import FACTS, changed_part_of, is_inplace
 from fxcat.passes.nodes.one_example import of_one_example
 from fxcat.passes.rules.asking import ask
-from fxcat.passes.rules.table import HOOKED, find_rule
+from fxcat.passes.rules.table import find_rule
 
 
 def flow_labels(
@@ -29,10 +31,10 @@ def flow_labels(
     flow = LabelFlow(root, ones=of_one_example(graph, root, batch), orders=orders)
     flow.weights = find_weights(graph)
     for node in graph.nodes:
-        start = flow.count
+        start = flow.unions.count
         flow.values[node] = _flow_node(flow, node)
-        if NO_GRAD in node.meta:
-            made = torch.arange(start, flow.count, dtype=torch.int32)
+        if NO_GRAD.has(node):
+            made = torch.arange(start, flow.unions.count, dtype=torch.int32)
             flow.freeze(made, node, "computed under torch.no_grad(): gates would get no gradients")
         if ignored and node.op == "call_module" and _within(str(node.target), ignored):
             freeze_node(flow, node, "listed in ignore=")
@@ -61,7 +63,7 @@ def _settle_doubly_used(flow: LabelFlow) -> None:
 
 
 def _flow_node(flow: LabelFlow, node: fx.Node) -> Labels:
-    value = node.meta.get("value")
+    value = VALUE.get(node)
     if node.op == "placeholder":
         return unlabelled(value)
     if node.op == "output":
@@ -85,12 +87,13 @@ def _flow_node(flow: LabelFlow, node: fx.Node) -> Labels:
     if found is not None:
         return ask(found.flow, flow, node)
     reason = f"unknown operation {describe(flow, node)}"
-    if HOOKED in node.meta:
+    if HOOKED.has(node):
         reason = "it has forward hooks"
-    known = len(flow.freezes)
+    freezes = flow.unions.freezes
+    known = len(freezes)
     freeze_node(flow, node, reason)
-    if len(flow.freezes) == known and node.op == "call_module" and any(True for _ in flow.module(node).parameters()):
-        flow.freezes.append(Freeze(torch.empty(0, dtype=torch.int32), place(node), reason))  # its own weights stay
+    if len(freezes) == known and node.op == "call_module" and any(True for _ in flow.module(node).parameters()):
+        freezes.append(Freeze(torch.empty(0, dtype=torch.int32), place(node), reason))  # its own weights stay
     return unlabelled(value)
 
 
@@ -124,7 +127,7 @@ def freeze_node(flow: LabelFlow, node: fx.Node, reason: str) -> None:
 
 def _attribute_labels(flow: LabelFlow, node: fx.Node) -> Labels:
     """Every element of a parameter gets a label of its own: what meets it tells which of its axes hold units."""
-    value = node.meta["value"]
+    value = value_of(node)
     if str(node.target) in flow.orders:
         return None  # replaced as a whole when what it selects from changes
     if not isinstance(value, torch.Tensor) or value.numel() == 1:
@@ -133,7 +136,7 @@ def _attribute_labels(flow: LabelFlow, node: fx.Node) -> Labels:
         return None
     if node in flow.weights:
         return _axes_of_weight(flow, node)
-    if not value.is_floating_point() and TABLE not in node.meta:
+    if not value.is_floating_point() and not TABLE.has(node):
         return unlabelled(value)  # tables of indices are no units
     name = flow.attribute_name(node)
     axes = flow.parameters.get(name, {})
@@ -145,7 +148,7 @@ def _attribute_labels(flow: LabelFlow, node: fx.Node) -> Labels:
 
 def _is_bound(node: fx.Node) -> bool:
     """Whether all that reads a parameter binds its axes one by one."""
-    users = [u for u in node.users if not isinstance(u.meta.get("value"), FACTS)]
+    users = [u for u in node.users if not isinstance(VALUE.get(u), FACTS)]
     rules = [find_rule(user, None) if user.op == "call_function" else None for user in users]
     return all(r is not None and _count(node, u) == r.binds(u).count(node) for r, u in zip(rules, users, strict=True))
 
@@ -159,7 +162,7 @@ def _count(source: fx.Node, node: fx.Node) -> int:
 
 def _axes_of_weight(flow: LabelFlow, node: fx.Node) -> Grid:
     """Every index along every axis of a weight gets a label of its own."""
-    name, value = flow.attribute_name(node), node.meta["value"]
+    name, value = flow.attribute_name(node), value_of(node)
     axes = flow.weight_axes.setdefault(name, {})
     for axis, size in enumerate(value.shape):
         if size > 1 and axis not in axes:

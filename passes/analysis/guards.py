@@ -17,6 +17,7 @@ from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.capture.assert_guards import is_settled
 from fxcat.passes.capture.tracing import Guard
 from fxcat.passes.graph.label_arrays import Grid, place
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.sizes import asked_sizes, is_width
 
 
@@ -47,15 +48,15 @@ def _tie_shapes(flow: LabelFlow, guard: Guard) -> bool:
     sides = guard.node.args[:2]
     if any(not isinstance(s, fx.Node) and (s is None or isinstance(s, str)) for s in sides):
         return True
-    asked = [list(asked_sizes(s)) for s in sides if isinstance(s, fx.Node) and isinstance(s.meta["value"], torch.Size)]
+    asked = [list(asked_sizes(s)) for s in sides if isinstance(s, fx.Node) and isinstance(value_of(s), torch.Size)]
     if [len(a) for a in asked] != [1, 1]:
         return False
     (a, _), (b, _) = asked[0][0], asked[1][0]
     whole = all(
-        isinstance(s, fx.Node) and s.args[0] is t and s.meta["value"] == t.meta["value"].shape
+        isinstance(s, fx.Node) and s.args[0] is t and value_of(s) == value_of(t).shape
         for s, t in zip(sides, (a, b), strict=True)
     )
-    if not whole or a.meta["value"].shape[1:] != b.meta["value"].shape[1:]:
+    if not whole or value_of(a).shape[1:] != value_of(b).shape[1:]:
         return False
     first, second = flow.values[a], flow.values[b]
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):

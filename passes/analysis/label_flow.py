@@ -1,4 +1,4 @@
-"""The state of the label analysis: labels of values and parameters, and what goes together."""
+"""The state of the label analysis: labels of values and parameters, and what is to be settled when all have some."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import fx, nn
 
-from fxcat.network.module_state import full_name, named_once
-from fxcat.passes.graph.label_arrays import FROZEN, Grid, Integers, Labels, join, leaves, place
-from fxcat.passes.rules.table import Rule
+from fxcat.network.module_state import named_once
+from fxcat.passes.analysis.labelling import Labelling, Names
+from fxcat.passes.analysis.unions import Unions
+from fxcat.passes.graph.label_arrays import Grid, Labels, leaves, place
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.terms import Contraction
 
 
@@ -22,26 +24,6 @@ class Meeting(NamedTuple):
     node: fx.Node
     source: fx.Node
     axis: int
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A run of labels that one producer owns: `count` labels from `start`."""
-
-    start: int
-    count: int
-    owner: str
-    producer: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Freeze:
-    """Why some labels are frozen. `besides`: only to be told where that has no other reason."""
-
-    labels: torch.Tensor
-    where: str
-    reason: str
-    besides: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +39,13 @@ class Stretch:
 
 @dataclass(slots=True)
 class LabelFlow:
-    """State of the label analysis; rules know it as a `Flow`."""
+    """State of the label analysis; rules know it as a `Flow`. It is there from the first rule until gates have their
+    places, and holds the network; what stays after that is `found`."""
 
     network: InitVar[nn.Module]
     values: dict[fx.Node, Labels] = field(default_factory=dict[fx.Node, Labels])
     parameters: dict[str, Mapping[int, torch.Tensor]] = field(default_factory=dict[str, Mapping[int, torch.Tensor]])
-    blocks: list[Block] = field(default_factory=list[Block])
-    freezes: list[Freeze] = field(default_factory=list[Freeze])
     rules: dict[fx.Node, Rule | None] = field(default_factory=dict[fx.Node, "Rule | None"])
-    count: int = 1
     ones: Mapping[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
     """Values for a batch of one, where they are not the example values: costs are for one example."""
     contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
@@ -92,23 +72,16 @@ class LabelFlow:
     """Where values without units meet units."""
     doubtful: list[tuple[torch.Tensor, fx.Node, str]] = field(default_factory=list[tuple[torch.Tensor, fx.Node, str]])
     """What `freeze_if_units` was given."""
-    _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
-    _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    unions: Unions = field(default_factory=Unions)
+    """What goes together, so far."""
+    names: Names = field(init=False)
     _lines: dict[int, torch.Tensor] = field(default_factory=dict[int, torch.Tensor])
     """By the id of the labels, which `values` keeps."""
-    _names: dict[str, str] = field(default_factory=dict[str, str])
     _modules: dict[str, nn.Module] = field(default_factory=dict[str, nn.Module])
 
     def __post_init__(self, network: nn.Module) -> None:
         self._modules.update(network.named_modules(remove_duplicate=False))
-        # Tied weights are one tensor under several names: the first name stands for all.
-        first: dict[int, tuple[str, str]] = {}
-        for path, module in self._modules.items():
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    found = first.setdefault(id(tensor), (path, name))
-                    if found != (path, name):
-                        self._names[full_name(path, name)] = full_name(*found)
+        self.names = Names.of(self._modules)
 
     @property
     def root(self) -> nn.Module:
@@ -128,17 +101,29 @@ class LabelFlow:
         """The module that a call_module node calls."""
         return self._modules[str(node.target)]
 
+    def found(self) -> Labelling:
+        """What stays of it."""
+        return Labelling(self.values, self.rules, self.ones, self.names)
+
     def fresh(self, count: int, owner: str, *, producer: bool = True) -> torch.Tensor:
         """`count` new labels, 1-D. Labels that no producer (a contraction) owns or joins are not units."""
-        self.blocks.append(Block(self.count, count, owner, producer))
-        self.count += count
-        return torch.arange(self.count - count, self.count, dtype=torch.int32)
+        return self.unions.fresh(count, owner, producer=producer)
+
+    def unite(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """What `a` and `b` (broadcastable to each other) label at the same place goes together."""
+        self.unions.unite(a, b)
+
+    def freeze(self, labels: Labels, where: str | fx.Node, reason: str, *, besides: bool = False) -> None:
+        """These labels are never removed."""
+        self.unions.freeze(labels, where, reason, besides=besides)
 
     def has_producer(self, labels: torch.Tensor) -> bool:
         """Whether a producer owns some of these labels, and not parameters and buffers, which are read as values."""
-        starts = torch.tensor([block.start for block in self.blocks])
-        owners = torch.searchsorted(starts, labels[labels != FROZEN].unique(), right=True) - 1
-        return any(self.blocks[i].producer for i in owners.unique().tolist())
+        return self.unions.has_producer(labels)
+
+    def has_units(self, labels: torch.Tensor) -> bool:
+        """Whether there are units among labels, as far as is known by now."""
+        return self.unions.has_units(labels)
 
     def of(self, node: fx.Node) -> torch.Tensor:
         """Labels of a node whose value is one tensor."""
@@ -148,12 +133,12 @@ class LabelFlow:
 
     def one(self, node: fx.Node) -> Any:
         """A node's value for a batch of one."""
-        return self.ones[node] if node in self.ones else node.meta["value"]
+        return self.ones[node] if node in self.ones else value_of(node)
 
     def axis(self, node: fx.Node, axis: int) -> torch.Tensor | None:
         """Labels along one axis, 1-D and full length; None if the value's labels vary along another axis too."""
         labels = self.of(node)
-        return self.line(labels, node.meta["value"].shape[axis]) if labels.numel() == labels.shape[axis] else None
+        return self.line(labels, value_of(node).shape[axis]) if labels.numel() == labels.shape[axis] else None
 
     def line(self, labels: torch.Tensor, size: int) -> torch.Tensor:
         """Labels of a value, varying along one axis at most, as 1-D and of its full size; again the same tensor."""
@@ -161,23 +146,6 @@ class LabelFlow:
         if found.shape != (size,):
             found = self._lines[id(labels)] = labels.reshape(-1).expand(size)
         return found
-
-    def unite(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """What `a` and `b` (broadcastable to each other) label at the same place goes together."""
-        if a is b:
-            return
-        a, b = torch.broadcast_tensors(a, b)
-        self._left.append(a.reshape(-1))
-        self._right.append(b.reshape(-1))
-
-    def freeze(self, labels: Labels, where: str | fx.Node, reason: str, *, besides: bool = False) -> None:
-        """These labels are never removed."""
-        for tensor in leaves(labels):
-            live = tensor.reshape(-1)
-            live = live[live != FROZEN]
-            if live.numel():
-                self.freezes.append(Freeze(live, where if isinstance(where, str) else place(where), reason, besides))
-                self.unite(live, torch.zeros_like(live))
 
     def freeze_if_units(self, labels: torch.Tensor, where: fx.Node, reason: str) -> None:
         """The same, where only the rest of the graph tells whether they are units; only then it is reported."""
@@ -187,7 +155,7 @@ class LabelFlow:
         """Labels along each axis of a weight, 1-D and full length, None for axes without; what has units along several
         axes goes in whole slices along the first."""
         labels = self.values[node]
-        found: list[torch.Tensor | None] = [None] * node.meta["value"].dim()
+        found: list[torch.Tensor | None] = [None] * value_of(node).dim()
         for layer in labels.layers if isinstance(labels, Grid) else leaves(labels):
             axes = [a for a, size in enumerate(layer.shape) if size > 1]
             keep = next((a for a in axes if found[a] is None), None)
@@ -213,24 +181,20 @@ class LabelFlow:
 
     def meet(self, node: fx.Node, source: fx.Node, axes: Sequence[int]) -> None:
         """`source` enters `node` without units along some axes of the result, along which others have units."""
-        before = node.meta["value"].dim() - source.meta["value"].dim()
+        before = value_of(node).dim() - value_of(source).dim()
         self.meetings += [Meeting(node, source, axis - before) for axis in axes]
-
-    def freeze_block(self, block: Block, reason: str) -> None:
-        """Freeze all labels of a producer."""
-        self.freeze(torch.arange(block.start, block.start + block.count, dtype=torch.int32), block.owner, reason)
 
     def parameter_name(self, node: fx.Node, name: str) -> str:
         """Full, canonical name of a parameter or buffer of a node's module."""
-        return self.name_of(f"{node.target}.{name}")
+        return self.names.of_module(node, name)
 
     def name_of(self, known: str) -> str:
         """The first name of a parameter or buffer that is known by some name: tied weights have several."""
-        return self._names.get(known, known)
+        return self.names.canonical(known)
 
     def attribute_name(self, node: fx.Node) -> str:
         """Canonical name of the parameter or buffer that a get_attr node reads."""
-        return self.name_of(str(node.target))
+        return self.names.read_by(node)
 
     def bind(self, node: fx.Node, name: str, axis: int, labels: torch.Tensor) -> None:
         """Axis `axis` of the module's parameter `name` carries `labels` (1-D); absent parameters are skipped."""
@@ -263,50 +227,3 @@ class LabelFlow:
     def bound_axis(self, name: str, axis: int) -> torch.Tensor | None:
         """The same for a parameter by its canonical name."""
         return self.parameters.get(name, {}).get(axis)
-
-    def roots(self, *, frozen: bool = True) -> Integers:
-        """For every label the smallest label united with it (so 0 for the frozen). `frozen`: whether what is frozen
-        counts as united."""
-        parent = np.arange(self.count, dtype=np.int32)
-        start, pending = 0, 0
-        for i, labels in enumerate(self._left):
-            pending += labels.numel()
-            if pending >= CHUNK or i == len(self._left) - 1:
-                left, right = (torch.cat(side[start : i + 1]).numpy() for side in (self._left, self._right))
-                if not frozen:
-                    left, right = (side[(left != FROZEN) & (right != FROZEN)] for side in (left, right))
-                join(parent, left, right)
-                start, pending = i + 1, 0
-        return parent
-
-    def unit_roots(self) -> tuple[Integers, np.ndarray[Any, np.dtype[np.bool_]]]:
-        """The roots, and which of them are units, as far as is known by now: not frozen, and a producer's."""
-        roots = self.roots()
-        are_units = np.zeros(self.count, dtype=bool)
-        for block in self.blocks:
-            if block.producer:
-                are_units[roots[block.start : block.start + block.count]] = True
-        are_units[FROZEN] = False
-        return roots, are_units
-
-    def has_units(self, labels: torch.Tensor) -> bool:
-        """Whether there are units among labels, as far as is known by now."""
-        roots, are_units = self.unit_roots()
-        return bool(are_units[roots[labels.reshape(-1).numpy()]].any())
-
-    def release(self) -> None:
-        """Forget what was united, once units are resolved: thousands of small tensors."""
-        self._left.clear()
-        self._right.clear()
-        self.freezes.clear()
-        self.stretches.clear()
-
-    def detach(self) -> None:
-        """Forget the modules, since what was found is true of every copy of them, and what only the finding took."""
-        known = self._modules, self._lines, self.blocks, self.contractions, self.outer, self.counted
-        for found in (*known, self.weights, self.weight_axes, self.statistics, self.doubtful):
-            found.clear()
-
-
-CHUNK = 1 << 15
-"""How many pairs of labels are united at once: enough to be fast, few enough to need little memory."""

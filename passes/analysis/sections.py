@@ -17,7 +17,8 @@ from torch import fx
 
 from fxcat.passes.analysis.guards import asked_sizes
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.nodes.effects import FACTS, NO_GRAD, asserts, changed_later, effects, is_by_the_way, without_result
+from fxcat.passes.graph.meta import NO_GRAD, VALUE, path_of, value_of
+from fxcat.passes.nodes.effects import FACTS, asserts, changed_later, effects, is_by_the_way, without_result
 from fxcat.passes.rules.boundary import region_input, region_output
 
 SUMS = {torch.add, operator.add, operator.iadd, "add", "add_"}
@@ -48,7 +49,7 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
 
 def _two_values(node: fx.Node) -> bool:
     operands = node.args[:2]
-    values = [a.meta["value"] for a in operands if isinstance(a, fx.Node)]
+    values = [value_of(a) for a in operands if isinstance(a, fx.Node)]
     if len(values) != 2 or node.kwargs.get("alpha", 1) != 1:
         return False
     tensors = all(isinstance(v, torch.Tensor) for v in values)
@@ -71,7 +72,7 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
-        facts = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), FACTS)]
+        facts = [i for i in node.all_input_nodes if isinstance(VALUE.get(i), FACTS)]
         asked = [(tensor, axis) for fact in facts for tensor, axis in asked_sizes(fact)]
         batch = any(axis in (0, None) and tensor not in found for tensor, axis in asked)
         same = not batch and all(i in found for i in node.all_input_nodes if i not in facts)
@@ -86,11 +87,11 @@ def _joins_examples(node: fx.Node) -> bool:
         index = node.args[1]
         entries = index if isinstance(index, tuple) else (index,)
         first = next(iter(entries), None)
-        return isinstance(first, slice) and isinstance(first.stop, int) and isinstance(node.meta["value"], torch.Tensor)
+        return isinstance(first, slice) and isinstance(first.stop, int) and isinstance(value_of(node), torch.Tensor)
     if getattr(node.target, "__name__", node.target) not in _REDUCTIONS:
         return False
     axes = arguments(node, "input", "dim").get("dim")
-    given = node.all_input_nodes[0].meta["value"] if node.all_input_nodes else None
+    given = value_of(node.all_input_nodes[0]) if node.all_input_nodes else None
     dims = given.dim() if isinstance(given, torch.Tensor) else 0
     return bool(dims) and any(
         a % dims == 0 for a in (axes if isinstance(axes, tuple | list) else (axes,)) if isinstance(a, int)
@@ -105,7 +106,7 @@ def _of_sizes(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         computed = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
-        is_fact = isinstance(node.meta.get("value"), FACTS)
+        is_fact = isinstance(VALUE.get(node), FACTS)
         if node.op == "get_attr" or (computed and (is_fact or all(i in found for i in node.all_input_nodes))):
             found.add(node)
     return found
@@ -121,7 +122,7 @@ def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, 
     depth: dict[fx.Node | None, int] = {None: 0}
     for node in graph.nodes:
         inputs = [i for i in node.all_input_nodes if i not in constants]
-        inputs = [i for i in inputs if not isinstance(i.meta.get("value"), FACTS)] or inputs
+        inputs = [i for i in inputs if not isinstance(VALUE.get(i), FACTS)] or inputs
         nearest: fx.Node | None = inputs[0] if inputs else None
         for other in inputs[1:]:
             while nearest is not other:
@@ -160,7 +161,7 @@ class _Finder:
         branches = [(x, self._branch(x, entry)) for x in (a, b)]
         branches.sort(key=lambda item: self._work(item[1]))
         (shortcut, cheap), (last, nodes) = branches
-        if shortcut in self.of_one_batch or NO_GRAD in last.meta or last in self.changed:
+        if shortcut in self.of_one_batch or NO_GRAD.has(last) or last in self.changed:
             return None  # no gate at the last value makes zero what is written into it afterwards
         work = self._work(nodes)
         if not work or work <= self._work(cheap) or nodes & cheap:
@@ -177,7 +178,7 @@ class _Finder:
     def _changes_for_others(self, nodes: Container[fx.Node]) -> bool:
         """Whether nodes change a buffer for a module that has more to compute: then they stay when the section goes."""
         for node in self.by_the_way:
-            path = node.meta.get("path") or ""
+            path = path_of(node)
             if node in nodes and any(
                 _within(n, path) for n in self.order if n.op.startswith("call") and n not in nodes
             ):
@@ -205,7 +206,7 @@ class _Finder:
 
 
 def _within(node: fx.Node, path: str) -> bool:
-    return not path or f"{node.meta.get('path') or ''}.".startswith(f"{path}.")
+    return not path or f"{path_of(node)}.".startswith(f"{path}.")
 
 
 def _named(sections: list[Section], weight: Mapping[fx.Node, int]) -> list[Section]:
@@ -238,7 +239,7 @@ def _in_streams(sections: list[Section], weight: Mapping[fx.Node, int]) -> tuple
             seen.add(node)
             if node not in number_at:
                 stack += node.all_input_nodes
-            elif node.meta["value"].shape == section.join.meta["value"].shape:
+            elif value_of(node).shape == value_of(section.join).shape:
                 stream = min(stream, number_at[node])
         number_at[section.join] = stream
         result.append(replace(section, stream=stream))

@@ -16,7 +16,7 @@ from torch import fx, nn
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.buffers import add_buffer
-from fxcat.passes.nodes.effects import CONSTANT, TABLE
+from fxcat.passes.graph.meta import CONSTANT, TABLE, VALUE, take_all, value_of
 from fxcat.passes.nodes.known import known_value
 from fxcat.passes.rules.boundary import owners
 
@@ -40,8 +40,10 @@ def with_tables(captured: Captured, network: nn.Module, tables: Sequence[fx.Node
         add_buffer(network, name, table.to(device), persistent=False)
         with captured.graph.inserting_before(node):
             read = captured.graph.create_node("get_attr", name)
-        read.meta |= {k: v for k, v in node.meta.items() if k != "value"}
-        read.meta |= {"value": table.to("meta"), CONSTANT: True, TABLE: True}
+        take_all(read, node)
+        VALUE.set(read, table.to("meta"))
+        CONSTANT.set(read, True)
+        TABLE.set(read, True)
         node.replace_all_uses_with(read)
         captured.graph.erase_node(node)
     return replace(captured, constants=constants)
@@ -49,7 +51,7 @@ def with_tables(captured: Captured, network: nn.Module, tables: Sequence[fx.Node
 
 def _made(node: fx.Node, network: nn.Module) -> torch.Tensor | None:
     """The values of a table, as the model makes them; None if they depend on others, which are not known."""
-    tensors = [n for n in node.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
+    tensors = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
     if tensors:
         known = known_value(node, network)
         return known.value if known is not None and set(known.sizes) <= set(node.all_input_nodes) else None

@@ -14,8 +14,10 @@ import torch
 from torch import fx
 
 from fxcat.passes.analysis.chains import Chain
-from fxcat.passes.analysis.label_flow import Freeze, LabelFlow
+from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.analysis.unions import Freeze, Unions
 from fxcat.passes.graph.label_arrays import FROZEN, Grid, Integers, Labels, compress, join, leaves
+from fxcat.passes.graph.meta import value_of
 from fxcat.records import Pinned
 
 NO_UNIT = -1
@@ -61,7 +63,7 @@ class Units:
 def resolve_units(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
     """Number the units group by group. A group with a single unit is pinned, since it can never be emptied, and so is
     the only unit of a value or of a parameter."""
-    while True:
+    while True:  # to freeze the only unit of a value may leave one unit of another
         units = _number(flow, chains)
         row, member = _required_sets(flow, units)
         alone = member[torch.bincount(row)[row] == 1] if len(row) else member
@@ -73,20 +75,20 @@ def resolve_units(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
 
 
 def _number(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
-    roots = flow.roots()
-    blocks = flow.blocks
-    block_of = np.zeros(flow.count, dtype=np.int32)
+    unions = flow.unions
+    roots, blocks = unions.roots(), unions.blocks
+    block_of = np.zeros(unions.count, dtype=np.int32)
     for i, block in enumerate(blocks):
         block_of[block.start : block.start + block.count] = i
     group_of_block = np.arange(len(blocks), dtype=np.int32)
     live = np.flatnonzero(roots != FROZEN)
     join(group_of_block, block_of[live], block_of[roots[live]])
     produced = {id_ for i, b in enumerate(blocks) for id_ in [group_of_block[i]] if b.producer}
-    unit_roots = np.flatnonzero(roots == np.arange(flow.count, dtype=np.int32))[1:]  # without FROZEN
+    unit_roots = np.flatnonzero(roots == np.arange(unions.count, dtype=np.int32))[1:]  # without FROZEN
     group_of_unit = group_of_block[block_of[unit_roots]] if len(blocks) else unit_roots
     groups: list[UnitRange] = []
-    pinned = _pinned(flow)
-    numbers = np.full(flow.count, NO_UNIT, dtype=np.int32)
+    pinned = _pinned(unions)
+    numbers = np.full(unions.count, NO_UNIT, dtype=np.int32)
     start = 0
     by_group = np.argsort(group_of_unit, kind="stable")
     present, sizes = np.unique(group_of_unit, return_counts=True)
@@ -103,23 +105,23 @@ def _number(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
     return Units(torch.from_numpy(numbers[roots]), _unique_names(groups), tuple(pinned), flow.parameters, chains)
 
 
-def _pinned(flow: LabelFlow) -> list[Pinned]:
+def _pinned(unions: Unions) -> list[Pinned]:
     """One entry per place and reason, with the number of labels it froze."""
     found: dict[tuple[str, str], int] = {}
-    for freeze in (*(f for f in flow.freezes if not f.besides), *_unexplained(flow)):
+    for freeze in (*(f for f in unions.freezes if not f.besides), *_unexplained(unions)):
         key = (freeze.where, freeze.reason)
         found[key] = found.get(key, 0) + int(freeze.labels.unique().numel())
     return [Pinned(where, reason, count) for (where, reason), count in found.items()]
 
 
-def _unexplained(flow: LabelFlow) -> list[Freeze]:
+def _unexplained(unions: Unions) -> list[Freeze]:
     """Those reasons, to be told where there is no other, that are the only ones for what might be units."""
-    besides = [f for f in flow.freezes if f.besides]
+    besides = [f for f in unions.freezes if f.besides]
     if not besides:
         return []
-    roots = flow.roots(frozen=False)
-    producing = {int(r) for b in flow.blocks if b.producer for r in np.unique(roots[b.start : b.start + b.count])}
-    explained = {int(r) for f in flow.freezes if not f.besides for r in np.unique(roots[f.labels.numpy()])}
+    roots = unions.roots(frozen=False)
+    producing = {int(r) for b in unions.blocks if b.producer for r in np.unique(roots[b.start : b.start + b.count])}
+    explained = {int(r) for f in unions.freezes if not f.besides for r in np.unique(roots[f.labels.numpy()])}
     return [f for f in besides if not producing.isdisjoint(set(roots[f.labels.numpy()].tolist()) - explained)]
 
 
@@ -135,7 +137,7 @@ def _unique_names(groups: list[UnitRange]) -> tuple[UnitRange, ...]:
 
 def _leaves_out(flow: LabelFlow, node: fx.Node) -> bool:
     def elements(node: fx.Node) -> list[int]:
-        return [] if flow.values[node] is None else [t.numel() for t in leaves(node.meta["value"])]
+        return [] if flow.values[node] is None else [t.numel() for t in leaves(value_of(node))]
 
     entering = sum(sum(elements(n)) for n in node.all_input_nodes)
     return any(count < entering for count in elements(node))
@@ -163,10 +165,10 @@ def _required_sets(flow: LabelFlow, units: Units) -> torch.Tensor:
             continue  # the usual case, and a quick test: a whole group comes first
         numbers = np.unique(found)
         if numbers[0] == NO_UNIT:
-            continue
+            continue  # something else stays in it, whatever goes
         group = np.searchsorted(starts, numbers, side="right") - 1
         counts = np.bincount(group, minlength=len(units.groups))
-        if not bool((counts == np.diff(starts))[counts > 0].any()):
+        if not bool((counts == np.diff(starts))[counts > 0].any()):  # a whole group is a set already, and a smaller one
             sets[numbers.tobytes()] = numbers
     sizes = [*np.diff(starts).tolist(), *map(len, sets.values())]
     pairs = np.empty((2, sum(sizes)), dtype=np.int32)

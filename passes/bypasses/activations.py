@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.channels import PReLU
-from fxcat.passes.rules.elementwise import ZeroToSomething, ZeroToZero
-from fxcat.passes.rules.table import Rule
+from fxcat.passes.rules.pointwise import ZeroToSomething, ZeroToZero
 
 _NO_ACTIVATIONS = {
     *(torch.neg, torch.negative, operator.neg, "neg", "negative", "neg_", "zero_"),

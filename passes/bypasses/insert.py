@@ -20,8 +20,8 @@ from fxcat.passes.capture.capture import Captured
 from fxcat.passes.codegen.install import install
 from fxcat.passes.graph.buffers import add_buffer
 from fxcat.passes.graph.copy_model import copy_data, copy_model
-from fxcat.passes.graph.invocations import same_place, stands_for
-from fxcat.passes.nodes.effects import PHASE
+from fxcat.passes.graph.invocations import stands_for
+from fxcat.passes.graph.meta import PHASE, VALUE, stand_beside, value_of
 
 CONTAINER = "bypasses"
 """The submodule that holds what the bypasses compute."""
@@ -45,7 +45,7 @@ def with_bypasses(model: nn.Module, captured: Captured, bypasses: Bypasses) -> n
         where = bypass.stretch.exit
         if bypass.kind != "identity":
             name = _free(bypass.name.replace(".", "_"), dir(added))
-            added[name] = _computed(bypass, shortcut.meta["value"].dtype, device)
+            added[name] = _computed(bypass, value_of(shortcut).dtype, device)
             with where.graph.inserting_after(where):
                 shortcut = where = where.graph.call_module(f"{container}.{name}", (shortcut,))
         sums[bypass.stretch.exit] = _add(bypass.stretch.exit, shortcut, where)
@@ -101,10 +101,11 @@ def _add(last: fx.Node, shortcut: fx.Node, where: fx.Node) -> fx.Node:
     readers = [n for n in last.users if n is not shortcut]
     with last.graph.inserting_after(where):
         total = last.graph.call_function(operator.add, (last, shortcut))
-    total.meta |= {key: last.meta[key] for key in ("value", PHASE) if key in last.meta} | same_place(last)
+    VALUE.copy(total, last)
+    PHASE.copy(total, last)
+    stand_beside(total, last)
     stands_for(total, last)
-    if PHASE in last.meta:
-        where.meta[PHASE] = last.meta[PHASE]
+    PHASE.copy(where, last)
     for reader in readers:
         reader.replace_input_with(last, total)
     return total

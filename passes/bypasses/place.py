@@ -20,6 +20,7 @@ from fxcat.passes.bypasses.windows import Window, is_convolution
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.graph.arguments import arguments
 from fxcat.passes.graph.label_arrays import place
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction, FrozenBatchNorm
 
 Kind = Literal["identity", "pooling", "projection"]
@@ -113,7 +114,7 @@ def place_bypasses(captured: Captured, network: nn.Module, ignore: Sequence[str]
 
 def _bypass(flow: LabelFlow, stretch: Stretch, section_macs: int) -> Bypass | str:
     """The bypass of a stretch, or why there is none."""
-    entering, leaving = stretch.entry.meta["value"], stretch.exit.meta["value"]
+    entering, leaving = value_of(stretch.entry), value_of(stretch.exit)
     axis = 1 if is_convolution(flow.rules[stretch.layers[0]]) else -1
     before, after = entering.shape[axis], leaving.shape[axis]
     pooled = [w for w in stretch.windows if not w.keeps_size]

@@ -16,10 +16,10 @@ from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.sections import constant_nodes, dominators
 from fxcat.passes.bypasses.activations import is_activation
 from fxcat.passes.bypasses.windows import Window, is_convolution, is_maximum, window_of
-from fxcat.passes.nodes.effects import NO_GRAD, without_result
-from fxcat.passes.rules.contraction import Linear
+from fxcat.passes.graph.meta import NO_GRAD, VALUE, value_of
+from fxcat.passes.nodes.effects import without_result
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.functional import LinearFunction
+from fxcat.passes.rules.linear import Linear, LinearFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class _Finder:
         """Whether a node is a convolution or a linear layer, with a batch axis."""
         rule = self.flow.rules.get(node)
         if isinstance(rule, Linear | LinearFunction):
-            return node.meta["value"].dim() > 1 and node.meta["value"].dim() == self._source(node).dim()
+            return value_of(node).dim() > 1 and value_of(node).dim() == self._source(node).dim()
         return is_convolution(rule) and self._window(node) is not None
 
     def at(self, layer: fx.Node) -> Stretch | Unfit:
@@ -99,7 +99,7 @@ class _Finder:
         steps = self._to_nonlinearity(layer) if layer in self.leading else []
         if (steps[-1].node if steps else layer) not in self.leading:
             return Unfit(layer, "it gives the network's output")
-        if any(NO_GRAD in n.meta for n in (layer, *(step.node for step in steps))):
+        if any(NO_GRAD.has(n) for n in (layer, *(step.node for step in steps))):
             return Unfit(layer, "it is computed under torch.no_grad()")
         if not steps:
             return Unfit(layer, "no nonlinearity follows it, or none on a single way through ops that are known")
@@ -139,7 +139,7 @@ class _Finder:
 
     def _passes(self, node: fx.Node, linear: bool) -> bool:
         """Whether a stretch may go on through a node: no movement, nothing unknown, no other kind of layer."""
-        rule, value = self.flow.rules.get(node), node.meta.get("value")
+        rule, value = self.flow.rules.get(node), VALUE.get(node)
         if rule is None or rule.movement or not isinstance(value, torch.Tensor):
             return False
         if self.is_layer(node):
@@ -166,7 +166,7 @@ class _Finder:
 
     @staticmethod
     def _source(node: fx.Node) -> torch.Tensor:
-        return node.all_input_nodes[0].meta["value"]
+        return value_of(node.all_input_nodes[0])
 
 
 def _post_dominators(graph: fx.Graph, constants: set[fx.Node]) -> dict[object, object]:

@@ -9,10 +9,11 @@ from typing import Any
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.rules.contraction import Conv, ConvTranspose
-from fxcat.passes.rules.functional import ConvFunction
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule
+from fxcat.passes.rules.conv import Conv, ConvFunction
+from fxcat.passes.rules.conv_transpose import ConvTranspose
 from fxcat.passes.rules.pooling import Pool
-from fxcat.passes.rules.table import Rule
 
 _AVERAGE: tuple[Callable[..., nn.Module], ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _OF_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -58,7 +59,7 @@ def is_convolution(rule: Rule | None) -> bool:
 
 def window_of(node: fx.Node, rule: Rule | None, module: nn.Module | None) -> Window | None:
     """The window of a convolution or pooling; None for other ops, and for poolings to a fixed size."""
-    source = node.all_input_nodes[0].meta["value"]
+    source = value_of(node.all_input_nodes[0])
     if is_convolution(rule):
         given = _given(node, module, _OF_CONV)
         weight = given["weight"]

@@ -11,9 +11,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.capture.tracing import Guard
-from fxcat.passes.graph.invocations import same_place
-from fxcat.passes.nodes.effects import PHASE
-from fxcat.passes.rules.asking import LINE
+from fxcat.passes.graph.meta import LINE, PHASE, VALUE, stand_beside, value_of
 from fxcat.passes.rules.sizes import asked_sizes
 
 
@@ -34,12 +32,14 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
             said = f"sizes decide otherwise than for the example inputs{_line_of(node)}"
             check = graph.call_function(torch._assert, (same, said))  # pyright: ignore[reportPrivateUsage]
         for new, value in ((same, True), (check, None)):
-            new.meta.update({k: v for k, v in node.meta.items() if k == PHASE}, value=value, **same_place(node))
+            PHASE.copy(new, node)
+            stand_beside(new, node)
+            VALUE.set(new, value)
 
 
 def _line_of(node: fx.Node) -> str:
     """Where the model's Python asked."""
-    file, line = node.meta.get(LINE, ("", 0))
+    file, line = LINE.get(node, ("", 0))
     return f", in {Path(file).name}, line {line}" if line else ""
 
 
@@ -53,6 +53,6 @@ def is_settled(guard: Guard) -> bool:
 def _is_size(node: fx.Node) -> bool:
     """Whether a node is one size of a value, as it is."""
     shape = node.args[0] if node.target is operator.getitem else None
-    if isinstance(shape, fx.Node) and isinstance(shape.meta["value"], torch.Size):
-        return isinstance(node.meta["value"], int)
-    return node.target == "size" and isinstance(node.meta["value"], int)
+    if isinstance(shape, fx.Node) and isinstance(value_of(shape), torch.Size):
+        return isinstance(value_of(node), int)
+    return node.target == "size" and isinstance(value_of(node), int)

@@ -13,8 +13,7 @@ from torch import fx
 
 from fxcat.passes.capture.picked import Call, Picked
 from fxcat.passes.graph.arguments import thaw
-from fxcat.passes.graph.invocations import same_place
-from fxcat.passes.nodes.effects import NEW, NO_GRAD
+from fxcat.passes.graph.meta import NEW, NO_GRAD, VALUE, stand_beside, value_of
 
 
 def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[fx.Node, int]) -> fx.Node | None:
@@ -25,7 +24,7 @@ def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[
     if not (isinstance(value, int | float) or _is_tensor(value)):
         return None
     graph, picked, listed = after.graph, Picked.of(base, index), _listed(index)
-    cuts = None if picked or listed else _cuts(index, base.meta["value"].dim())
+    cuts = None if picked or listed else _cuts(index, value_of(base).dim())
     chosen = picked.takes(value) if picked else listed is not None and _fits(listed, base, value)
     if cuts is None and not chosen:
         return None
@@ -34,9 +33,10 @@ def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[
         method = isinstance(target, str)
         new = graph.call_method(target, args, kwargs) if method else graph.call_function(target, args, kwargs)
         function: Any = getattr(torch.Tensor, target) if method else target
-        new.meta.update(same_place(after), value=function(*thaw(args), **thaw(kwargs)))
-        if NO_GRAD in after.meta:
-            new.meta[NO_GRAD] = True
+        stand_beside(new, after)
+        VALUE.set(new, function(*thaw(args), **thaw(kwargs)))
+        if NO_GRAD.has(after):
+            NO_GRAD.set(new, True)
         order[new] = order[after]
         return new
 
@@ -49,7 +49,8 @@ def assigned(after: fx.Node, base: fx.Node, index: Any, value: Any, order: dict[
             result = call("index_copy" if _is_tensor(value) else "index_fill", base, *listed, value)
         else:
             result = _cut(call, base, index, value, cuts or {})
-    result.meta |= {"value": base.meta["value"], NEW: True}  # views of the one are views of the other
+    VALUE.set(result, value_of(base))
+    NEW.set(result, True)  # views of the one are views of the other
     return result
 
 
@@ -80,7 +81,7 @@ def _listed(index: Any) -> tuple[int, Any] | None:
     if isinstance(places, list | tuple):
         several = 0 < len(places) <= _MOST and all(type(p) is int for p in places)
         return (axis, list(places)) if several and len({*places}) == len(places) else None
-    is_list = _is_tensor(places) and places.meta["value"].dtype == torch.int64 and places.meta["value"].dim() == 1
+    is_list = _is_tensor(places) and value_of(places).dtype == torch.int64 and value_of(places).dim() == 1
     return (axis, places) if is_list else None
 
 
@@ -89,10 +90,10 @@ def _fits(listed: tuple[int, Any], base: fx.Node, value: Any) -> bool:
     if not _is_tensor(value):
         return True
     axis, places = listed
-    shape = list(base.meta["value"].shape)
-    shape[axis] = len(places) if isinstance(places, list) else len(places.meta["value"])
-    found = value.meta["value"]
-    return list(found.shape) == shape and found.dtype == base.meta["value"].dtype
+    shape = list(value_of(base).shape)
+    shape[axis] = len(places) if isinstance(places, list) else len(value_of(places))
+    found = value_of(value)
+    return list(found.shape) == shape and found.dtype == value_of(base).dtype
 
 
 def _one_by_one(
@@ -127,15 +128,15 @@ def _as_slice(cut: slice | int) -> slice:
 
 def _fitted(call: Call, part: fx.Node, base: fx.Node, index: Any, value: Any, numbers: list[int]) -> fx.Node:
     """The value with the axes, shape and type of the part that it replaces. `numbers`: axes that it does not have."""
-    whole = part.meta["value"]
+    whole = value_of(part)
     if not isinstance(value, fx.Node):
         return call(torch.full_like, part, value) if value else call(torch.zeros_like, part)
-    if value.meta["value"].dtype != whole.dtype:
+    if value_of(value).dtype != whole.dtype:
         value = call("to", value, whole.dtype)
     shape = [n for a, n in enumerate(whole.shape) if a not in numbers]
-    while value.meta["value"].dim() > len(shape):
+    while value_of(value).dim() > len(shape):
         value = call("squeeze", value, 0)
-    if list(value.meta["value"].shape) != shape or (whole.shape[0] == 1 and _is_constant(value)):
+    if list(value_of(value).shape) != shape or (whole.shape[0] == 1 and _is_constant(value)):
         value = call("expand_as", value, call(operator.getitem, base, index))
     for axis in numbers:
         value = call(torch.unsqueeze, value, axis)
@@ -144,7 +145,7 @@ def _fitted(call: Call, part: fx.Node, base: fx.Node, index: Any, value: Any, nu
 
 def _put(call: Call, part: fx.Node, axis: int, cut: slice, value: fx.Node) -> fx.Node:
     """A value with some slices replaced by another one."""
-    whole = part.meta["value"]
+    whole = value_of(part)
     if cut.step not in (None, 1):
         return call(torch.slice_scatter, part, value, axis, cut.start, cut.stop, cut.step)
     if axis == 1 or (axis == whole.dim() - 1 < 3):
@@ -155,7 +156,7 @@ def _put(call: Call, part: fx.Node, axis: int, cut: slice, value: fx.Node) -> fx
             pieces.insert(0, call(operator.getitem, part, before))
         if cut.stop is not None:
             pieces.append(call(operator.getitem, part, after))
-        if all(p.meta["value"].shape[axis] for p in pieces):
+        if all(value_of(p).shape[axis] for p in pieces):
             return call(torch.cat, pieces, axis) if len(pieces) > 1 else value
     return call(torch.slice_scatter, part, value, axis, cut.start, cut.stop)
 
@@ -173,4 +174,4 @@ def _is_constant(value: fx.Node) -> bool:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta["value"], torch.Tensor)
+    return isinstance(value, fx.Node) and isinstance(value_of(value), torch.Tensor)

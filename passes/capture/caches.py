@@ -17,7 +17,7 @@ from torch import nn
 
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.graph.nested import leaves
-from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.rules.leaves import is_leaf
 
 _CACHED: Any = type(functools.cache(len))
 _WITH_FUNCTION = (staticmethod, classmethod, types.MethodType)

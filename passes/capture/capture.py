@@ -24,9 +24,10 @@ from fxcat.passes.capture.phases import Phases, trace_phases
 from fxcat.passes.capture.regions import Call, Pin, Region, Regions, Tie, Traced
 from fxcat.passes.capture.shorter import Shorter, shorter_calls
 from fxcat.passes.capture.tracing import Guard
-from fxcat.passes.graph.invocations import PATTERN, Invocations, number_values
+from fxcat.passes.graph.invocations import Invocations, number_values
+from fxcat.passes.graph.meta import BOTH_PHASES, CALLS, COUNTS, PATTERN, RESULTS, VALUE, value_of
 from fxcat.passes.graph.nested import CONSTANTS, Slot, is_plain, leaves, lost_in_copy, map_leaves, template
-from fxcat.passes.nodes.effects import CALLS, COUNTS, RESULTS, returned
+from fxcat.passes.nodes.effects import returned
 from fxcat.utils.exclusive import ONE_AT_A_TIME
 
 
@@ -132,7 +133,9 @@ def _add_flags(graph: fx.Graph, call: Call) -> None:
     for name, value in call.arguments.items():
         if not isinstance(value, Slot):
             with graph.inserting_before(first):
-                graph.placeholder(name).meta |= {"value": value, PATTERN: value}
+                placeholder = graph.placeholder(name)
+            VALUE.set(placeholder, value)
+            PATTERN.set(placeholder, value)
 
 
 def _plainly(call: Call, values: tuple[Any, ...], function: Callable[..., Any], twin: nn.Module) -> tuple[Any, Any]:
@@ -169,7 +172,7 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
         guards = tuple(replace(g, node=renamed[g.node]) for g in guards)
     blocks = number_values(graph, found.calls, renamed)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
-    modes = 2 if output.meta.get("phases") else 1
+    modes = 2 if BOTH_PHASES.get(output) else 1
     patterns = list(found.patterns[:modes])
     if shorter:
         values = [returned(output, mode) for mode in range(modes)]
@@ -177,11 +180,11 @@ def _merged(found: Phases, shorter: Sequence[Shorter] = ()) -> Traced:
             values += [fx.map_arg(v, renamed.__getitem__) for v in call.values[:modes]]
             patterns += call.patterns[:modes]
         output.args = (tuple(values),)
-        output.meta[CALLS] = ((), *(call.absent for call in shorter))
+        CALLS.set(output, ((), *(call.absent for call in shorter)))
     if any(p is not None for p in patterns):
-        output.meta[RESULTS] = tuple(patterns)
+        RESULTS.set(output, tuple(patterns))
     if any(found.counts):
-        output.meta[COUNTS] = found.counts
+        COUNTS.set(output, found.counts)
     assert_guards(graph, guards)
     return Traced(
         graph,
@@ -203,19 +206,19 @@ def _trace_region(module: nn.Module, call: Call) -> Traced:
         result = _whole_copy(plain(function(twin, *args, **kwargs)), twin)
         pattern, proxies = template(map_leaves(result, _opened), fx.Proxy)
         _check_constants(pattern, twin)
-        if any(not isinstance(p.node.meta["value"], torch.Tensor) for p in proxies):
+        if any(not isinstance(value_of(p.node), torch.Tensor) for p in proxies):
             raise CaptureError("it returns a number, not tensors", where=type(twin).__name__)
         return tuple(proxies), pattern
 
     traced = _merged(trace_phases(module, call, results))
     output = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
-    output.meta.pop(RESULTS, None)  # regions put their results together themselves
+    RESULTS.drop(output)  # regions put their results together themselves
     return replace(traced, absent=asking.absent)
 
 
 def _opened(leaf: Any) -> Any:
     """A proxy of several values as a tuple of proxies."""
-    is_tuple = isinstance(leaf, fx.Proxy) and isinstance(leaf.node.meta["value"], tuple | list)
+    is_tuple = isinstance(leaf, fx.Proxy) and isinstance(value_of(leaf.node), tuple | list)
     return tuple(map_leaves(part, _opened) for part in leaf) if is_tuple else leaf
 
 

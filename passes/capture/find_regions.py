@@ -20,10 +20,13 @@ from fxcat.errors import CaptureError
 from fxcat.passes.capture.regions import Call, Pin, Regions, Tracing
 from fxcat.passes.capture.watch_tensors import Watch
 from fxcat.passes.graph.copy_model import meta_twin, share
+from fxcat.passes.graph.meta import HOOKED, PATH, VALUE, value_of
 from fxcat.passes.graph.nested import CONSTANTS, Slot, fill, leaves
+from fxcat.passes.rules.base import Zero
 from fxcat.passes.rules.boundary import NO_REGION, region_output
 from fxcat.passes.rules.execute import infer
-from fxcat.passes.rules.table import HOOKED, Zero, has_hooks, is_leaf, is_of_torch, module_rule
+from fxcat.passes.rules.leaves import is_leaf, is_of_torch
+from fxcat.passes.rules.table import has_hooks, module_rule
 
 
 class _CalledAgain(Exception):
@@ -221,10 +224,11 @@ class _Run:
         self._executed.add(path)
         node_args, node_kwargs = call.filled([self._source(t) for t in call.tensors])
         node = self.found.graph.call_module(path, node_args, node_kwargs)
-        node.meta.update(value=value, path=path)
+        VALUE.set(node, value)
+        PATH.set(node, path)
         rule = module_rule(module)
         if has_hooks(module):
-            node.meta[HOOKED] = True
+            HOOKED.set(node, True)
         if rule is None or has_hooks(module) or rule.zero_at(node) is Zero.BREAKS:
             self.found.pins.append(Pin(node, None, "it is called by code that cannot be captured"))
         returned = self.found.node(region_output, (node, NO_REGION, 0, 0), value)
@@ -243,7 +247,7 @@ class _Run:
 
     def _stand_in(self, node: fx.Node) -> torch.Tensor:
         """A tensor for Python to go on with."""
-        value = node.meta["value"]
+        value = value_of(node)
         shape, few = value.shape, [n if a == 1 else 1 for a, n in enumerate(value.shape)]
         if value.is_floating_point():
             drawn = shape if value.numel() <= _FEW else few

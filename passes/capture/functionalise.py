@@ -14,12 +14,9 @@ from torch import fx
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.assignments import assigned
 from fxcat.passes.capture.picked import check_none_left
-from fxcat.passes.graph.invocations import same_place
+from fxcat.passes.graph.meta import CHANGES, CONSTANT, NO_GRAD, VALUE, path_of, stand_beside, take_all, value_of
 from fxcat.passes.nodes.effects import (
-    CHANGES,
-    CONSTANT,
     INPLACE_OPERATORS,
-    NO_GRAD,
     changed_part_of,
     copy_first,
     is_inplace,
@@ -56,7 +53,7 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
     if base is not None and base.op == "get_attr":
         _detach_what_enters(node, base)
         return
-    kinds = {i.meta["value"].dtype for i in node.all_input_nodes if isinstance(i.meta["value"], torch.Tensor)}
+    kinds = {value_of(i).dtype for i in node.all_input_nodes if isinstance(value_of(i), torch.Tensor)}
     if base is None and may_be_view(changed):
         _make_private(node)  # where one unit is left, what was a copy may be a view
     unseen = base is not None and not _is_read(base, order, order[node])
@@ -67,10 +64,10 @@ def _read_result(node: fx.Node, changed: fx.Node, order: dict[fx.Node, int]) -> 
 
 def _check_gradients(node: fx.Node, changed: fx.Node, base: fx.Node | None) -> None:
     """Gradients of what is changed without them are those of the value before."""
-    if NO_GRAD in node.meta and (base is None or base.op != "get_attr") and NO_GRAD not in changed.meta:
+    if NO_GRAD.has(node) and (base is None or base.op != "get_attr") and not NO_GRAD.has(changed):
         raise CaptureError(
             "a value is changed in place under torch.no_grad()",
-            where=f"module {node.meta.get('path') or '(root)'!r}",
+            where=f"module {path_of(node) or '(root)'!r}",
             remedy="use an op that makes a new value",
         )
 
@@ -85,19 +82,18 @@ def _make_private(node: fx.Node) -> None:
 
 def _detach_what_enters(node: fx.Node, base: fx.Node) -> None:
     """A buffer lives longer than the graph of a step's gradients, which gates begin behind a `detach` too."""
-    if CONSTANT in base.meta or isinstance(base.meta["value"], torch.nn.Parameter):
+    if CONSTANT.has(base) or isinstance(value_of(base), torch.nn.Parameter):
         raise CaptureError(
             f"{base.target!r}, a parameter or a tensor that is no buffer, is changed in place in forward",
-            where=f"module {node.meta.get('path') or '(root)'!r}",
+            where=f"module {path_of(node) or '(root)'!r}",
             remedy="change it outside of forward, or make it a buffer",
         )
     for source in node.all_input_nodes[1:]:
-        value = source.meta["value"]
+        value = value_of(source)
         if isinstance(value, torch.Tensor) and value.is_floating_point() and source.op != "get_attr":
             with node.graph.inserting_before(node):
                 detached = node.graph.call_method("detach", (source,))
-            detached.meta.update(source.meta)
-            detached.meta.pop(CHANGES, None)
+            take_all(detached, source, but=(CHANGES,))
             node.replace_input_with(source, detached)
 
 
@@ -110,7 +106,7 @@ def _redirect(old: fx.Node, new: fx.Node, order: dict[fx.Node, int], after: int)
     for view in earlier:
         with new.graph.inserting_after(new):
             again = new.graph.node_copy(view, lambda n: new if n is old else n)
-        again.meta |= same_place(new)
+        stand_beside(again, new)
         order[again] = after
         _redirect(view, again, order, after)
 
@@ -118,19 +114,20 @@ def _redirect(old: fx.Node, new: fx.Node, order: dict[fx.Node, int], after: int)
 def detach_without_grad(graph: fx.Graph) -> None:
     """What a model computes under `torch.no_grad()` passes no gradient on: what leaves the block is detached."""
     for node in list(graph.nodes):
-        value = node.meta.get("value")
-        outside = [u for u in node.users if NO_GRAD not in u.meta]
-        if NO_GRAD not in node.meta or not outside:
+        value = VALUE.get(node)
+        outside = [u for u in node.users if not NO_GRAD.has(u)]
+        if not NO_GRAD.has(node) or not outside:
             continue
         if isinstance(value, torch.Tensor):
             with graph.inserting_after(node):
                 detached = graph.call_method("detach", (node,))
-            detached.meta.update(same_place(node), value=value)
+            stand_beside(detached, node)
+            VALUE.set(detached, value)
             for user in outside:
                 user.replace_input_with(node, detached)
         elif isinstance(value, tuple | list):
             for user in outside:
-                user.meta[NO_GRAD] = True  # an element
+                NO_GRAD.set(user, True)  # an element
 
 
 def _views(value: fx.Node) -> list[fx.Node]:
@@ -139,7 +136,7 @@ def _views(value: fx.Node) -> list[fx.Node]:
 
 def _is_read(value: fx.Node, order: Mapping[fx.Node, int], after: int, but: fx.Node | None = None) -> bool:
     """Whether a value, or a view of it (`but` through one), is read after some place; its sizes do not count."""
-    later = any(order.get(u, after) > after and not isinstance(u.meta.get("value"), _FACTS) for u in value.users)
+    later = any(order.get(u, after) > after and not isinstance(VALUE.get(u), _FACTS) for u in value.users)
     return later or any(_is_read(view, order, after, but) for view in _views(value) if view is not but)
 
 
@@ -150,7 +147,7 @@ def _assign(node: fx.Node, order: dict[fx.Node, int]) -> None:
         return
     _check_gradients(node, changed, base)
     value = node.args[2]
-    if base is None or base.op != "get_attr" or CONSTANT in base.meta:
+    if base is None or base.op != "get_attr" or CONSTANT.has(base):
         _scatter(node, order)
     elif isinstance(value, fx.Node) and value.target in INPLACE_OPERATORS:
         node.graph.erase_node(node)  # the sum in place has written it
@@ -187,7 +184,7 @@ def _scatter_what_is_seen(node: fx.Node, changed: fx.Node, base: fx.Node, order:
     if later:
         with node.graph.inserting_after(result):
             seen = node.graph.node_copy(changed, lambda n: result if n is base else n)
-        seen.meta |= same_place(node)
+        stand_beside(seen, node)
         order[seen] = after
         for user in later:
             user.replace_input_with(node, seen)

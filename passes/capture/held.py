@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxcat.network.module_state import full_name
-from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.rules.leaves import is_leaf
 
 
 def held_buffers(model: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -22,7 +22,8 @@ from fxcat.passes.capture.torch_checks import checks_traced
 from fxcat.passes.capture.tracing import Tracing
 from fxcat.passes.nodes.effects import INPLACE_OPERATORS
 from fxcat.passes.nodes.known import is_random
-from fxcat.passes.rules.table import autograd_call, computes_weights, function_decomposition, function_rule
+from fxcat.passes.rules.leaves import computes_weights
+from fxcat.passes.rules.table import autograd_call, function_decomposition, function_rule
 
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
 

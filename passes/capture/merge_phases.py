@@ -10,8 +10,7 @@ from typing import Any
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from fxcat.passes.graph.invocations import same_place
-from fxcat.passes.nodes.effects import PHASE, UNCAST
+from fxcat.passes.graph.meta import BOTH_PHASES, PATH, PHASE, UNCAST, VALUE, stand_beside
 
 
 def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -38,14 +37,15 @@ def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.
             key = numbered(seen, key_of(node, copies))
             flagged = numbered(seen, key_of(node, copies, flags=False)) if _has_flag(node) else None
             found = known.get(key)
+            # a node that is there must not come before one that has been matched: training would run it too early
             if phase and found is None and flagged in modal and place[modal[flagged]] > reached:
                 found = modal[flagged] if _set_by_mode(modal[flagged], node) else None
             if found is not None and place[found] < reached and node.op != "get_attr":
                 found = None  # the two graphs call these in another order
             if found is None:
-                with merged.inserting_after(last):
+                with merged.inserting_after(last):  # behind what its own graph runs before it, shared or not
                     found = merged.node_copy(node, copies.__getitem__)
-                found.meta[PHASE] = phase
+                PHASE.set(found, phase)
                 if not phase:
                     known[key], place[found] = found, len(place)
                     if flagged is not None:
@@ -54,13 +54,13 @@ def merge(inference: fx.Graph, training: fx.Graph, *, differ: bool) -> tuple[fx.
             elif place[found] > reached:
                 last, reached = found, place[found]
             if phase and found in place:
-                found.meta.pop(PHASE, None)
+                PHASE.drop(found)
             copies[node] = found
     # of what only one mode runs another must not run anything, even if no result takes it: norms, dropout
-    differ |= repr(outputs[0]) != repr(outputs[1]) or any(PHASE in n.meta for n in merged.nodes)
+    differ |= repr(outputs[0]) != repr(outputs[1]) or any(PHASE.has(n) for n in merged.nodes)
     result = merged.output(tuple(outputs) if differ else outputs[0])
     if differ:
-        result.meta["phases"] = True
+        BOTH_PHASES.set(result, True)
     return merged, copies
 
 
@@ -74,7 +74,7 @@ def key_of(node: fx.Node, copies: Mapping[fx.Node, fx.Node], *, flags: bool = Tr
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: copies.get(n, n))
     if not flags:
         args, kwargs = map_aggregate((args, kwargs), lambda a: "flag" if isinstance(a, bool | float) else a)
-    return node.op, node.target, repr(args), repr(kwargs), node.meta.get(UNCAST, False)
+    return node.op, node.target, repr(args), repr(kwargs), UNCAST.get(node, False)
 
 
 def _has_flag(node: fx.Node) -> bool:
@@ -98,8 +98,9 @@ def _set_by_mode(node: fx.Node, training: fx.Node) -> bool:
     if any(off != on and off not in (False, 0.0) for off, on in pairs):
         return False
     with node.graph.inserting_before(node):
-        mode = node.graph.create_node("get_attr", f"{node.meta['path']}.training".lstrip("."))
-    mode.meta.update(same_place(node), value=False)
+        mode = node.graph.create_node("get_attr", f"{PATH.of(node)}.training".lstrip("."))
+    stand_beside(mode, node)
+    VALUE.set(mode, False)
     left = iter(pairs)
 
     def by_mode(argument: Any) -> Any:
@@ -110,7 +111,8 @@ def _set_by_mode(node: fx.Node, training: fx.Node) -> bool:
             return mode
         with node.graph.inserting_before(node):
             product = node.graph.call_function(operator.mul, (mode, on))
-        product.meta.update(same_place(node), value=0.0)
+        stand_beside(product, node)
+        VALUE.set(product, 0.0)
         return product
 
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), by_mode)

@@ -12,7 +12,7 @@ from torch import nn
 
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.tracing import Tracing
-from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.rules.leaves import is_leaf
 
 
 class Modes:

@@ -17,6 +17,7 @@ from torch import fx
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.capture.tracing import Guard
+from fxcat.passes.graph.meta import NUMBER, value_of
 from fxcat.passes.graph.nested import map_leaves
 from fxcat.passes.nodes.known import known_value
 
@@ -40,10 +41,6 @@ def numbers_of(proxy: ExampleProxy) -> Any:
     return _taken_apart(proxy.tracer.create_proxy("call_method", "detach", (proxy,), {}))
 
 
-NUMBER = "number"
-"""Key in the `meta` of a node whose value stands for a number of Python: one of its type."""
-
-
 def number_of(proxy: ExampleProxy) -> Any:
     """What `item` returns."""
     if proxy.example.numel() == 1 and proxy.example.dim():
@@ -63,7 +60,7 @@ def plain_number(proxy: ExampleProxy) -> Any:
     number = held.value.item()
     same: Any = (proxy == number).all()  # pyright: ignore
     torch._assert(same, "a buffer held another number when the network was captured")  # pyright: ignore[reportPrivateUsage]
-    proxy.tracer.guards += [Guard(n, n.meta["value"]) for n in held.sizes]
+    proxy.tracer.guards += [Guard(n, value_of(n)) for n in held.sizes]
     return number
 
 
@@ -110,7 +107,7 @@ _IN_TORCH: dict[Any, Callable[..., Any]] = {
 
 def _as_number(proxy: Any) -> Any:
     """A tensor that stands for a number of its type."""
-    proxy.node.meta[NUMBER] = torch.empty((), dtype=proxy.example.dtype).fill_(0).item()
+    NUMBER.set(proxy.node, torch.empty((), dtype=proxy.example.dtype).fill_(0).item())
     return proxy
 
 
@@ -127,7 +124,7 @@ def _known(proxy: ExampleProxy) -> torch.Tensor | None:
     known = known_value(proxy.node, proxy.tracer.root)
     if known is None or known.finite:
         return None
-    proxy.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+    proxy.tracer.guards += [Guard(n, value_of(n)) for n in known.sizes]
     return known.value
 
 
@@ -154,7 +151,7 @@ def _written(proxy: ExampleProxy) -> Any:
 
 
 def _counts(node: fx.Node) -> bool:
-    value = node.meta["value"]
+    value = value_of(node)
     changed = any(
         u.args[:1] == (node,) and str(getattr(u.target, "__name__", u.target)).endswith("_") for u in node.users
     )

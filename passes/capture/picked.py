@@ -17,6 +17,7 @@ from torch import fx
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.capture.tracing import Tracing
+from fxcat.passes.graph.meta import path_of, value_of
 from fxcat.passes.nodes.known import is_random, known_value
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.table import function_rule, method_rule
@@ -44,18 +45,18 @@ class Picked:
         others = [e for i, e in enumerate(entries) if i not in masks]
         if len(masks) != 1 or any(e is not Ellipsis and e != slice(None) for e in others):
             return None
-        mask, shape = entries[masks[0]], base.meta["value"].shape
-        dims, axis = mask.meta["value"].dim(), masks[0]
+        mask, shape = entries[masks[0]], value_of(base).shape
+        dims, axis = value_of(mask).dim(), masks[0]
         if Ellipsis in entries[: masks[0]]:
             axis = len(shape) - dims - (len(entries) - 1 - masks[0])
-        return cls(base, mask, axis) if mask.meta["value"].shape == shape[axis : axis + dims] else None
+        return cls(base, mask, axis) if value_of(mask).shape == shape[axis : axis + dims] else None
 
     def takes(self, value: Any) -> bool:
         """Whether a value can be put in their place."""
         if isinstance(value, int | float) or self._chain(value) is not None:
             return True
-        left = self.base.meta["value"].dim() - self.mask.meta["value"].dim()
-        shape = value.meta["value"].shape
+        left = value_of(self.base).dim() - value_of(self.mask).dim()
+        shape = value_of(value).shape
         return self.axis == 0 and not any(n > 1 for n in shape[: max(0, len(shape) - left)])
 
     def put(self, call: Call, value: Any) -> fx.Node:
@@ -66,16 +67,16 @@ class Picked:
         chain = self._chain(value)
         if chain is not None:
             value = self._everywhere(call, value, chain, mask)
-        if value.meta["value"].dtype != self.base.meta["value"].dtype:
-            value = call("to", value, self.base.meta["value"].dtype)
-        while chain is None and value.meta["value"].dim() > self.base.meta["value"].dim() - self.axis:
+        if value_of(value).dtype != value_of(self.base).dtype:
+            value = call("to", value, value_of(self.base).dtype)
+        while chain is None and value_of(value).dim() > value_of(self.base).dim() - self.axis:
             value = call("squeeze", value, 0)
         return call(torch.where, mask, value, self.base)
 
     def _whole_mask(self, call: Call) -> fx.Node:
         """The mask with axes for those of `base` that follow its own."""
         mask = self.mask
-        for _ in range(self.base.meta["value"].dim() - self.axis - mask.meta["value"].dim()):
+        for _ in range(value_of(self.base).dim() - self.axis - value_of(mask).dim()):
             mask = call(torch.unsqueeze, mask, -1)
         return mask
 
@@ -86,10 +87,10 @@ class Picked:
         stack = [value]
         while stack:
             node = stack.pop()
-            result = node.meta["value"]
+            result = value_of(node)
             if node in found or not isinstance(result, torch.Tensor) or not result.dim():
                 continue
-            if result.shape != value.meta["value"].shape:
+            if result.shape != value_of(value).shape:
                 return None
             found[node] = None
             if self._is_like(node):
@@ -105,7 +106,7 @@ class Picked:
             return False
         other = Picked.of(node.args[0], node.args[1])
         same = other is not None and other.axis == self.axis and _is_equal(other.mask, self.mask)
-        return same and node.args[0].meta["value"].shape == self.base.meta["value"].shape
+        return same and value_of(node.args[0]).shape == value_of(self.base).shape
 
     def _everywhere(self, call: Call, value: fx.Node, chain: list[fx.Node], mask: fx.Node) -> fx.Node:
         """What a chain computes, for all entries."""
@@ -115,7 +116,7 @@ class Picked:
         for node in sorted(chain, key=order.__getitem__):
             if self._is_like(node):
                 source: Any = node.args[0]
-                harmless = _HARMLESS if node.meta["value"].dtype.is_floating_point else 1
+                harmless = _HARMLESS if value_of(node).dtype.is_floating_point else 1
                 places[node] = call(torch.masked_fill, source, unpicked, harmless)
                 continue
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: places.get(n, n))
@@ -161,7 +162,7 @@ def _places(entry: Any, tracer: Tracing) -> list[int] | None:
 
 def is_mask(value: Any) -> bool:
     """Whether a node gives a tensor of truth values."""
-    found = value.meta["value"] if isinstance(value, fx.Node) else None
+    found = value_of(value) if isinstance(value, fx.Node) else None
     return isinstance(found, torch.Tensor) and found.dtype == torch.bool and found.dim() > 0
 
 
@@ -184,7 +185,7 @@ def check_none_left(graph: fx.Graph) -> None:
         elif picks(node):
             raise CaptureError(
                 "a mask picks entries, as many as there are for these values",
-                where=f"module {node.meta.get('path') or '(root)'!r}",
+                where=f"module {path_of(node) or '(root)'!r}",
                 remedy="compute with all of them and torch.where, or teach fxcat the module with a rule (fxcat.rules)",
             )
 

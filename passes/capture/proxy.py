@@ -23,6 +23,7 @@ from fxcat.passes.capture.texts import is_key, marked
 from fxcat.passes.capture.tracing import Guard, Tracing
 from fxcat.passes.capture.true_places import as_index
 from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.nodes.effects import INPLACE_OPERATORS
 from fxcat.passes.nodes.known import known_value
 
@@ -52,7 +53,7 @@ class ExampleProxy(fx.Proxy):
 
     @property
     def example(self) -> Any:
-        return self.node.meta["value"]
+        return value_of(self.node)
 
     def _resolve(self, value: Any, *, checks: bool = False) -> Any:
         self.tracer.guards.append(Guard(self.node, value, checks))
@@ -192,7 +193,7 @@ class ExampleProxy(fx.Proxy):
                 holds: Any = self if value else torch.logical_not(self)  # pyright: ignore[reportArgumentType]
                 torch._assert(holds, "a branch was captured that is not taken for these values")  # pyright: ignore[reportPrivateUsage]
                 if known is not None and known.held:
-                    self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+                    self.tracer.guards += [Guard(n, value_of(n)) for n in known.sizes]
                 return value
         if known is None:
             raise CaptureError(
@@ -200,7 +201,7 @@ class ExampleProxy(fx.Proxy):
                 where=self.tracer.location(),
                 remedy="move the branch out of the model, or teach fxcat the module with a rule (fxcat.rules)",
             )
-        self.tracer.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
+        self.tracer.guards += [Guard(n, value_of(n)) for n in known.sizes]
         return bool(known.value)
 
     @property
@@ -346,9 +347,7 @@ def _pieces(taken_apart: ExampleProxy) -> tuple[int, Any]:
     length: Any = proxy(source).size(axis)
     each: Any = proxy(size) if isinstance(size, fx.Node) else size
     each = (length + (each - 1)) // each if name == "chunk" else each
-    return axis % source.meta["value"].dim(), length if type(each) is int and each == 1 else (
-        length + (each - 1)
-    ) // each
+    return axis % value_of(source).dim(), length if type(each) is int and each == 1 else (length + (each - 1)) // each
 
 
 def _changing(function: Callable[..., Any]) -> Callable[[ExampleProxy, Any], fx.Proxy]:

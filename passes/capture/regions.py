@@ -18,7 +18,8 @@ from fxcat.errors import CaptureError
 from fxcat.passes.capture.asked import Absent, Asking
 from fxcat.passes.capture.kept_state import Count
 from fxcat.passes.capture.tracing import Guard
-from fxcat.passes.graph.invocations import CALL, Invocations, below
+from fxcat.passes.graph.invocations import Invocations, below
+from fxcat.passes.graph.meta import CALL, PATH, VALUE, path_of, value_of
 from fxcat.passes.graph.nested import CONSTANTS, Slot, fill, leaves, template
 from fxcat.passes.rules.boundary import region_input, region_output
 
@@ -156,7 +157,7 @@ class Regions:
     def placeholder(self, value: torch.Tensor) -> fx.Node:
         """A node for a tensor that comes from elsewhere."""
         node = self.graph.placeholder(f"value_{len(self.graph.nodes)}")
-        node.meta["value"] = value
+        VALUE.set(node, value)
         return node
 
     def add(self, path: str, call: Call, traced: Traced, sources: Sequence[fx.Node]) -> list[fx.Node]:
@@ -179,16 +180,16 @@ class Regions:
                 for phase, nodes in enumerate(phases):
                     values = [copies[n] for n in nodes]
                     results.append(
-                        [self.node(region_output, (v, number, i, phase), v.meta["value"]) for i, v in enumerate(values)]
+                        [self.node(region_output, (v, number, i, phase), value_of(v)) for i, v in enumerate(values)]
                     )
             else:
                 copy = copies[node] = self.graph.node_copy(node, copies.__getitem__)
                 if node.op in ("call_module", "get_attr"):
                     copy.target = f"{prefix}{node.target}"
-                copy.meta["path"] = f"{prefix}{node.meta.get('path') or ''}".rstrip(".")
-                if CALL in node.meta:
-                    inner, count = node.meta[CALL]
-                    copy.meta[CALL] = f"{prefix}{inner}", count
+                PATH.set(copy, f"{prefix}{path_of(node)}".rstrip("."))
+                if CALL.has(node):
+                    inner, count = CALL.of(node)
+                    CALL.set(copy, (f"{prefix}{inner}", count))
         self.guards += [replace(g, node=copies[g.node]) for g in traced.guards]
         inference, training = (below(prefix, calls) for calls in traced.blocks)
         self.blocks = {**self.blocks[0], **inference}, {**self.blocks[1], **training}
@@ -211,5 +212,6 @@ class Regions:
     def node(self, function: Callable[..., Any], args: tuple[Any, ...], value: torch.Tensor) -> fx.Node:
         """A call of a function with a known result."""
         node = self.graph.call_function(function, args)
-        node.meta.update(value=value, path="")
+        VALUE.set(node, value)
+        PATH.set(node, "")
         return node

@@ -20,7 +20,7 @@ from torch import nn
 from fxcat.passes.capture.by_size import BySize
 from fxcat.passes.capture.proxy import Stale
 from fxcat.passes.graph.nested import leaves
-from fxcat.passes.rules.table import is_leaf
+from fxcat.passes.rules.leaves import is_leaf
 
 
 def make_stale(twin: nn.Module) -> bool:

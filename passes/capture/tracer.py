@@ -1,7 +1,7 @@
-"""A symbolic tracer whose proxies carry example values.
+"""The symbolic tracer of models: what their Python calls, reads and makes becomes a graph.
 
 In: a *meta twin* of a model (same modules, parameters without data) and example inputs. Out: an `fx.Graph` whose
-nodes hold their example value in `node.meta["value"]`, and the guards: Python branches that were resolved from
+nodes hold their example values (`graph/meta.py`), and the guards: Python branches that were resolved from
 example values.
 """
 
@@ -10,10 +10,8 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
-import threading
 import types
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy
@@ -25,53 +23,33 @@ from torch.utils._pytree import tree_map
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.interception import intercepted, state_error
 from fxcat.passes.capture.mode_watch import Modes
-from fxcat.passes.capture.numbers_of_tensors import in_torch, plain_number
+from fxcat.passes.capture.node_tracer import NodeTracer
+from fxcat.passes.capture.numbers_of_tensors import in_torch
 from fxcat.passes.capture.picked import check_none_left, with_places
 from fxcat.passes.capture.proxy import ExampleProxy, instruction, is_tensor
-from fxcat.passes.capture.source_lines import innermost_line, running_line
 from fxcat.passes.capture.stand_ins import stand_ins
 from fxcat.passes.capture.tensor_methods import instead_of_method
 from fxcat.passes.capture.texts import forget
-from fxcat.passes.capture.tracing import Guard
 from fxcat.passes.capture.true_places import TruePlaces, asks_for_places
 from fxcat.passes.graph.arguments import thaw
-from fxcat.passes.graph.invocations import CALL, Calls
+from fxcat.passes.graph.meta import CHANGES, HOOKED, SAME, VALUE, value_of
 from fxcat.passes.graph.nested import leaves
-from fxcat.passes.nodes.effects import CHANGES, CONSTANT, NO_GRAD, SAME, UNCAST
-from fxcat.passes.nodes.known import known_value
-from fxcat.passes.rules.asking import LINE
-from fxcat.passes.rules.execute import run_module, run_node
-from fxcat.passes.rules.table import (
-    HOOKED,
-    find_decomposition,
-    function_decomposition,
-    function_rule,
-    has_hooks,
-    is_leaf,
-    is_of_torch,
-    module_rule,
-)
+from fxcat.passes.rules.leaves import is_leaf, is_of_torch
+from fxcat.passes.rules.table import find_decomposition, function_decomposition, function_rule, has_hooks, module_rule
 
 
-class ExampleTracer(fx.Tracer):
+class ExampleTracer(NodeTracer):
     """Trace `root` with the given example inputs; every node's example value is computed on the meta device."""
 
     def __init__(self, device: torch.device, modes: Modes) -> None:
         """`device`: where the model and its inputs are; `modes`: of its modules."""
-        super().__init__(param_shapes_constant=False)
+        super().__init__(device)
         self._modes = modes
-        self.device = device
         self.proxy_buffer_attributes = True
-        self.guards: list[Guard] = []
-        self.calls = Calls()
         self._inputs: Mapping[str, Any] = {}
         self._call: Callable[..., Any] | None = None
         self._training = False
-        self._is_executing = False
-        self._thread = threading.get_ident()
-        self._path = ""
         self._tensors: dict[int, str] = {}
-        self._names: dict[Any, str] = {}
         self._read: dict[str, fx.Proxy] = {}
         self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
         """Tensors that are none of the graph, and what was drawn into them."""
@@ -81,8 +59,6 @@ class ExampleTracer(fx.Tracer):
         """Tensors with which it computes without values of the graph."""
         self._versions: dict[int, int] = {}
         """How often they had been changed in place when they were first used."""
-        self.uncast: list[tuple[str, torch.dtype | None]] = []
-        """The types of devices for which the model has switched autocast where it is now, and to what that casts."""
         self.held: Mapping[str, torch.Tensor] = {}
         """Values of buffers that no forward pass changes."""
         self.has_cast = False
@@ -131,11 +107,6 @@ class ExampleTracer(fx.Tracer):
             kept = {"guards": self.guards, "calls": self.calls, "_thread": self._thread}
             self.__dict__ = {**kept, "_is_executing": True}
 
-    @property
-    def is_executing(self) -> bool:
-        """Whether what runs now is not traced: example values are computed, or another thread runs a model."""
-        return threading.get_ident() != self._thread or self._is_executing
-
     def attempt(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What a function returns; NotImplemented if its Python cannot do with proxies: then the graph is as before."""
         last, guards, path = next(reversed(self.graph.nodes)), len(self.guards), self._path
@@ -154,92 +125,6 @@ class ExampleTracer(fx.Tracer):
             self._path = path
             self.calls.forget(calls)
             return NotImplemented
-
-    def location(self, error: BaseException | None = None) -> str:
-        """Module path and source line of the innermost frame of the user's code."""
-        return f"module {self._path or '(root)'!r}, {innermost_line(error)}"
-
-    def create_node(
-        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
-    ) -> fx.Node:
-        if name is None:  # what the graph would take; there are many calls of few functions
-            name = self._names.get(target)
-            if name is None:
-                name = self._names[target] = self.graph._target_to_str(target)
-        # not by the base class, which looks in every node for what only torch.compile keeps
-        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
-        if kind == "get_attr":
-            node.meta["value"] = self._run(node)
-            path, _, name = str(target).rpartition(".")
-            owner = self.root.get_submodule(path)
-            if name not in owner._parameters and name not in owner._buffers:
-                node.meta[CONSTANT] = True
-        elif not torch.is_grad_enabled():
-            node.meta[NO_GRAD] = True
-        if self.uncast and kind.startswith("call"):
-            device, dtype = self.uncast[-1]
-            node.meta[UNCAST] = None if device == self.device.type else device, dtype
-        return node
-
-    def _run(self, node: fx.Node, module: nn.Module | None = None) -> Any:
-        """The node's example value. `module`: what the node calls, if it is at hand."""
-        with self._executing():
-            if module is not None:
-                return run_module(module, thaw(node.args), thaw(node.kwargs))
-            try:
-                return run_node(node, self.root)
-            except RuntimeError:
-                if not self._take_numbers(node):
-                    raise
-            return run_node(node, self.root)
-
-    def _run_or_erase(self, node: fx.Node, module: nn.Module | None = None) -> Any:
-        """The same of a new node. One that fails is no part of the graph: if Python goes on from there, it does so for
-        these sizes."""
-        try:
-            return self._run(node, module)
-        except Exception:
-            inputs = [i for i in node.all_input_nodes if isinstance(i.meta["value"], int | float | torch.Tensor)]
-            self.graph.erase_node(node)
-            for given in inputs:
-                asked: Any = self.proxy(given)
-                asked = asked.shape.node if is_tensor(asked) else given
-                self.guards.append(Guard(asked, asked.meta["value"]))
-            raise
-
-    def _take_numbers(self, node: fx.Node) -> bool:
-        """Put numbers in the place of tensors of one entry that are the same in every pass, where a function may want
-        numbers (`x.new_full(sizes, self.strides[0])`); returns whether there are any."""
-        numbers: dict[fx.Node, Any] = {}
-        owner = node.args[0] if node.op == "call_method" else None
-        for source in (n for n in node.all_input_nodes if n is not owner):
-            value = source.meta["value"]
-            known = known_value(source, self.root) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
-            if known is not None:
-                numbers[source] = known.value.item()
-                self.guards += [Guard(n, n.meta["value"]) for n in known.sizes]
-        node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda n: numbers.get(n, n))
-        return bool(numbers)
-
-    def plain_number(self, proxy: ExampleProxy) -> Any:
-        """The number that a tensor holds. Raises `CaptureError` if it is not known."""
-        return plain_number(proxy)
-
-    @contextmanager
-    def _executing(self) -> Generator[None]:
-        """What runs is not traced."""
-        outer, self._is_executing = self._is_executing, True
-        try:
-            # in this order: a change of the mode of gradients would itself be dispatched
-            with torch._C.DisableTorchFunction(), torch.no_grad():  # pyright: ignore[reportPrivateUsage]
-                yield
-        finally:
-            self._is_executing = outer
-
-    # fx hooks -------------------------------------------------------------------------------------------------
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return ExampleProxy(node, self)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -275,16 +160,16 @@ class ExampleTracer(fx.Tracer):
         result = self._inside(m, forward, args, kwargs)
         if result is NotImplemented:
             result = super().create_proxy("call_module", self._path, args, kwargs)
-            result.node.meta["value"] = self._run_or_erase(result.node, m)
-            self._note_place(result.node)
+            VALUE.set(result.node, self.run_or_erase(result.node, m))
+            self.note_place(result.node)
             if getattr(m, "inplace", False):
-                result.node.meta[CHANGES] = True
+                CHANGES.set(result.node, True)
             rule = module_rule(m)
             if has_hooks(m):
-                result.node.meta[HOOKED] = True
+                HOOKED.set(result.node, True)
                 self._check_hooks(result.node, m, forward)
             elif rule is not None and rule.returns_input(result.node, m, self._training):
-                result.node.meta[SAME] = True
+                SAME.set(result.node, True)
         self._path = outer
         return result
 
@@ -323,11 +208,11 @@ class ExampleTracer(fx.Tracer):
     def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
         """Hooks of a module that is a node of the graph stay with it; example values are found without them."""
         try:
-            with self._executing():
+            with self.executing():
                 found = call(*thaw(node.args), **thaw(node.kwargs))
         except Exception:  # what a hook does with the data of a tensor
             return
-        if tree_map(_shape_of, found) != tree_map(_shape_of, node.meta["value"]):
+        if tree_map(_shape_of, found) != tree_map(_shape_of, value_of(node)):
             raise CaptureError(
                 "a forward hook changes the shape of a result",
                 where=self.location(),
@@ -436,21 +321,15 @@ class ExampleTracer(fx.Tracer):
         if asked:
             self._forget_what_was_parsed(node, asked)
         if kind == "placeholder":
-            node.meta["value"] = self._inputs[target]
+            VALUE.set(node, self._inputs[target])
         elif kind not in ("output", "get_attr"):
-            node.meta["value"] = self._run_or_erase(node)
+            VALUE.set(node, self.run_or_erase(node))
         rule = function_rule(target) if kind == "call_function" else None
         if rule is not None and rule.returns_input(node, None, self._training):
-            node.meta[SAME] = True
+            SAME.set(node, True)
         if kind not in ("placeholder", "output"):
-            self._note_place(node)
+            self.note_place(node)
         return proxy
-
-    def _note_place(self, node: fx.Node) -> None:
-        """Note which module makes a node."""
-        node.meta["path"], node.meta[LINE] = self._path, running_line()
-        if self.calls.innermost is not None:
-            node.meta[CALL] = self.calls.innermost
 
     def _forget_what_was_parsed(self, node: fx.Node, asked: list[object]) -> None:
         """PyTorch asks for the integers among its arguments before it lets a proxy take the call: that is no guard."""

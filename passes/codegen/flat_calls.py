@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from fxcat.network.gates import SAMPLES
-from fxcat.passes.graph.invocations import CALL, PATTERN, SAME_AS, VALUE, Invocation, Invocations, Key
+from fxcat.passes.graph.invocations import Invocation, Invocations, Key
+from fxcat.passes.graph.meta import CALL, PATTERN, SAME_AS, VALUE_NUMBERS, has_place
 from fxcat.passes.graph.nested import Slot, leaves, map_leaves, pack, unpack
 
 
@@ -60,7 +61,7 @@ class Flat:
         self.borders = {key: b for key, span in self.spans.items() if (b := self._border(key, span)) is not None}
         self.known: dict[int | None, list[fx.Node]] = {}
         for node in self.nodes:
-            for number in node.meta.get(VALUE, ()):
+            for number in VALUE_NUMBERS.get(node, ()):
                 self.known.setdefault(number, []).append(node)
 
     def _find_chains(self) -> dict[fx.Node, tuple[Key, ...]]:
@@ -70,8 +71,8 @@ class Flat:
         known: dict[Key | None, tuple[Key, ...]] = {None: ()}
         latest: tuple[Key, ...] = ()
         for node in reversed(self.nodes):
-            if CALL in node.meta or "path" in node.meta or node.op in ("placeholder", "output"):
-                latest = self._chain(node.meta.get(CALL), known)
+            if has_place(node) or node.op in ("placeholder", "output"):
+                latest = self._chain(CALL.get(node), known)
             chains[node] = latest
         return chains
 
@@ -90,7 +91,7 @@ class Flat:
             for key in chain:
                 span = spans.setdefault(key, _Span(place))
                 span.last, span.count = place, span.count + 1
-                span.values |= dict.fromkeys(node.meta.get(VALUE, ()), node)
+                span.values |= {number: node for number in VALUE_NUMBERS.get(node, ())}
                 span.keeps_to_itself &= node.op != "call_module" or self._holds(key, node)
             for source in node.all_input_nodes:
                 if source.op == "get_attr":
@@ -166,13 +167,16 @@ class Flat:
             stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(kind, "")
             holder = holders[name] = graph.placeholder(stars + name)
             # conditions on what nothing reads would only refuse what could as well be given
-            holder.meta[PATTERN] = map_leaves(
-                pattern, lambda leaf: Unread() if isinstance(leaf, Slot) and not is_checked[leaf.index] else leaf
+            PATTERN.set(
+                holder,
+                map_leaves(
+                    pattern, lambda leaf: Unread() if isinstance(leaf, Slot) and not is_checked[leaf.index] else leaf
+                ),
             )
             if isinstance(pattern, Slot):
                 number = numbers[pattern.index]
                 if number is not None and number in first:
-                    holder.meta[SAME_AS] = first[number]
+                    SAME_AS.set(holder, first[number])
                 first.setdefault(number, name)
         entering: dict[int, fx.Node] = {}
         for name, pattern in arguments.items():
@@ -195,7 +199,7 @@ def _matched(nodes: Collection[fx.Node], numbers: Sequence[int | None]) -> list[
     found: list[fx.Node | None] = [None] * len(numbers)
     left: list[fx.Node] = []
     for node in nodes:
-        own = node.meta.get(VALUE, ())
+        own = VALUE_NUMBERS.get(node, ())
         at = next((i for i, n in enumerate(numbers) if n in own and found[i] is None), None)
         if at is None:
             left.append(node)

@@ -16,8 +16,8 @@ from torch import fx
 
 from fxcat.passes.codegen.flat_calls import Flat, Signatures
 from fxcat.passes.codegen.scopes import Folder
-from fxcat.passes.graph.invocations import PATTERN, SAME_AS, Invocations, Key
-from fxcat.passes.nodes.effects import UNCAST
+from fxcat.passes.graph.invocations import Invocations, Key
+from fxcat.passes.graph.meta import PATTERN, SAME_AS, UNCAST, MetaKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _common(
 
 def _text(graph: fx.Graph) -> str:
     """What a graph says; the same for graphs that do the same with the same names."""
-    said = [(n.op, _named(n.target), n.args, n.kwargs, n.name, *(n.meta.get(k) for k in SAID)) for n in graph.nodes]
+    said = [(n.op, _named(n.target), n.args, n.kwargs, n.name, *(k.get(n) for k in SAID)) for n in graph.nodes]
     return repr(said)
 
 
@@ -95,5 +95,5 @@ def _named(target: Any) -> Any:
     return target if isinstance(target, str) else id(target)
 
 
-SAID = (UNCAST, PATTERN, SAME_AS)
-"""What nodes say in their `meta` of the code that becomes of them."""
+SAID: tuple[MetaKey[Any], ...] = (UNCAST, PATTERN, SAME_AS)
+"""What nodes say of the code that becomes of them."""

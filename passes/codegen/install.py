@@ -21,7 +21,7 @@ from fxcat.network.gates import SAMPLES
 from fxcat.network.pretrained import told_when_saved
 from fxcat.passes.capture.kept_state import lines_of
 from fxcat.passes.capture.regions import Region
-from fxcat.passes.codegen.codegen import LINES, compiled
+from fxcat.passes.codegen.codegen import compiled
 from fxcat.passes.codegen.folding import SAID, fold
 from fxcat.passes.codegen.generated import Generated
 from fxcat.passes.codegen.own_methods import own_again, refusing, takes_apart
@@ -30,7 +30,7 @@ from fxcat.passes.codegen.shown import hide, left_out
 from fxcat.passes.codegen.signatures import Head, name_of_module, parameters_of, signature_of
 from fxcat.passes.codegen.ways import Way, split_phases
 from fxcat.passes.graph.invocations import Invocations
-from fxcat.passes.nodes.effects import COUNTS
+from fxcat.passes.graph.meta import COUNTS, LINES
 from fxcat.passes.rules.boundary import NO_REGION, region_output
 from fxcat.utils.made_classes import make_class
 
@@ -225,7 +225,7 @@ def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
 
 def _distinct(given: Sequence[Mapping[str, fx.Node]]) -> Sequence[Mapping[str, fx.Node]]:
     """The placeholders of the phases; those of one, if all take the same."""
-    said = [[(name, *(node.meta.get(k) for k in SAID)) for name, node in of.items()] for of in given]
+    said = [[(name, *(k.get(node) for k in SAID)) for name, node in of.items()] for of in given]
     return given if any(s != said[0] for s in said) else given[:1]
 
 
@@ -247,7 +247,7 @@ def _class_of(
     heads = [Head(this, parameters, of, names) for of in given]
     for graph in graphs:
         output = next(reversed(graph.nodes))
-        output.meta[LINES] = lines_of(output.meta.get(COUNTS, ((),))[0], this, modules)
+        LINES.set(output, tuple(lines_of(COUNTS.get(output, ((),))[0], this, modules)))
     captured = ", ".join(known)
     otherwise = Refusing(captured) if inside is None else AsWritten(base.forward, inside, captured, part)
     names["_as_written"] = otherwise

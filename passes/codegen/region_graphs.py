@@ -11,9 +11,9 @@ from torch import fx
 from fxcat.passes.capture.asked import Absent
 from fxcat.passes.capture.regions import Region
 from fxcat.passes.codegen.signatures import signature_of
-from fxcat.passes.graph.invocations import ABSENT, PATTERN
+from fxcat.passes.graph.meta import ABSENT, BOTH_PHASES, COUNTS, PATH, PATTERN
 from fxcat.passes.graph.nested import pack, unpack
-from fxcat.passes.nodes.effects import COUNTS, needed
+from fxcat.passes.nodes.effects import needed
 from fxcat.passes.rules.boundary import owners, region_input, region_output
 
 
@@ -27,7 +27,7 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
         parameter = signature_of(forward).parameters[name]
         unpack(result, _placeholder(result, parameter, pattern, region.absent), pattern, found)
     for node in result.nodes:
-        node.meta["path"] = ""
+        PATH.set(node, "")
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node not in inside:
@@ -44,9 +44,9 @@ def region_graph(graph: fx.Graph, number: int, region: Region, forward: Callable
         phases.append(pack(result, pattern, values))
     output = result.output(phases[0] if len(phases) == 1 else tuple(phases))
     if len(phases) > 1:
-        output.meta["phases"] = True
+        BOTH_PHASES.set(output, True)
     if any(region.counts):
-        output.meta[COUNTS] = region.counts
+        COUNTS.set(output, region.counts)
     return result
 
 
@@ -60,5 +60,6 @@ def _inside(graph: fx.Graph, number: int) -> set[fx.Node]:
 def _placeholder(graph: fx.Graph, parameter: inspect.Parameter, pattern: Any, absent: Absent) -> fx.Node:
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     node = graph.placeholder(stars + parameter.name)
-    node.meta |= {PATTERN: pattern, ABSENT: absent}
+    PATTERN.set(node, pattern)
+    ABSENT.set(node, absent)
     return node

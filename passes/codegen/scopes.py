@@ -14,6 +14,7 @@ from torch import fx
 from fxcat.network.gates import SAMPLES
 from fxcat.passes.codegen.flat_calls import Flat
 from fxcat.passes.graph.invocations import Key
+from fxcat.passes.graph.meta import VALUE, take_all
 from fxcat.passes.graph.nested import Slot, fields_of, is_record, leaves, pack
 
 
@@ -54,7 +55,7 @@ class Folder:
             if node is not self._flat.output:
                 self._copy(node, scopes[-1])
         output = self._flat.output
-        root.graph.output(fx.map_arg(output.args[0], lambda n: self._in(root, n))).meta = dict(output.meta)
+        take_all(root.graph.output(fx.map_arg(output.args[0], lambda n: self._in(root, n))), output)
         _erase_unread(root)
         return root.graph, self._made
 
@@ -64,7 +65,7 @@ class Folder:
         # in modules new names, which do not tell where they stand: those that do the same have the same code
         name = node.name if scope.key is None else None
         copy = scope.nodes[node] = scope.graph.create_node(node.op, target, args, kwargs, name)
-        copy.meta = dict(node.meta)
+        take_all(copy, node)
 
     def _in(self, scope: _Scope, node: fx.Node) -> fx.Node:
         """A value in a scope."""
@@ -73,7 +74,7 @@ class Folder:
             assert node.op == "get_attr", f"{node} does not enter {scope.path!r}"
             name = node.name if scope.key is None else None
             found = scope.nodes[node] = scope.graph.create_node("get_attr", _relative(node, scope), (), {}, name)
-            found.meta = dict(node.meta)
+            take_all(found, node)
         return found
 
     def _opened(self, key: Key, outer: _Scope) -> _Scope:
@@ -89,7 +90,7 @@ class Folder:
             values.append(value or (spare[0] if spare else None))
         scope = _Scope(key, f"{key[0].removeprefix(self._flat.prefix)}.", tuple(values))
         is_read = [v is not None for v in values]
-        is_tensor = [v is not None and isinstance(v.meta.get("value"), torch.Tensor) for v in values]
+        is_tensor = [v is not None and isinstance(VALUE.get(v), torch.Tensor) for v in values]
         entering = self._flat.placeholders(scope.graph, key, border.arguments, is_read, is_tensor)
         for slot, value in enumerate(values):
             if value is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxcat.passes.capture.asked import conditions
-from fxcat.passes.graph.invocations import ABSENT, PATTERN, SAME_AS
+from fxcat.passes.graph.meta import ABSENT, PATTERN, SAME_AS
 from fxcat.passes.graph.nested import CONSTANTS, Slot
 
 signature_of = lru_cache(1024)(inspect.signature)
@@ -60,9 +60,9 @@ class Head:
                 parts.append("/")
         self.text, self.passed = ", ".join(parts), ", ".join(passed)
         for name, node in self._given.items():
-            if isinstance(node.meta.get(PATTERN, Slot(0)), CONSTANTS):
+            if isinstance(PATTERN.get(node, Slot(0)), CONSTANTS):
                 self._constants[name] = f"_given_{name}{len(names) if f'_given_{name}' in names else ''}"
-                names[self._constants[name]] = node.meta[PATTERN]
+                names[self._constants[name]] = PATTERN.of(node)
 
     def _default(self, parameter: inspect.Parameter) -> str:
         if parameter.default is None or type(parameter.default) in (bool, int, str):
@@ -93,15 +93,14 @@ class Head:
             if parameter.default is None or isinstance(parameter.default, bool):
                 return [f"({name} is {default})"]
             return [f"_is({name}, {default})"]
-        meta = self._given[name].meta
-        pattern = meta.get(PATTERN, Slot(0))
+        given = self._given[name]
         if stars:
             return ()
-        if SAME_AS in meta:
-            return [f"({name} is {meta[SAME_AS]})"]
+        if SAME_AS.has(given):
+            return [f"({name} is {SAME_AS.of(given)})"]
         if name in self._constants:
             return [f"_is({name}, {self._constants[name]})"]
-        return conditions(name, pattern, meta.get(ABSENT, {}), self.names, name)
+        return conditions(name, PATTERN.get(given, Slot(0)), ABSENT.get(given, {}), self.names, name)
 
 
 def name_of_module(graphs: Sequence[fx.Graph], parameters: Sequence[inspect.Parameter]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.codegen.expressions import Text, Writer
-from fxcat.passes.nodes.effects import UNCAST
+from fxcat.passes.graph.meta import UNCAST, VALUE
 
 INDENT = "    "
 _OF_SIZES = {
@@ -58,7 +58,7 @@ class _Body:
         self._returned = set(self._used_by(self._output))
         lines: list[str] = []
         place = 0
-        for mode, block in groupby(own, lambda n: n.meta.get(UNCAST)):
+        for mode, block in groupby(own, lambda n: UNCAST.get(n)):
             nodes = list(block)
             if mode is not None:
                 device, dtype = mode
@@ -163,7 +163,7 @@ class _Body:
     def _opening(self, device: str | None, dtype: torch.dtype | None, nodes: list[fx.Node]) -> str:
         """The head of a block in which the model switches autocast."""
         entering = (u for n in nodes for u in self._used_by(n) if u in self._names)
-        value = next((u for u in entering if isinstance(u.meta.get("value"), torch.Tensor)), None)
+        value = next((u for u in entering if isinstance(VALUE.get(u), torch.Tensor)), None)
         where = repr(device or "cpu") if device or value is None else f"{self._names[value]}.device.type"
         how = "enabled=False" if dtype is None else f"dtype={self._writer.argument(dtype).code}"
         self._writer.names["_autocast"] = torch.autocast
@@ -190,7 +190,7 @@ def _tells(node: fx.Node) -> bool:
 
 def _is_of_sizes(node: fx.Node) -> bool:
     """Whether a node computes a number, or several, of sizes alone."""
-    value = node.meta.get("value")
+    value = VALUE.get(node)
     if not isinstance(value, int | float | torch.Size | torch.dtype | torch.device):
         return False
     if _tells(node):

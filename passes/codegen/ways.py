@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx
 
+from fxcat.passes.graph.meta import BOTH_PHASES, CALLS, COUNTS, PHASE, RESULTS
 from fxcat.passes.graph.nested import pack
 from fxcat.passes.nodes.cleanup import remove_dead
-from fxcat.passes.nodes.effects import CALLS, COUNTS, PHASE, RESULTS, needed, returned
+from fxcat.passes.nodes.effects import needed, returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,9 @@ def split_phases(graph: fx.Graph) -> tuple[Way, ...]:
     whose result nobody reads updates its statistics too, and dropout draws numbers.
     """
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
-    ways, modes = output.meta.get(CALLS, ((),)), 2 if output.meta.get("phases") else 1
-    patterns = output.meta.get(RESULTS, (None,) * len(ways) * modes)
-    counts = output.meta.get(COUNTS, ((),))
+    ways, modes = CALLS.get(output, ((),)), 2 if BOTH_PHASES.get(output) else 1
+    patterns = RESULTS.get(output, (None,) * len(ways) * modes)
+    counts = COUNTS.get(output, ((),))
     if len(ways) == modes == 1 and patterns == (None,) and counts[0] == counts[-1]:
         return (Way((), (graph,)),)
     found: list[Way] = []
@@ -54,10 +55,10 @@ def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: 
     way, number = of
     result = fx.map_arg(returned(output, number, way), copies.__getitem__)
     returning = phase.output(result if pattern is None else pack(phase, pattern, result))
-    counts = output.meta.get(COUNTS, ((),))
-    returning.meta[COUNTS] = (counts[number % len(counts)],)
+    counts = COUNTS.get(output, ((),))
+    COUNTS.set(returning, (counts[number % len(counts)],))
     _erase_from(phase, {n for n in phase.nodes if n.op == "placeholder" and n.target in absent})
-    if number == 0 and output.meta.get("phases"):
+    if number == 0 and BOTH_PHASES.get(output):
         remove_dead(phase, number)
     else:
         left = set(phase.nodes)
@@ -68,7 +69,7 @@ def _part(graph: fx.Graph, of: tuple[int, int], absent: Sequence[str], pattern: 
 
 def _of_other_ways(graph: fx.Graph, output: fx.Node, way: int) -> set[fx.Node]:
     """What only other ways to call the model than this one need in training."""
-    ways = range(len(output.meta.get(CALLS, ((),))))
+    ways = range(len(CALLS.get(output, ((),))))
     found = [needed(graph, _nodes_in(returned(output, 1, i)), 1) for i in ways]
     return set[fx.Node]().union(*found) - found[way]
 
@@ -84,7 +85,7 @@ def _remove_inference(graph: fx.Graph) -> None:
     wanted = needed(graph, [n for n in graph.nodes if n.op == "output"], 1)
     gone: set[fx.Node] = set()
     for node in graph.nodes:
-        if node not in wanted and (node.meta.get(PHASE) == 0 or any(i in gone for i in node.all_input_nodes)):
+        if node not in wanted and (PHASE.get(node) == 0 or any(i in gone for i in node.all_input_nodes)):
             gone.add(node)
     for node in reversed(graph.nodes):
         if node in gone or (node.op == "get_attr" and not node.users and node not in wanted):

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxcat.errors import InputError
 from fxcat.passes.capture.capture import Captured
-from fxcat.passes.rules.selection import ENTRY
+from fxcat.passes.graph.meta import ENTRY, VALUE, value_of
 
 
 def with_entries(captured: Captured) -> Captured:
@@ -32,19 +32,20 @@ def with_entries(captured: Captured) -> Captured:
 
 
 def _is_features(node: fx.Node) -> bool:
-    value = node.meta.get("value")
+    value = VALUE.get(node)
     return isinstance(value, torch.Tensor) and value.dim() == 2 and value.is_floating_point() and value.shape[1] > 1
 
 
 def _add_entry(captured: Captured, node: fx.Node, name: str) -> torch.Tensor:
-    order = torch.arange(node.meta["value"].shape[1])
+    order = torch.arange(value_of(node).shape[1])
     users = list(node.users)
     graph = captured.graph
     with graph.inserting_before(users[0] if users else None):
         index = graph.create_node("get_attr", name)
         select = graph.call_function(torch.index_select, (node, 1, index))
-    index.meta["value"] = order.to("meta")
-    select.meta |= {"value": node.meta["value"], ENTRY: True}
+    VALUE.set(index, order.to("meta"))
+    VALUE.set(select, value_of(node))
+    ENTRY.set(select, True)
     for user in users:
         user.replace_input_with(node, select)
     return order

@@ -22,9 +22,10 @@ from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.units import NO_UNIT, Units
 from fxcat.passes.gating.sites import Site, folding_at
 from fxcat.passes.gating.spread import Spread, spread_of
-from fxcat.passes.graph.invocations import same_place, stands_for
+from fxcat.passes.graph.invocations import stands_for
+from fxcat.passes.graph.meta import VALUE, stand_beside, take_all, value_of
 from fxcat.passes.nodes.effects import changed_part_of
-from fxcat.passes.rules.table import Counting, Folding
+from fxcat.passes.rules.base import Counting, Folding
 from fxcat.utils.made_classes import make_class
 
 
@@ -106,7 +107,7 @@ class _Placing:
         return self._plain[-1][0]
 
     def _scaling(self, site: Site, node: fx.Node, parameters: Sequence[tuple[str, str]]) -> tuple[GateSlot, ...]:
-        width = (node.meta["value"].shape[1],)
+        width = (value_of(node).shape[1],)
         found = tuple(GateSlot(f"{node.name}_{name}", width, (path, name)) for path, name in parameters)
         if len(found) == 2:
             self._first.append((found[0], site))
@@ -154,7 +155,7 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating], dtype: torc
 
     def fitting(slot: GateSlot, node: fx.Node) -> fx.Node:
         """Of the type of a node's value, where another one would make that wider."""
-        gate, value = read(slot), node.meta["value"]
+        gate, value = read(slot), value_of(node)
         narrow = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype.itemsize < dtype.itemsize
         return gated.call_method("to", (gate, value.dtype)) if narrow else gate
 
@@ -188,12 +189,13 @@ def insert_gates(graph: fx.Graph, gatings: Mapping[fx.Node, Gating], dtype: torc
         else:
             given = fx.map_arg((node.args, node.kwargs), enter)
             target = gated.create_node("call_function", gating.function, *given, name=node.name)
-            target.meta = dict(node.meta)
+            take_all(target, node)
         target.args, target.kwargs = (*target.args, *arguments), {**target.kwargs, **counted}
         copies[node] = plain[node] = target
         if factor is not None:
             copies[node] = gated.call_function(operator.mul, (target, factor))
-            copies[node].meta |= same_place(node) | {"value": node.meta["value"]}  # which tells its views
+            stand_beside(copies[node], node)
+            VALUE.set(copies[node], value_of(node))  # which tells its views
             stands_for(copies[node], node)
     for node in reversed(gated.nodes):
         if node.op == "get_attr" and not node.users:

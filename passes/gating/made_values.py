@@ -15,9 +15,7 @@ from torch import fx, nn
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.graph.buffers import add_buffer
-from fxcat.passes.graph.invocations import same_place
-from fxcat.passes.nodes.effects import CONSTANT, PHASE
-from fxcat.passes.rules.selection import MADE
+from fxcat.passes.graph.meta import CONSTANT, MADE, PHASE, VALUE, path_of, stand_beside, value_of
 from fxcat.passes.rules.sizes import asked_sizes
 
 
@@ -30,11 +28,11 @@ def with_selections(captured: Captured, network: nn.Module, flow: LabelFlow) -> 
     for node, source, axis in flow.meetings:
         if captured.regions or not _is_made(flow, source):
             continue
-        path = str(node.meta.get("path", ""))
+        path = path_of(node)
         prefix = f"{path}.channels" if path else "channels"
         name = next(n for i in itertools.count() if (n := f"{prefix}{i}") not in taken)
         taken.add(name)
-        orders[name] = torch.arange(source.meta["value"].shape[axis])
+        orders[name] = torch.arange(value_of(source).shape[axis])
         add_buffer(network, name, orders[name].to(device), persistent=False)
         entering = chosen.get((node, source), source)
         chosen[node, source] = _selection(node, entering, axis, name, orders[name])
@@ -46,10 +44,12 @@ def _selection(node: fx.Node, source: fx.Node, axis: int, name: str, order: torc
     with node.graph.inserting_before(node):
         index = node.graph.create_node("get_attr", name)
         select = node.graph.call_function(torch.index_select, (source, axis, index))
-    index.meta |= same_place(node) | {"value": order.to("meta")}
-    select.meta |= same_place(node) | {"value": source.meta["value"], MADE: True}
+    VALUE.set(index, order.to("meta"))
+    VALUE.set(select, value_of(source))
+    MADE.set(select, True)
     for new in (index, select):
-        new.meta |= {k: v for k, v in node.meta.items() if k == PHASE}
+        stand_beside(new, node)
+        PHASE.copy(new, node)
     return select
 
 
@@ -58,12 +58,12 @@ def _is_made(flow: LabelFlow, source: fx.Node) -> bool:
     stack, seen = [source], set[fx.Node]()
     while stack:
         node = stack.pop()
-        value = node.meta.get("value")
+        value = VALUE.get(node)
         if isinstance(value, int | float | torch.Size):
             if any(_has_units(flow, tensor, axis) for tensor, axis in asked_sizes(node)):
                 return False
         elif isinstance(value, torch.Tensor | tuple | list) and node not in seen:
-            if (node.op == "get_attr" and CONSTANT not in node.meta) or node.op in ("placeholder", "call_module"):
+            if (node.op == "get_attr" and not CONSTANT.has(node)) or node.op in ("placeholder", "call_module"):
                 return False
             stack += node.all_input_nodes
         seen.add(node)

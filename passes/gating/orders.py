@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.graph.arguments import arguments, thaw
+from fxcat.passes.graph.meta import VALUE, value_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,13 @@ def _selections(index: fx.Node) -> Iterator[_Selection | None]:
     for user in index.users:
         if user.op == "call_method" and user.target in _COPIES and user.all_input_nodes[0] is index:
             yield from _selections(user)
-        elif not isinstance(user.meta.get("value"), torch.device | torch.dtype):
+        elif not isinstance(VALUE.get(user), torch.device | torch.dtype):
             yield _selection(user, index)
 
 
 def _selection(node: fx.Node, index: fx.Node) -> _Selection | None:
     for source, axis, given in _parts(node):
-        value = source.meta["value"] if isinstance(source, fx.Node) else None
+        value = value_of(source) if isinstance(source, fx.Node) else None
         if given is index and isinstance(value, torch.Tensor) and source.op != "get_attr" and source is not index:
             return _Selection(node, source, axis % value.dim(), index)
     return None
@@ -99,7 +100,7 @@ def _rewrite(selection: _Selection, name: str) -> None:
     if index.op != "get_attr" or index.target != name:
         with node.graph.inserting_before(node):
             index = node.graph.create_node("get_attr", name)
-        index.meta["value"] = selection.index.meta["value"]
+        VALUE.set(index, value_of(selection.index))
     # the node itself may be what another one selects from
     node.op, node.target, node.kwargs = "call_function", torch.index_select, {}
     node.args = (selection.source, selection.axis, index)

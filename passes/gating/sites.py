@@ -17,9 +17,10 @@ from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.sections import Section
 from fxcat.passes.analysis.units import NO_UNIT, Units
 from fxcat.passes.graph.label_arrays import leaves, unlabelled
+from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes.effects import changed_later
 from fxcat.passes.rules.asking import ask
-from fxcat.passes.rules.table import Folding, Zero
+from fxcat.passes.rules.base import Folding, Zero
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class _Demand:
                 continue
             sources = self._sources(node, inside)
             if sources is None:
-                gatable = node in inside and isinstance(node.meta.get("value"), torch.Tensor)
+                gatable = node in inside and isinstance(VALUE.get(node), torch.Tensor)
                 memo[node] = frozenset({node}) if gatable else None
             elif ready:
                 memo[node] = self._combine(node, [memo[s] for s in sources])
@@ -119,16 +120,18 @@ class _Demand:
     def _sources(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> list[fx.Node] | None:
         """The inputs that have to be zero, or None if the value has to be gated itself."""
         if inside is not None and node not in inside:
-            return None
+            return None  # it is used outside of the section, where it has to stay what it is
         rule = self.flow.rules.get(node)
         if rule is None or rule.zero_at(node) is Zero.BREAKS:
             return None
+        # softmax and its like make zeros of minus infinity: a gate before it would give 0 · ∞, which is no number
         if not rule.keeps_infinity and any(self._is_infinite(n) for n in node.all_input_nodes):
             return None
-        given = [n for n in rule.zero_from(self.flow, node) if any(True for _ in leaves(unlabelled(n.meta["value"])))]
+        given = [n for n in rule.zero_from(self.flow, node) if any(True for _ in leaves(unlabelled(value_of(n))))]
         values = [n for n in given if self._can_be_gated(n)]
         if any(n in self._changed for n in values):
             return None
+        # a section closes as a whole, and is a question of all values; units are one of those along the same labels
         if inside is not None:
             enough = len(values) == len(given) or (values and rule.zero_at(node) is Zero.ANY)
             return values if enough else None
@@ -137,12 +140,13 @@ class _Demand:
         unfolded = isinstance(self.flow.values[node], torch.Tensor) and not self._is_folded(node)
         if unfolded and any(self._is_folded(n) for n in carriers):
             return None  # a gate per batch entry would not fit another batch size: gate what comes out of the fold
+        # a sum with something that has no units is not zero where the other is; a movement has nothing to add
         if rule.zero_at(node) is Zero.PRESERVES and not rule.movement and len(carriers) < len(given):
             return None
         return carriers or None
 
     def _can_be_gated(self, node: fx.Node) -> bool:
-        value = node.meta["value"]
+        value = value_of(node)
         numbers = not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex()
         return numbers and self.flow.values.get(node) is not None
 
@@ -161,7 +165,7 @@ class _Demand:
     def _combine(self, node: fx.Node, found: list[frozenset[fx.Node] | None]) -> frozenset[fx.Node] | None:
         possible = [f for f in found if f is not None]
         # no gate multiplies several values at once: their elements are gated one by one
-        itself = frozenset({node}) if isinstance(node.meta["value"], torch.Tensor) else None
+        itself = frozenset({node}) if isinstance(value_of(node), torch.Tensor) else None
         if self._any_will_do(node):
             # gates that are there already, and those that fold into parameters, cost nothing
             priced = [
@@ -231,7 +235,7 @@ def folding_at(flow: LabelFlow, node: fx.Node, shape: tuple[int, ...]) -> Foldin
         return None
     if node.op == "call_function":
         return rule.folding_call(node) or None
-    value = node.meta["value"]
+    value = value_of(node)
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(value, torch.Tensor):
         return None
     return rule.folding(flow.module(node), value.shape)

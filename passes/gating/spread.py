@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.analysis.label_flow import LabelFlow
-from fxcat.passes.graph.invocations import same_place
+from fxcat.passes.graph.meta import VALUE, forget_all, stand_beside, value_of
 from fxcat.passes.rules.elementwise import Elementwise
 
 
@@ -35,10 +35,10 @@ class Spread:
         new = [found.args[0], found]
         for movement in self.movements:
             moved = graph.node_copy(movement, lambda n, m=movement, f=found: f if n is m.args[0] else enter(n))
-            moved.meta = {}
+            forget_all(moved)
             new.append(moved)
             found = moved
-        last = self.movements[-1].meta["value"]
+        last = value_of(self.movements[-1])
         for _ in range(last.dim() - len(self.shape)):
             found = graph.call_function(operator.getitem, (found, 0))
             new.append(found)
@@ -47,7 +47,8 @@ class Spread:
             new.append(found)
         for node in new:
             assert isinstance(node, fx.Node)
-            node.meta |= same_place(at) | {"value": self.source.meta["value"] if node in new[:2] else last}
+            stand_beside(node, at)
+            VALUE.set(node, value_of(self.source) if node in new[:2] else last)
         return found
 
 
@@ -71,11 +72,11 @@ def _way_to(flow: LabelFlow, node: fx.Node, labels: torch.Tensor) -> Iterator[tu
     while isinstance(flow.values.get(node), torch.Tensor):
         yield node, movements
         rule = flow.rules.get(node)
-        sources = [n for n in node.all_input_nodes if isinstance(n.meta["value"], torch.Tensor)]
+        sources = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
         if rule is not None and rule.movement and len(sources) == 1 and node.args[:1] == (sources[0],):
             movements = (node, *movements)
         else:
-            alike = [s for s in sources if s.meta["value"].shape == node.meta["value"].shape and _has_units(flow, s)]
+            alike = [s for s in sources if value_of(s).shape == value_of(node).shape and _has_units(flow, s)]
             passes = isinstance(rule, Elementwise)
             sources = [s for s in alike if passes or torch.equal(flow.of(s), flow.of(node))]
         if not sources:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcat.passes.graph.meta import value_of
+
 _NOTHING: Mapping[fx.Node, Any] = {}
 
 
@@ -17,7 +19,7 @@ def thaw(argument: Any, values: Mapping[fx.Node, Any] = _NOTHING) -> Any:
     """An argument with every node replaced by its value in `values`, or its example value; lists are plain, mutable
     lists."""
     if isinstance(argument, fx.Node):
-        return values[argument] if values and argument in values else argument.meta["value"]
+        return values[argument] if values and argument in values else value_of(argument)
     if isinstance(argument, tuple):
         items: list[Any] = [thaw(a, values) for a in argument]  # pyright: ignore[reportUnknownVariableType]
         return type(argument)(*items) if hasattr(argument, "_fields") else tuple(items)  # pyright: ignore[reportUnknownArgumentType]

@@ -14,22 +14,8 @@ from typing import Any, TypeAlias
 
 from torch import fx
 
+from fxcat.passes.graph.meta import VALUE_NUMBERS
 from fxcat.passes.graph.nested import CONSTANTS, Slot, leaves, lost_in_copy, template
-
-CALL = "call"
-"""Key in a node's `meta`: the innermost call of a module that makes it; a node of the model itself has none."""
-
-PATTERN = "pattern"
-"""Key in the `meta` of a placeholder: the template of the argument."""
-
-ABSENT = "absent"
-"""Key in the `meta` of a placeholder: what is not to be in the argument."""
-
-SAME_AS = "same_as"
-"""Key in the `meta` of a placeholder: the parameter that was given the same value at capture."""
-
-VALUE = "value_numbers"
-"""Key in a node's `meta`: the numbers by which calls name its value; those that a rewrite lets it stand for, too."""
 
 Key: TypeAlias = tuple[str, int]
 """The path of a module, and how often it had been called before."""
@@ -117,12 +103,12 @@ def number_values(
 ) -> tuple[Invocations, ...]:
     """Give every value of a graph its number, and the calls these in place of nodes; `copies`: of the nodes in it."""
     for node in graph.nodes:
-        node.meta[VALUE] = (next(_numbers),)
+        VALUE_NUMBERS.set(node, (next(_numbers),))
     present = set(graph.nodes)
 
     def number(node: fx.Node) -> int | None:
         copy = copies.get(node)
-        return copy.meta[VALUE][0] if copy is not None and copy in present else None
+        return VALUE_NUMBERS.of(copy)[0] if copy is not None and copy in present else None
 
     def numbered(call: Invocation) -> Invocation:
         return replace(call, values=tuple(map(number, call.values)), results=tuple(map(number, call.results)))
@@ -132,7 +118,7 @@ def number_values(
 
 def stands_for(new: fx.Node, old: fx.Node) -> None:
     """A rewrite puts the value of a node in the place of another one's."""
-    new.meta[VALUE] = (*new.meta.get(VALUE, ()), *old.meta.get(VALUE, ()))
+    VALUE_NUMBERS.set(new, (*VALUE_NUMBERS.get(new, ()), *VALUE_NUMBERS.get(old, ())))
 
 
 def below(prefix: str, calls: Invocations) -> Invocations:
@@ -145,8 +131,3 @@ def below(prefix: str, calls: Invocations) -> Invocations:
         moved(key): call if call.outer is None else replace(call, outer=moved(call.outer))
         for key, call in calls.items()
     }
-
-
-def same_place(node: fx.Node) -> dict[str, Any]:
-    """The `meta` that says where in the model a node belongs, for one that is put beside it."""
-    return {key: node.meta[key] for key in ("path", CALL) if key in node.meta}

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from fxcat.passes.graph.meta import path_of
+
 Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int32]]"
 
 
@@ -124,7 +126,7 @@ def place(node: fx.Node) -> str:
         return str(node.target)
     if node.op in ("placeholder", "output", "get_attr"):
         return str(node.target)
-    path = node.meta.get("path") or "(root)"
+    path = path_of(node) or "(root)"
     return f"{path}: {getattr(node.target, '__name__', str(node.target))}"
 
 

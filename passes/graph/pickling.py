@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from fxcat.passes.graph.meta import all_entries, restore_entries
 from fxcat.utils.made_classes import Made
 
 Flat = tuple[bytes, tuple[type, ...]]
@@ -30,7 +31,7 @@ def flat(graph: fx.Graph, value: Any) -> Flat:
     writer.dump(len(nodes))
     for node in nodes:
         writer.dump((node.op, node.target, node.args, node.kwargs, node.name, node.type))
-    writer.dump([node.meta for node in nodes])
+    writer.dump([all_entries(node) for node in nodes])
     writer.dump(value)
     return writer.file.getvalue(), tuple(writer.classes)
 
@@ -41,7 +42,7 @@ def restored(content: bytes, classes: tuple[type, ...]) -> Any:
     for _ in range(reader.load()):
         reader.nodes.append(reader.graph.create_node(*reader.load()))
     for node, meta in zip(reader.nodes, reader.load(), strict=True):
-        node.meta.update(meta)
+        restore_entries(node, meta)
     return reader.load()
 
 

@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fxcat.passes.graph.invocations import stands_for
+from fxcat.passes.graph.meta import VALUE, take_all, value_of
 from fxcat.passes.nodes.effects import is_inplace, make_plain, needed, reads_type
 from fxcat.passes.rules.boundary import region_output
 
@@ -39,12 +40,13 @@ def read_type_elsewhere(
         if not reads_type(node) or name_of(name) in used:
             continue
         region = max((r for r in regions if r and name.startswith(f"{r}.")), key=len, default="")
-        like = (n for n in tensors if n in used and tensors[n].dtype == node.meta["value"].dtype)
+        like = (n for n in tensors if n in used and tensors[n].dtype == value_of(node).dtype)
         other = next((n for n in like if not region or n.startswith(f"{region}.")), None)
         if other is not None:
             with graph.inserting_before(node):
                 instead = graph.create_node("get_attr", other)
-            instead.meta |= {**node.meta, "value": tensors[other]}
+            take_all(instead, node)
+            VALUE.set(instead, tensors[other])
             node.replace_all_uses_with(instead)
             graph.erase_node(node)
 

@@ -14,22 +14,23 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from fxcat.passes.graph.invocations import same_place
+from fxcat.passes.graph.meta import (
+    BOTH_PHASES,
+    CALLS,
+    CHANGES,
+    CONSTANT,
+    NEW,
+    PHASE,
+    SAME,
+    VALUE,
+    path_of,
+    stand_beside,
+    take_all,
+    value_of,
+)
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.boundary import region_output
-from fxcat.passes.rules.table import ASSERTING, Rule, function_rule, method_rule
-
-PHASE = "phase"
-"""Key in a node's `meta`: 0 if only inference runs the node, 1 if only training does; both do if there is none."""
-
-RESULTS = "results"
-"""Key in the `meta` of an output: per phase a template of what the model returns, None for a value as it is."""
-
-CALLS = "calls"
-"""Key in the `meta` of an output: for every way in which the model may be called the arguments that are left out. The
-first way is that of the example; an output without the key is of this one alone."""
-
-COUNTS = "counts"
-"""Key in the `meta` of an output: per phase what a pass does to numbers that modules keep (`kept_state.Count`)."""
+from fxcat.passes.rules.table import ASSERTING, function_rule, method_rule
 
 INPLACE_OPERATORS: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -40,42 +41,19 @@ INPLACE_OPERATORS: dict[Any, Any] = {
     operator.ipow: operator.pow,
 }
 
-CHANGES = "changes"
-"""Key in the `meta` of a node that calls a module: the module changes its input in place."""
-
-CONSTANT = "constant"
-"""Key in the `meta` of a node that reads a tensor which is neither a parameter nor a buffer."""
-
-TABLE = "table"
-"""Key in the `meta` of a node that reads a table of numbers, one for every channel."""
-
-NO_GRAD = "no_grad"
-"""Key in the `meta` of a node that the model runs under `torch.no_grad()`."""
-
-UNCAST = "uncast"
-"""Key in the `meta` of a node that the model runs in a `torch.autocast` of its own: the type of the device, None if it
-is that of the values; and to what it casts, None where it is switched off."""
-
-SAME = "same"
-"""Key in the `meta` of a node that returns its input itself (`nn.Identity`, dropout in inference)."""
-
 FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 """What is asked about a tensor, and is no part of its values."""
 
 
-NEW = "new"
-"""Key in the `meta` of a node whose value has memory of its own, though its example value is that of another node."""
-
-
 def is_view(node: fx.Node) -> bool:
     """Whether the values of a node are in the memory of its input's; those of `reshape` are where that is possible."""
-    if NEW in node.meta:
+    if NEW.has(node):
         return False
-    if SAME in node.meta:
+    if SAME.has(node):
         return not is_inplace(node)
     if not may_be_view(node):
         return False
-    source, result = node.all_input_nodes[0].meta["value"], node.meta["value"]
+    source, result = value_of(node.all_input_nodes[0]), value_of(node)
     if isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor):
         return source.untyped_storage()._cdata == result.untyped_storage()._cdata
     return _rule(node) is not None
@@ -96,12 +74,12 @@ def _rule(node: fx.Node) -> Rule | None:
 def is_inplace(node: fx.Node) -> bool:
     """Whether a node changes its first argument."""
     if node.op == "call_module":
-        return CHANGES in node.meta
+        return CHANGES.has(node)
     if node.op == "call_method":
         return _says_so(node.target)
     if node.op != "call_function" or not (_says_so(node.target) or node.kwargs.get("inplace")):
         return False
-    return isinstance(node.meta.get("value"), torch.Tensor)
+    return isinstance(VALUE.get(node), torch.Tensor)
 
 
 @cache
@@ -116,7 +94,7 @@ def make_plain(node: fx.Node) -> None:
 
     What has no other form changes a copy.
     """
-    node.meta.pop(CHANGES, None)
+    CHANGES.drop(node)
     instead = _plain_form(node)
     if node.target in INPLACE_OPERATORS:
         node.target = INPLACE_OPERATORS[node.target]
@@ -146,9 +124,9 @@ def copy_first(node: fx.Node) -> None:
     assert isinstance(changed, fx.Node)
     with node.graph.inserting_before(node):
         copied = node.graph.call_method("clone", (changed,))
-    copied.meta |= changed.meta | same_place(node) | {"value": changed.meta["value"].clone()}
-    for key in (CHANGES, CONSTANT, SAME):
-        copied.meta.pop(key, None)
+    take_all(copied, changed, but=(CHANGES, CONSTANT, SAME))
+    stand_beside(copied, node)
+    VALUE.set(copied, value_of(changed).clone())
     node.replace_input_with(changed, copied)
 
 
@@ -210,15 +188,15 @@ def needed(
     while stack:
         while stack:
             node = stack.pop()
-            if node not in found and (phase is None or node.meta.get(PHASE, phase) == phase):
+            if node not in found and (phase is None or PHASE.get(node, phase) == phase):
                 found.add(node)
                 stack += changes.get(node, ())
                 stack += () if node in ends else node.all_input_nodes
                 if waiting and node.op.startswith("call"):
-                    alive |= _with_outer(node.meta.get("path") or "")
+                    alive |= _with_outer(path_of(node))
         still: list[fx.Node] = []
         for node in waiting:
-            due = (node.meta.get("path") or "") in alive and not (asserts(node) and _layers(node, found))
+            due = (path_of(node)) in alive and not (asserts(node) and _layers(node, found))
             (stack if due else still).append(node)
         waiting = still
     return found
@@ -226,14 +204,14 @@ def needed(
 
 def returned(output: fx.Node, phase: int, call: int = 0) -> Any:
     """What an output node returns in inference (phase 0) or in training (1), if the model is called in a given way."""
-    modes = 2 if output.meta.get("phases") else 1
+    modes = 2 if BOTH_PHASES.get(output) else 1
     value: Any = output.args[0]
-    return value[call * modes + phase % modes] if modes > 1 or CALLS in output.meta else value
+    return value[call * modes + phase % modes] if modes > 1 or CALLS.has(output) else value
 
 
 def reads_type(node: fx.Node) -> bool:
     """Whether a node reads a parameter or buffer for no more than its dtype or device."""
-    read = node.op == "get_attr" and isinstance(node.meta.get("value"), torch.Tensor) and bool(node.users)
+    read = node.op == "get_attr" and isinstance(VALUE.get(node), torch.Tensor) and bool(node.users)
     return read and all(u.target is getattr and u.args[1] in ("dtype", "device") for u in node.users)
 
 
@@ -265,7 +243,7 @@ def _layers(node: fx.Node, found: Container[fx.Node]) -> bool:
     stack, seen = [node], set[fx.Node]()
     while stack:
         current = stack.pop()
-        if current.op == "call_module" or isinstance(current.meta.get("value"), nn.Parameter):
+        if current.op == "call_module" or isinstance(VALUE.get(current), nn.Parameter):
             return True
         seen.add(current)
         stack += [i for i in current.all_input_nodes if i not in found and i not in seen]

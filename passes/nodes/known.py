@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from fxcat.passes.nodes.effects import CONSTANT, is_inplace, may_be_view
+from fxcat.passes.graph.meta import CONSTANT, VALUE, value_of
+from fxcat.passes.nodes.effects import is_inplace, may_be_view
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.table import function_rule, method_rule
 
@@ -77,11 +78,11 @@ def _evaluate(node: fx.Node, search: _Search) -> Any:
     found = search.found
     if node in found:
         return found[node]
-    value = node.meta["value"]
+    value = value_of(node)
     if not isinstance(value, torch.Tensor):
         found[node] = value
         return value
-    if node.op == "get_attr" and CONSTANT in node.meta:
+    if node.op == "get_attr" and CONSTANT.has(node):
         constant: torch.Tensor = operator.attrgetter(str(node.target))(search.root)
         if constant.is_meta:
             raise _Unknown
@@ -108,7 +109,7 @@ def _compute(node: fx.Node, search: _Search) -> tuple[torch.Tensor, bool]:
         if not isinstance(argument, fx.Node):
             return argument
         if shape_only and argument is node.args[0]:
-            return torch.empty_like(argument.meta["value"], device="cpu")
+            return torch.empty_like(value_of(argument), device="cpu")
         return _evaluate(argument, search)
 
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n)
@@ -118,7 +119,7 @@ def _compute(node: fx.Node, search: _Search) -> tuple[torch.Tensor, bool]:
         if name not in _FINITE:
             raise
         search.finite = True
-        return torch.full(node.meta["value"].shape, name == "isfinite"), True
+        return torch.full(value_of(node).shape, name == "isfinite"), True
     kwargs = {k: "cpu" if k == "device" else v for k, v in kwargs.items()}
     args = tuple("cpu" if isinstance(a, torch.device) else a for a in args)
     function = getattr(args[0], name) if node.op == "call_method" else node.target
@@ -129,7 +130,7 @@ def _compute(node: fx.Node, search: _Search) -> tuple[torch.Tensor, bool]:
     rule = method_rule(name) if node.op == "call_method" else function_rule(node.target)
     if name in _FILLED or name in _EXTREMES or (rule is not None and rule.movement):
         return result, True
-    computed = any(isinstance(n.meta["value"], int | float) for n in node.all_input_nodes)
+    computed = any(isinstance(value_of(n), int | float) for n in node.all_input_nodes)
     return result, not computed and (name in _SAME or isinstance(rule, Elementwise))
 
 
@@ -156,9 +157,9 @@ def _numbers(node: fx.Node) -> Iterator[fx.Node]:
             if given in seen:
                 continue
             seen.add(given)
-            if isinstance(given.meta["value"], torch.Tensor):
+            if isinstance(value_of(given), torch.Tensor):
                 stack.append(given)
-            elif isinstance(given.meta["value"], int | float | torch.Size):
+            elif isinstance(value_of(given), int | float | torch.Size):
                 yield given
 
 
@@ -168,7 +169,7 @@ def _is_changed(node: fx.Node) -> bool:
         if user.args and user.args[0] is node:
             if user.target is operator.setitem or is_inplace(user):
                 return True
-            if may_be_view(user) and isinstance(user.meta.get("value"), torch.Tensor) and _is_changed(user):
+            if may_be_view(user) and isinstance(VALUE.get(user), torch.Tensor) and _is_changed(user):
                 return True
     return is_inplace(node)
 

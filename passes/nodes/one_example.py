@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxcat.passes.nodes.effects import PHASE, asserts
+from fxcat.passes.graph.meta import PHASE, VALUE, path_of
+from fxcat.passes.nodes.effects import asserts
 from fxcat.passes.rules.boundary import region_input
 from fxcat.passes.rules.execute import run_node
 from fxcat.passes.rules.table import find_rule
@@ -29,7 +30,7 @@ def of_one_example(graph: fx.Graph, root: nn.Module, batch: int) -> Mapping[fx.N
     if batch == 1 or any(_takes_no_batch(node, root) for node in graph.nodes):
         return ones
     for node in graph.nodes:
-        value = node.meta.get("value")
+        value: Any = VALUE.get(node)
         if node.op == "placeholder":
             if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
                 ones[node] = value[:1]
@@ -52,11 +53,11 @@ def _takes_no_batch(node: fx.Node, root: nn.Module) -> bool:
     """Whether a layer that takes inputs with and without a batch axis has one without."""
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    value = node.args[0].meta.get("value")
+    value = VALUE.get(node.args[0])
     if not isinstance(value, torch.Tensor):
         return False
     if node.target == "unsqueeze" and value.dim() == 2:  # what attention begins with then; masks get two axes more
-        module = root.get_submodule(node.meta.get("path") or "")
+        module = root.get_submodule(path_of(node))
         attends = isinstance(module, nn.MultiheadAttention) and value.shape[1] == module.embed_dim
         return attends and all(u.target != "unsqueeze" for u in node.users)
     module = _module(node, root)
@@ -67,7 +68,7 @@ def _takes_no_batch(node: fx.Node, root: nn.Module) -> bool:
 
 def _counts(node: fx.Node) -> bool:
     """Whether inference computes a value at a node."""
-    return node.op != "output" and not node.meta.get(PHASE) and not asserts(node)
+    return node.op != "output" and not PHASE.get(node) and not asserts(node)
 
 
 def _module(node: fx.Node, root: nn.Module) -> nn.Module | None:

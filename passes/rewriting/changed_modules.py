@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import fx, nn
 
-from fxcat.passes.graph.invocations import CALL, VALUE
+from fxcat.passes.graph.meta import CALL, VALUE_NUMBERS
 from fxcat.passes.rewriting.plan import Plan
 
 
 def others_than_written(root: nn.Module, before: fx.Graph, plan: Plan) -> frozenset[str]:
     """Paths of the modules in which a plan changes more than widths, or widths that the module states itself and not
     as its layers do (`tell_widths`). `root`: not yet changed."""
-    found = {key[0] for node in _changed(before, plan) if (key := node.meta.get(CALL)) is not None}
+    found = {key[0] for node in _changed(before, plan) if (key := CALL.get(node)) is not None}
     told = widths_told(root, plan)
     for path, sizes in _old_sizes(root, plan).items():
         stated = {n for n, v in vars(root.get_submodule(path)).items() if type(v) is int and v in sizes}
@@ -25,11 +25,11 @@ def others_than_written(root: nn.Module, before: fx.Graph, plan: Plan) -> frozen
 def _changed(before: fx.Graph, plan: Plan) -> Iterator[fx.Node]:
     """The nodes that a plan takes away, changes or adds."""
     new = {old: node for node, old in plan.origin.items()}
-    standing = {number: node for node in plan.graph.nodes for number in node.meta.get(VALUE, ())}
+    standing = {number: node for node in plan.graph.nodes for number in VALUE_NUMBERS.get(node, ())}
 
     def now(old: fx.Node) -> fx.Node | None:
-        number, *_ = old.meta.get(VALUE, (None,))
-        return new.get(old, standing.get(number))
+        numbers = VALUE_NUMBERS.get(old, ())
+        return new.get(old, standing.get(numbers[0]) if numbers else None)
 
     for old in before.nodes:
         node = new.get(old)

@@ -15,10 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.network.consumers import Consumer
+from fxcat.passes.analysis.on_weights import OnWeights
 from fxcat.passes.analysis.units import NO_UNIT
-from fxcat.passes.analysis.weights import OnWeights
 from fxcat.passes.gating.insert import Gatings
 from fxcat.passes.graph.label_arrays import leaves, place
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.work import Analysis
 from fxcat.records import Pinned
 
@@ -36,7 +37,7 @@ def find_consumers(
         gating = gatings.of_node.get(node)
         counts = gating is not None and gating.counted is not None
         closed = closing.read_by(node) - (set() if counts else closing.given_by(node)) if node in left else set[int]()
-        rule = analysis.flow.rules.get(node)
+        rule = analysis.labels.rules.get(node)
         if not closed or (rule is not None and rule.movement) or isinstance(rule, OnWeights):
             continue
         if counts:
@@ -70,11 +71,11 @@ class _Closing:
 
     def given_by(self, node: fx.Node) -> set[int]:
         """Numbers of the closing units in a value."""
-        arrays = leaves(self._analysis.flow.values.get(node))
+        arrays = leaves(self._analysis.labels.values.get(node))
         return {n for a in arrays for n in self._numbers(a).unique().tolist() if n != NO_UNIT and self._closes[n]}
 
     def read_by(self, node: fx.Node) -> set[int]:
-        if self._analysis.flow.values.get(node) is None:
+        if self._analysis.labels.values.get(node) is None:
             return set()  # sizes
         return set[int]().union(*(self.given_by(n) for n in node.all_input_nodes if n.op != "get_attr"))
 
@@ -87,7 +88,7 @@ class _Closing:
             return None
         lines: list[torch.Tensor] = []
         for value in (source, node):
-            labels, size = self._analysis.flow.of(value), value.meta["value"].shape[axis]
+            labels, size = self._analysis.labels.of(value), value_of(value).shape[axis]
             if labels.numel() not in (1, labels.shape[axis]):
                 return None
             lines.append(self._closes[self._numbers(labels.reshape(-1))].expand(size))

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.errors import PlanError
-from fxcat.passes.analysis.label_flow import LabelFlow
-from fxcat.passes.graph.invocations import same_place, stands_for
+from fxcat.passes.analysis.labelling import Labelling
+from fxcat.passes.graph.invocations import stands_for
 from fxcat.passes.graph.label_arrays import place
+from fxcat.passes.graph.meta import VALUE, stand_beside, value_of
 from fxcat.passes.nodes import cleanup
 
 
@@ -56,7 +57,7 @@ _FAILING: tuple[Any, ...] = (
 
 
 def drop_emptied(
-    flow: LabelFlow, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], emptied: Emptied
+    labels: Labelling, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], emptied: Emptied
 ) -> set[str]:
     """Let nothing in the new graph take a value of which nothing is left, where that would not run.
 
@@ -80,7 +81,7 @@ def drop_emptied(
             copies[old].replace_all_uses_with(same)
             stands_for(same, copies[old])
             continue
-        rule = flow.rules.get(old)
+        rule = labels.rules.get(old)
         op: Any = type(twin.get_submodule(str(old.target))) if old.op == "call_module" else old.target
         convolves = isinstance(op, type) and issubclass(op, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         fails = op in _FAILING
@@ -90,7 +91,7 @@ def drop_emptied(
         if convolves and not fails:
             module: Any = twin.get_submodule(str(old.target))
             if module.bias is not None and not none_out:
-                read.add(flow.parameter_name(old, "bias"))
+                read.add(labels.names.of_module(old, "bias"))
             _constant(copies[old], module, emptied.width(old))
         elif fails:
             names = " and ".join(
@@ -111,14 +112,14 @@ def _present(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("value"), torch.Tensor)
+    return isinstance(VALUE.get(node), torch.Tensor)
 
 
 def _of_same_shape(old: fx.Node, new: fx.Node, emptied: Emptied) -> fx.Node | None:
     """An input that may stand for an op's result, where both are empty: one of the same shape."""
-    value = old.meta["value"]
+    value = value_of(old)
     for source, now in zip(_inputs(old), _inputs(new), strict=True):
-        given = source.meta.get("value")
+        given = VALUE.get(source)
         if not isinstance(given, torch.Tensor) or not emptied.is_empty(source):
             continue
         if (given.shape, given.dtype) == (value.shape, value.dtype):
@@ -176,6 +177,6 @@ def _constant(conv: fx.Node, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, width: i
             bias = graph.create_node("get_attr", f"{conv.target}.bias")
             bias = graph.call_method("reshape", (bias, (1, -1, *[1] * rank)))
             result = graph.call_method("expand", (bias, (size(0), -1, *sizes)))
-    result.meta |= same_place(conv)
+    stand_beside(result, conv)
     conv.replace_all_uses_with(result)
     stands_for(result, conv)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from fxcat.passes.graph.meta import VALUE, value_of
+
 NumberOf = Callable[[fx.Node], Any]
 """What a node of the old graph that computes a number gives after removal."""
 
@@ -16,7 +18,7 @@ def keep_numbers(after_removal: NumberOf, copies: Mapping[fx.Node, fx.Node], old
     """An op on tensors that takes a number made from the size of an axis with units (√width) keeps that number."""
     new = copies[old]
     for before, after in paired_inputs(old, new):
-        number = before.meta.get("value")
+        number = VALUE.get(before)
         if isinstance(number, int | float) and after_removal(before) != number:
             with new.graph.inserting_before(new):
                 kept = as_before(after_removal, copies, new.graph, before)
@@ -35,8 +37,8 @@ def paired_inputs(old: fx.Node, new: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
 def as_before(after_removal: NumberOf, copies: Mapping[fx.Node, fx.Node], graph: fx.Graph, number: fx.Node) -> Any:
     """What a number, computed from sizes, was before units went, for inputs of any size: a node of the new graph, or
     the number itself where it is made of widths."""
-    before, after = number.meta["value"], after_removal(number)
-    if not all(isinstance(i.meta["value"], int | float) for i in number.all_input_nodes):
+    before, after = value_of(number), after_removal(number)
+    if not all(isinstance(value_of(i), int | float) for i in number.all_input_nodes):
         if after == before:
             return copies[number]
         return before if _is_width(number) or not after else in_proportion(graph, copies[number], before, after)
@@ -52,7 +54,7 @@ def _is_width(number: fx.Node) -> bool:
     """Whether a number that units change is the same for every batch: the size of an axis that is not the first, or
     what is no count."""
     axes = [a for a in (*number.args, *number.kwargs.values()) if type(a) is int]
-    return type(number.meta["value"]) is not int or (len(axes) == 1 and axes[0] > 0)
+    return type(value_of(number)) is not int or (len(axes) == 1 and axes[0] > 0)
 
 
 def in_proportion(graph: fx.Graph, number: fx.Node, share: int, whole: int) -> fx.Node:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import fx
 
 from fxcat.errors import CaptureError, FxcatError
 from fxcat.passes.graph.label_arrays import place
+from fxcat.passes.graph.meta import LINE
+from fxcat.passes.rules.flow import Flow
 
 R = TypeVar("R")
 
-LINE = "line"
-"""Key in a node's `meta`: the file and the line of the model's Python that made it."""
 
-
-def ask(method: Callable[[Any, fx.Node], R], flow: Any, node: fx.Node) -> R:
+def ask(method: Callable[[Flow, fx.Node], R], flow: Flow, node: fx.Node) -> R:
     """What a method of a rule says of a node. Raises `CaptureError` for whatever else than fxcat's errors it raises."""
     try:
         return method(flow, node)
     except (FxcatError, MemoryError):
         raise
     except Exception as error:
-        file, line = node.meta.get(LINE, ("unknown file", 0))
+        file, line = LINE.get(node, ("unknown file", 0))
         rule = type(getattr(method, "__self__", method)).__name__
         raise CaptureError(
             f"{rule}.{getattr(method, '__name__', 'rule')} failed: {type(error).__name__}: {error}",

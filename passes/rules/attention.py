@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.table import decomposition
 
 
@@ -178,7 +179,7 @@ class _Attention:
 
 def _heads(value: Any) -> int:
     """How many heads a value has, without a guard: units go from that number."""
-    return (value.node.meta["value"] if isinstance(value, fx.Proxy) else value).shape[-3]
+    return (value_of(value.node) if isinstance(value, fx.Proxy) else value).shape[-3]
 
 
 def _added(mask: Any, query: Any) -> Any:

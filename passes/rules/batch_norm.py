@@ -14,9 +14,11 @@ from torch import fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Folding, Rule, Sample, Zero
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Folding, Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.utils.made_classes import gated_class
 
 
@@ -68,7 +70,7 @@ def _channels(flow: Flow, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor]:
     flow.unite(result, first)
     if first.numel() == 1:
         flow.freeze(first, node, "units along an axis that BatchNorm averages over")
-    return flow.line(first, node.meta["value"].shape[1]), first
+    return flow.line(first, value_of(node).shape[1]), first
 
 
 @rule(F.batch_norm)
@@ -83,7 +85,7 @@ class BatchNormFunction(Rule):
 
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         given = node.all_input_nodes[1:]
-        return tuple(n for n in given if n.op == "get_attr" and isinstance(n.meta["value"], torch.Tensor))
+        return tuple(n for n in given if n.op == "get_attr" and isinstance(value_of(n), torch.Tensor))
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         bound = self.binds(node)
@@ -91,7 +93,7 @@ class BatchNormFunction(Rule):
         for given in node.all_input_nodes[1:]:
             if given in bound:
                 flow.bind_axis(flow.attribute_name(given), 0, labels)
-            elif isinstance(given.meta["value"], torch.Tensor):
+            elif isinstance(value_of(given), torch.Tensor):
                 flow.unite(labels, flow.of(given))
         return result
 
@@ -181,7 +183,7 @@ class InstanceNorm(Rule):
     parameters = ("weight", "bias", "running_mean", "running_var")
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source, value, module = node.all_input_nodes[0], node.meta["value"], flow.module(node)
+        source, value, module = node.all_input_nodes[0], value_of(node), flow.module(node)
         assert isinstance(module, _INSTANCE_NORMS)
         batched = value.dim() > module._get_no_batch_dim()  # pyright: ignore[reportPrivateUsage]
         labels = flow.axis(source, 1) if batched else None

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fxcat.passes.graph.label_arrays import Labels
+from fxcat.passes.rules.base import Rule, Zero
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 NO_REGION = -1
 """The number of what a single module returns that Python calls."""

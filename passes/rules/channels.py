@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fxcat.passes.graph.label_arrays import Labels
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule, Sample, Zero
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Rule, Sample, Zero, decomposition, rule
+from fxcat.passes.rules.table import decomposition, rule
 
 
 @rule(F.pixel_shuffle, entering=-3, leaving=-3)
@@ -28,8 +31,8 @@ class Blocks(Rule):
         self.entering, self.leaving = entering, leaving
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        source, value = node.all_input_nodes[0], node.meta["value"]
-        before, after = source.meta["value"].shape[self.entering], value.shape[self.leaving]
+        source, value = node.all_input_nodes[0], value_of(node)
+        before, after = value_of(source).shape[self.entering], value.shape[self.leaving]
         found = flow.axis(source, self.entering)
         if found is None:
             flow.freeze(flow.of(source), node, "units along an axis whose elements are mixed")

@@ -9,16 +9,18 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
+from fxcat.passes.graph.meta import path_of, value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import asked_sizes, is_width, shape_read, sizes_left, units_of_size
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 def _of_sizes(flow: Flow, node: fx.Node, sizes: Any) -> torch.Tensor:
     """Labels of a new value of some sizes: where one of them is the size of an axis with units, it has these units."""
-    dims = node.meta["value"].dim()
+    dims = value_of(node).dim()
     whole = shape_read(sizes)
     if whole is not None:
         labels = flow.values.get(whole)
@@ -32,7 +34,7 @@ def _of_sizes(flow: Flow, node: fx.Node, sizes: Any) -> torch.Tensor:
         written = [a for a, size in enumerate(sizes) if isinstance(size, int) and size > 1]
         if len(written) != 1 or len(sizes) != dims:
             return frozen((1,) * dims)
-        return along(flow.fresh(sizes[written[0]], str(node.meta.get("path")), producer=False), written[0], dims)
+        return along(flow.fresh(sizes[written[0]], path_of(node), producer=False), written[0], dims)
     for axis in found.keys() - {first}:
         flow.freeze(found[axis], node, "a new value with units along two axes")
     return along(found[first], first, dims)
@@ -70,7 +72,7 @@ class _New(Rule):
 
 
 def _is_number(argument: Any) -> bool:
-    return isinstance(argument, fx.Node) and isinstance(argument.meta["value"], int)
+    return isinstance(argument, fx.Node) and isinstance(value_of(argument), int)
 
 
 @rule(torch.zeros, torch.ones, torch.empty, torch.full, sizes_at=0)
@@ -88,7 +90,7 @@ class Table(Rule):
         asked = [a for i in node.all_input_nodes if _is_number(i) for a in asked_sizes(i)]
         if asked and all(is_width(flow, tensor, axis) for tensor, axis in asked):
             flow.tables.append(node)
-        return frozen((1,) * node.meta["value"].dim())
+        return frozen((1,) * value_of(node).dim())
 
 
 @rule("new_tensor", torch.randperm)
@@ -96,7 +98,7 @@ class NewTensor(Rule):
     """Values of their own."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return frozen((1,) * node.meta["value"].dim())
+        return frozen((1,) * value_of(node).dim())
 
 
 @rule(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like)
@@ -149,7 +151,7 @@ class DrawnOfSizes(_New):
 
     def _has_parameters(self, node: fx.Node) -> bool:
         given = (node.args[0] if node.args else None, node.kwargs.get("mean"), *node.args[1:2], node.kwargs.get("std"))
-        return any(isinstance(a, fx.Node) and isinstance(a.meta["value"], torch.Tensor) for a in given)
+        return any(isinstance(a, fx.Node) and isinstance(value_of(a), torch.Tensor) for a in given)
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         if self._has_parameters(node):

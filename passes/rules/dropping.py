@@ -10,9 +10,11 @@ from torch import fx, nn
 from torchvision.ops import StochasticDepth, stochastic_depth
 
 from fxcat.passes.graph.arguments import arguments, thaw
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Sample, Zero
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.noise import multiplies_by_noise
-from fxcat.passes.rules.table import Sample, Zero, decomposition, rule, rule_by_nature
+from fxcat.passes.rules.table import decomposition, rule, rule_by_nature
 
 
 @rule(
@@ -45,5 +47,5 @@ def _identity(_: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What it is given, if that is a tuple, or something else that is no tensor."""
     args = (*args, *kwargs.values())
     given = args[0] if args else None
-    is_tensor = isinstance(given, fx.Proxy) and isinstance(given.node.meta["value"], torch.Tensor)
+    is_tensor = isinstance(given, fx.Proxy) and isinstance(value_of(given.node), torch.Tensor)
     return NotImplemented if is_tensor or len(args) != 1 else given

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.table import decomposition
 
 
@@ -54,7 +55,7 @@ def _of_one(letters: str, result: str, value: Any) -> Any:
 
 
 def _rank(value: Any) -> int:
-    return (value.node.meta["value"] if isinstance(value, fx.Proxy) else value).dim()
+    return (value_of(value.node) if isinstance(value, fx.Proxy) else value).dim()
 
 
 def _spelled(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxcat.passes.graph.label_arrays import along
+from fxcat.passes.graph.label_arrays import Labels, along
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Rule, rule
+from fxcat.passes.rules.table import rule
 
 
 @rule(nn.Embedding)
@@ -25,7 +27,7 @@ class Embedding(Rule):
         flow.bind(node, "weight", 1, out)
         if module.max_norm is not None:
             flow.freeze(out, node, "an embedding whose norms are bounded")
-        return along(out, -1, node.meta["value"].dim())
+        return along(out, -1, value_of(node).dim())
 
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Embedding) and isinstance(module.weight, torch.Tensor)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from fxcat.passes.graph.arguments import names_type, thaw
 from fxcat.passes.graph.copy_model import meta_twin
 from fxcat.passes.graph.flops import flop_counter
+from fxcat.passes.graph.meta import VALUE
 from fxcat.passes.rules.table import function_rule, has_hooks, module_rule
 
 _EXAMPLE: Mapping[fx.Node, Any] = {}
@@ -125,4 +126,4 @@ def propagate(graph: fx.Graph, root: nn.Module) -> None:
     with torch.no_grad():
         for node in graph.nodes:
             if node.op not in ("placeholder", "output"):
-                node.meta["value"] = run_node(node, root)
+                VALUE.set(node, run_node(node, root))

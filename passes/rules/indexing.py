@@ -10,10 +10,12 @@ import torch
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import compress, frozen
+from fxcat.passes.graph.label_arrays import Labels, compress, frozen
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.movement import Movement
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, decomposition, rule
+from fxcat.passes.rules.table import decomposition, rule
 
 
 @rule(operator.getitem)
@@ -37,8 +39,8 @@ class Item(Movement):
         apart = [a for a, e in _by_axis(entries, labels.dim()) if _takes_apart(e)]
         if lists and len(apart) > 1 and any(labels.shape[a] > 1 for a in apart):
             flow.freeze(labels, node, "indices along several axes at once")  # they would be paired
-        found = _indexed(labels, source.meta["value"].shape, entries)
-        return compress(found) if found.numel() else frozen((1,) * node.meta["value"].dim())
+        found = _indexed(labels, value_of(source).shape, entries)
+        return compress(found) if found.numel() else frozen((1,) * value_of(node).dim())
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
@@ -46,11 +48,11 @@ class Item(Movement):
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if not isinstance(source.meta["value"], torch.Tensor):
+        if not isinstance(value_of(source), torch.Tensor):
             return None
         index: Any = node.args[1]
         entries: list[Any] = list(index) if isinstance(index, tuple) else [index]
-        shape = source.meta["value"].shape
+        shape = value_of(source).shape
         position = 0
         for axis, entry in _by_axis(entries, len(shape)):
             while entries[position] is not entry:
@@ -109,7 +111,7 @@ def _indexed(labels: torch.Tensor, shape: torch.Size, entries: Any) -> torch.Ten
 
 
 def _is_tensor(argument: Any) -> bool:
-    return isinstance(argument, fx.Node) and isinstance(argument.meta["value"], torch.Tensor)
+    return isinstance(argument, fx.Node) and isinstance(value_of(argument), torch.Tensor)
 
 
 def _by_axis(entries: Any, dims: int) -> list[tuple[int, Any]]:
@@ -129,7 +131,7 @@ def _by_axis(entries: Any, dims: int) -> list[tuple[int, Any]]:
 def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels:
     """Slices of a value, by tensors of numbers along neighbouring axes; what else is looked up is frozen."""
     labels = flow.of(source)
-    looked_up = [a for a, e in enumerate(entries) if _is_tensor(e) and e.meta["value"].dtype != torch.bool]
+    looked_up = [a for a, e in enumerate(entries) if _is_tensor(e) and value_of(e).dtype != torch.bool]
     whole = all(a in looked_up or (isinstance(e, slice) and e == slice(None)) for a, e in enumerate(entries))
     if whole and looked_up == list(range(looked_up[0], looked_up[-1] + 1)) and labels.dim() > len(looked_up):
         first = labels
@@ -138,17 +140,17 @@ def _look_up(flow: Flow, node: fx.Node, source: fx.Node, entries: Any) -> Labels
         flow.unite(labels, first)
         if first.numel() == 1:
             flow.freeze(labels, node, "units along an axis that is looked up")
-        inner = (1,) * (node.meta["value"].dim() - labels.dim() + len(looked_up))
+        inner = (1,) * (value_of(node).dim() - labels.dim() + len(looked_up))
         return first.reshape(*first.shape[: looked_up[0]], *inner, *first.shape[looked_up[-1] + 1 :])
     flow.freeze(labels, node, "lookup by values")
-    return frozen((1,) * node.meta["value"].dim())
+    return frozen((1,) * value_of(node).dim())
 
 
 @decomposition(torch.select)
 @decomposition(torch.Tensor.select)
 def select(input: Any, dim: int, index: Any) -> Any:
     """One slice by indexing."""
-    value = input.node.meta["value"] if isinstance(input, fx.Proxy) else input
+    value = value_of(input.node) if isinstance(input, fx.Proxy) else input
     if not isinstance(dim, int):
         return NotImplemented
     sliced: Any = input
@@ -178,7 +180,7 @@ class SliceScatter(Rule):
         if written is None:
             flow.freeze((base, part), node, "units along an axis that is assigned in part")
             return torch.zeros_like(base)
-        size = given["input"].meta["value"].shape[axis]
+        size = value_of(given["input"]).shape[axis]
         base = base.expand([size if a == axis else n for a, n in enumerate(base.shape)])
         flow.unite(base.narrow(axis, written.start, len(written)), part)
         return base
@@ -192,7 +194,7 @@ class SliceScatter(Rule):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given, written = arguments(node, *self.names), self._written(node)
-        axis: int = thaw(given.get("dim", 0)) % node.meta["value"].dim()
+        axis: int = thaw(given.get("dim", 0)) % value_of(node).dim()
         live = moved.source[axis]
         if live is None or written is None:
             return None

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.label_arrays import Labels, compress
+from fxcat.passes.graph.meta import value_of
 
 
 def move(node: fx.Node, labels: dict[fx.Node, Labels], root: nn.Module) -> Labels:
@@ -16,7 +17,7 @@ def move(node: fx.Node, labels: dict[fx.Node, Labels], root: nn.Module) -> Label
 
     def fill(argument: fx.Node) -> Any:
         known = labels.get(argument)
-        return thaw(argument) if known is None else _full(known, argument.meta["value"])
+        return thaw(argument) if known is None else _full(known, value_of(argument))
 
     args, kwargs = fx.map_arg(node.args, fill), fx.map_arg(node.kwargs, fill)
     args = tuple(list(a) if isinstance(a, list) else a for a in args)

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Moved, Replacement, Rule, Sample, Zero
 from fxcat.passes.rules.counting import (
     gated_group_norm,
     gated_layer_norm,
@@ -24,7 +26,7 @@ from fxcat.passes.rules.counting import (
 )
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.sizes import sizes_left
-from fxcat.passes.rules.table import Counting, Labels, Moved, Replacement, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.utils.made_classes import gated_class
 
 
@@ -199,17 +201,17 @@ class _Groups(Rule):
         labels = flow.axis(source, 1)
         if labels is None:
             flow.freeze(flow.of(source), node, "units along an axis that GroupNorm averages over")
-            return frozen((1,) * node.meta["value"].dim())
+            return frozen((1,) * value_of(node).dim())
         blocks = labels.reshape(self.number(flow, node), -1)
         flow.unite(blocks, blocks[:, :1] if _groups_are_units(*blocks.shape) else blocks[:1])
-        if not _groups_are_units(*blocks.shape) and math.prod(node.meta["value"].shape[2:]) == 1:
+        if not _groups_are_units(*blocks.shape) and math.prod(value_of(node).shape[2:]) == 1:
             flow.freeze(blocks[:, :2], node, "of one example PyTorch does not normalise a group of one value")
         self.bind(flow, node, labels)
         return flow.of(source)
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
         labels, groups = flow.axis(node, 1), self.number(flow, node)
-        width = node.meta["value"].shape[1] // groups
+        width = value_of(node).shape[1] // groups
         if _groups_are_units(groups, width) or labels is None or labels.unique().numel() == 1:
             return None
         return Counting(self.target(flow, node), labels)
@@ -268,7 +270,7 @@ class GroupNormFunction(_Groups):
 
     def bind(self, flow: Flow, node: fx.Node, labels: torch.Tensor) -> None:
         for given in node.all_input_nodes[1:]:
-            if isinstance(given.meta["value"], torch.Tensor):
+            if isinstance(value_of(given), torch.Tensor):
                 flow.unite(labels, flow.of(given))
 
     def target(self, flow: Flow, node: fx.Node) -> Callable[..., Any]:
@@ -277,7 +279,7 @@ class GroupNormFunction(_Groups):
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node)
         groups = thaw(given["num_groups"])
-        channels = node.meta["value"].shape[1]
+        channels = value_of(node).shape[1]
         units = _groups_are_units(groups, channels // groups)
         given["num_groups"] = moved.shape[1] * groups // channels if units else groups
         return Replacement((given.pop("input"),), given)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcat.passes.graph.meta import VALUE
 from fxcat.passes.rules.table import decomposition
 
 
@@ -26,8 +27,8 @@ def without_nothing(tensors: Any, dim: int = 0, **more: Any) -> Any:
 
 def _is_nothing(node: fx.Node) -> bool:
     """Whether a value is an empty parameter or buffer, or made of one alone."""
-    value = node.meta.get("value")
+    value = VALUE.get(node)
     if not isinstance(value, torch.Tensor) or value.numel():
         return False
-    sources = [i for i in node.all_input_nodes if isinstance(i.meta.get("value"), torch.Tensor)]
+    sources = [i for i in node.all_input_nodes if isinstance(VALUE.get(i), torch.Tensor)]
     return node.op == "get_attr" or (bool(sources) and all(map(_is_nothing, sources)))

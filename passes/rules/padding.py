@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import thaw
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
+from fxcat.passes.graph.meta import path_of, value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 @rule(F.pad)
@@ -30,7 +32,7 @@ class Pad(Rule):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.all_input_nodes[0]
-        labels, shape = flow.of(source), node.meta["value"].shape
+        labels, shape = flow.of(source), value_of(node).shape
         given = _pad_amounts(node)
         amounts = {a: given[2 * (len(shape) - 1 - a) :][:2] for a, size in enumerate(labels.shape) if size > 1}
         axes = [a for a, pair in amounts.items() if any(pair)]
@@ -45,7 +47,7 @@ class Pad(Rule):
             return frozen((1,) * len(shape))
         before, after = amounts[axis]
         flat = labels.reshape(-1)
-        new = flow.fresh(before + after, str(node.meta.get("path")), producer=False)
+        new = flow.fresh(before + after, path_of(node), producer=False)
         full = torch.cat([new[:before], flat, new[before:]])
         return full.reshape([-1 if a == axis else 1 for a in range(len(shape))])
 
@@ -54,7 +56,7 @@ class Pad(Rule):
         if not isinstance(written, tuple | list):
             return None
         new: list[Any] = list(written)
-        shape = source.meta["value"].shape
+        shape = value_of(source).shape
         for axis, live in enumerate(moved.result):
             at = 2 * (len(shape) - 1 - axis)
             if isinstance(live, torch.Tensor) and any(amounts[at : at + 2]):

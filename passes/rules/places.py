@@ -11,11 +11,13 @@ import torch
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Rule, Zero
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 class _AlongAxis(Rule):
@@ -27,13 +29,13 @@ class _AlongAxis(Rule):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         labels = whole_slices(flow, node, *self.axes(node))
-        value = node.meta["value"]
+        value = value_of(node)
         return labels if isinstance(value, torch.Tensor) else (labels,) * len(value)
 
     def axes(self, node: fx.Node) -> Sequence[int]:
         """The axes that are mixed."""
         chosen = arguments(node, *self.names).get("dim", self.default)
-        dims = node.all_input_nodes[0].meta["value"].dim()
+        dims = value_of(node.all_input_nodes[0]).dim()
         if chosen is None:
             return range(dims)
         return [thaw(a) for a in (chosen if isinstance(chosen, tuple | list) else (chosen,))]
@@ -59,7 +61,7 @@ class Largest(_AlongAxis):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         labels = whole_slices(flow, node, *self.axes(node))
-        if node.meta["value"][0].dim() < labels.dim():  # labels are of size 1 along that axis
+        if value_of(node)[0].dim() < labels.dim():  # labels are of size 1 along that axis
             labels = labels.squeeze(self.axes(node)[0])
         return labels, labels
 
@@ -195,9 +197,9 @@ class _ByPlace(Rule):
         source = node.all_input_nodes[0]
         kept = whole_slices(flow, node, axis, reason=self.reason)
         axis %= kept.dim()
-        size = source.meta["value"].shape
+        size = value_of(source).shape
         for other in others:
-            labels, shape = flow.of(other), other.meta["value"].shape
+            labels, shape = flow.of(other), value_of(other).shape
             if labels.shape[axis] > 1 or any(
                 a != axis and max(kept.shape[a], labels.shape[a]) > 1 and size[a] != shape[a] for a in range(len(size))
             ):
@@ -228,7 +230,7 @@ class TakeAlong(_ByPlace):
         if given.get("dim") is None:
             for used in node.all_input_nodes:
                 flow.freeze(flow.values[used], node, self.reason)
-            return frozen((1,) * node.meta["value"].dim())
+            return frozen((1,) * value_of(node).dim())
         whole_slices(flow, node, thaw(given["dim"]))
         return broadcast(flow, node)
 

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import Labels
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Sample, Zero
 from fxcat.passes.rules.counting import spared_windows
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Counting, Labels, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 def channelwise(flow: Flow, node: fx.Node, spatial: int) -> torch.Tensor:
@@ -64,7 +67,7 @@ class Pool(Rule):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         labels = channelwise(flow, node, self.spatial)
-        return labels if isinstance(node.meta["value"], torch.Tensor) else (labels, labels)
+        return labels if isinstance(value_of(node), torch.Tensor) else (labels, labels)
 
     def samples(self) -> tuple[Sample, ...]:
         if self.spatial != 2 or self.window is None:
@@ -125,7 +128,7 @@ class Resample(Rule):
     zero = Zero.PRESERVES
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return channelwise(flow, node, node.meta["value"].dim() - 2)
+        return channelwise(flow, node, value_of(node).dim() - 2)
 
     def samples(self) -> tuple[Sample, ...]:
         return (Sample(nn.Upsample(scale_factor=2), (2, 6, 3, 3)),)
@@ -158,7 +161,7 @@ class GridSample(Rule):
         flow.unite(image, image.narrow(0, 0, 1))
         if image.numel() == image.shape[0]:
             flow.freeze(image, node, "units along the batch axis, and none along that of the grid")
-        return channelwise(flow, node, node.meta["value"].dim() - 2).narrow(0, 0, 1)
+        return channelwise(flow, node, value_of(node).dim() - 2).narrow(0, 0, 1)
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (arguments(node, "input", "grid")["input"],)

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
+from fxcat.passes.graph.meta import path_of, value_of
+from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.execute import counted_macs
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Moved, Replacement, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term, per_entry
 
 BATCH = "abcdefgh"
@@ -57,18 +59,16 @@ class Factor:
 def weight_factor(flow: Flow, node: fx.Node, letters: str) -> Factor:
     """A weight: it has units along every axis."""
     lines = {x: line for x, line in zip(letters, flow.lines(node), strict=True) if line is not None}
-    return Factor(letters, lines, tuple(node.meta["value"].shape), None, is_weight=True)
+    return Factor(letters, lines, tuple(value_of(node).shape), None, is_weight=True)
 
 
 def factors_of(flow: Flow, operands: Sequence[tuple[fx.Node, str]], result: str) -> list[Factor]:
     """The values in a product, which has these letters."""
-    preferred = _preferred([(letters, node.meta["value"].shape) for node, letters in operands], result)
+    preferred = _preferred([(letters, value_of(node).shape) for node, letters in operands], result)
     return [
         weight_factor(flow, node, letters)
         if node in flow.of_weights
-        else factor(
-            flow, flow.of(node), letters, tuple(node.meta["value"].shape), node, preferred, flow.one(node).shape
-        )
+        else factor(flow, flow.of(node), letters, tuple(value_of(node).shape), node, preferred, flow.one(node).shape)
         for node, letters in operands
     ]
 
@@ -131,7 +131,7 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
         labels = along(known[kept[0]], result.index(kept[0]), len(result))
         carriers = tuple(f.source for f, _ in holders if f.source is not None)
         if kept[0] in made:
-            flow.unite(known[kept[0]], flow.fresh(len(known[kept[0]]), str(node.meta.get("path"))))
+            flow.unite(known[kept[0]], flow.fresh(len(known[kept[0]]), path_of(node)))
     summed = [next((f.source for f, _ in h if not f.is_weight), None) for x, h in found.items() if x not in result]
     mixed = tuple(source for source in summed if source is not None)
     return labels, Contraction(multiplied(factors, known), mixed, carriers)
@@ -169,7 +169,7 @@ class Product(Rule):
         if found is None:
             for source in node.all_input_nodes:
                 flow.freeze(flow.values[source], node, "a product that is more than letters say")
-            return frozen((1,) * node.meta["value"].dim()), Contraction(None, (), ())
+            return frozen((1,) * value_of(node).dim()), Contraction(None, (), ())
         labels, facts = multiply(flow, node, factors_of(flow, *found), found[1])
         if any(len(letters) == 1 for _, letters in found[0]) and not counted_macs(node, flow.root):
             facts = replace(facts, terms=())  # PyTorch counts few of the products with a vector
@@ -211,13 +211,13 @@ class Matmul(Product):
 
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         labels, found = super().product(flow, node)
-        by_vector = node.all_input_nodes[-1].meta["value"].dim() == 1  # which torch does not count
+        by_vector = value_of(node.all_input_nodes[-1]).dim() == 1  # which torch does not count
         return labels, replace(found, terms=()) if by_vector else found
 
 
 def _multiplied_matrices(a: fx.Node, b: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str]:
     """Letters of a product of matrices, vectors, or batches of them."""
-    ranks = a.meta["value"].dim(), b.meta["value"].dim()
+    ranks = value_of(a).dim(), value_of(b).dim()
     rank = max(0, *(r - 2 for r in ranks))
     first = BATCH[rank - max(0, ranks[0] - 2) : rank] + ("xs" if ranks[0] > 1 else "s")
     second = BATCH[rank - max(0, ranks[1] - 2) : rank] + ("sy" if ranks[1] > 1 else "s")
@@ -241,8 +241,8 @@ class ShiftedMatmul(Product):
         shift = arguments(node, *_SHIFTED)["input"]
         own = flow.of(shift)
         own = own.reshape((1,) * (labels.dim() - own.dim()) + tuple(own.shape))
-        sizes = (1,) * (labels.dim() - shift.meta["value"].dim()) + tuple(shift.meta["value"].shape)
-        full = node.meta["value"].shape
+        sizes = (1,) * (labels.dim() - value_of(shift).dim()) + tuple(value_of(shift).shape)
+        full = value_of(node).shape
         if any(n < m and units > 1 for n, m, units in zip(sizes, full, labels.shape, strict=True)):
             flow.freeze(own, node, "added to many units at once")
         else:
@@ -305,18 +305,18 @@ class Attention(Product):
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         q, k, v, mask = (arguments(node, *_ATTENTION).get(n) for n in ("query", "key", "value", "attn_mask"))
         assert isinstance(q, fx.Node) and isinstance(k, fx.Node) and isinstance(v, fx.Node)
-        rank = node.meta["value"].dim()
+        rank = value_of(node).dim()
         batch = BATCH[: rank - 2]
 
         def letters(operand: fx.Node, ends: str) -> str:
-            return batch[rank - operand.meta["value"].dim() :] + ends
+            return batch[rank - value_of(operand).dim() :] + ends
 
         queries, keys = factors_of(flow, ((q, letters(q, "xs")), (k, letters(k, "ys"))), batch + "xy")
         scores, first = multiply(flow, node, (queries, keys), batch + "xy")
         if isinstance(mask, fx.Node):
             _meet(flow, node, scores, mask)
         shape = (*(max(queries.size(x), keys.size(x)) for x in batch), queries.size("x"), keys.size("y"))
-        given, ends = tuple(v.meta["value"].shape), batch + "xz"
+        given, ends = tuple(value_of(v).shape), batch + "xz"
         preferred = _preferred(((batch + "xy", shape), (letters(v, "yz"), given)), ends)
         one = tuple(max(queries.size_of_one(x), keys.size_of_one(x)) for x in batch + "xy")
         weights = factor(flow, scores, batch + "xy", shape, None, preferred, one)
@@ -333,7 +333,7 @@ class Attention(Product):
         given = arguments(node, *_ATTENTION)
         query: Any = given.pop("query")
         if given.get("scale") is None:
-            given["scale"] = query.meta["value"].shape[-1] ** -0.5
+            given["scale"] = value_of(query).shape[-1] ** -0.5
         return Replacement((query, given.pop("key"), given.pop("value")), given)
 
 
@@ -341,7 +341,7 @@ def _meet(flow: Flow, node: fx.Node, scores: torch.Tensor, mask: fx.Node) -> Non
     """A mask has the heads of the scores, or is the same for all of them."""
     labels = flow.of(mask)
     pad = (1,) * (scores.dim() - labels.dim())
-    shape, labels = (*pad, *mask.meta["value"].shape), labels.reshape(*pad, *labels.shape)
+    shape, labels = (*pad, *value_of(mask).shape), labels.reshape(*pad, *labels.shape)
     if any(own > 1 and other > 1 for own, other in zip(scores.shape, shape, strict=True)):
         flow.unite(scores, labels)
     elif labels.numel() > 1:

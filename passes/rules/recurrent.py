@@ -14,9 +14,11 @@ import torch
 from torch import fx, nn
 
 from fxcat.passes.graph.label_arrays import Labels, along, frozen, leaves
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Sample, Zero
 from fxcat.passes.rules.contraction import consumed
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Counting, Rule, Sample, Zero, rule
+from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Term
 from fxcat.utils.made_classes import gated_class
 
@@ -88,7 +90,7 @@ class Recurrent(_Recurrent):
                     flow.bind(node, f"bias_ih{end}", 0, rows)
                     flow.bind(node, f"bias_hh{end}", 0, rows)
         self.meet_state(flow, node, given)
-        result, state = node.meta["value"]
+        result, state = value_of(node)
         out = along(given.repeat(directions), -1, result.dim())
         if isinstance(state, torch.Tensor):
             return out, along(given, -1, state.dim())
@@ -139,7 +141,7 @@ class RecurrentCell(_Recurrent):
             flow.bind(node, f"weight_{name}", 1, columns)
             flow.bind(node, f"bias_{name}", 0, rows)
         self.meet_state(flow, node, hidden)
-        value = node.meta["value"]
+        value = value_of(node)
         if isinstance(value, torch.Tensor):
             return along(hidden, -1, value.dim())
         return tuple(along(hidden, -1, v.dim()) for v in value)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Zero
 from fxcat.passes.rules.counting import (
     gated_amax,
     gated_amin,
@@ -27,13 +29,13 @@ from fxcat.passes.rules.counting import (
 )
 from fxcat.passes.rules.elementwise import broadcast
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import ASSERTING, Counting, Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import ASSERTING, rule
 
 
 def _is_asserted(node: fx.Node) -> bool:
     """Whether a value is there for an assertion alone: of units that go, nothing is asserted any more."""
     ways = [u.target in ASSERTING or (u.target in _TRUTHS and _is_asserted(u)) for u in node.users]
-    return bool(ways) and all(ways) and node.meta["value"].dtype == torch.bool
+    return bool(ways) and all(ways) and value_of(node).dtype == torch.bool
 
 
 _TRUTHS = (torch.logical_not, torch.all, torch.any, "all", "any", "logical_not")
@@ -46,7 +48,7 @@ class _Reduction(Rule):
     arguments = ("input", "dim")
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        return self.reduced(flow, node, node.meta["value"].dim())
+        return self.reduced(flow, node, value_of(node).dim())
 
     def reduced(self, flow: Flow, node: fx.Node, dims: int) -> torch.Tensor:
         """Labels of a result with so many axes."""
@@ -78,7 +80,7 @@ class _Reduction(Rule):
         """The axes that are reduced."""
         given = arguments(node, *self.arguments)
         chosen = given.get("dim", given.get("axis"))
-        dims = node.all_input_nodes[0].meta["value"].dim()
+        dims = value_of(node.all_input_nodes[0]).dim()
         if chosen is None:
             return set(range(dims))
         return {int(a) % dims for a in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
@@ -107,11 +109,11 @@ class BothExtrema(_Reduction):
     """Minimum and maximum."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        labels = self.reduced(flow, node, node.meta["value"][0].dim())
+        labels = self.reduced(flow, node, value_of(node)[0].dim())
         return labels, labels
 
     def axes(self, node: fx.Node) -> set[int]:
-        dims = node.all_input_nodes[0].meta["value"].dim()
+        dims = value_of(node.all_input_nodes[0]).dim()
         given = node.kwargs.get("dim")
         return set(range(dims)) if given is None else {int(given) % dims}  # pyright: ignore[reportArgumentType]
 
@@ -163,7 +165,7 @@ class ExtremumWithPlace(Extremum):
     keeps_infinity = True
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        value = node.meta["value"]
+        value = value_of(node)
         if isinstance(value, torch.Tensor):
             return broadcast(flow, node) if self.is_of_two(node) else super().flow(flow, node)
         labels = self.reduced(flow, node, value[0].dim())
@@ -180,7 +182,7 @@ class ExtremumWithPlace(Extremum):
     def known_form(self, node: fx.Node) -> bool:
         """Places would be counted among fewer, and those of all elements say nothing of an axis."""
         values_only = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
-        return not isinstance(node.meta["value"], torch.Tensor) and values_only
+        return not isinstance(value_of(node), torch.Tensor) and values_only
 
 
 @rule(torch.median, "median", torch.nanmedian, "nanmedian", torch.mode, "mode")
@@ -188,7 +190,7 @@ class ElementWithPlace(_Reduction):
     """Median and mode along an axis, with their places; or of all elements."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        value = node.meta["value"]
+        value = value_of(node)
         if isinstance(value, torch.Tensor):
             return super().flow(flow, node)
         labels = self.reduced(flow, node, value[0].dim())
@@ -219,7 +221,7 @@ class Norm(_Additive):
         if power in (None, "fro") or (isinstance(power, int | float) and power >= 1):
             return super().flow(flow, node)
         flow.freeze(flow.of(node.all_input_nodes[0]), node, "units in a norm that zeros or their gradients change")
-        return frozen((1,) * node.meta["value"].dim())
+        return frozen((1,) * value_of(node).dim())
 
 
 @rule(torch.linalg.vector_norm)
@@ -257,7 +259,7 @@ class Spread(Mean):
 
     def _has_others(self, node: fx.Node) -> bool:
         """Whether each unit has several entries along the axes."""
-        shape = node.all_input_nodes[0].meta["value"].shape
+        shape = value_of(node.all_input_nodes[0]).shape
         longest = max(shape[a] for a in self.axes(node))
         return math.prod(shape[a] for a in self.axes(node)) > longest
 
@@ -268,7 +270,7 @@ class SpreadAndMean(Spread):
     """Both."""
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        labels = self.reduced(flow, node, node.meta["value"][0].dim())
+        labels = self.reduced(flow, node, value_of(node)[0].dim())
         return labels, labels
 
 
@@ -282,7 +284,7 @@ class Quantile(_Reduction):
         if isinstance(arguments(node, *self.arguments)["q"], int | float):
             return super().flow(flow, node)
         flow.freeze(flow.of(node.all_input_nodes[0]), node, "several quantiles at once")
-        return frozen((1,) * node.meta["value"].dim())
+        return frozen((1,) * value_of(node).dim())
 
 
 @rule(F.cosine_similarity)
@@ -291,7 +293,7 @@ class Similarity(_Additive):
 
     def reduced(self, flow: Flow, node: fx.Node, dims: int) -> torch.Tensor:
         given = self.pair(node)
-        if given[0].meta["value"].shape != given[1].meta["value"].shape:
+        if value_of(given[0]).shape != value_of(given[1]).shape:
             flow.freeze(tuple(flow.values[g] for g in given), node, "similarity of values of other shapes")
             return frozen((1,) * dims)
         flow.unite(flow.of(given[0]), flow.of(given[1]))
@@ -299,7 +301,7 @@ class Similarity(_Additive):
 
     def axes(self, node: fx.Node) -> set[int]:
         chosen: Any = arguments(node, "x1", "x2", "dim").get("dim", 1)
-        return {chosen % self.pair(node)[0].meta["value"].dim()}
+        return {chosen % value_of(self.pair(node)[0]).dim()}
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return self.pair(node) if self.reduces_units(flow, node) else ()

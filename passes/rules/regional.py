@@ -8,9 +8,10 @@ import torch
 from torch import fx, nn
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign, RoIPool, roi_align, roi_pool
 
-from fxcat.passes.graph.label_arrays import along, frozen
+from fxcat.passes.graph.label_arrays import Labels, along, frozen
+from fxcat.passes.rules.base import Rule, Zero
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 @rule(RoIAlign, RoIPool, roi_align, roi_pool)

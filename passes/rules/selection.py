@@ -8,13 +8,12 @@ import torch
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments, thaw
-from fxcat.passes.graph.label_arrays import along
+from fxcat.passes.graph.label_arrays import Labels, along
+from fxcat.passes.graph.meta import ENTRY, MADE, value_of
+from fxcat.passes.rules.base import Rule, Zero
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Labels, Rule, Zero, rule
-
-ENTRY = "entry"
-"""Key in the `meta` of a node that selects input features: they are units."""
+from fxcat.passes.rules.table import rule
 
 
 def known_selection(node: fx.Node, known: Container[str]) -> tuple[fx.Node, int, str] | None:
@@ -31,10 +30,6 @@ def known_selection(node: fx.Node, known: Container[str]) -> tuple[fx.Node, int,
     return (source, axis, name) if index.op == "get_attr" and name in known else None
 
 
-MADE = "made"
-"""Key in the `meta` of a node that selects from what a model makes where that meets units."""
-
-
 @rule(torch.index_select, "index_select")
 class Select(Rule):
     """At an entry the selected input features are the units. By unknown indices no units are selected."""
@@ -48,10 +43,10 @@ class Select(Rule):
             return whole_slices(flow, node, axis, reason="selection by values")
         source, axis, name = found
         order = flow.orders[name]
-        if node.meta.get(ENTRY):
+        if ENTRY.get(node):
             return flow.fresh(len(order), str(source.target))[None]
-        if node.meta.get(MADE):
-            return along(flow.fresh(len(order), node.name, producer=False), axis, node.meta["value"].dim())
+        if MADE.get(node):
+            return along(flow.fresh(len(order), node.name, producer=False), axis, value_of(node).dim())
         labels = flow.of(source)
         return labels if labels.shape[axis] == 1 else labels.index_select(axis, order)
 
@@ -59,4 +54,4 @@ class Select(Rule):
         return (node.all_input_nodes[0],)
 
     def zero_at(self, node: fx.Node) -> Zero:
-        return Zero.BREAKS if node.meta.get(ENTRY) or node.meta.get(MADE) else Zero.PRESERVES
+        return Zero.BREAKS if ENTRY.get(node) or MADE.get(node) else Zero.PRESERVES

@@ -11,15 +11,16 @@ from torch import fx
 
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.label_arrays import FROZEN
+from fxcat.passes.graph.meta import VALUE, value_of
+from fxcat.passes.rules.base import Moved, Share, Size
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.table import Moved, Share, Size
 
 
 def size_read(size: Any) -> tuple[fx.Node, int] | None:
     """The tensor and the axis whose size an argument is, where that is read from the tensor just so."""
     if not isinstance(size, fx.Node):
         return None
-    if size.target == "size" and isinstance(size.meta["value"], int):
+    if size.target == "size" and isinstance(value_of(size), int):
         axis: Any = size.args[1] if len(size.args) > 1 else size.kwargs["dim"]
         return (size.all_input_nodes[0], axis) if isinstance(axis, int) else None
     if size.target is not operator.getitem or not isinstance(size.args[1], int):
@@ -30,7 +31,7 @@ def size_read(size: Any) -> tuple[fx.Node, int] | None:
 
 def shape_read(shape: Any) -> fx.Node | None:
     """The tensor whose whole shape an argument is."""
-    if not isinstance(shape, fx.Node) or not isinstance(shape.meta["value"], torch.Size):
+    if not isinstance(shape, fx.Node) or not isinstance(value_of(shape), torch.Size):
         return None
     plain = (shape.target is getattr and shape.args[1] == "shape") or (shape.target == "size" and len(shape.args) == 1)
     return shape.all_input_nodes[0] if plain else None
@@ -50,7 +51,7 @@ def units_of_size(flow: Flow, size: Any) -> torch.Tensor | None:
 
 def sizes_left(given: Any, shape: tuple[int, ...], moved: Moved) -> tuple[Any, ...]:
     """Sizes among the arguments after removal, where what is left of the axes that they state has this shape."""
-    if isinstance(given, fx.Node) and not isinstance(given.meta["value"], int):
+    if isinstance(given, fx.Node) and not isinstance(value_of(given), int):
         wanted = enumerate(zip(moved.number(given), shape, strict=True))
         return tuple(Size(given, axis) if number == size else size for axis, (number, size) in wanted)
     sizes: list[Any] = list(given) if isinstance(given, tuple | list) else [given]
@@ -70,7 +71,7 @@ def is_width(flow: Flow, tensor: fx.Node, axis: int | None) -> bool:
     if axis is None or not isinstance(labels, torch.Tensor) or labels.shape[axis] == 1:
         return False  # along an axis of one there may be units or, as well, examples
     line = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
-    return bool((line > FROZEN).all()) and len(line.unique()) == tensor.meta["value"].shape[axis]
+    return bool((line > FROZEN).all()) and len(line.unique()) == value_of(tensor).shape[axis]
 
 
 def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
@@ -79,10 +80,10 @@ def asked_sizes(node: fx.Node) -> Iterator[tuple[fx.Node, int | None]]:
     seen: set[tuple[fx.Node, int | None]] = set()
     while stack:
         current, index = stack.pop()
-        if (current, index) in seen or isinstance(current.meta.get("value"), torch.Tensor):
+        if (current, index) in seen or isinstance(VALUE.get(current), torch.Tensor):
             continue
         seen.add((current, index))
-        tensors = [i for i in current.all_input_nodes if isinstance(i.meta.get("value"), torch.Tensor)]
+        tensors = [i for i in current.all_input_nodes if isinstance(VALUE.get(i), torch.Tensor)]
         if tensors and (current.target == "size" or current.args[1:] == ("shape",)):
             yield tensors[0], index if index is not None else _size_axis(current)
             continue

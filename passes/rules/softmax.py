@@ -10,10 +10,13 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import Labels
+from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Counting, Rule, Zero
 from fxcat.passes.rules.counting import gated_log_softmax, gated_softmax
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import whole_slices
-from fxcat.passes.rules.table import Counting, Labels, Rule, Zero, rule
+from fxcat.passes.rules.table import rule
 
 
 @rule(torch.softmax, F.softmax, "softmax", form=gated_softmax)
@@ -45,7 +48,7 @@ def _dim(node: fx.Node) -> int:
     """The axis of a softmax."""
     given: Any = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     if given is None:  # the axis that torch chooses
-        return 0 if node.meta["value"].dim() in (0, 1, 3) else 1
+        return 0 if value_of(node).dim() in (0, 1, 3) else 1
     return given
 
 

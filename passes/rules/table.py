@@ -1,4 +1,4 @@
-"""The rule table: one entry per op says how labels flow, what the op costs, and how it changes when units go.
+"""The rule table: which op has which rule.
 
 Keys are module classes (matched along the class hierarchy), functions, and method names. Anything that is not in
 the table is opaque: its units are frozen and it is reported.
@@ -6,221 +6,18 @@ the table is opaque: its units are frozen and it is reported.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.weight_norm import WeightNorm
 
 from fxcat.checks import check_op, shown
 from fxcat.errors import FxcatError, InputError
-from fxcat.passes.graph.label_arrays import Labels
-from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.terms import Term
-
-
-class Zero(enum.Enum):
-    """What an op does to a unit that is exactly zero in its inputs."""
-
-    PRESERVES = "zero if every input is zero"
-    ANY = "zero if one input is zero"
-    BREAKS = "not zero, whatever the inputs are"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A small instance of an op for the tests: a module, the shape of its input, and the axis with the units."""
-
-    module: nn.Module
-    shape: tuple[int, ...]
-    axis: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What is left of a movement's value.
-
-    `source`, `result`: per axis the surviving indices, None where all survive (for several results, one such tuple
-    each). `shape`: the shape that is left of a single result; `has_units`: which of its axes have units. `number`:
-    what a node among the arguments that computes a number gives after removal.
-    """
-
-    source: tuple[torch.Tensor | None, ...]
-    result: tuple[torch.Tensor | None, ...] | tuple[tuple[torch.Tensor | None, ...], ...]
-    shape: tuple[int, ...]
-    has_units: tuple[bool, ...]
-    number: Callable[[fx.Node], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """In the arguments of a `Replacement`: one size of a shape that a node holds."""
-
-    shape: fx.Node
-    axis: int
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """In the arguments of a `Replacement`: a computed number, as in batch · heads, less what goes of it.
-
-    `live`: what is left of the number that it is for the example inputs.
-    """
-
-    number: fx.Node
-    live: int
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """A call that replaces a node's: None keeps the target. Sequences in `args` may hold `Size`s and `Share`s."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    target: Callable[..., Any] | str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Folding:
-    """A subclass of a module's class that takes its gate as further arguments of `forward`.
-
-    `parameters`: names of one-dimensional parameters along the output's axis 1. `forward` receives them multiplied by
-    the gate, in this order; those of all modules are multiplied at once. With none it receives the gate itself.
-    """
-
-    subclass: type[nn.Module]
-    parameters: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Counting:
-    """A form of an op whose statistics count live units only: it takes their gate as the keyword argument `gate`.
-
-    `target`: a subclass of the module's class, or a function. `labels`: of the axes that the statistics run over, of
-    any shape; the gate has the same.
-    """
-
-    target: Callable[..., Any]
-    labels: torch.Tensor
-
-
-class Rule:
-    """What fxcat knows about one op. Subclass it, register it with `rule(...)`."""
-
-    zero: Zero = Zero.BREAKS
-    movement: bool = False
-    """The op only moves elements: its output labels are found by running it on the input labels."""
-
-    views: bool = False
-    """The result may be in the memory of the first input."""
-
-    keeps_infinity: bool = False
-    """What is infinite in an input is so in the output."""
-
-    affine: bool = False
-    """The module has a `weight` and perhaps a `bias`, and is affine in its first input; the channels of what it reads
-    and gives lie along axis 1 − (dimensions of the weight)."""
-
-    parameters: tuple[str, ...] = ()
-    """Parameters and buffers of the module that `flow` binds to axes; a module that lacks one is opaque."""
-
-    def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
-        """The output's example value for a module with one input, where it is known without running the module.
-
-        Running a meta kernel costs up to a millisecond; None runs it.
-        """
-        return None
-
-    def infer_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """The same for a module with several inputs, or with others than tensors."""
-        return None
-
-    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """The same for a function."""
-        return None
-
-    def flow(self, flow: Flow, node: fx.Node) -> Labels:
-        """Labels of the output; unites what must be removed together, freezes what cannot be removed."""
-        raise NotImplementedError
-
-    def returns_input(self, node: fx.Node, module: nn.Module | None, training: bool) -> bool:
-        """Whether the result is the input itself, and not a new tensor."""
-        return False
-
-    def zero_at(self, node: fx.Node) -> Zero:
-        """`zero` for one node, where it depends on the arguments."""
-        return self.zero
-
-    def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The inputs whose zeros `zero` speaks of; not conditions, positions, or what only gives a shape."""
-        return tuple(node.all_input_nodes)
-
-    def infinite_at(self, flow: Flow, node: fx.Node) -> bool:
-        """Whether the result may hold infinities, which no gate makes zero: gates go behind what takes them."""
-        return False
-
-    def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The parameters among the arguments of a function whose axes `flow` binds one by one, as a module's."""
-        return ()
-
-    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The arguments that may be weights: parameters, or computed from them, with units along every axis."""
-        return ()
-
-    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The inputs in which a dead unit has to be exactly zero (the op mixes units)."""
-        return ()
-
-    def carriers(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...] | None:
-        """Those of `zero_from` that are zero for a dead unit wherever the result has to be; None compares labels."""
-        return None
-
-    def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
-        """Multiply-adds for one example, as `torch.utils.flop_counter` counts them (2 FLOPs each).
-
-        None has them counted on the example values, for a node whose units are all frozen.
-        """
-        return ()
-
-    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        """The form that counts live units, for an op whose statistics run over labelled axes.
-
-        What it returns is zero for dead units, and does not depend on what they hold in the input.
-        """
-        return None
-
-    def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
-        """Set the attributes that state a size after the module's parameters were sliced.
-
-        `entering`: shape of the first input after removal.
-        """
-
-    def folding(self, module: nn.Module, shape: torch.Size) -> Folding | None:
-        """How a gate on the output folds into the module's affine parameters.
-
-        `shape` is that of the output; None when folding is impossible or dearer than multiplying the output.
-        """
-        return None
-
-    def folding_call(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The parameters among a function's arguments that its gate folds into; none when folding is impossible."""
-        return ()
-
-    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
-        """New arguments for a movement whose numbers state sizes, or None to keep it as it is."""
-        return None
-
-    def samples(self) -> tuple[Sample, ...]:
-        """Small instances that the parametrised test runs."""
-        return ()
-
+from fxcat.passes.graph.meta import HOOKED
+from fxcat.passes.rules.base import Rule, Zero
 
 R = TypeVar("R", bound=Rule)
 C = TypeVar("C", bound=Callable[..., Any])
@@ -304,30 +101,8 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def computes_weights(module: nn.Module) -> bool:
-    """Whether the module's weights are computed from parameters before each call, by `torch.nn.utils.parametrize`, or
-    by hooks of torch.nn that do nothing else; then it is captured as the function that it calls."""
-    if not isinstance(module, _WITH_FUNCTIONS) or type(module).forward is not _own_class(module).forward:
-        return False
-    hooks = list(module._forward_pre_hooks.values())
-    if module._forward_hooks or not all(isinstance(h, WeightNorm | BasePruningMethod) for h in hooks):
-        return False
-    return bool(hooks) or is_parametrized(module)
-
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_WITH_FUNCTIONS = (nn.Linear, *_CONVOLUTIONS)
-
-
-def _own_class(module: nn.Module) -> type[nn.Module]:
-    return next(c for c in type(module).__mro__ if c in _WITH_FUNCTIONS)
-
-
 ASSERTING: tuple[object, ...] = (torch._assert, torch._assert_async)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 """Functions that assert something."""
-
-HOOKED = "hooked"
-"""Key in the `meta` of a node whose module had forward hooks when it was captured: no rule says what they do."""
 
 
 def module_rule(module: nn.Module) -> Rule | None:
@@ -418,35 +193,13 @@ _SPECIAL = {"expit": "sigmoid", "gammaln": "lgamma", "psi": "digamma"}
 """Names that torch.special has for functions of torch."""
 
 
-def is_leaf(module: nn.Module) -> bool:
-    """Whether capture keeps the module as one node: it has a rule, or it is torch's own and holds weights itself.
-
-    Those of torch.nn that hold none call functions or other modules, which are captured instead.
-    """
-    if isinstance(module, ParametrizationList) or computes_weights(module):
-        return False
-    if module_rule(module) is not None:
-        return True
-    if find_decomposition(module) is not None:
-        return False
-    own = type(module).__module__
-    held = (*module._parameters.values(), *module._buffers.values())
-    return own.startswith("torch.ao") or (own.startswith("torch.nn") and any(t is not None for t in held))
-
-
-def is_of_torch(module: nn.Module) -> bool:
-    """Whether torch.nn wrote a module and all that it holds, and it is no container of what a user chose."""
-    chosen = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-    return not chosen and all(type(m).__module__.startswith("torch.nn") for m in module.modules())
-
-
 def find_rule(node: fx.Node, module: nn.Module | None) -> Rule | None:
     """The rule for a node (and the module that it calls), or None: opaque."""
     if node.op == "call_function":
         return function_rule(node.target) if callable(node.target) else None
     if node.op == "call_method":
         return method_rule(str(node.target))
-    if module is not None and HOOKED not in node.meta:
+    if module is not None and not HOOKED.has(node):
         found = module_rule(module)
         if found is not None and all(n in module._parameters or n in module._buffers for n in found.parameters):
             return found

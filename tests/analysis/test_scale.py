@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 def bytes_of_labels(analysis: Analysis) -> int:
-    arrays = (x for labels in analysis.flow.values.values() for x in leaves(labels))
+    arrays = (x for labels in analysis.labels.values.values() for x in leaves(labels))
     return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in arrays}.values())
 
 

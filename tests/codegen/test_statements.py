@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from fxcat.passes.codegen.codegen import compiled
 from fxcat.passes.codegen.statements import body_of
+from fxcat.passes.graph import meta
 
 VALUE = torch.arange(24.0).reshape(2, 3, 4)
 
@@ -28,7 +29,7 @@ def made(build: Any) -> fx.Graph:
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
             function: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
             known[node] = function(*args, **kwargs)
-        node.meta["value"] = known.get(node)
+        meta.VALUE.set(node, known.get(node))
     return graph
 
 

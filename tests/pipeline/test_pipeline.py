@@ -15,6 +15,7 @@ from torch import fx, nn
 
 import fxcat
 from fxcat.passes import compile as compiler
+from fxcat.passes.graph.meta import VALUE
 from fxcat.passes.pipeline import Step, check_graph, run
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -123,12 +124,12 @@ def test_contracts_are_checked() -> None:
 def test_graphs_are_whole_between_the_steps() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
-    x.meta["value"] = torch.zeros(1)
+    VALUE.set(x, torch.zeros(1))
     y = graph.call_method("relu", (x,))
     graph.output(y)
     with pytest.raises(AssertionError, match="has no example value"):
         check_graph(graph)
-    y.meta["value"] = torch.zeros(1)
+    VALUE.set(y, torch.zeros(1))
     check_graph(graph)
     y.target = "no_such_method"
     with pytest.raises(AssertionError, match="there is no method no_such_method"):

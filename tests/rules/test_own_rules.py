@@ -11,9 +11,9 @@ from exactness import check, randomise
 from torch import nn
 
 import fxcat
+from fxcat.passes.graph.meta import LINE
 from fxcat.passes.rules import table
-from fxcat.passes.rules.asking import LINE
-from fxcat.rules import Elementwise, Labels, Rule, Term, Zero, decomposition, rule
+from fxcat.rules import Elementwise, Labels, Rule, Term, Zero, decomposition, rule, value_of
 
 
 class ScaleFunction(torch.autograd.Function):
@@ -71,7 +71,7 @@ class PointwiseRule(Rule):
 
     def macs(self, flow: Any, node: torch.fx.Node) -> tuple[Term, ...]:
         axes = flow.parameters[f"{node.target}.weight"]
-        return (Term(node.meta["value"].shape[2:].numel(), (axes[0], axes[1])),)
+        return (Term(value_of(node).shape[2:].numel(), (axes[0], axes[1])),)
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_the_line_of_a_module_that_is_captured_as_simpler_ops_is_the_models() ->
         nn.Sequential(nn.Linear(6, 8), Attending(), nn.Linear(8, 2)), torch.zeros(1, 4, 6), verbose=False
     )
     program: Any = net.program
-    lines = {node.meta[LINE] for node in program.analysis.graph.nodes if LINE in node.meta}
+    lines = {LINE.of(node) for node in program.analysis.graph.nodes if LINE.has(node)}
     written = Attending.forward.__code__.co_firstlineno
     assert (__file__, written + 1) in lines
     assert {file for file, _ in lines} == {__file__, "unknown file"}  # nobody has written one for the layers outside
