@@ -79,7 +79,7 @@ def test_a_target_is_met_in_multiples_or_refused(round_to: int) -> None:
 
 
 @pytest.mark.parametrize("policy", ("bernoulli", "ratio"))
-@pytest.mark.parametrize("flops", (0.14, 0.2))
+@pytest.mark.parametrize("flops", (0.25, 0.31))
 def test_trained_networks_meet_it_too(policy: Literal["bernoulli", "ratio"], flops: float) -> None:
     torch.manual_seed(0)
     net = prepared(Narrow(), 16, policy=policy)
@@ -112,7 +112,9 @@ def test_what_a_refusal_advises_is_met(
     target = Target(**advised)
     fxcat.one_shot(net, scores, target=target)
     assert is_met(net, target)
-    assert all(cost > 0.99 * advised[name] for cost, name in zip(fractions(net), ("flops", "params")) if name in advised)
+    assert all(
+        cost > 0.99 * advised[name] for cost, name in zip(fractions(net), ("flops", "params")) if name in advised
+    )
     fxcat.GateController(net, optimizer, target=target, total_steps=10)
 
 
