@@ -59,7 +59,8 @@ def reachable_with(net: GatedNetwork, target: Target, alive: torch.Tensor) -> to
 def _check_met(net: GatedNetwork, smallest: torch.Tensor, target: Target) -> None:
     """Raise `TargetError` if a setting that cannot be made smaller, shape (gates,), is above the target."""
     asked = {name: w for name, w in (("flops", target.flops), ("params", target.params)) if w is not None}
-    cost = dict(zip(("flops", "params"), cost_fractions(net, smallest).tolist(), strict=True))
+    macs, params = cost_fractions(net, smallest).tolist()
+    cost: dict[str, float] = {"flops": macs, "params": params}
     missed = {name: cost[name] for name, w in asked.items() if cost[name] > w}
     if not missed:
         return

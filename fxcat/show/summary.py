@@ -53,8 +53,8 @@ def print_summary(net: GatedNetwork, target: Target | None = None, console: Cons
     beside = beside_blocks(net, net.gate_vector.hard()) if changed and not net.limits.aligned else 0
     if beside:
         out.print(
-            f"{beside} groups are left with channels that are no multiple of {BLOCK}, as inference libraries like them: "
-            f"with prepare(…, round_to={BLOCK}) the same MACs take less time"
+            f"{beside} groups are left with channels that are no multiple of {BLOCK}, as inference libraries compute "
+            f"them: with prepare(…, round_to={BLOCK}) the same MACs take less time"
         )
     if target is not None:
         try:
