@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from fxcat.checks import check_module
-from fxcat.errors import InputError, located
+from fxcat.errors import FxcatError, InputError, StorageError, located
 from fxcat.gated import GatedModule
 from fxcat.network.module_state import shapes_of
 from fxcat.network.origin import KeptIndices
-from fxcat.network.recipe import Stage, attached, check_gates, check_shapes, make_example, parse
+from fxcat.network.recipe import Stage, attached, check_gates, check_ops, check_shapes, make_example, parse
 from fxcat.passes.compile import build
 from fxcat.passes.work import Options
 from fxcat.storage import put, read
@@ -66,16 +66,32 @@ def kept_indices(small: nn.Module, model: nn.Module, example_inputs: Any = None)
 
 
 def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModule:
-    """Prepare a model as it was prepared then, and remove what was removed; what went at the end is closed."""
+    """Prepare a model as it was prepared then, and remove what was removed; what went at the end is closed.
+
+    Raises `InputError` for another model, and `StorageError` where the recipe asks for what cannot be."""
     check_shapes(shapes_of(model), stage.shapes)
     if example_inputs is None and stage.example is None:
         raise InputError("the example inputs of this network could not be stored", remedy="pass example_inputs")
+    try:
+        return _pruned(model, stage, example_inputs)
+    except InputError:
+        raise
+    except (FxcatError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = error.what if isinstance(error, FxcatError) else f"{type(error).__name__}: {error}"
+        raise StorageError(
+            f"the recipe cannot be followed with this model: {what}",
+            remedy="use the same model and example inputs, and the version of fxcat that has written the file",
+        ) from error
+
+
+def _pruned(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModule:
     example = make_example(stage.example) if example_inputs is None else example_inputs
     net = build(model, example, Options.of(stage.options), in_regions=stage.in_regions)
+    check_ops(net.recipe[-1].ops, stage.ops)
     check_gates(net.recipe[-1].gates, stage.gates)
     if stage.biases:  # at their full width, whenever they came: they shrink with all else
         net.add_biases(stage.biases)
-    for closed in stage.closed[:-1]:
+    for closed in filter(None, stage.closed[:-1]):  # where nothing closed nothing changed
         net.shrink(net.gate_vector.open_but(closed))
     with torch.no_grad():
         net.gate_vector.theta.copy_(net.gate_vector.open_but(stage.closed[-1]))
