@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,7 +36,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     stored = read(path)
     with located(str(path)):
         for stage in stored.recipe:
-            model = _replayed(model, stage, example_inputs).finalized()
+            with _followed():
+                model = _replayed(model, stage, example_inputs).finalized()
         put(model, stored)
     return model
 
@@ -58,22 +61,20 @@ def kept_indices(small: nn.Module, model: nn.Module, example_inputs: Any = None)
         )
     found: KeptIndices | None = None
     for stage in parse(recipe)[0]:
-        net = _replayed(model, stage, example_inputs)
-        found = net.kept_indices() if found is None else found.then(net.kept_indices())
-        model = net.finalized()
+        with _followed():
+            net = _replayed(model, stage, example_inputs)
+            found = net.kept_indices() if found is None else found.then(net.kept_indices())
+            model = net.finalized()
     assert found is not None, "a recipe has stages"
     return found
 
 
-def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModule:
-    """Prepare a model as it was prepared then, and remove what was removed; what went at the end is closed.
-
-    Raises `InputError` for another model, and `StorageError` where the recipe asks for what cannot be."""
-    check_shapes(shapes_of(model), stage.shapes)
-    if example_inputs is None and stage.example is None:
-        raise InputError("the example inputs of this network could not be stored", remedy="pass example_inputs")
+@contextmanager
+def _followed() -> Generator[None, None, None]:
+    """`InputError`s pass: they say that the model is another one. What else is raised says that the recipe asks for
+    what cannot be, in a `StorageError`."""
     try:
-        return _pruned(model, stage, example_inputs)
+        yield
     except InputError:
         raise
     except (FxcatError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -84,7 +85,11 @@ def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModul
         ) from error
 
 
-def _pruned(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModule:
+def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModule:
+    """Prepare a model as it was prepared then, and remove what was removed; what went at the end is closed."""
+    check_shapes(shapes_of(model), stage.shapes)
+    if example_inputs is None and stage.example is None:
+        raise InputError("the example inputs of this network could not be stored", remedy="pass example_inputs")
     example = make_example(stage.example) if example_inputs is None else example_inputs
     net = build(model, example, Options.of(stage.options), in_regions=stage.in_regions)
     check_ops(net.recipe[-1].ops, stage.ops)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 Check = Callable[[Any, str], None]
 """Raises `ValueError` for a value that is not of its kind; the text says where the value is."""
 
@@ -27,6 +29,11 @@ def text(value: Any, where: str) -> None:
 def number(value: Any, where: str) -> None:
     """A finite number, or a flag."""
     _expect(isinstance(value, int | float) and math.isfinite(value), where, "a finite number")
+
+
+def tensor(value: Any, where: str) -> None:
+    """A tensor."""
+    _expect(isinstance(value, torch.Tensor), where, "a tensor")
 
 
 def integer(most: int, least: int = 0) -> Check:
