@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel
 from fxcat.network.gates import type_of_gates
 from fxcat.network.module_state import shapes_of
+from fxcat.network.origin import Left, named_tensors
 from fxcat.network.program import Program, Shrunk, Structure
 from fxcat.network.recipe import Stage, attached, describe_example, parse
 from fxcat.passes.analyses import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
@@ -34,6 +36,7 @@ from fxcat.passes.gating.orders import with_known_orders
 from fxcat.passes.gating.sites import find_sites
 from fxcat.passes.graph.buffers import add_buffer, add_buffers
 from fxcat.passes.graph.copy_model import copy_data, copy_model, meta_twin
+from fxcat.passes.graph.ops_in_words import ops_in_words
 from fxcat.passes.graph.pickling import flat, restored
 from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.rewriting import apply as rewrite
@@ -79,6 +82,14 @@ class Compiled(Program):
     def install(self, network: nn.Module) -> None:
         graph = insert_gates(self.analysis.graph, self.gatings.of_node, type_of_gates(network))
         install(network, graph, self.analysis.regions, self.analysis.captured.blocks, for_good=False)
+
+    def left(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Left:
+        planning = itertools.takewhile(lambda step: "small" not in step.gives, FINALIZING)
+        plan = run(tuple(planning), Removal(self, network, units, sections, final=True), PlanError).plan
+        before = self.analysis
+        rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)
+        shapes = {name: tuple(tensor.shape) for name, tensor, _ in named_tensors(plan.twin)}
+        return Left(shapes, plan.keep, frozenset({**before.captured.orders, **plan.buffers}))
 
     def layers(self) -> frozenset[str]:
         return layers(self.analysis.graph)
@@ -171,17 +182,20 @@ def build(
         if observers:
             copying.result()
         compiled = Compiled.of(run(PREPARING, Work(name, network, options, source), CaptureError, observers))
+        ops = ops_in_words(compiled.analysis.graph, network)  # before modules take gates
         add_gates(network, compiled.gatings)
-        result = _gated(source, network, options, compiled)
+        result = _gated(source, network, options, compiled, ops)
         copying.result()
     return result
 
 
-def _gated(source: Source, network: nn.Module, options: Options, compiled: Compiled) -> GatedModule:
+def _gated(
+    source: Source, network: nn.Module, options: Options, compiled: Compiled, ops: tuple[str, ...]
+) -> GatedModule:
     analysis, parts = compiled.analysis, gate_parts(compiled.analysis)
     gates = tuple((p.name, p.count) for p in parts)
     example = describe_example(source.example_inputs)
-    stage = Stage(asdict(options), source.in_regions, example, shapes_of(source.model), gates)
+    stage = Stage(asdict(options), source.in_regions, example, shapes_of(source.model), gates, ops=ops)
     before = attached(source.model)
     recipe = (*(() if before is None else parse(before)[0]), stage)
     inputs = {str(n.target) for n in analysis.graph.nodes if n.op == "placeholder"}
