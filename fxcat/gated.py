@@ -20,6 +20,7 @@ from fxcat.network.cost_model import CostModel
 from fxcat.network.ddp import Wrappers
 from fxcat.network.following import Led, described, left_to_close
 from fxcat.network.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
+from fxcat.network.latency import TimedOp
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.network.loaded_state import WRAPPED, make_ready
@@ -351,6 +352,15 @@ class GatedModule(nn.Module):
         for path, module in self.network.named_modules():
             module.training = modes.get(path, self.training)
         return shrunk
+
+    def timed_ops(self, batch: int) -> tuple[TimedOp, ...]:
+        """What a runtime takes time for, with so many examples in a run; before anything has left the network."""
+        if self.gate_vector.shrunk:
+            raise InputError(
+                "the network has become smaller since it was prepared, and latency is that of the start network",
+                remedy="measure or give the latency table right after prepare()",
+            )
+        return self.program.timed_ops(self.network, batch)
 
     def add_biases(self, paths: Sequence[str]) -> None:
         """Give layers that have none a bias, zero; `paths`: of their modules. Gates and all else stay as they are."""

@@ -18,6 +18,7 @@ from fxcat.gated import GatedModule
 from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel
 from fxcat.network.gates import SAMPLES, GateSamples, type_of_gates
+from fxcat.network.latency import TimedOp
 from fxcat.network.module_state import shapes_of
 from fxcat.network.program import GatePart, Program, Shrunk, Structure
 from fxcat.network.recipe import Stage, attached, describe_example, parse
@@ -42,6 +43,7 @@ from fxcat.passes.rewriting.changed_modules import others_than_written
 from fxcat.passes.rewriting.consumers import find_consumers
 from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
+from fxcat.passes.timing.ops import timed_ops
 from fxcat.passes.work import Analysis, Options, Source, Work
 from fxcat.records import Pinned
 
@@ -131,6 +133,11 @@ class Compiled(Program):
         add_gates(network, compiled.gatings)
         found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
         return compiled, CostModel(compiled.analysis.terms), found
+
+    def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
+        twin = meta_twin(network)
+        _remove_gates(twin, self)
+        return timed_ops(self.analysis, twin, batch)
 
     def plan(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
         """Plan the removal of what is 0; see `make_plan`. The network is not changed."""

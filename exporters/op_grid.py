@@ -1,0 +1,137 @@
+"""At which widths ops are measured, and what is known of each from that."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fxcat.exporters.op_timings import Measured
+from fxcat.network.cost_model import Axis
+from fxcat.network.latency import Instance, TimedOp
+
+_OF_ONE = tuple(i / 8 for i in range(1, 9))
+_OF_TWO = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+"""Widths of the grid as shares of the whole, for an op with one width, and for those with two."""
+OFFSETS = (1, 2, 4, 8)
+"""By so many entries less than in the grid widths are measured, to see which multiples the hardware rewards."""
+_PENALTY = 1.02
+"""From this factor on a width is said to be penalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpTable:
+    """An op as it was measured: `widths` per axis, ascending, and over their grid, in the order of nested loops,
+    milliseconds of the op, of changes of the order of elements, and how many nodes the runtime ran.
+
+    `penalties`: per axis, how many times as long the op takes per entry if its width is `OFFSETS` less than one of the
+    grid. An op with one width per axis is taken to last as long whatever its widths are.
+    """
+
+    widths: tuple[tuple[int, ...], ...]
+    kernel: tuple[float, ...]
+    layout: tuple[float, ...]
+    nodes: tuple[int, ...]
+    penalties: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is to be measured of an op: it at all widths of a grid, and at `offsets`: per axis at the middle of the grid
+    less `OFFSETS`, as far as these are widths."""
+
+    op: TimedOp
+    widths: tuple[tuple[int, ...], ...]
+    instances: tuple[Instance, ...]
+    offsets: tuple[tuple[Instance, ...], ...] = ()
+
+    @property
+    def all(self) -> tuple[Instance, ...]:
+        """All that is measured, the grid first."""
+        return (*self.instances, *itertools.chain(*self.offsets))
+
+    def table(self, measured: Sequence[Measured | None]) -> OpTable | None:
+        """What is known when all was measured; None if the op cannot be."""
+        grid = [m for m in measured[: len(self.instances)] if m is not None]
+        if len(grid) < len(self.instances):
+            return None
+        middle = grid[_middle(self.widths)]
+        penalties: list[tuple[float, ...]] = []
+        start = len(self.instances)
+        for axis, instances in enumerate(self.offsets):
+            found = measured[start : start + len(instances)]
+            start += len(instances)
+            width = self.widths[axis][len(self.widths[axis]) // 2]
+            shares = [(width - offset) / width for offset in OFFSETS]
+            penalties.append(
+                tuple(
+                    1.0 if m is None or not middle.kernel else round(max(1.0, m.kernel / (middle.kernel * s)), 3)
+                    for m, s in zip(found, shares, strict=False)
+                )
+            )
+        return OpTable(
+            self.widths,
+            tuple(round(m.kernel, 5) for m in grid),
+            tuple(round(m.layout, 5) for m in grid),
+            tuple(m.nodes for m in grid),
+            tuple(penalties),
+        )
+
+
+def trial_of(op: TimedOp) -> Trial | None:
+    """What to measure of an op; itself as it is if it cannot be had at other widths, None if not even that."""
+    shares = _OF_ONE if len(op.axes) == 1 else _OF_TWO
+    widths = tuple(_knots(axis, shares) for axis in op.axes)
+    instances = [op.build(w) for w in itertools.product(*widths)]
+    built = tuple(i for i in instances if i is not None)
+    if len(built) < len(instances):
+        whole = op.build(op.widths)
+        return None if whole is None else Trial(op, tuple((w,) for w in op.widths), (whole,))
+    return Trial(op, widths, built, tuple(_offsets(op, widths, axis) for axis in range(len(widths))))
+
+
+def _offsets(op: TimedOp, widths: tuple[tuple[int, ...], ...], axis: int) -> tuple[Instance, ...]:
+    middle = [w[len(w) // 2] for w in widths]
+    if middle[axis] <= 2 * max(OFFSETS) or _unit(op.axes[axis]) > 1:
+        return ()
+    others = [[w - offset * (i == axis) for i, w in enumerate(middle)] for offset in OFFSETS]
+    built = [op.build(w) for w in others]
+    return () if None in built else tuple(b for b in built if b is not None)
+
+
+def _middle(widths: tuple[tuple[int, ...], ...]) -> int:
+    """The place of the middle of a grid in the order of nested loops."""
+    place = 0
+    for w in widths:
+        place = place * len(w) + len(w) // 2
+    return place
+
+
+def _knots(axis: Axis, shares: Iterable[float]) -> tuple[int, ...]:
+    """Widths that hardware likes and that whole units have, and the width that the op has now."""
+    whole, unit = axis.width, _unit(axis)
+    liked = next((liked for liked, least in ((16, 128), (8, 32), (4, 8)) if whole >= least), 1)
+    step = math.lcm(liked, unit)
+    step = unit if 2 * step > whole else step
+    return tuple(sorted({*(min(whole, max(step, round(s * whole / step) * step)) for s in shares), whole}))
+
+
+def _unit(axis: Axis) -> int:
+    """Entries of a unit, as far as all have the same."""
+    return math.gcd(*axis.runs[2].tolist()) if axis.runs.size else 1
+
+
+def rewarded_step(tables: Iterable[OpTable]) -> int:
+    """The smallest of 1, 2, 4, 8, 16 of which a width should be a multiple: others take longer than they save."""
+    tables = [t for t in tables if any(t.penalties)]
+    for offset in reversed(range(len(OFFSETS))):
+        slower = whole = 0.0
+        for table in tables:
+            for penalties in table.penalties:
+                if penalties:
+                    whole += table.kernel[-1]
+                    slower += table.kernel[-1] * penalties[offset]
+        if whole and slower > _PENALTY * whole:
+            return 2 * OFFSETS[offset]
+    return 1
