@@ -16,8 +16,8 @@ _OF_TWO = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Widths of the grid as shares of the whole, for an op with one width, and for those with two."""
 OFFSETS = (1, 2, 4, 8)
 """By so many entries less than in the grid widths are measured, to see which multiples the hardware rewards."""
-_PENALTY = 1.02
-"""From this factor on a width is said to be penalised."""
+_PENALTY = 1.05
+"""From this factor on widths are said to be penalised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,9 @@ class OpTable:
     """An op as it was measured: `widths` per axis, ascending, and over their grid, in the order of nested loops,
     milliseconds of the op, of changes of the order of elements, and how many nodes the runtime ran.
 
-    `penalties`: per axis, how many times as long the op takes per entry if its width is `OFFSETS` less than one of the
-    grid. An op with one width per axis is taken to last as long whatever its widths are.
+    `penalties`: per axis, how many times as long the op takes as those round it in the grid say, if its width is `OFFSETS`
+    less than one of these; nothing where that was not measured. An op with one width per axis lasts as long whatever its
+    widths are.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -56,20 +57,12 @@ class Trial:
         grid = [m for m in measured[: len(self.instances)] if m is not None]
         if len(grid) < len(self.instances):
             return None
-        middle = grid[_middle(self.widths)]
-        penalties: list[tuple[float, ...]] = []
         start = len(self.instances)
+        penalties: list[tuple[float, ...]] = []
         for axis, instances in enumerate(self.offsets):
             found = measured[start : start + len(instances)]
             start += len(instances)
-            width = self.widths[axis][len(self.widths[axis]) // 2]
-            shares = [(width - offset) / width for offset in OFFSETS]
-            penalties.append(
-                tuple(
-                    1.0 if m is None or not middle.kernel else round(max(1.0, m.kernel / (middle.kernel * s)), 3)
-                    for m, s in zip(found, shares, strict=False)
-                )
-            )
+            penalties.append(tuple(self._penalty(grid, axis, *each) for each in zip(OFFSETS, found, strict=False)))
         return OpTable(
             self.widths,
             tuple(round(m.kernel, 5) for m in grid),
@@ -77,6 +70,16 @@ class Trial:
             tuple(m.nodes for m in grid),
             tuple(penalties),
         )
+
+
+    def _penalty(self, grid: Sequence[Measured], axis: int, offset: int, measured: Measured | None) -> float:
+        """How many times as long an op takes as one of that width should, going by those of the grid round it."""
+        widths = self.widths[axis]
+        place, below = len(widths) // 2, 1 if axis == len(self.widths) - 1 else len(self.widths[1])
+        upper, lower = (grid[_middle(self.widths) - below * i].kernel for i in (0, 1))
+        share = offset / (widths[place] - widths[place - 1])
+        wanted = upper + share * (lower - upper)
+        return round(measured.kernel / wanted, 3) if measured is not None and wanted > 0 else 1.0
 
 
 def trial_of(op: TimedOp) -> Trial | None:
@@ -93,7 +96,7 @@ def trial_of(op: TimedOp) -> Trial | None:
 
 def _offsets(op: TimedOp, widths: tuple[tuple[int, ...], ...], axis: int) -> tuple[Instance, ...]:
     middle = [w[len(w) // 2] for w in widths]
-    if middle[axis] <= 2 * max(OFFSETS) or _unit(op.axes[axis]) > 1:
+    if len(widths[axis]) < 2 or middle[axis] <= 2 * max(OFFSETS) or _unit(op.axes[axis]) > 1:
         return ()
     others = [[w - offset * (i == axis) for i, w in enumerate(middle)] for offset in OFFSETS]
     built = [op.build(w) for w in others]
@@ -123,7 +126,8 @@ def _unit(axis: Axis) -> int:
 
 
 def rewarded_step(tables: Iterable[OpTable]) -> int:
-    """The smallest of 1, 2, 4, 8, 16 of which a width should be a multiple: others take longer than they save."""
+    """The smallest of 1, 2, 4, 8, 16 of which a width should be a multiple: others are penalised, going by all ops, each
+    as much as it takes."""
     tables = [t for t in tables if any(t.penalties)]
     for offset in reversed(range(len(OFFSETS))):
         slower = whole = 0.0
