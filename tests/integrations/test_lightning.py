@@ -23,6 +23,7 @@ from torch import nn
 
 import fxcat
 from fxcat.integrations.lightning import GateCallback
+from fxcat.integrations.transformers import GateCallback as CallbackOfTransformers
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -397,6 +398,8 @@ def test_wrong_uses_are_refused() -> None:
         run(GateCallback())
     with pytest.raises(TypeError, match="'flops'"):
         GateCallback(flops=0.5)
+    with pytest.raises(fxcat.InputError, match=r"given to a Trainer of Lightning.*\n?.*integrations\.lightning"):
+        run(CallbackOfTransformers(fxcat.Target(flops=0.5)))
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `GateCallback`"):
         trainer(gates(), gates())
 

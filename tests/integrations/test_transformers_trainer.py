@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import fxcat
+from fxcat.integrations.lightning import GateCallback as CallbackOfLightning
 from fxcat.integrations.transformers import GateCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -382,6 +383,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         GateCallback(0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="warm_up"):
         GateCallback(TARGET, warm_up=0.1)
+    with pytest.raises(fxcat.InputError, match=r"given to a Trainer of transformers.*\n?.*integrations\.transformers"):
+        trainer(prepared(), tmp_path, CallbackOfLightning(TARGET))
     gates = GateCallback(TARGET, averages=[prepared()])
     with pytest.raises(fxcat.InputError, match="without averages="):
         trainer(prepared(), tmp_path, gates, restore_callback_states_from_checkpoint=True)
