@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, Decimal
+
 import torch
 
 from fxcat.choosing.cost_shares import SLACK, cost_fractions, cost_gradients, target_fractions, undercuts
@@ -16,11 +18,21 @@ AT_ONCE = 0.05
 """Share of the cost that closes before costs are looked at again."""
 
 
-def smallest_setting(net: GatedNetwork) -> torch.Tensor:
-    """As few units per group as can be, every section closed."""
-    theta = torch.zeros_like(net.gate_vector.theta.detach())
-    smallest = theta.index_fill(0, kept_gates(net, theta), 1.0)
-    return smallest if not net.limits.aligned else least_aligned(net, smallest, theta)
+def smallest_setting(net: GatedNetwork, among: torch.Tensor | None = None) -> torch.Tensor:
+    """As few units per group as can be, those that cost least, every section closed; 0/1, shape (gates,).
+
+    `among`: the gates that are left to choose from, bool; by default all.
+    """
+    nothing = torch.zeros_like(net.gate_vector.theta.detach())
+    price = cost_gradients(net, torch.ones_like(nothing))[1].sum(0)
+    # a unit that is in several sets saves another one, whatever it costs
+    sets = torch.bincount(net.required[1], minlength=len(price))
+    score = sets - price / price.sum().clamp(min=1e-30)
+    if among is not None:
+        score, price = score.masked_fill(~among, -torch.inf), price.masked_fill(~among, torch.inf)
+    kept = kept_gates(net, score)
+    smallest = nothing.index_fill(0, kept, 1.0)
+    return smallest if not net.limits.aligned else least_aligned(net, smallest, -price, kept)
 
 
 def smallest_cost(net: GatedNetwork) -> Cost[int]:
@@ -32,30 +44,73 @@ def smallest_cost(net: GatedNetwork) -> Cost[int]:
 
 def check_reachable(net: GatedNetwork, target: Target) -> None:
     """Raise `TargetError` with what is reachable if even the smallest network is above the target."""
-    reachable = cost_fractions(net, smallest_setting(net)).tolist()
-    for name, wanted, least in zip(("flops", "params"), (target.flops, target.params), reachable, strict=True):
-        if wanted is not None and least > wanted:
-            raise TargetError(
-                f"Target({name}={wanted}) cannot be reached: the smallest network that fxcat can make of this model"
-                f"{' within its limits' if net.limits else ''} has {least:.1%} of the {name}",
-                remedy=f"choose {name} ≥ {least:.3f}, or see net.summary() for what is pinned and why",
-            )
+    _check_met(net, smallest_setting(net), target)
+
+
+def reachable_with(net: GatedNetwork, target: Target, alive: torch.Tensor) -> torch.Tensor:
+    """The 0/1 setting `alive`, shape (gates,), and what else the target needs: it could not be met with those alone
+    where units of a group differ in cost."""
+    smallest = smallest_setting(net, alive > 0.5)
+    if _is_met(net, smallest, target_fractions(target, alive.device)):
+        return alive
+    return torch.maximum(alive, smallest_setting(net))
+
+
+def _check_met(net: GatedNetwork, smallest: torch.Tensor, target: Target) -> None:
+    """Raise `TargetError` if a setting that cannot be made smaller, shape (gates,), is above the target."""
+    asked = {name: w for name, w in (("flops", target.flops), ("params", target.params)) if w is not None}
+    cost = dict(zip(("flops", "params"), cost_fractions(net, smallest).tolist(), strict=True))
+    missed = {name: cost[name] for name, w in asked.items() if cost[name] > w}
+    if not missed:
+        return
+    has = " and ".join(f"{rounded_up(100 * least)}% of the {name}" for name, least in missed.items())
+    choose = " and ".join(f"{name} ≥ {rounded_up(least)}" for name, least in missed.items())
+    finer = "a smaller round_to= (or Limits(multiple_of=…)), " if net.limits.aligned else ""
+    raise TargetError(
+        f"Target({', '.join(f'{name}={w}' for name, w in asked.items())}) cannot be reached: the smallest network that "
+        f"fxcat can make of this model{' within its limits' if net.limits else ''} has {has}",
+        remedy=f"choose {choose}, {finer}or see net.summary() for what is pinned and why",
+    )
+
+
+def rounded_up(value: float) -> str:
+    """A positive number with three digits that count, and not less than it is: what is chosen by it can be met."""
+    unit = Decimal(10) ** (Decimal(value).adjusted() - 2)
+    return f"{Decimal(value).quantize(unit, ROUND_CEILING).normalize():f}"
 
 
 def select_structure(net: GatedNetwork, target: Target, score: torch.Tensor, preferred: torch.Tensor) -> torch.Tensor:
     """A 0/1 setting of shape (gates,) within `SLACK` below the target, from the preferred one.
 
     Closes what has the least score per cost while the target is missed, then opens again what fits, best first. Widths
-    that are aligned (`round_to`) may leave more room.
+    that are aligned (`round_to`) may leave more room. Of every group the best unit stays, or where that costs too much
+    (units of a group may differ in cost) the one that `smallest_setting` leaves.
+
+    Raises `TargetError` if the target cannot be reached.
     """
-    setting = preferred.clone()
-    setting[kept_gates(net, score)] = 1.0
-    protected = torch.zeros_like(setting, dtype=torch.bool)
-    protected[kept_gates(net, score)] = True
-    wanted = target_fractions(target, setting.device)
+    wanted = target_fractions(target, preferred.device)
+    setting = _searched(net, preferred, score, wanted, kept_gates(net, score))
+    if not _is_met(net, setting, wanted):
+        smallest = smallest_setting(net)
+        _check_met(net, smallest, target)
+        setting = _searched(net, preferred, score, wanted, smallest.nonzero().reshape(-1))
+        _check_met(net, setting, target)
+    return setting
+
+
+def _is_met(net: GatedNetwork, setting: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return bool((cost_fractions(net, setting) <= wanted)[wanted < 1].all())
+
+
+def _searched(
+    net: GatedNetwork, preferred: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """The setting that is found from the preferred one with the gates `kept` (numbers) open; it may miss the target."""
+    setting = preferred.index_fill(0, kept, 1.0)
+    protected = torch.zeros_like(setting, dtype=torch.bool).index_fill(0, kept, True)
     setting, _ = close_until(net, setting, score, wanted, protected, final=wanted)
     setting = _open_while_fitting(net, setting, score, wanted)
-    return setting if not net.limits.aligned else aligned(net, setting, score, wanted)
+    return setting if not net.limits.aligned else aligned(net, setting, score, wanted, kept)
 
 
 def close_until(
@@ -67,7 +122,7 @@ def close_until(
     *,
     final: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Close what has the least score per cost until the cost fractions are at most `wanted`.
+    """Close what has the least score per cost until the cost fractions are at most `wanted`, or nothing is left to close.
 
     `final`: the fractions that are wanted in the end (`next_to_close`).
 
@@ -92,7 +147,7 @@ def close_until(
         candidates = (is_open & ~protected & (cost > 0)).nonzero().reshape(-1)
         score = left_to_lose(net, alone, setting)
         ratio = score[candidates] / cost[candidates]
-        if not bool((excess > 0).any()):
+        if not bool((excess > 0).any()) or not len(candidates):
             least = float(ratio.min()) if len(ratio) else 0.0
             slopes = costs * (clearing if clearing > -torch.inf else least)
             # Prices cannot say which of several large pieces goes; what was decided shall happen.
@@ -101,8 +156,6 @@ def close_until(
             if bool(undercuts(fractions, final)):
                 slopes[last] = torch.maximum(slopes[last], (score + score.abs())[last])
             return setting, slopes
-        if not len(candidates):
-            raise TargetError("the target cannot be reached without emptying a group")
         closed, left_out = next_to_close(score[candidates], gradients[:, candidates], mix, fractions, wanted, final)
         spared[candidates[left_out]] = True
         clearing = max(clearing, float(ratio[closed].max()))

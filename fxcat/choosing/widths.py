@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,16 @@ from fxcat.errors import InputError
 from fxcat.network.gated_network import GatedNetwork
 
 
-def aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (2,).
+def aligned(
+    net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (2,), if that
+    is possible with the gates `kept` (numbers) open.
 
-    After `nearest_aligned`, whole blocks of units, and sections, close while the cost is too high, those with the least
-    score per cost first, and then some open while the cost stays below.
+    After `nearest_aligned`, whole blocks of units, units of groups that have not enough for one, and sections close
+    while the cost is too high, those with the least score per cost first, and then some open while the cost stays below.
     """
-    blocks = _Blocks(net, setting, score)
+    blocks = _Blocks(net, setting, score, kept)
     blocks.round()
     while bool((cost_fractions(net, blocks.setting) > wanted).any()) and blocks.close_worst(wanted):
         pass
@@ -34,14 +38,16 @@ def nearest_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tenso
 
     Groups that have not enough units for one multiple, those without an open unit, and sections stay as they are.
     """
-    blocks = _Blocks(net, setting, score)
+    blocks = _Blocks(net, setting, score, kept_gates(net, score))
     blocks.round(up=up)
     return blocks.setting
 
 
-def least_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """The 0/1 setting with as few units open in every group as `aligned` can leave."""
-    blocks = _Blocks(net, setting, score)
+def least_aligned(
+    net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """The 0/1 setting with as few units open in every group as `aligned` can leave; `kept`: numbers of open gates."""
+    blocks = _Blocks(net, setting, score, kept)
     for group in blocks.groups:
         blocks.keep(group, group.least)
     return blocks.setting
@@ -96,62 +102,64 @@ class _Group:
 
 
 class _Blocks:
-    """The groups that can be aligned, as blocks of units in the order of their scores."""
+    """The groups as blocks of units in the order of their scores; those that cannot be aligned, as single units."""
 
-    def __init__(self, net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor) -> None:
+    def __init__(self, net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, kept: torch.Tensor) -> None:
         self.net, self.setting, self.score = net, setting.clone(), score.double()
         order = self.score.clone()
-        order[kept_gates(net, score)] = torch.inf  # these never close
+        order[kept] = torch.inf  # these never close
         self.groups: list[_Group] = []
         for width in _widths(net):
-            size = width.block
-            if size <= width.units:
-                of_group = order[width.start : width.start + width.units]
-                numbers = width.start + of_group.argsort(descending=True, stable=True)
-                needed = int(of_group.isinf().sum())
-                self.groups.append(_Group(numbers, size, min(width.units, max(1, -(-needed // size)) * size)))
+            size = width.block if width.block <= width.units else 1
+            of_group = order[width.start : width.start + width.units]
+            numbers = width.start + of_group.argsort(descending=True, stable=True)
+            needed = int(of_group.isinf().sum())
+            self.groups.append(_Group(numbers, size, min(width.units, max(1, -(-needed // size)) * size)))
         for section in range(net.gate_vector.unit_count, len(order)):
             self.groups.append(_Group(torch.tensor([section], device=order.device), 1, int(order[section].isinf())))
 
     def round(self, *, up: bool = False) -> None:
-        """Every group to the nearest multiple, or the next one."""
+        """Every group that can be aligned to the nearest multiple, or the next one."""
         for group in self.groups:
             count = self._count(group)
-            if count:
+            if count and group.size > 1:
                 blocks = count / group.size
                 most = len(group.numbers) // group.size
                 wanted = min(most, math.ceil(blocks) if up else round(blocks)) * group.size
                 self.keep(group, max(group.least, wanted))
 
     def close_worst(self, wanted: torch.Tensor) -> bool:
-        """Close the block with the least score per cost (`next_to_close`); False if every group is at its last."""
+        """Close blocks with the least score per cost (`next_to_close`); False if every group is at its last."""
         fractions, gradients = cost_gradients(self.net, self.setting)
-        found: list[tuple[_Group, torch.Tensor]] = []
-        for group in self.groups:
-            count = self._count(group)
-            block = group.numbers[max(0, count - group.size) : count]
-            if count > group.least and bool((gradients[:, block] > 0).any()):
-                found.append((group, block))
-        if not found:
+        scores, savings, groups = [self.score[:0]], [gradients[:, :0]], list[int]()
+        for i, group in enumerate(self.groups):
+            blocks = group.numbers[group.least : self._count(group)].view(-1, group.size)
+            if len(blocks) and bool((gradients[:, blocks[-1]] > 0).any()):
+                scores.append(self.score[blocks].sum(1))
+                savings.append(gradients[:, blocks].sum(2))
+                groups += [i] * len(blocks)
+        if not groups:
             return False
-        score = torch.stack([self.score[block].sum() for _, block in found])
-        savings = torch.stack([gradients[:, block].sum(1) for _, block in found], 1)
         excess = (fractions - wanted).clamp(min=0)
-        closed, _ = next_to_close(score, savings, excess / excess.sum(), fractions, wanted, wanted)
-        worst = found[int(closed[0])][0]
-        self.keep(worst, self._count(worst) - worst.size)
+        mix = excess / excess.sum()
+        closed, _ = next_to_close(torch.cat(scores), torch.cat(savings, 1), mix, fractions, wanted, wanted)
+        for i, blocks in Counter(groups[c] for c in closed.tolist()).items():
+            self.keep(self.groups[i], self._count(self.groups[i]) - blocks * self.groups[i].size)
         return True
 
     def open_best(self, wanted: torch.Tensor) -> bool:
         """Open the block with the highest score per cost that fits; False if none does."""
         found: list[tuple[float, int, torch.Tensor]] = []
-        _, gradients = cost_gradients(self.net, self.setting)
+        fractions, gradients = cost_gradients(self.net, self.setting)
+        limited = wanted < 1
         for i, group in enumerate(self.groups):
             count = self._count(group)
             if (count or len(group.numbers) == 1) and count <= len(group.numbers) - group.size:
                 block = group.numbers[count : count + group.size]
-                cost = float(gradients[:, block].sum())
-                found += [(-float(self.score[block].sum()) / cost, i, block)] if cost > 0 else []
+                added = gradients[:, block].sum(1)  # at least: units that meet each other cost more
+                fits = bool((fractions + added <= wanted)[limited].all())
+                cost = float(added.sum())
+                found += [(-float(self.score[block].sum()) / cost, i, block)] if fits and cost > 0 else []
         for _, _, block in sorted(found, key=lambda f: f[:2]):
             opened = self.setting.index_fill(0, block, 1.0)
             if bool((cost_fractions(self.net, opened) <= wanted).all()):

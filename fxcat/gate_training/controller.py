@@ -17,7 +17,7 @@ from torch import nn
 
 from fxcat.checks import check_callable, check_instance
 from fxcat.choosing.cost_shares import cost_fractions, target_fractions
-from fxcat.choosing.select import check_reachable, select_structure
+from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
 from fxcat.data.batches import call, read_batch
 from fxcat.data.held_out import HeldOut
@@ -288,6 +288,8 @@ class GateController:
         alive = (~self.policy.dead).to(self.net.gate_vector.theta.dtype)
         if self.net.limits.aligned:
             alive = nearest_aligned(self.net, alive, self.policy.score(), up=True)
+        if self.target is not None:
+            alive = reachable_with(self.net, self.target, alive)
         from_main(alive)
         everything = cost_fractions(self.net, torch.ones_like(alive))
         if float(cost_fractions(self.net, alive)[0]) > (1 - WORTH_SHRINKING) * float(everything[0]):
