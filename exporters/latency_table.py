@@ -130,7 +130,8 @@ class LatencyTable:
         """Of a 0/1 setting (units, sections): milliseconds of its ops by themselves, of changes of the order of
         elements, and how many nodes there are."""
         parts = [Calibration(1, 0, 0), Calibration(0, 1, 0), Calibration(0, 0, 1)]
-        kernel, layout, nodes = (float(LatencyModel(ops, self.with_calibration(c))(*setting)) for c in parts)
+        counts = len(setting[0]), len(setting[1])
+        kernel, layout, nodes = (float(LatencyModel(ops, self.with_calibration(c), counts)(*setting)) for c in parts)
         return kernel, layout, nodes
 
     def save(self, path: str | os.PathLike[str]) -> None:

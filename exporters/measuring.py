@@ -10,8 +10,8 @@ import torch
 
 from fxcat.exporters.network_timings import eager_run, exported_run, milliseconds, undisturbed
 from fxcat.exporters.op_file import with_values
-from fxcat.exporters.op_grid import OpTable, Trial
-from fxcat.exporters.op_timings import Measured, measure_ops
+from fxcat.exporters.op_grid import Measured, OpTable, Trial
+from fxcat.exporters.op_timings import measure_ops
 from fxcat.gated import GatedModule
 from fxcat.network.latency import Instance
 from fxcat.network.recipe import make_example

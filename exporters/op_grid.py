@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fxcat.exporters.op_timings import Measured
+import numpy as np
+
 from fxcat.network.cost_model import Axis
 from fxcat.network.latency import Instance, TimedOp
 
@@ -18,6 +19,16 @@ OFFSETS = (1, 2, 4, 8)
 """By so many entries less than in the grid widths are measured, to see which multiples the hardware rewards."""
 _PENALTY = 1.05
 """From this factor on widths are said to be penalised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Milliseconds of an op by itself: of what computes it, of what brings its values into the order of elements that it
+    needs and back (`layout`); `nodes`: how many nodes the runtime runs for it."""
+
+    kernel: float
+    layout: float
+    nodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +76,21 @@ class Trial:
             penalties.append(tuple(self._penalty(grid, axis, *each) for each in zip(OFFSETS, found, strict=False)))
         return OpTable(
             self.widths,
-            tuple(round(m.kernel, 5) for m in grid),
-            tuple(round(m.layout, 5) for m in grid),
+            self._ascending([m.kernel for m in grid]),
+            self._ascending([m.layout for m in grid]),
             tuple(m.nodes for m in grid),
             tuple(penalties),
         )
 
+
+    def _ascending(self, values: Sequence[float]) -> tuple[float, ...]:
+        """The same without what noise alone explains: a wider op does not take less time. Halfway between the most of
+        what is narrower and the least of what is wider."""
+        found = np.asarray(values).reshape([len(w) for w in self.widths])
+        for axis in range(found.ndim):
+            least = np.flip(np.minimum.accumulate(np.flip(found, axis), axis), axis)
+            found = (np.maximum.accumulate(found, axis) + least) / 2
+        return tuple(round(float(v), 5) for v in found.reshape(-1))
 
     def _penalty(self, grid: Sequence[Measured], axis: int, offset: int, measured: Measured | None) -> float:
         """How many times as long an op takes as one of that width should, going by those of the grid round it."""

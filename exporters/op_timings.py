@@ -7,7 +7,6 @@ import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from fxcat.exporters.op_file import write_ops
+from fxcat.exporters.op_grid import Measured
 from fxcat.network.latency import Instance
 
 _LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose")
@@ -26,16 +26,6 @@ _LARGEST = 1 << 28
 """Bytes of the weights and inputs of one file, so that it fits into memory, and not into any cache."""
 _MOST = 160
 """Ops in one file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Milliseconds of an op by itself: of what computes it, of what brings its values into the order of elements that it
-    needs and back (`layout`); `nodes`: how many nodes the runtime runs for it."""
-
-    kernel: float
-    layout: float
-    nodes: int
 
 
 def measure_ops(instances: Sequence[Instance], *, threads: int, repeats: int) -> list[Measured | None]:

@@ -13,6 +13,7 @@ from fxcat.errors import (
     TrainingError,
     VerificationError,
 )
+from fxcat.exporters.latency_table import LatencyTable
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
 from fxcat.gate_training.controller import GateController
@@ -48,6 +49,7 @@ __all__ = [
     "GatedModule",
     "History",
     "InputError",
+    "LatencyTable",
     "Limits",
     "NothingToPruneError",
     "PlanError",

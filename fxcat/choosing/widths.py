@@ -18,7 +18,7 @@ from fxcat.network.gated_network import GatedNetwork
 def aligned(
     net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor
 ) -> torch.Tensor:
-    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (2,), if that
+    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (costs,), if that
     is possible with the gates `kept` (numbers) open.
 
     After `nearest_aligned`, whole blocks of units, units of groups that have not enough for one, and sections close

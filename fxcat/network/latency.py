@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -50,6 +50,7 @@ class OpTimes:
     milliseconds: tuple[float, ...]
 
 
+@runtime_checkable
 class LatencySource(Protocol):
     """A `LatencyTable`."""
 
@@ -80,12 +81,12 @@ class LatencySource(Protocol):
 
 class LatencyModel:
     """Milliseconds of a network, differentiable in θ: at the expected widths of every op, times the probability that it
-    lives. Gates are those of the start network. Computes on the device of θ.
+    lives. Gates are those of the start network, of which `counts` are units and sections. Computes on the device of θ.
 
     Raises `InputError` if an op is not in the table.
     """
 
-    def __init__(self, ops: Sequence[TimedOp], source: LatencySource) -> None:
+    def __init__(self, ops: Sequence[TimedOp], source: LatencySource, counts: tuple[int, int]) -> None:
         found = {op.key: source.times(op.key) for op in ops}
         missing = [op for op in ops if found[op.key] is None]
         if missing:
@@ -98,14 +99,25 @@ class LatencyModel:
         terms = [t for op in ops for t in _terms(op)]
         self._live = CostModel(terms)
         times = [t for op in ops if (t := found[op.key]) is not None]
-        knots, grids, counts = _padded(times)
-        self._knots, self._grids, self._counts = Table(knots), Table(grids), Table(counts)
+        knots, grids, sizes = _padded(times)
+        self._knots, self._grids, self._counts = Table(knots), Table(grids), Table(sizes)
         self._repeats = Table(torch.tensor([op.repeats for op in ops], dtype=torch.float64))
-        self._per_run = source.per_run
+        self._per_run, self._counts_of_gates = source.per_run, counts
+        self.start = float(self(*(torch.ones(n) for n in counts)))
+        """Milliseconds of the start network."""
 
     def __call__(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
         """Milliseconds of one run, for gates or probabilities of shape (U,) and (S,); a double scalar."""
         return self.per_op(units, sections).sum() + self._per_run
+
+    def share(self, theta: torch.Tensor, numbers: torch.Tensor, settled: Sequence[int]) -> torch.Tensor:
+        """Milliseconds at θ, shape (gates,), as a share of those of the start network. `numbers`: of these gates at the
+        start; `settled`: of those that have gone while what they gate stayed. What the others gated has left."""
+        whole = theta.new_zeros(sum(self._counts_of_gates), dtype=torch.float64)
+        whole[list(settled)] = 1.0
+        whole = whole.index_put((numbers.long(),), theta.double())
+        units, sections = whole.split(self._counts_of_gates)
+        return self(units, sections) / self.start
 
     def per_op(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
         """The same of every op, shape (ops,)."""
