@@ -1,7 +1,7 @@
 """From the times of single ops to that of a network: what a few whole networks say about their sum.
 
-In a network the values of one op are still in a cache when the next one reads them, and in the order of elements that it
-needs; every node takes a runtime some time of its own, and so does every run. Four numbers, none negative, fitted to
+In a network the values of one op are still in a cache when the next one reads them, and in the order of elements that
+it needs; every node takes a runtime some time of its own, and so does every run. Four numbers, none negative, fitted to
 measured networks by least squares of the relative errors, with a weak pull to what they would be if there were none.
 """
 

@@ -1,10 +1,11 @@
-"""`LatencyTable`: what the ops of a network take on the machine that will run it, at any widths; made once, kept as JSON.
+"""`LatencyTable`: what the ops of a network take on the machine that will run it, at any widths; kept as JSON.
 
 In: a network with gates. Out: per distinct op a grid of measured widths, and what whole networks take beyond the sum.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from fxcat.checks import as_path, check_choice, check_integer
-from fxcat.errors import ExportError, InputError, StorageError
+from fxcat.errors import ExportError, StorageError
 from fxcat.exporters.calibration import Calibration, calibrated
 from fxcat.exporters.op_grid import OpTable, Trial, rewarded_step, trial_of
 from fxcat.gated import GatedModule, check_gated
@@ -166,7 +167,13 @@ class LatencyTable:
         texts = {name: tuple(str(t) for t in content[name]) for name in ("as_they_are", "unmeasured")}
         facts = {name: {str(k): str(v) for k, v in content[name].items()} for name in ("machine", "versions")}
         return cls(
-            runtime=content["runtime"], device=content["device"], calibration=calibration, ops=ops, **numbers, **texts, **facts
+            runtime=content["runtime"],
+            device=content["device"],
+            calibration=calibration,
+            ops=ops,
+            **numbers,
+            **texts,
+            **facts,
         )
 
 
@@ -176,7 +183,7 @@ def _op(content: Any) -> OpTable:
     size = 1
     for axis in widths:
         size *= len(axis)
-        if not axis or axis[0] < 1 or any(a >= b for a, b in zip(axis, axis[1:], strict=False)):
+        if not axis or axis[0] < 1 or any(a >= b for a, b in itertools.pairwise(axis)):
             raise ValueError(f"widths {axis} do not ascend")
     kernel, layout = (tuple(float(x) for x in content[name]) for name in ("kernel", "layout"))
     nodes = tuple(int(n) for n in content["nodes"])
@@ -200,7 +207,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _versions(runtime: str) -> dict[str, str]:

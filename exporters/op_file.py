@@ -18,8 +18,8 @@ OPSET = 20
 
 
 def with_values(instance: Instance, seed: int = 0) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """The module and its inputs on the CPU with random values: how long an op takes does not depend on them, unless they
-    are no ordinary numbers."""
+    """The module and its inputs on the CPU with random values: how long an op takes does not depend on them, unless
+    they are no ordinary numbers."""
     module, inputs = instance
     generator = torch.Generator().manual_seed(seed)
     module = module.to_empty(device="cpu").eval()

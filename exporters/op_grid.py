@@ -23,8 +23,8 @@ _PENALTY = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Milliseconds of an op by itself: of what computes it, of what brings its values into the order of elements that it
-    needs and back (`layout`); `nodes`: how many nodes the runtime runs for it."""
+    """Milliseconds of an op by itself: of what computes it, of what brings its values into the order of elements that
+    it needs and back (`layout`); `nodes`: how many nodes the runtime runs for it."""
 
     kernel: float
     layout: float
@@ -36,9 +36,9 @@ class OpTable:
     """An op as it was measured: `widths` per axis, ascending, and over their grid, in the order of nested loops,
     milliseconds of the op, of changes of the order of elements, and how many nodes the runtime ran.
 
-    `penalties`: per axis, how many times as long the op takes as those round it in the grid say, if its width is `OFFSETS`
-    less than one of these; nothing where that was not measured. An op with one width per axis lasts as long whatever its
-    widths are.
+    `penalties`: per axis, how many times as long the op takes as those round it in the grid say, if its width is
+    `OFFSETS` less than one of these; nothing where that was not measured. An op with one width per axis lasts as long
+    whatever its widths are.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -81,7 +81,6 @@ class Trial:
             tuple(m.nodes for m in grid),
             tuple(penalties),
         )
-
 
     def _ascending(self, values: Sequence[float]) -> tuple[float, ...]:
         """The same without what noise alone explains: a wider op does not take less time. Halfway between the most of
@@ -146,8 +145,8 @@ def _unit(axis: Axis) -> int:
 
 
 def rewarded_step(tables: Iterable[OpTable]) -> int:
-    """The smallest of 1, 2, 4, 8, 16 of which a width should be a multiple: others are penalised, going by all ops, each
-    as much as it takes."""
+    """The smallest of 1, 2, 4, 8, 16 of which a width should be a multiple: others are penalised, going by all ops,
+    each as much as it takes."""
     tables = [t for t in tables if any(t.penalties)]
     for offset in reversed(range(len(OFFSETS))):
         slower = whole = 0.0

@@ -370,7 +370,9 @@ class GatedModule(nn.Module):
 
         Raises `InputError` without a latency table."""
         if self.latency is None:
-            raise InputError("the network has no latency table", remedy="net.use_latency(fxcat.LatencyTable.measure(net))")
+            raise InputError(
+                "the network has no latency table", remedy="net.use_latency(fxcat.LatencyTable.measure(net))"
+            )
         return self.latency.start * self.latency_share(self.gate_vector.theta)
 
     def latency_share(self, theta: torch.Tensor) -> torch.Tensor:

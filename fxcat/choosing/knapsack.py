@@ -22,8 +22,8 @@ def next_to_close(
     in excess counts as lost too, at the price that cost has among those.
 
     `score`: shape (n,); `savings`: what each saves of every cost fraction, shape (costs, n); `mix`: how much each
-    counts; `fractions`, `wanted` now and `final`: shape (costs,). Returns numbers of candidates, at least one, and a mask,
-    shape (n,), of those that were left out in spite of low scores.
+    counts; `fractions`, `wanted` now and `final`: shape (costs,). Returns numbers of candidates, at least one, and a
+    mask, shape (n,), of those that were left out in spite of low scores.
     """
     cost = (mix[:, None] * savings).sum(0)
     ratio = score.double() / cost

@@ -129,7 +129,8 @@ def close_until(
     *,
     final: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Close what has the least score per cost until the cost fractions are at most `wanted`, or nothing is left to close.
+    """Close what has the least score per cost until the cost fractions are at most `wanted`, or nothing is left to
+    close.
 
     `final`: the fractions that are wanted in the end (`next_to_close`).
 

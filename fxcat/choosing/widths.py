@@ -18,8 +18,8 @@ from fxcat.network.gated_network import GatedNetwork
 def aligned(
     net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor
 ) -> torch.Tensor:
-    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (costs,), if that
-    is possible with the gates `kept` (numbers) open.
+    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (costs,), if
+    that is possible with the gates `kept` (numbers) open.
 
     After `nearest_aligned`, whole blocks of units, units of groups that have not enough for one, and sections close
     while the cost is too high, those with the least score per cost first, and then some open while the cost stays below.
@@ -43,9 +43,7 @@ def nearest_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tenso
     return blocks.setting
 
 
-def least_aligned(
-    net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, kept: torch.Tensor
-) -> torch.Tensor:
+def least_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """The 0/1 setting with as few units open in every group as `aligned` can leave; `kept`: numbers of open gates."""
     blocks = _Blocks(net, setting, score, kept)
     for group in blocks.groups:

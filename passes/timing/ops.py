@@ -153,7 +153,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def _is_view(node: fx.Node) -> bool:
-    """Whether a value is a part of a tuple, or has the elements of the only tensor that it is made of in their order."""
+    """Whether a value is a part of a tuple, or has the elements of the one tensor that it is made of in their order."""
     sources = [i for i in node.all_input_nodes if not isinstance(i.meta.get("value"), int | float | bool)]
     if len(sources) != 1:
         return False
@@ -194,7 +194,9 @@ def _key(chain: Sequence[fx.Node], parts: Parts, axes: Sequence[Axis], network: 
             name = f"{type(module).__name__}({module.extra_repr()}){' '.join(held[:1])}"
         else:
             name = str(getattr(node.target, "__name__", node.target))
-        given = [_argument(a, shown) for a in node.args] + [f"{k}={_argument(v, shown)}" for k, v in node.kwargs.items()]
+        given = [_argument(a, shown) for a in node.args] + [
+            f"{k}={_argument(v, shown)}" for k, v in node.kwargs.items()
+        ]
         texts.append(f"{name}({', '.join(given)})")
     return " → ".join(texts)
 
