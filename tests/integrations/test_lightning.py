@@ -355,7 +355,7 @@ def test_what_is_logged() -> None:
     made = trainer(gates(), max_epochs=4)
     made.fit(module := Lit(prepared()), data())
     logged = {k: float(v) for k, v in made.callback_metrics.items()}
-    cost, start = module.net.hard_cost(), module.net.start_cost  # pyright: ignore
+    cost, start = module.net.hard_cost(), module.net.start_cost
     assert logged == pytest.approx(
         {"gates/flops": cost.macs / start.macs, "gates/params": cost.params / start.params, "gates/phase": 2.0}
     )
@@ -414,8 +414,8 @@ def test_the_other_package_of_the_same_trainer(whole: Lit, tmp_path: Path) -> No
             super().__init__()
             self.net = net
 
-        training_step = Lit.training_step
-        configure_optimizers = Lit.configure_optimizers
+        training_step: Any = Lit.training_step
+        configure_optimizers: Any = Lit.configure_optimizers
 
     for path in (None, tmp_path / "epoch=3.ckpt"):
         saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)

@@ -259,7 +259,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, killed: int) -> None:
 @pytest.mark.parametrize("name", ("yolo11n", "yolo26n", "yolov10n", "yolov9t"))
 def test_models_of_theirs(place: Place, name: str) -> None:
     """With attention, heads of two kinds, and branches that are merged for inference."""
-    model = YOLO(f"{name}.yaml")
+    model: Any = YOLO(f"{name}.yaml")
     attach(model, target=fxcat.Target(flops=0.7))
     model.train(**{**place.recipe, "name": name})
     controller = model.trainer.controller
