@@ -110,9 +110,7 @@ def test_ratios_learn_under_it_too() -> None:
     generator = torch.Generator().manual_seed(0)
     data = [(torch.randn(8, 3, 8, 8, generator=generator), torch.randint(4, (8,), generator=generator))] * 2
     optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05)
-    controller = fxcat.GateController(
-        net, optimizer, target=fxcat.Target(latency=0.6), total_steps=60, held_out=data
-    )
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(latency=0.6), total_steps=60, held_out=data)
     for _ in range(60):
         nn.functional.cross_entropy(net(data[0][0]), data[0][1]).backward()
         optimizer.step()
