@@ -18,10 +18,11 @@ from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
-from fxcat.loading import load
+from fxcat.loading import kept_indices, load
 from fxcat.network.ddp import rewrap
 from fxcat.network.gates import Gate
 from fxcat.network.limits import Limits
+from fxcat.network.origin import KeptIndices
 from fxcat.passes.bypasses.place import Bypass, Bypasses
 from fxcat.passes.verification import verify
 from fxcat.records import Cost, Pressure, Target
@@ -49,6 +50,7 @@ __all__ = [
     "GatedModule",
     "History",
     "InputError",
+    "KeptIndices",
     "LatencyTable",
     "Limits",
     "NothingToPruneError",
@@ -67,6 +69,7 @@ __all__ = [
     "find_bypasses",
     "fit",
     "importance",
+    "kept_indices",
     "load",
     "one_shot",
     "plot_structure",

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxcat.checks import as_names, check_choice, check_flag, check_instance, check_integer, check_module, shown
+from fxcat.choosing.alignment import has_grouped_convolutions, limits_with_blocks, note_of_blocks
 from fxcat.choosing.widths import check_multiples
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
 from fxcat.gated import GatedModule, Policy, check_gated
@@ -46,7 +47,7 @@ def prepare(
     gates: Literal["units+layers", "units", "layers"] = "units+layers",
     policy: Policy = "bernoulli",
     ignore: Sequence[str] = (),
-    round_to: int = 1,
+    round_to: int | None = None,
     limits: Mapping[str, Limits] | None = None,
     gate_inputs: bool = False,
     python: Sequence[str] = (),
@@ -61,7 +62,9 @@ def prepare(
     if not given. `gates`: what may be removed. `policy`: how it is decided: `"bernoulli"` samples gates (arXiv
     2411.09127), `"ratio"` learns how much of every group remains (2010.12021), and has no gates for layers. `ignore`:
     paths of modules that stay as they are, with all they hold.
-    `round_to`: training and `one_shot` leave multiples of so many channels in every group that has enough of them.
+    `round_to`: training and `one_shot` leave multiples of so many channels in every group that has enough of them; by
+    default of 8 where the model has depthwise or other grouped convolutions (1: any width), which inference libraries
+    compute slowly at other widths.
     `limits`: how far groups and sections may shrink, by patterns (`fnmatch`) of their names in `summary()`, for example
     `{"*": Limits(keep=True), "layer4.*": Limits(least=8)}`; what a later pattern sets overrides earlier ones.
     `gate_inputs`: features of inputs of shape (N, features) are units too; the final network selects, at its entry,
@@ -79,7 +82,8 @@ def prepare(
     _check_modules(model)
     check_choice(gates, "gates", _GATES)
     check_choice(policy, "policy", get_args(Policy))
-    check_integer(round_to, "round_to", least=1, kind="width", remedy="give a whole number of channels, for example 8")
+    remedy = "give a whole number of channels, for example 8"
+    check_integer(round_to, "round_to", least=1, kind="width", remedy=remedy, optional=True)
     check_limits(limits)
     for name, flag in (("gate_inputs", gate_inputs), ("verbose", verbose)):
         check_flag(flag, name)
@@ -92,7 +96,7 @@ def prepare(
         if not units:
             raise InputError(f'policy="ratio" cannot prune gates={gates!r}', remedy="choose gates='units'")
         sections = False
-    limits = {"*": Limits(multiple_of=round_to), **(limits or {})} if round_to > 1 else limits or {}
+    limits = {"*": Limits(multiple_of=round_to), **(limits or {})} if (round_to or 1) > 1 else limits or {}
     looking = {"watch": (EachStep,) if verify == EACH_STEP else (), "dump": dump}
     net, example = _build(model, example_inputs, Options(units, sections, ignore, gate_inputs, python), looking)
     if not net.structure.cost.macs and any(isinstance(x, torch.Tensor) and not x.numel() for x in leaves(example)):
@@ -101,6 +105,9 @@ def prepare(
     net.limits = GateLimits.resolved(limits, net.structure.groups, net.structure.sections)
     if net.limits.aligned:
         check_multiples(net)
+    unasked = round_to is None and has_grouped_convolutions(net.network)
+    if unasked:
+        net.limits = limits_with_blocks(net)
     unverified = False
     if verify or (verify is None and net.structure.cost.macs * _examples(example) <= verification.CHEAP):
         unverified = not verification.verify_open(net, model, example)
@@ -112,6 +119,7 @@ def prepare(
     if verbose:
         lines = [
             prepared(net),
+            *([note_of_blocks(net)] if unasked and net.limits.aligned else []),
             *(["  not verified: the model itself does not run on the example"] if unverified else []),
         ]
         sys.stdout.write("\n".join(lines) + "\n")

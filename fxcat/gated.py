@@ -25,6 +25,7 @@ from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.network.loaded_state import WRAPPED, make_ready
 from fxcat.network.methods import Methods, Turns
+from fxcat.network.origin import KeptIndices, Origin
 from fxcat.network.places import Places
 from fxcat.network.program import GatePart, Program, Shrunk, Structure
 from fxcat.network.recipe import Gates, Recipe, attach
@@ -89,6 +90,8 @@ class GatedModule(nn.Module):
         self._is_installed = False
         self._places: Places | None = None
         self.led = Led()
+        self._origin: Origin | None = None
+        """What has left it, once something has."""
         self._settled: dict[int, frozenset[str]] = {}
         """Gates that left the gate vector while what they gate stayed (the last unit of a group): their numbers at the
         start, and the parameters that hold it."""
@@ -269,6 +272,13 @@ class GatedModule(nn.Module):
         names = [p.name for p in (*start.groups, *start.sections)]
         return {n: int(part.sum()) for n, part in zip(names, self.live_gates().split(counts), strict=True)}
 
+    def kept_indices(self) -> KeptIndices:
+        """Of the network that `finalize` would return now: for every parameter and buffer the indices of the tensor of
+        the same name in the model that `prepare` was given; also after shrinks."""
+        hard, count = self.gate_vector.hard(), self.gate_vector.unit_count
+        whole = self._origin or Origin.of(self.network, self.recipe[-1].shapes)
+        return whole.indices(self.program.left(self.network, hard[:count], hard[count:]))
+
     def get_extra_state(self) -> torch.Tensor:
         """How small the network is: `load_state_dict` makes another one as small first. Bytes."""
         return described(self.recipe, unfinished=self.unfinished is not None)
@@ -342,8 +352,10 @@ class GatedModule(nn.Module):
         self.check_weights()
         theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
         modes = {path: module.training for path, module in self.network.named_modules()}
+        whole = self._origin or Origin.of(self.network, self.recipe[-1].shapes)
         shrunk = self.program.shrunk(self.network, keep[:count], keep[count:])
         origin = shrunk.gate_origin(count).to(theta.device)
+        self._origin = whole.after(shrunk.keep)
         self._settle(keep, origin)
         self.program, self.parts = shrunk.program, shrunk.parts
         self._set_structure(shrunk.structure, shrunk.cost_model)

@@ -1,4 +1,4 @@
-"""`load`: the small network again, from its file and the original architecture."""
+"""`load`, `kept_indices`: the small network again, or where it came from, from the original architecture."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import nn
 
 from fxcat.checks import check_module
 from fxcat.errors import InputError, located
+from fxcat.gated import GatedModule
 from fxcat.network.module_state import shapes_of
-from fxcat.network.recipe import Stage, check_gates, check_shapes, make_example
+from fxcat.network.origin import KeptIndices
+from fxcat.network.recipe import Stage, attached, check_gates, check_shapes, make_example, parse
 from fxcat.passes.compile import build
 from fxcat.passes.work import Options
 from fxcat.storage import put, read
@@ -32,18 +34,42 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     stored = read(path)
     with located(str(path)):
         for stage in stored.recipe:
-            model = _replayed(model, stage, example_inputs)
+            model = _replayed(model, stage, example_inputs).finalized()
         put(model, stored)
     return model
 
 
-def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> nn.Module:
-    """Prepare a model as it was prepared then, remove what was removed, and finalize it."""
+@torch.inference_mode(False)
+def kept_indices(small: nn.Module, model: nn.Module, example_inputs: Any = None) -> KeptIndices:
+    """For every parameter and buffer of a small network the indices of the tensor of the same name in the start
+    network that it consists of, and how to put it back there. `net.kept_indices()` gives the same before `finalize`.
+
+    `small`: what `finalize` or `load` returned. `model`, `example_inputs`: as for `load`; the model is not touched.
+
+    Raises `InputError` for a module that `finalize` has not returned, and for another model.
+    """
+    for module in (small, model):
+        check_module(module, "kept_indices()")
+    recipe = attached(small)
+    if recipe is None:
+        raise InputError(
+            f"kept_indices() got a {type(small).__name__} that finalize() has not returned",
+            remedy="give what fxcat.finalize(net) returned, before it is put into another module",
+        )
+    found: KeptIndices | None = None
+    for stage in parse(recipe)[0]:
+        net = _replayed(model, stage, example_inputs)
+        found = net.kept_indices() if found is None else found.then(net.kept_indices())
+        model = net.finalized()
+    assert found is not None, "a recipe has stages"
+    return found
+
+
+def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModule:
+    """Prepare a model as it was prepared then, and remove what was removed; what went at the end is closed."""
     check_shapes(shapes_of(model), stage.shapes)
     if example_inputs is None and stage.example is None:
-        raise InputError(
-            "the example inputs of this network could not be stored", remedy="call load(path, model, example_inputs)"
-        )
+        raise InputError("the example inputs of this network could not be stored", remedy="pass example_inputs")
     example = make_example(stage.example) if example_inputs is None else example_inputs
     net = build(model, example, Options.of(stage.options), in_regions=stage.in_regions)
     check_gates(net.recipe[-1].gates, stage.gates)
@@ -53,4 +79,4 @@ def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> nn.Module:
         net.shrink(net.gate_vector.open_but(closed))
     with torch.no_grad():
         net.gate_vector.theta.copy_(net.gate_vector.open_but(stage.closed[-1]))
-    return net.finalized()
+    return net

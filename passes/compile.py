@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from fxcat.network.cost_model import CostModel
 from fxcat.network.gates import SAMPLES, GateSamples, type_of_gates
 from fxcat.network.latency import TimedOp
 from fxcat.network.module_state import shapes_of
+from fxcat.network.origin import Left, named_tensors
 from fxcat.network.program import GatePart, Program, Shrunk, Structure
 from fxcat.network.recipe import Stage, attached, describe_example, parse
 from fxcat.passes.analyses import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
@@ -81,6 +83,14 @@ class Compiled(Program):
     def install(self, network: nn.Module) -> None:
         graph = insert_gates(self.analysis.graph, self.gatings.of_node, type_of_gates(network))
         install(network, graph, self.analysis.regions, self.analysis.captured.blocks, for_good=False)
+
+    def left(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Left:
+        planning = itertools.takewhile(lambda step: "small" not in step.gives, FINALIZING)
+        plan = run(tuple(planning), Removal(self, network, units, sections, final=True), PlanError).plan
+        before = self.analysis
+        rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)
+        shapes = {name: tuple(tensor.shape) for name, tensor, _ in named_tensors(plan.twin)}
+        return Left(shapes, plan.keep, frozenset({**before.captured.orders, **plan.buffers}))
 
     def layers(self) -> frozenset[str]:
         return layers(self.analysis.graph)

@@ -129,8 +129,7 @@ def close_until(
     *,
     final: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Close what has the least score per cost until the cost fractions are at most `wanted`, or nothing is left to
-    close.
+    """Close what has the least score per cost until the cost fractions are at most `wanted`, or no more can close.
 
     `final`: the fractions that are wanted in the end (`next_to_close`).
 

@@ -21,8 +21,8 @@ def aligned(
     """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (costs,), if
     that is possible with the gates `kept` (numbers) open.
 
-    After `nearest_aligned`, whole blocks of units, units of groups that have not enough for one, and sections close
-    while the cost is too high, those with the least score per cost first, and then some open while the cost stays below.
+    After `nearest_aligned`, whole blocks of units, single ones of groups that have not enough for a block, and sections
+    close while the cost is too high, those with the least score per cost first; then some open while it stays below.
     """
     blocks = _Blocks(net, setting, score, kept)
     blocks.round()
@@ -53,7 +53,7 @@ def least_aligned(net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor,
 
 def check_multiples(net: GatedNetwork) -> None:
     """Raise `InputError` if widths shall be multiples of more channels than any of these groups has: by mistake."""
-    asked = [w for w in _widths(net) if w.multiple > 1]
+    asked = [w for w in group_widths(net) if w.multiple > 1]
     if asked and all(w.block > w.units for w in asked):
         raise InputError(
             f"no group has the {min(w.multiple for w in asked)} channels of which its width shall be a multiple; the "
@@ -63,7 +63,7 @@ def check_multiples(net: GatedNetwork) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Width:
+class Width:
     """Of a group: the number of its first unit, how many it has, and the channels of each; and of how many channels its
     width shall be a multiple."""
 
@@ -78,14 +78,14 @@ class _Width:
         return self.multiple // math.gcd(self.multiple, self.channels)
 
 
-def _widths(net: GatedNetwork) -> list[_Width]:
-    """Of all groups that there are."""
+def group_widths(net: GatedNetwork) -> list[Width]:
+    """Of all groups that there are, in their order."""
     channels, start = channels_per_unit(net), 0
-    found: list[_Width] = []
+    found: list[Width] = []
     for part, (_, limits) in zip(net.parts, net.part_limits(), strict=True):
         if part.kind == "units":
             own = int(channels[start : start + part.count].min())
-            found.append(_Width(start, part.count, own, limits.multiple_of or 1))
+            found.append(Width(start, part.count, own, limits.multiple_of or 1))
         start += part.count
     return found
 
@@ -107,7 +107,7 @@ class _Blocks:
         order = self.score.clone()
         order[kept] = torch.inf  # these never close
         self.groups: list[_Group] = []
-        for width in _widths(net):
+        for width in group_widths(net):
             size = width.block if width.block <= width.units else 1
             of_group = order[width.start : width.start + width.units]
             numbers = width.start + of_group.argsort(descending=True, stable=True)

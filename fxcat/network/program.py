@@ -13,6 +13,7 @@ from torch import nn
 from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel, CostTerm, cost_graph
 from fxcat.network.latency import TimedOp
+from fxcat.network.origin import Left
 from fxcat.records import Cost, Group, Pinned, SectionInfo
 
 
@@ -63,6 +64,10 @@ class Program(Protocol):
 
     def finalized(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> nn.Module:
         """A copy of the network without gates and without what is 0. The network is not changed."""
+        ...
+
+    def left(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor) -> Left:
+        """What `finalized` would leave of its tensors. The network is not changed."""
         ...
 
     def layers(self) -> frozenset[str]:

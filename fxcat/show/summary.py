@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from fxcat.choosing.alignment import BLOCK, beside_blocks
 from fxcat.choosing.select import check_reachable, smallest_cost
 from fxcat.errors import TargetError
 from fxcat.network.gated_network import GatedNetwork
@@ -49,6 +50,12 @@ def print_summary(net: GatedNetwork, target: Target | None = None, console: Cons
         f"{least.params:,} parameters ({least.params / max(1, start.params):.1%})"
     )
     out.print(f"{structure.coverage:.1%} of the MACs lie in prunable groups or sections")
+    beside = beside_blocks(net, net.gate_vector.hard()) if changed and not net.limits.aligned else 0
+    if beside:
+        out.print(
+            f"{beside} groups are left with channels that are no multiple of {BLOCK}, as inference libraries compute "
+            f"them: with prepare(…, round_to={BLOCK}) the same MACs take less time"
+        )
     if target is not None:
         try:
             check_reachable(net, target)

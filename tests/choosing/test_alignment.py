@@ -82,3 +82,48 @@ def test_what_cannot_be_reached_in_multiples_is_refused() -> None:
     fxcat.GateController(small, optimizers[1], target=target, total_steps=10)
     with pytest.raises(fxcat.InputError, match="round_to=0 is no width"):
         fxcat.prepare(Wide(), EXAMPLE, round_to=0)
+
+
+class Depthwise(nn.Module):
+    """Groups of 16, 40 and 12 units; the second passes a depthwise convolution."""
+
+    def __init__(self, groups: int = 40) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+        self.wide = nn.Sequential(nn.Conv2d(16, 40, 1), nn.ReLU(), nn.Conv2d(40, 40, 3, padding=1, groups=groups))
+        self.narrow = nn.Sequential(nn.Conv2d(40, 12, 1), nn.ReLU())
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.narrow(self.wide(self.stem(x))).mean((2, 3)))
+
+
+def pruned(net: fxcat.GatedModule) -> list[int]:
+    fxcat.one_shot(
+        net, torch.rand(net.gate_vector.theta.shape, generator=torch.Generator().manual_seed(0)), target=HALF
+    )
+    return [*net.live_units().values()]
+
+
+def test_where_convolutions_are_grouped_widths_are_aligned_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    net = fxcat.prepare(Depthwise(), EXAMPLE)
+    assert "multiples of 8 channels in 2 groups" in capsys.readouterr().out
+    stem, wide, narrow = pruned(net)
+    assert (stem % 8, wide % 8) == (0, 0)
+    assert 1 <= narrow <= 12, "less than two blocks: any width"
+    net = fxcat.prepare(Depthwise(), EXAMPLE, limits={"wide.0": fxcat.Limits(multiple_of=5)}, verbose=False)
+    assert pruned(net)[1] % 5 == 0, "what is asked for holds"
+
+
+def test_other_networks_have_any_width_and_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for net in (
+        fxcat.prepare(Depthwise(groups=1), EXAMPLE),
+        fxcat.prepare(Depthwise(), EXAMPLE, round_to=1),
+    ):
+        assert "multiples" not in capsys.readouterr().out
+        assert not net.limits
+        net.summary()
+        assert "round_to" not in capsys.readouterr().out
+        assert pruned(net)[1] % 8
+        net.summary()
+        assert "round_to=8" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any, Literal
 
 import pytest
@@ -22,7 +23,7 @@ class Narrow(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 20, 36, 6, 64)
-        layers = [(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairwise(widths)]
         self.layers = nn.Sequential(*(layer for pair in layers for layer in pair))
         self.head = nn.Linear(64, 4)
 
@@ -50,13 +51,14 @@ def prepared(model: nn.Module, round_to: int = 1, **options: Any) -> fxcat.Gated
     return fxcat.prepare(model, EXAMPLE, round_to=round_to, verbose=False, **options)
 
 
-def fractions(net: fxcat.GatedModule) -> tuple[float, float]:
+def fractions(net: fxcat.GatedModule) -> dict[str, float]:
     cost, start = net.hard_cost(), net.start_cost
-    return cost.macs / start.macs, cost.params / start.params
+    return {"flops": cost.macs / start.macs, "params": cost.params / start.params}
 
 
 def is_met(net: fxcat.GatedModule, target: Target) -> bool:
-    return all(wanted is None or cost <= wanted for wanted, cost in zip((target.flops, target.params), fractions(net)))
+    asked = {"flops": target.flops, "params": target.params}
+    return all(wanted is None or fractions(net)[name] <= wanted for name, wanted in asked.items())
 
 
 @pytest.mark.parametrize("round_to", (1, 4, 8, 16))
@@ -79,7 +81,7 @@ def test_a_target_is_met_in_multiples_or_refused(round_to: int) -> None:
 
 
 @pytest.mark.parametrize("policy", ("bernoulli", "ratio"))
-@pytest.mark.parametrize("flops", (0.14, 0.2))
+@pytest.mark.parametrize("flops", (0.25, 0.31))
 def test_trained_networks_meet_it_too(policy: Literal["bernoulli", "ratio"], flops: float) -> None:
     torch.manual_seed(0)
     net = prepared(Narrow(), 16, policy=policy)
@@ -112,7 +114,7 @@ def test_what_a_refusal_advises_is_met(
     target = Target(**advised)
     fxcat.one_shot(net, scores, target=target)
     assert is_met(net, target)
-    assert all(cost > 0.99 * advised[name] for cost, name in zip(fractions(net), ("flops", "params")) if name in advised)
+    assert all(fractions(net)[name] > 0.99 * least for name, least in advised.items())
     fxcat.GateController(net, optimizer, target=target, total_steps=10)
 
 
