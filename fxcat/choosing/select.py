@@ -48,8 +48,8 @@ def check_reachable(net: GatedNetwork, target: Target) -> None:
     if target.latency is not None and net.latency is None:
         raise TargetError(
             f"Target(latency={target.latency}) needs to know how long the network's ops take",
-            remedy="right after prepare(): net.use_latency(fxcat.LatencyTable.measure(net)), or .load(path) of one that "
-            "was measured for this model on the machine that will run it",
+            remedy="right after prepare(): net.use_latency(fxcat.LatencyTable.measure(net)), or one that was "
+            "measured for this model on the machine that will run it",
         )
     _check_met(net, smallest_setting(net), target)
 

@@ -33,7 +33,7 @@ class Net(nn.Module):
 
 def prepared(**options: int) -> fxcat.GatedModule:
     torch.manual_seed(0)
-    return fxcat.prepare(Net(**options), torch.zeros(1, 3, 8, 8), verbose=False)
+    return fxcat.prepare(Net(**options), torch.zeros(1, 3, 8, 8), round_to=1, verbose=False)
 
 
 def expected(width: int, hidden: int, *, section: bool = True) -> float:
@@ -111,7 +111,7 @@ def test_it_stays_what_it_is_when_what_is_closed_leaves(section: bool) -> None:
 def test_widths_become_multiples_of_what_pays_where_nothing_else_is_said() -> None:
     model = Net()
     limits = {"first": fxcat.Limits(multiple_of=4)}
-    net = with_latency(fxcat.prepare(model, torch.zeros(1, 3, 8, 8), limits=limits, verbose=False))
+    net = with_latency(fxcat.prepare(model, torch.zeros(1, 3, 8, 8), limits=limits, round_to=1, verbose=False))
     assert [g.multiple_of for g in net.limits.groups] == [8, 4]
     assert not with_latency(prepared(), step=1).limits
 
