@@ -13,6 +13,7 @@ from fxcat.errors import (
     TrainingError,
     VerificationError,
 )
+from fxcat.exporters.latency_table import LatencyTable
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
 from fxcat.gate_training.controller import GateController
@@ -50,6 +51,7 @@ __all__ = [
     "History",
     "InputError",
     "KeptIndices",
+    "LatencyTable",
     "Limits",
     "NothingToPruneError",
     "PlanError",

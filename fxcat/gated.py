@@ -20,6 +20,7 @@ from fxcat.network.cost_model import CostModel
 from fxcat.network.ddp import Wrappers
 from fxcat.network.following import Led, described, left_to_close
 from fxcat.network.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
+from fxcat.network.latency import LatencyModel, LatencySource, TimedOp
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.network.loaded_state import WRAPPED, make_ready
@@ -56,6 +57,8 @@ class GatedModule(nn.Module):
     """What trains the gates and has not ended."""
     limits: GateLimits
     """How far the groups and sections of the start network may shrink."""
+    latency: LatencyModel | None = None
+    """What the network takes where a `LatencyTable` was measured."""
 
     def __init__(
         self,
@@ -363,6 +366,40 @@ class GatedModule(nn.Module):
         for path, module in self.network.named_modules():
             module.training = modes.get(path, self.training)
         return shrunk
+
+    def use_latency(self, table: LatencySource) -> None:
+        """Count milliseconds beside MACs and parameters, with a `LatencyTable` for this network; before it is trained.
+
+        `Target(latency=…)` and `Pressure(latency=…)` can be given then, and widths, where no limit says otherwise, will
+        be multiples of what pays on that machine (`table.step`). Raises `InputError` for a table of other ops.
+        """
+        check_instance(table, LatencySource, "table", remedy="give fxcat.LatencyTable.measure(net)")
+        self.latency = LatencyModel(self.timed_ops(table.batch), table, self.gate_vector.counts_at_start)
+        self.limits = self.limits.in_steps(table.step)
+
+    def expected_latency(self) -> torch.Tensor:
+        """Milliseconds of a run at the expected widths, differentiable in θ; a double scalar.
+
+        Raises `InputError` without a latency table."""
+        if self.latency is None:
+            raise InputError(
+                "the network has no latency table", remedy="net.use_latency(fxcat.LatencyTable.measure(net))"
+            )
+        return self.latency.start * self.latency_share(self.gate_vector.theta)
+
+    def latency_share(self, theta: torch.Tensor) -> torch.Tensor:
+        """What gates or probabilities of shape (gates,) take of the milliseconds of the start network."""
+        assert self.latency is not None
+        return self.latency.share(theta, self.gate_vector.numbers, tuple(self._settled))
+
+    def timed_ops(self, batch: int) -> tuple[TimedOp, ...]:
+        """What a runtime takes time for, with so many examples in a run; before anything has left the network."""
+        if self.gate_vector.shrunk:
+            raise InputError(
+                "the network has become smaller since it was prepared, and latency is that of the start network",
+                remedy="measure or give the latency table right after prepare()",
+            )
+        return self.program.timed_ops(self.network, batch)
 
     def add_biases(self, paths: Sequence[str]) -> None:
         """Give layers that have none a bias, zero; `paths`: of their modules. Gates and all else stay as they are."""

@@ -58,6 +58,9 @@ class SectionInfo:
 class Target:
     """Size to reach, as fractions of the start network in (0, 1]; FLOPs and MACs have the same fraction.
 
+    `latency`: of the milliseconds that a run takes where a `LatencyTable` was measured, which the network must have
+    (`net.use_latency(table)`). Of several that are given all are met.
+
     `layers` in [0, 1]: layers versus units (κ of arXiv 2411.09127): above ½ sections close sooner, below it later. At 0
     sections, at 1 units go only where the others are not enough.
 
@@ -66,12 +69,13 @@ class Target:
 
     flops: float | None = None
     params: float | None = None
+    latency: float | None = None
     layers: float = 0.5
 
     def __post_init__(self) -> None:
-        given = {"flops": self.flops, "params": self.params}
+        given = {"flops": self.flops, "params": self.params, "latency": self.latency}
         if all(v is None for v in given.values()):
-            raise TargetError("the target is empty", remedy="write Target(flops=0.5) or Target(params=0.5)")
+            raise TargetError("the target is empty", remedy="write Target(flops=0.5), for example")
         for name, value in given.items():
             remedy = f"give the fraction of the start network to keep, for example Target({name}=0.5)"
             check_number(value, f"Target({name})", above=0, most=1, error=TargetError, remedy=remedy, optional=True)
@@ -82,21 +86,24 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """The three user parameters of complexity-aware training (arXiv 2411.09127), fixed instead of adapted.
+    """The user parameters of complexity-aware training (arXiv 2411.09127), fixed instead of adapted.
 
     `nu` ≥ 0: pruning pressure, which is reached when the gated phase ends: the loss that all MACs of the start network
     are worth; `layers` in [0, 1]: layers versus units; `params` in [0, 1]: parameters versus
-    computation. Raises `TargetError` for values outside these ranges, `InputError` for no numbers.
+    computation; `latency` in [0, 1 − params]: milliseconds versus both, for a network with a latency table.
+    Raises `TargetError` for values outside these ranges, `InputError` for no numbers.
     """
 
     nu: float
     layers: float = 0.5
     params: float = 0.0
+    latency: float = 0.0
 
     def __post_init__(self) -> None:
         check_number(self.nu, "Pressure(nu)", least=0, error=TargetError)
         check_number(self.layers, "Pressure(layers)", least=0, most=1, error=TargetError)
         check_number(self.params, "Pressure(params)", least=0, most=1, error=TargetError)
+        check_number(self.latency, "Pressure(latency)", least=0, most=1 - self.params, error=TargetError)
 
 
 def check_target(value: Any, *, optional: bool = False) -> None:

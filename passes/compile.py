@@ -19,6 +19,7 @@ from fxcat.gated import GatedModule
 from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel
 from fxcat.network.gates import type_of_gates
+from fxcat.network.latency import TimedOp
 from fxcat.network.module_state import shapes_of
 from fxcat.network.origin import Left, named_tensors
 from fxcat.network.program import Program, Shrunk, Structure
@@ -46,6 +47,7 @@ from fxcat.passes.rewriting.gates import add_gates, gate_parts, remove_gates
 from fxcat.passes.rewriting.origins import never_units, section_origins, unit_origins
 from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
+from fxcat.passes.timing.ops import timed_ops
 from fxcat.passes.work import Analysis, Options, Source, Work
 from fxcat.records import Pinned
 
@@ -142,6 +144,11 @@ class Compiled(Program):
         add_gates(network, compiled.gatings)
         found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
         return compiled, CostModel(compiled.analysis.terms), found
+
+    def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
+        twin = meta_twin(network)
+        _remove_gates(twin, self)
+        return timed_ops(self.analysis, twin, batch)
 
     def plan(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:
         """Plan the removal of what is 0; see `make_plan`. The network is not changed."""

@@ -13,6 +13,7 @@ ORDER = (
     *("fxcat.passes.graph", "fxcat.passes.pipeline", "fxcat.passes.rules", "fxcat.passes.nodes"),
     *("fxcat.passes.capture", "fxcat.passes.analysis", "fxcat.passes.gating"),
     *("fxcat.passes.work", "fxcat.passes.analyses", "fxcat.passes.dump", "fxcat.passes.structure"),
+    "fxcat.passes.timing",
     *("fxcat.passes.codegen", "fxcat.passes.bypasses", "fxcat.passes.rewriting"),
     *("fxcat.passes.compile", "fxcat.passes.verification", "fxcat.passes.each_step"),
     *("fxcat.exporters", "fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),

@@ -11,16 +11,32 @@ SLACK = 0.01
 """The result lies within this share below the target, and never above it."""
 
 
-def target_fractions(target: Target, device: torch.device) -> torch.Tensor:
-    """Fractions of MACs and parameters to reach, 1 where none is asked for; double, shape (2,)."""
-    wanted = [1.0 if w is None else w for w in (target.flops, target.params)]
-    return torch.tensor(wanted, dtype=torch.float64, device=device)
+COSTS = ("flops", "params", "latency")
+"""Names of the cost fractions in `Target`: MACs, parameters, and, of a network with a latency table, milliseconds."""
+
+
+def target_fractions(target: Target, device: torch.device, costs: int = 2) -> torch.Tensor:
+    """Fractions of the first so many `COSTS` to reach, 1 where none is asked for; double, shape (costs,)."""
+    asked = (getattr(target, name) for name in COSTS[:costs])
+    return torch.tensor([1.0 if w is None else w for w in asked], dtype=torch.float64, device=device)
+
+
+def wanted_of(net: GatedNetwork, target: Target) -> torch.Tensor:
+    """The same for all costs that a network counts, on its device."""
+    return target_fractions(target, net.gate_vector.theta.device, 2 if net.latency is None else 3)
+
+
+def price_mix(net: GatedNetwork, params: float, latency: float) -> torch.Tensor:
+    """How much every cost that a network counts is to count, MACs what the others leave; double, shape (costs,)."""
+    mix = [1 - params - latency, params, *([] if net.latency is None else [latency])]
+    return torch.tensor(mix, dtype=torch.float64, device=net.gate_vector.theta.device)
 
 
 def undercuts(fractions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Whether cost fractions, shape (2,) or (2, n), are below what is wanted, shape (2,), by more than `SLACK`.
+    """Whether cost fractions, shape (costs,) or (costs, n), are below what is wanted, shape (costs,), by more than
+    `SLACK`.
 
-    Of two that are limited, one alone may be as low as the other needs.
+    Of several that are limited, one alone may be as low as the other needs.
     """
     limited = wanted < 1
     bound = torch.where(limited, (1 - SLACK) * wanted, torch.inf)
@@ -28,19 +44,21 @@ def undercuts(fractions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def cost_fractions(net: GatedNetwork, theta: torch.Tensor) -> torch.Tensor:
-    """Expected MACs and parameters at θ as fractions of the start network; double, shape (2,)."""
+    """Expected MACs and parameters at θ as fractions of the start network, and milliseconds if it has a latency table;
+    double, shape (costs,)."""
     count = net.gate_vector.unit_count
     start = net.start_cost
     scale = torch.tensor([max(start.macs, 1), max(start.params, 1)], dtype=torch.float64, device=theta.device)
-    return net.cost_model(theta[:count], theta[count:]) / scale
+    fractions = net.cost_model(theta[:count], theta[count:]) / scale
+    return fractions if net.latency is None else torch.cat([fractions, net.latency_share(theta).reshape(1)])
 
 
 def cost_gradients(net: GatedNetwork, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cost fractions, shape (2,), and their gradients in θ, shape (2, gates)."""
+    """Cost fractions, shape (costs,), and their gradients in θ, shape (costs, gates)."""
     with torch.inference_mode(False), torch.enable_grad():
         at = theta.detach().double().clone().requires_grad_()
-        gradients = torch.zeros((2, at.numel()), dtype=at.dtype, device=at.device)
         fractions = cost_fractions(net, at)
+        gradients = torch.zeros((len(fractions), at.numel()), dtype=at.dtype, device=at.device)
         for i, fraction in enumerate(fractions.unbind(0)):
             gradients[i] = torch.autograd.grad(fraction, at, retain_graph=True)[0]
     return fractions.detach(), gradients

@@ -21,9 +21,9 @@ def next_to_close(
     whole section may, closes if less is lost than with the small ones that would have to go in its place. What it saves
     in excess counts as lost too, at the price that cost has among those.
 
-    `score`: shape (n,); `savings`: what each saves of either cost fraction, shape (2, n); `mix`: how much either
-    counts; `fractions`, `wanted` now and `final`: shape (2,). Returns numbers of candidates, at least one, and a mask,
-    shape (n,), of those that were left out in spite of low scores.
+    `score`: shape (n,); `savings`: what each saves of every cost fraction, shape (costs, n); `mix`: how much each
+    counts; `fractions`, `wanted` now and `final`: shape (costs,). Returns numbers of candidates, at least one, and a
+    mask, shape (n,), of those that were left out in spite of low scores.
     """
     cost = (mix[:, None] * savings).sum(0)
     ratio = score.double() / cost

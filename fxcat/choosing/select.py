@@ -6,7 +6,7 @@ from decimal import ROUND_CEILING, Decimal
 
 import torch
 
-from fxcat.choosing.cost_shares import SLACK, cost_fractions, cost_gradients, target_fractions, undercuts
+from fxcat.choosing.cost_shares import COSTS, SLACK, cost_fractions, cost_gradients, undercuts, wanted_of
 from fxcat.choosing.groups import kept_gates, left_to_lose
 from fxcat.choosing.knapsack import next_to_close
 from fxcat.choosing.widths import aligned, least_aligned
@@ -43,7 +43,14 @@ def smallest_cost(net: GatedNetwork) -> Cost[int]:
 
 
 def check_reachable(net: GatedNetwork, target: Target) -> None:
-    """Raise `TargetError` with what is reachable if even the smallest network is above the target."""
+    """Raise `TargetError` with what is reachable if even the smallest network is above the target, or if it asks for
+    what the network does not count."""
+    if target.latency is not None and net.latency is None:
+        raise TargetError(
+            f"Target(latency={target.latency}) needs to know how long the network's ops take",
+            remedy="right after prepare(): net.use_latency(fxcat.LatencyTable.measure(net)), or one that was "
+            "measured for this model on the machine that will run it",
+        )
     _check_met(net, smallest_setting(net), target)
 
 
@@ -51,16 +58,15 @@ def reachable_with(net: GatedNetwork, target: Target, alive: torch.Tensor) -> to
     """The 0/1 setting `alive`, shape (gates,), and what else the target needs: it could not be met with those alone
     where units of a group differ in cost."""
     smallest = smallest_setting(net, alive > 0.5)
-    if _is_met(net, smallest, target_fractions(target, alive.device)):
+    if _is_met(net, smallest, wanted_of(net, target)):
         return alive
     return torch.maximum(alive, smallest_setting(net))
 
 
 def _check_met(net: GatedNetwork, smallest: torch.Tensor, target: Target) -> None:
     """Raise `TargetError` if a setting that cannot be made smaller, shape (gates,), is above the target."""
-    asked = {name: w for name, w in (("flops", target.flops), ("params", target.params)) if w is not None}
-    macs, params = cost_fractions(net, smallest).tolist()
-    cost: dict[str, float] = {"flops": macs, "params": params}
+    asked = {name: w for name in COSTS if (w := getattr(target, name)) is not None}
+    cost = dict(zip(COSTS, cost_fractions(net, smallest).tolist(), strict=False))
     missed = {name: cost[name] for name, w in asked.items() if cost[name] > w}
     if not missed:
         return
@@ -89,7 +95,7 @@ def select_structure(net: GatedNetwork, target: Target, score: torch.Tensor, pre
 
     Raises `TargetError` if the target cannot be reached.
     """
-    wanted = target_fractions(target, preferred.device)
+    wanted = wanted_of(net, target)
     setting = _searched(net, preferred, score, wanted, kept_gates(net, score))
     if not _is_met(net, setting, wanted):
         smallest = smallest_setting(net)
@@ -174,7 +180,7 @@ def close_below(
 ) -> torch.Tensor:
     """The 0/1 setting, shape (gates,), after all has closed whose score is less than the price of its cost.
 
-    `price`: of the whole start network's cost; `mix`, shape (2,): how much MACs and parameters count.
+    `price`: of the whole start network's cost; `mix`, shape (costs,): how much every cost counts.
     """
     setting, alone = setting.clone(), score.masked_fill(setting < 0.5, 0.0)
     while True:

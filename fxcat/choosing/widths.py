@@ -18,8 +18,8 @@ from fxcat.network.gated_network import GatedNetwork
 def aligned(
     net: GatedNetwork, setting: torch.Tensor, score: torch.Tensor, wanted: torch.Tensor, kept: torch.Tensor
 ) -> torch.Tensor:
-    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (2,), if that
-    is possible with the gates `kept` (numbers) open.
+    """The 0/1 setting, shape (gates,), with aligned widths and cost fractions of at most `wanted`, shape (costs,), if
+    that is possible with the gates `kept` (numbers) open.
 
     After `nearest_aligned`, whole blocks of units, single ones of groups that have not enough for a block, and sections
     close while the cost is too high, those with the least score per cost first; then some open while it stays below.

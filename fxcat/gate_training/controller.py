@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fxcat.checks import check_callable, check_instance
-from fxcat.choosing.cost_shares import cost_fractions, target_fractions
+from fxcat.choosing.cost_shares import cost_fractions, wanted_of
 from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
 from fxcat.data.batches import call, read_batch
@@ -112,7 +112,7 @@ class GateController:
         self.net, self.target, self.averages = net, target, averages
         given = {"total_steps": total_steps, "warmup": warmup, "until": until, "shrinks": shrinks, "gate_lr": gate_lr}
         self._settings = _settings(net, target, pressure) | given
-        if target is not None and not bool((target_fractions(target, torch.device("cpu")) < 1).any()):
+        if target is not None and not bool((wanted_of(net, target) < 1).any()):
             self.schedule = Schedule(0, 0, shrinks)  # it asks for nothing
         self.total_steps, self.steps, self._shrunk_at = total_steps, 0, -1
         self._unseen, self._is_checked = 0, self.phase == "plain"
@@ -420,6 +420,12 @@ def _settings(net: GatedModule, target: Target | None, pressure: Pressure | None
     return {
         "policy": net.policy,
         "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
-        "target": None if target is None else asdict(target),
-        "pressure": None if pressure is None else asdict(pressure),
+        "target": None if target is None else _given(target),
+        "pressure": None if pressure is None else _given(pressure),
+        **({} if net.latency is None else {"latency": net.latency.label}),
     }
+
+
+def _given(objective: Target | Pressure) -> dict[str, Any]:
+    """The values of its fields; that of `latency`, which states of earlier versions lack, only if there is one."""
+    return {name: value for name, value in asdict(objective).items() if name != "latency" or value}

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from fxcat.choosing.cost_shares import cost_fractions, cost_gradients, target_fractions, undercuts
+from fxcat.choosing.cost_shares import cost_fractions, cost_gradients, price_mix, target_fractions, undercuts
 from fxcat.choosing.groups import is_section, kept_gates
 from fxcat.choosing.select import close_below, close_until
 from fxcat.gate_training.worth import Worth
@@ -60,14 +60,14 @@ class PricePolicy(Protocol):
 
 
 class TargetSchedule:
-    """Cost fractions (MACs, parameters) wanted through the gated phase; double, shape (2,), 1 where none is asked for.
+    """Cost fractions wanted through the gated phase; double, shape (costs,), 1 where none is asked for.
 
     They fall from `start`, the cost fractions at the first θ, to the target, which they reach after `reach` of the
     phase, by the same share in every step: so a small network has as long to lose a tenth of its cost as a large one.
     """
 
     def __init__(self, target: Target, start: torch.Tensor, reach: float = 0.6) -> None:
-        self.target = target_fractions(target, start.device)
+        self.target = target_fractions(target, start.device, len(start))
         self.start = torch.maximum(start, self.target)
         self._reach = reach
 
@@ -98,8 +98,7 @@ class FixedPressure:
         self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """ν · ∂C/∂θ; ν is what it has risen to. κ is in `worth`."""
-        nu, rho = self._pressure.nu, self._pressure.params
-        mix = torch.tensor([1 - rho, rho], dtype=torch.float64, device=dead.device)
+        nu, mix = self._pressure.nu, price_mix(net, self._pressure.params, self._pressure.latency)
         alive, protected = _alive(net, worth, dead)
         plan = close_below(net, alive, worth, nu, mix, protected)
         early = early_sections(net, alive, plan, worth, mix, progress)
@@ -193,7 +192,7 @@ def early_sections(
 
     What a section costs can be spent elsewhere only if it goes before units do. The cheapest for what they are worth go
     first, all that go within the share `EARLY` of the gated phase: so what the others are worth then is measured
-    meanwhile, and the plan follows. `alive`, `plan`: 0/1, shape (gates,); `mix`: how much MACs and parameters count.
+    meanwhile, and the plan follows. `alive`, `plan`: 0/1, shape (gates,); `mix`: how much every cost counts.
     """
     falls = torch.zeros_like(alive, dtype=torch.bool)
     closing = (is_section(net) & (alive > 0.5) & (plan < 0.5)).nonzero().reshape(-1)

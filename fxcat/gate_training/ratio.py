@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from fxcat.choosing.cost_shares import cost_fractions, cost_gradients
+from fxcat.choosing.cost_shares import cost_fractions, cost_gradients, price_mix
 from fxcat.choosing.groups import group_ids, is_section, kept_gates
 from fxcat.gate_training.decisions import Decisions, drift
 from fxcat.gate_training.per_gate import PerGate
@@ -90,8 +90,8 @@ class RatioPolicy:
         position = self._positions()
         costs, worth = self._costs(position), self._worth(position)
         if self.pressure is not None:
-            rho = self.pressure.params
-            self.ratio = self._moved(self.pressure.nu * ((1 - rho) * costs[0] + rho * costs[1]), worth)
+            mix = price_mix(self.net, self.pressure.params, self.pressure.latency)
+            self.ratio = self._moved(self.pressure.nu * (mix[:, None] * costs).sum(0), worth)
         else:
             self.ratio = self._cleared(costs, worth, position, self.schedule(progress))
         self.net.gate_vector.theta.data.copy_(self._mask(self.ratio, position))
@@ -101,8 +101,8 @@ class RatioPolicy:
     def score(self) -> torch.Tensor:
         """Closing what has the least of it per cost shrinks all groups by the same share from where they stand."""
         margin = self.ratio[self.group] - self._positions() / self.size[self.group]
-        _, (macs, params) = cost_gradients(self.net, torch.ones_like(self.net.gate_vector.theta))
-        return (1 + margin) * (macs + params)
+        _, costs = cost_gradients(self.net, torch.ones_like(self.net.gate_vector.theta))
+        return (1 + margin) * costs.sum(0)
 
     def restrict(self, origin: torch.Tensor) -> None:
         """Keep the entries `origin` only."""
@@ -141,11 +141,11 @@ class RatioPolicy:
         return position
 
     def _costs(self, position: torch.Tensor) -> torch.Tensor:
-        """What the ratios cost, as fractions of the start network's MACs and parameters; shape (2, groups)."""
+        """What the ratios cost, as fractions of the start network's costs; shape (costs, groups)."""
         margin = self.ratio[self.group] * self.size[self.group] - position
         share = ((margin > 0) & (margin <= 1)) * self.size[self.group]
         _, gradients = cost_gradients(self.net, self.net.gate_vector.theta)
-        return gradients.new_zeros((2, len(self.size))).index_add(1, self.group, gradients * share)
+        return gradients.new_zeros((len(gradients), len(self.size))).index_add(1, self.group, gradients * share)
 
     def _worth(self, position: torch.Tensor) -> torch.Tensor:
         """What the ratios are worth, in units of the loss, ≥ 0; shape (groups,)."""

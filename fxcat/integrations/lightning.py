@@ -125,7 +125,9 @@ class GateCallback(Callback):
             self._check_pace(trainer, pl_module, controller)
             self._is_on_time = True
         if self._log:
-            flops, params = cost_fractions(controller.net, controller.net.gate_vector.theta.detach().double()).tolist()
+            flops, params, *_ = cost_fractions(
+                controller.net, controller.net.gate_vector.theta.detach().double()
+            ).tolist()
             phase = float(_PHASES.index(controller.phase))
             values = {"gates/flops": flops, "gates/params": params, "gates/phase": phase}
             pl_module.log_dict(values, sync_dist=True)

@@ -73,6 +73,11 @@ class GateLimits:
         of_groups, of_sections = ([_joined(limits, name) for name in part] for part in names)
         return cls(tuple(of_groups), tuple(of_sections))
 
+    def in_steps(self, step: int) -> GateLimits:
+        """The same, and widths that are no multiple of anything yet are multiples of so many channels."""
+        stepped = [g if g.multiple_of is not None or step == 1 else replace(g, multiple_of=step) for g in self.groups]
+        return replace(self, groups=tuple(stepped))
+
     def __bool__(self) -> bool:
         return any(limit != NONE for limit in (*self.groups, *self.sections))
 

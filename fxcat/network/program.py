@@ -12,6 +12,7 @@ from torch import nn
 
 from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel, CostTerm, cost_graph
+from fxcat.network.latency import TimedOp
 from fxcat.network.origin import Left
 from fxcat.records import Cost, Group, Pinned, SectionInfo
 
@@ -95,6 +96,10 @@ class Program(Protocol):
     def renewed(self, network: nn.Module) -> tuple[Program, CostModel, Structure]:
         """The same for modules of which some are others than before. Raises `InputError` if the gates would be others;
         then nothing has changed."""
+        ...
+
+    def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
+        """What a runtime takes time for, with so many examples in a run. The network is not changed."""
         ...
 
     def unit_axes(self, network: nn.Module) -> Mapping[str, Mapping[int, torch.Tensor]]:

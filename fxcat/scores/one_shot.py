@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fxcat.checks import check_batches
-from fxcat.choosing.cost_shares import cost_fractions, cost_gradients, target_fractions, undercuts
+from fxcat.choosing.cost_shares import COSTS, cost_fractions, cost_gradients, undercuts, wanted_of
 from fxcat.choosing.groups import kept_gates
 from fxcat.choosing.select import check_reachable, select_structure
 from fxcat.choosing.sharing import emphasized
@@ -88,12 +88,12 @@ def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[tor
     scores = emphasized(net, _checked(net, scores), target.layers)
     check_reachable(net, target)
     _, gradients = cost_gradients(net, torch.ones_like(net.gate_vector.theta.detach()))
-    limited = torch.tensor([w is not None for w in (target.flops, target.params)], device=gradients.device)
-    price = gradients[limited].sum(0)
+    limited = [getattr(target, name) is not None for name in COSTS[: len(gradients)]]
+    price = gradients[torch.tensor(limited, device=gradients.device)].sum(0)
     ratio = torch.where(price > 0, scores / price.clamp(min=1e-30), torch.inf)
     ratio[kept_gates(net, scores)] = torch.inf
     order = ratio.argsort(stable=True)[: int(ratio.isfinite().sum())]
-    wanted = target_fractions(target, price.device)
+    wanted = wanted_of(net, target)
     last = order[: _cut(net, order, wanted)]
     while len(last) and bool(undercuts(_cost_without(net, last), wanted)):
         # the last one, a whole section say, is too much: others instead of it, if they are enough
@@ -105,7 +105,7 @@ def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[tor
 
 
 def _cut(net: GatedModule, order: torch.Tensor, wanted: torch.Tensor) -> int:
-    """How many of the gates, at least, have to close in that order for the wanted cost fractions, shape (2,)."""
+    """How many of the gates, at least, have to close in that order for the wanted cost fractions, shape (costs,)."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
@@ -115,7 +115,7 @@ def _cut(net: GatedModule, order: torch.Tensor, wanted: torch.Tensor) -> int:
 
 
 def _cost_without(net: GatedModule, closed: torch.Tensor) -> torch.Tensor:
-    """Cost fractions, shape (2,), if these gates close."""
+    """Cost fractions, shape (costs,), if these gates close."""
     setting = torch.ones_like(net.gate_vector.theta.detach())
     setting[closed] = 0.0
     return cost_fractions(net, setting)

@@ -67,7 +67,7 @@ def cost_terms(
     """MAC terms of the nodes in `inference` (costs are those of the deployed network), and parameter terms of all that
     an output needs, in inference or training."""
     contexts = section_contexts(sections, needed)
-    axes = _Axes(units)
+    axes = Axes(units)
     terms: list[CostTerm] = []
     uses: dict[str, list[Context]] = {}
     for node, rule in flow.rules.items():
@@ -121,7 +121,7 @@ def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) ->
     return contexts
 
 
-def _parameter_term(name: str, parameter: torch.Tensor, units: Units, axes: _Axes, uses: list[Context]) -> CostTerm:
+def _parameter_term(name: str, parameter: torch.Tensor, units: Units, axes: Axes, uses: list[Context]) -> CostTerm:
     sizes = list(parameter.shape)
     factors: list[Axis] = []
     known = units.parameters.get(name, {})
@@ -159,7 +159,7 @@ def _present(tensors: Mapping[str, torch.Tensor | None]) -> list[str]:
     return [n for n, t in tensors.items() if t is not None]
 
 
-class _Axes:
+class Axes:
     """Axes from 1-D labels, each computed once."""
 
     def __init__(self, units: Units) -> None:

@@ -1,0 +1,221 @@
+"""`LatencyTable`: what the ops of a network take on the machine that will run it, at any widths; kept as JSON.
+
+In: a network with gates. Out: per distinct op a grid of measured widths, and what whole networks take beyond the sum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fxcat.checks import as_path, check_choice, check_integer
+from fxcat.errors import ExportError, StorageError
+from fxcat.exporters.calibration import Calibration, calibrated
+from fxcat.exporters.op_grid import OpTable, Trial, rewarded_step, trial_of
+from fxcat.gated import GatedModule, check_gated
+from fxcat.network.latency import LatencyModel, OpTimes, TimedOp
+from fxcat.version import __version__
+
+Runtime = Literal["onnxruntime", "torch"]
+_FORMAT = "fxcat latency table 1"
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyTable:
+    """Milliseconds of a network's ops over their widths, in one runtime on one machine.
+
+    `machine`, `versions`: where, and with what, it was measured. `step`: of how many channels widths should be a
+    multiple there. `ops`: by what they are. `as_they_are`: ops that could not be had at other widths, and count the
+    same at any; `unmeasured`: those that could not be measured, which count as nothing.
+    """
+
+    runtime: Runtime
+    device: str
+    threads: int
+    batch: int
+    step: int
+    calibration: Calibration
+    ops: Mapping[str, OpTable]
+    as_they_are: tuple[str, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+    machine: Mapping[str, str] = field(default_factory=dict[str, str])
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def measure(
+        cls,
+        net: GatedModule,
+        runtime: Runtime = "onnxruntime",
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        device: str = "cpu",
+        repeats: int = 15,
+        networks: int = 5,
+        seed: int = 0,
+    ) -> LatencyTable:
+        """Measure every distinct op of a network that was just prepared, on this machine, which should do nothing else
+        meanwhile; a minute or so.
+
+        `batch`: examples in one run. `repeats`: runs of every op. `networks`: how many whole networks, the dense one
+        and random smaller ones, calibrate the sum of the ops. The network is not changed.
+
+        Raises `InputError` (arguments, a network that has become smaller) and `ExportError` (a package is missing,
+        nothing could be measured).
+        """
+        check_gated(net, "LatencyTable.measure()")
+        check_choice(runtime, "runtime", choices=("onnxruntime", "torch"))
+        check_choice(device, "device", choices=("cpu",))
+        for name, value in {"batch": batch, "threads": threads, "repeats": repeats, "networks": networks}.items():
+            check_integer(value, name, least=1)
+        try:
+            from fxcat.exporters.measuring import measured_networks, measured_ops
+        except ModuleNotFoundError as error:
+            raise ExportError(
+                f"measuring needs the package {error.name}", remedy='pip install "fxcat[onnx]"'
+            ) from error
+        ops = net.timed_ops(batch)
+        distinct = {op.key: op for op in ops}
+        trials = {key: trial_of(op) for key, op in distinct.items()}
+        measured = measured_ops([t for t in trials.values() if t is not None], runtime, threads, repeats)
+        tables = {key: table for key, table in measured.items() if table is not None}
+        if not tables:
+            raise ExportError("none of the network's ops could be measured", remedy="see whether export_onnx works")
+        step = rewarded_step(tables.values())
+        table = cls(
+            *(runtime, device, threads, batch, step, Calibration(), tables),
+            as_they_are=tuple(k for k, t in trials.items() if k in tables and _is_constant(distinct[k], t)),
+            unmeasured=tuple(k for k in distinct if k not in tables),
+            machine=_machine(),
+            versions=_versions(runtime),
+        )
+        found = measured_networks(net, table, count=networks, repeats=repeats, seed=seed)
+        return table.with_calibration(calibrated([table.sums(ops, s) for s, _ in found], [ms for _, ms in found]))
+
+    @property
+    def label(self) -> str:
+        """What was measured, in few words."""
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.runtime}, {self.device}, {threads}, batch {self.batch}"
+
+    @property
+    def per_run(self) -> float:
+        """Milliseconds of a run beside its ops."""
+        return self.calibration.run
+
+    def times(self, key: str) -> OpTimes | None:
+        """Milliseconds of an op over the grid of its widths, by what it is; None for one that is not in the table."""
+        if key in self.unmeasured:
+            return OpTimes((), (0.0,))
+        op = self.ops.get(key)
+        if op is None:
+            return None
+        c = self.calibration
+        parts = zip(op.kernel, op.layout, op.nodes, strict=True)
+        return OpTimes(op.widths, tuple(c.kernel * k + c.layout * o + c.node * n for k, o, n in parts))
+
+    def with_calibration(self, calibration: Calibration) -> LatencyTable:
+        """The same ops, and another sum of them."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return type(self)(**(values | {"calibration": calibration}))
+
+    def sums(self, ops: Sequence[TimedOp], setting: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float, float]:
+        """Of a 0/1 setting (units, sections): milliseconds of its ops by themselves, of changes of the order of
+        elements, and how many nodes there are."""
+        parts = [Calibration(1, 0, 0), Calibration(0, 1, 0), Calibration(0, 0, 1)]
+        counts = len(setting[0]), len(setting[1])
+        kernel, layout, nodes = (float(LatencyModel(ops, self.with_calibration(c), counts)(*setting)) for c in parts)
+        return kernel, layout, nodes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON. Raises `StorageError` if the path cannot be written."""
+        content = {"format": _FORMAT, "fxcat": __version__} | asdict(self)
+        try:
+            as_path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"the latency table cannot be written: {error}", where=str(path)) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+        """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
+        try:
+            return cls._parsed(json.loads(Path(as_path(path)).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StorageError(
+                f"no latency table can be read: {type(error).__name__}: {error}",
+                where=str(path),
+                remedy="give a file that LatencyTable.save wrote",
+            ) from error
+
+    @classmethod
+    def _parsed(cls, content: Any) -> LatencyTable:
+        if content["format"] != _FORMAT:
+            raise ValueError(f"its format is {content['format']!r}")
+        ops = {str(key): _op(op) for key, op in content["ops"].items()}
+        calibration = Calibration(**{k: float(v) for k, v in content["calibration"].items()})
+        numbers = {name: int(content[name]) for name in ("threads", "batch", "step")}
+        if min(numbers.values()) < 1 or min(calibration.numbers) < 0:
+            raise ValueError("numbers are too small")
+        texts = {name: tuple(str(t) for t in content[name]) for name in ("as_they_are", "unmeasured")}
+        facts = {name: {str(k): str(v) for k, v in content[name].items()} for name in ("machine", "versions")}
+        return cls(
+            runtime=content["runtime"],
+            device=content["device"],
+            calibration=calibration,
+            ops=ops,
+            **numbers,
+            **texts,
+            **facts,
+        )
+
+
+def _op(content: Any) -> OpTable:
+    """An op from JSON. Raises `ValueError` if its numbers do not fit together."""
+    widths = tuple(tuple(int(w) for w in axis) for axis in content["widths"])
+    size = 1
+    for axis in widths:
+        size *= len(axis)
+        if not axis or axis[0] < 1 or any(a >= b for a, b in itertools.pairwise(axis)):
+            raise ValueError(f"widths {axis} do not ascend")
+    kernel, layout = (tuple(float(x) for x in content[name]) for name in ("kernel", "layout"))
+    nodes = tuple(int(n) for n in content["nodes"])
+    if {len(kernel), len(layout), len(nodes)} != {size} or len(widths) > 2 or min((*kernel, *layout, *nodes)) < 0:
+        raise ValueError("times do not fit their widths")
+    return OpTable(widths, kernel, layout, nodes, tuple(tuple(float(p) for p in a) for a in content["penalties"]))
+
+
+def _is_constant(op: TimedOp, trial: Trial | None) -> bool:
+    return trial is not None and bool(op.axes) and len(trial.instances) == 1 and op.widths != (1,)
+
+
+def _machine() -> dict[str, str]:
+    found = {"system": platform.system(), "machine": platform.machine()}
+    return found | {"processor": _processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
+
+
+def _processor() -> str:
+    """The name of the processor, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _versions(runtime: str) -> dict[str, str]:
+    found = {"fxcat": __version__, "torch": torch.__version__}
+    if runtime == "onnxruntime":
+        import onnxruntime
+
+        found["onnxruntime"] = onnxruntime.__version__
+    return found

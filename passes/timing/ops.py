@@ -1,0 +1,213 @@
+"""The ops of an analysed graph that a runtime takes time for in inference, with what fuses into them.
+
+A norm or activation that alone reads a value, and nothing else, belongs to the op that gives it. What is computed from
+parameters alone is done before, and a view of the same memory in the same order takes no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxcat.network.cost_model import Axis, Holding
+from fxcat.network.latency import Instance, TimedOp
+from fxcat.passes.analysis.costing import Axes, Context, own_tensors, parameter_axes, section_contexts
+from fxcat.passes.analysis.sections import constant_nodes
+from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction
+from fxcat.passes.rules.elementwise import Elementwise
+from fxcat.passes.timing.instances import Parts, Sizes, build
+from fxcat.passes.work import Analysis
+
+_OUTSIDE: Collection[Context] = ((),)
+_MOST_AXES = 2
+
+
+def timed_ops(analysis: Analysis, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
+    """All of them, in the order of the graph. `network`: on the meta device, without gates. `batch`: examples in a
+    run."""
+    finder = _Finder(analysis, network, batch)
+    return tuple(finder.op(chain) for chain in finder.chains())
+
+
+class _Finder:
+    def __init__(self, analysis: Analysis, network: nn.Module, batch: int) -> None:
+        self._analysis, self._network, self._batch = analysis, network, batch
+        self._axes = Axes(analysis.units)
+        self._constants = constant_nodes(analysis.graph)
+        self._contexts = section_contexts(analysis.sections, analysis.inference)
+        self._joined = {s.join: i for i, s in enumerate(analysis.sections)}
+
+    def chains(self) -> Iterator[tuple[fx.Node, ...]]:
+        """The nodes of every op."""
+        inside: set[fx.Node] = set()
+        for node in self._analysis.graph.nodes:
+            if node in inside or not self._takes_time(node):
+                continue
+            chain = [node]
+            while (following := self._fused(chain[-1])) is not None:
+                chain.append(following)
+            inside.update(chain)
+            yield tuple(chain)
+
+    def op(self, chain: tuple[fx.Node, ...]) -> TimedOp:
+        """What is known of a chain."""
+        parts = self._parts(chain)
+        found: dict[int, Axis] = {}
+        groups = [parts.entries.values(), parts.constants.values(), *(t.values() for t in parts.tensors.values())]
+        for sizes in (s for group in groups for s in group):
+            found |= {id(size): size for size in sizes if isinstance(size, Axis)}
+        axes = tuple(found.values())
+        together = len(axes) > _MOST_AXES
+        asked = (max(axes, key=lambda a: a.width),) if together else axes
+        first = chain[0]
+        return TimedOp(
+            _key(chain, parts, axes, self._network),
+            first.name,
+            asked,
+            Holding.of_uses(self._uses(first)),
+            self._analysis.flow.repeats.get(first, 1),
+            partial(_built, parts, self._network, axes, asked),
+        )
+
+    def _uses(self, node: fx.Node) -> Collection[Context]:
+        """The sections with which a node goes; the sum at the end of one goes too."""
+        uses = self._contexts.get(node, _OUTSIDE)
+        section = self._joined.get(node)
+        return uses if section is None else [(*use, section) for use in uses]
+
+    def _takes_time(self, node: fx.Node) -> bool:
+        if node not in self._analysis.inference or node in self._constants or not node.op.startswith("call"):
+            return False
+        value = node.meta["value"]
+        if isinstance(value, torch.Tensor):
+            return value.numel() > 0 and not _is_view(node)
+        return isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value)
+
+    def _fused(self, node: fx.Node) -> fx.Node | None:
+        """What reads the value of a node alone, and fuses into it."""
+        users = [u for u in node.users if u in self._analysis.inference or u.op == "output"]
+        if len(users) != 1 or users[0] not in self._analysis.inference:
+            return None
+        user = users[0]
+        norm = isinstance(self._analysis.flow.rules.get(user), BatchNorm | BatchNormFunction | Elementwise)
+        alone = [i for i in user.all_input_nodes if i not in self._constants] == [node]
+        alone = alone and list(user.all_input_nodes).count(node) == 1 and user not in self._joined
+        same = user.meta["value"].shape == node.meta["value"].shape if _is_tensor(user) and _is_tensor(node) else False
+        return user if norm and alone and same and self._uses(user) == self._uses(node) else None
+
+    def _parts(self, chain: tuple[fx.Node, ...]) -> Parts:
+        entries: dict[fx.Node, Sizes] = {}
+        constants: dict[fx.Node, Sizes] = {}
+        tensors: dict[fx.Node, Mapping[str, Sizes]] = {}
+        for node in chain:
+            for source in node.all_input_nodes:
+                if source not in chain and _is_tensor(source):
+                    (constants if source in self._constants else entries)[source] = self._sizes(source)
+            if node.op == "call_module":
+                tensors[node] = self._of_module(node)
+        return Parts(chain, entries, constants, tensors)
+
+    def _sizes(self, node: fx.Node) -> Sizes:
+        flow = self._analysis.flow
+        shape = flow.one(node).shape
+        if node.op == "get_attr":
+            return self._of_tensor(flow.attribute_name(node), shape)
+        sizes: list[int | Axis] = list(shape)
+        labels = flow.values.get(node)
+        if isinstance(labels, torch.Tensor):
+            for axis, size in enumerate(labels.shape):
+                if size > 1:
+                    line = labels[tuple(slice(None) if a == axis else 0 for a in range(labels.dim()))]
+                    sizes[axis] = self._counted(line, shape[axis])
+        if sizes and node not in self._constants and isinstance(sizes[0], int):
+            sizes[0] *= self._batch
+        return tuple(sizes)
+
+    def _of_module(self, node: fx.Node) -> dict[str, Sizes]:
+        module = self._network.get_submodule(str(node.target))
+        found: dict[str, Sizes] = {}
+        for name in own_tensors(module, buffers=True):
+            path, _, leaf = name.rpartition(".")
+            full = self._analysis.flow.name_of(f"{node.target}.{name}")
+            found[name] = self._of_tensor(full, getattr(module.get_submodule(path), leaf).shape)
+        return found
+
+    def _of_tensor(self, name: str, shape: torch.Size) -> Sizes:
+        """Of a parameter or buffer of the network."""
+        sizes: list[int | Axis] = list(shape)
+        for axis, labels in parameter_axes(name, self._analysis.units).items():
+            sizes[axis] = self._counted(labels, shape[axis])
+        return tuple(sizes)
+
+    def _counted(self, labels: torch.Tensor, size: int) -> int | Axis:
+        found = self._axes.of(labels.contiguous())
+        return found if found.runs.size and found.width == size else size
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("value"), torch.Tensor)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a value is a part of a tuple, or has the elements of the one tensor that it is made of in their order."""
+    sources = [i for i in node.all_input_nodes if not isinstance(i.meta.get("value"), int | float | bool)]
+    if len(sources) != 1:
+        return False
+    before, value = sources[0].meta["value"], node.meta["value"]
+    if not isinstance(before, torch.Tensor):
+        return getattr(node.target, "__name__", "") == "getitem"
+    name = str(getattr(node.target, "__name__", node.target))
+    return before.numel() == value.numel() and name in _SAME_ORDER
+
+
+_SAME_ORDER = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "detach", "view_as")
+"""Methods and functions that leave elements in their order: what is not contiguous before was copied, which counts."""
+
+
+def _built(
+    parts: Parts, network: nn.Module, axes: Sequence[Axis], asked: Sequence[Axis], widths: Sequence[int]
+) -> Instance | None:
+    """The op at widths of the axes that were asked for; others scale with these."""
+    given = dict(zip(map(id, asked), widths, strict=True))
+    share = widths[0] / asked[0].width if asked else 1.0
+    every = {id(axis): given.get(id(axis), max(1, round(axis.width * share))) for axis in axes}
+    try:
+        return build(parts, network, every)
+    except Exception:  # whatever an op has against sizes that its arguments do not state
+        return None
+
+
+def _key(chain: Sequence[fx.Node], parts: Parts, axes: Sequence[Axis], network: nn.Module) -> str:
+    """What the op is, in words: its nodes with their arguments, and the sizes of what enters, letters where they
+    vary."""
+    letters = {id(axis): f"{'abcdefgh'[min(i, 7)]}={axis.width}" for i, axis in enumerate(axes)}
+    shown = {n: _shown(sizes, letters) for n, sizes in (*parts.entries.items(), *parts.constants.items())}
+    texts: list[str] = []
+    for node in chain:
+        if node.op == "call_module":
+            module = network.get_submodule(str(node.target))
+            held = [_shown(s, letters) for s in parts.tensors[node].values() if any(isinstance(x, Axis) for x in s)]
+            name = f"{type(module).__name__}({module.extra_repr()}){' '.join(held[:1])}"
+        else:
+            name = str(getattr(node.target, "__name__", node.target))
+        given = [_argument(a, shown) for a in node.args] + [
+            f"{k}={_argument(v, shown)}" for k, v in node.kwargs.items()
+        ]
+        texts.append(f"{name}({', '.join(given)})")
+    return " → ".join(texts)
+
+
+def _shown(sizes: Sizes, letters: Mapping[int, str]) -> str:
+    return f"[{', '.join(letters[id(s)] if isinstance(s, Axis) else str(s) for s in sizes)}]"
+
+
+def _argument(argument: Any, shown: Mapping[fx.Node, str]) -> str:
+    if isinstance(argument, fx.Node):
+        return shown.get(argument, "·" if _is_tensor(argument) else str(argument.meta.get("value")))
+    if isinstance(argument, tuple | list):
+        return f"({', '.join(_argument(a, shown) for a in argument)})"  # pyright: ignore[reportUnknownVariableType]
+    return str(argument)
