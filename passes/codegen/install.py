@@ -117,7 +117,7 @@ class _Installer:
         self._set_class(module, _class_of(original_class(module), ways, [given], inside, modules, path))
         for inner, graphs in folded.inner.items():
             block = _inside(module, inner.removeprefix(prefix))
-            if block is not None and not _is_chain(block, list(graphs.values())):
+            if block is not None and not is_chain(block, list(graphs.values())):
                 self._set_class(block, self._class_of_block(block, graphs))
             if block is not None and inner in folded.uncalled:
                 self._set_class(block, self._uncalled(type(block)))
@@ -211,7 +211,7 @@ def _inside(module: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
-def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
+def is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
     """Whether what a module computes is, still, to call all its modules one after another, as it would by itself."""
     if type(module).forward is not nn.Sequential.forward or len(graphs) > 1:
         return False
@@ -220,7 +220,7 @@ def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
     chained = all(
         n.op == "call_module" and n.args == (b,) and not n.kwargs for n, b in zip(called, before, strict=True)
     )
-    return chained and output.args == (called or [first])[-1:] and [n.target for n in called] == list(module._modules)
+    return chained and output.args == ((called or [first])[-1],) and [n.target for n in called] == list(module._modules)
 
 
 def _distinct(given: Sequence[Mapping[str, fx.Node]]) -> Sequence[Mapping[str, fx.Node]]:
