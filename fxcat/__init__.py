@@ -15,6 +15,7 @@ from fxcat.errors import (
 )
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
+from fxcat.exporters.source.export import SourceReport, export_source
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
 from fxcat.loading import load
@@ -52,6 +53,7 @@ __all__ = [
     "NothingToPruneError",
     "PlanError",
     "Pressure",
+    "SourceReport",
     "StorageError",
     "Target",
     "TargetError",
@@ -61,6 +63,7 @@ __all__ = [
     "add_bypasses",
     "distillation_loss",
     "export_onnx",
+    "export_source",
     "finalize",
     "find_bypasses",
     "fit",

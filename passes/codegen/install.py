@@ -213,7 +213,7 @@ def _inside(module: nn.Module, path: str) -> nn.Module | None:
 
 def is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
     """Whether what a module computes is, still, to call all its modules one after another, as it would by itself."""
-    if type(module).forward is not nn.Sequential.forward or len(graphs) > 1:
+    if original_class(module).forward is not nn.Sequential.forward or len(graphs) > 1:
         return False
     first, *called, output = graphs[0].nodes
     before = [first, *called][: len(called)]
