@@ -38,7 +38,7 @@ from fxcat.passes.graph.copy_model import copy_data, copy_model, meta_twin
 from fxcat.passes.graph.pickling import flat, restored
 from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.rewriting import apply as rewrite
-from fxcat.passes.rewriting.changed_modules import others_than_written
+from fxcat.passes.rewriting.changed_modules import others_than_written, without_parts
 from fxcat.passes.rewriting.consumers import find_consumers
 from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
@@ -293,6 +293,7 @@ def _analysed(removal: Removal) -> Removal:
     ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
     orders = {**before.captured.orders, **plan.buffers}
     others = before.captured.others | others_than_written(removal.network, before.graph, plan)
+    others |= without_parts([path for path, _ in removal.network.named_modules() if path != SAMPLES], plan.twin)
     changed = {"graph": plan.graph, "ties": ties, "orders": orders, "others": others}
     left = replace(before.captured, **changed, guards=(), constants={}, pins=())
     # what was no section must not become one where a branch beside it has gone
@@ -318,8 +319,9 @@ def _sliced_copy(removal: Removal) -> Removal:
     _remove_gates(small, before)
     analysis, plan = before.analysis, removal.plan
     others = analysis.captured.others | others_than_written(small, analysis.graph, plan)
+    paths = [path for path, _ in small.named_modules()]
     rewrite.apply(small, analysis.graph, plan, analysis.regions)
-    return replace(removal, small=small, others=others)
+    return replace(removal, small=small, others=others | without_parts(paths, small))
 
 
 def _with_code(removal: Removal) -> Removal:

@@ -35,9 +35,9 @@ def source_of(module: nn.Module, arguments: tuple[Any, ...], weights: str) -> tu
         body += ["", "", *class_text(made_by, last if own else (), _train(parts, module) if own else ())]
     dtypes = sorted({t.dtype for t in tensors.values()}, key=str)
     body += ["", "", *reader(classes.root.made_by.name, weights, dtypes)]
-    name = original_class(module).__name__
+    name = ascii(original_class(module).__name__)[1:-1].replace('"', "'")
     head = [
-        f'"""{ascii(name)[1:-1]}, made smaller: written by fxcat {__version__}. The weights lie in a file beside this one.',
+        f'"""{name}, made smaller: written by fxcat {__version__}. The weights lie in a file beside this one.',
         "",
         f"{INDENT}network = load()",
         '"""',

@@ -21,6 +21,7 @@ from fxcat.passes.capture.capture import Captured, capture
 from fxcat.passes.codegen.folding import fold
 from fxcat.passes.codegen.install import original_class
 from fxcat.passes.codegen.signatures import signature_of
+from fxcat.passes.codegen.statements import is_of_sizes
 from fxcat.passes.codegen.ways import split_phases
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.invocations import PATTERN
@@ -50,6 +51,10 @@ def forwards_of(module: nn.Module, arguments: tuple[Any, ...]) -> Forwards:
     """Capture a module. Raises `ExportError` where something in it has no source form."""
     found = Forwards()
     _add(found, module, "", arguments, {})
+    for graphs in found.graphs.values():
+        for graph in graphs:
+            _erase_numbers(graph)
+            _spread_sizes(graph)
     for path, graphs in found.graphs.items():
         found.parameters[path] = _needed_parameters(module, path, graphs)
     for path, graphs in found.graphs.items():
@@ -119,6 +124,25 @@ def _captured(module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[
             remedy="give example_inputs that are tensors",
         )
     return captured
+
+
+def _erase_numbers(graph: fx.Graph) -> None:
+    """Numbers that nothing needs any more."""
+    for node in reversed(graph.nodes):
+        if not node.users and is_of_sizes(node):
+            graph.erase_node(node)
+
+
+def _spread_sizes(graph: fx.Graph) -> None:
+    """`x.view(2, 3)` for `x.view((2, 3))`, as most people write it: rewrites give sizes in one argument."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target in _TAKES_SIZES and len(node.args) == 2 and not node.kwargs:
+            sizes: Any = node.args[1]
+            if isinstance(sizes, tuple | list) and sizes:
+                node.args = (node.args[0], *sizes)  # pyright: ignore[reportUnknownArgumentType]
+
+
+_TAKES_SIZES = ("view", "reshape", "expand", "repeat", "permute")
 
 
 def _is_there(module: nn.Module, path: str) -> bool:

@@ -119,7 +119,7 @@ def _has_bias(module: nn.Module) -> bool:
 def _shorter(argument: Argument) -> Argument:
     """`3` for `(3, 3)`."""
     value = argument.value
-    if type(value) is tuple and len(value) > 1 and len(set(map(repr, value))) == 1:
+    if type(value) is tuple and value and len(set(map(repr, value))) == 1:
         return Argument(argument.name, value[0], argument.default)
     return argument
 

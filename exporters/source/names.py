@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +23,16 @@ _HOMES = (
     *("torch", "torch.nn.functional", "torch.special", "torch.linalg", "torch.fft", "torch.nn.init", "torch.nn"),
     *("torchvision.ops", "torchvision.ops.stochastic_depth", "collections", "operator", "math", "builtins"),
 )
+
+
+_SIZED = ("view", "reshape", "expand", "repeat", "split", "unflatten", "narrow", "new_zeros", "new_ones", "zeros", "ones")
+"""Names of ops that take sizes: in blocks of one kind they may differ."""
+
+
+def quoted(text: str) -> str:
+    """A text as code."""
+    code = repr(text)
+    return f'"{code[1:-1]}"' if code[0] == "'" and '"' not in code else code
 
 
 class FileNames:
@@ -52,18 +63,24 @@ class SourceWriter(Writer):
     def __init__(self, this: str, taken: Iterable[str], value_of: Any, file: FileNames, place: Any, path: str, holes: Any):
         super().__init__(this, {*taken, *file.taken} - {"torch", "F"}, value_of)
         self.names, self.objects = file.meanings, file.objects
-        self._file, self._place, self._path, self._holes, self._node = file, place, path, holes, ""
+        self._file, self._place, self._path, self._holes, self._is_sized = file, place, path, holes, False
 
     def call(self, node: fx.Node) -> Text:
-        self._node = str(node.target)
-        return super().call(node)
+        outer = self._is_sized
+        self._is_sized = getattr(node.target, "__name__", node.target) in _SIZED
+        text = Text(f"not {self.argument(node.args[0]).code}", 39) if node.target is operator.not_ else super().call(node)
+        self._is_sized = outer
+        return text
+
+    def argument(self, value: Any) -> Text:
+        return Text(quoted(value)) if type(value) is str else super().argument(value)
 
     def attribute(self, path: str) -> str:
         return self._place(self._path, path, self.this)
 
     def number(self, value: Any) -> Text:
         text = super().number(value)
-        if type(value) is not int:
+        if type(value) is not int or not self._is_sized:
             return text
         self._holes.append(value)
         return Text(f"{HOLE}{len(self._holes) - 1}{HOLE}", text.strength)

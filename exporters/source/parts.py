@@ -9,6 +9,7 @@ from torch import nn
 
 from fxcat.exporters.source.forwards import Forwards
 from fxcat.exporters.source.layers import Layer, layer_of
+from fxcat.exporters.source.names import quoted
 from fxcat.exporters.source.tree import Base
 from fxcat.passes.codegen.expressions import is_name
 from fxcat.passes.codegen.install import is_chain, original_class
@@ -84,7 +85,7 @@ class Parts:
     def place(self, path: str, inner: str, this: str = "self") -> str:
         """How what lies in the module at a path is written in its code."""
         for name in inner.split("."):
-            this = f"{this}{self._step(path, name)}" if self._has_step(path, name) else f"getattr({this}, {name!r})"
+            this = f"{this}{self._step(path, name)}" if self._has_step(path, name) else f"getattr({this}, {quoted(name)})"
             path = f"{path}.{name}" if path else name
         return this
 
@@ -99,7 +100,7 @@ class Parts:
         names: Sequence[str] = self.children(path) if path in self.modules else ()
         if base == "Module" or name not in names or (base == "Sequential" and is_plain_name(name)):
             return f".{name}"
-        return f"[{name!r}]" if base == "ModuleDict" else f"[{names.index(name)}]"
+        return f"[{quoted(name)}]" if base == "ModuleDict" else f"[{names.index(name)}]"
 
 
 def _with_outer(paths: Iterable[str]) -> set[str]:

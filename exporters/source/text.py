@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from fxcat.exporters.source.layers import EMPTY, Argument, Layer
-from fxcat.exporters.source.names import HOLE
+from fxcat.exporters.source.names import HOLE, quoted
 from fxcat.exporters.source.parts import is_plain_name
 from fxcat.exporters.source.tree import Base, Block, BlockClass, Held, Tree, Values, holes
 from fxcat.passes.codegen.statements import INDENT
@@ -58,8 +58,8 @@ def literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(value, float) and not math.isfinite(value):
-        return f"float({str(value)!r})"
-    return repr(value)
+        return f'float("{value}")'
+    return quoted(value) if isinstance(value, str) else repr(value)
 
 
 def class_text(made_by: BlockClass, last: Sequence[str] = (), train: Sequence[str] = ()) -> list[str]:
@@ -112,7 +112,7 @@ def _constructor(made_by: BlockClass, at: Callable[[int], str]) -> Iterator[str]
 
 
 def _added(name: str, code: Code) -> list[str]:
-    return lines_of(Call("self.add_module(", (repr(name), code)), "")
+    return lines_of(Call("self.add_module(", (quoted(name), code)), "")
 
 
 def _registered(name: str, tree: Values, code: Code) -> list[str]:
@@ -120,9 +120,9 @@ def _registered(name: str, tree: Values, code: Code) -> list[str]:
         made = Call("nn.Parameter(", (code, *([] if _can_learn(tree.dtype) else ["requires_grad=False"])))
         if is_plain_name(name):
             return lines_of(made, "", f"self.{name} = ")
-        return lines_of(Call("self.register_parameter(", (repr(name), made)), "")
+        return lines_of(Call("self.register_parameter(", (quoted(name), made)), "")
     kept = ("persistent=False",) if tree.kind == "constant" else ()
-    return lines_of(Call("self.register_buffer(", (repr(name), code, *kept)), "")
+    return lines_of(Call("self.register_buffer(", (quoted(name), code, *kept)), "")
 
 
 def _can_learn(dtype: torch.dtype) -> bool:
@@ -135,11 +135,11 @@ def _contents(base: Base, opening: str, children: Sequence[tuple[str, Code]]) ->
     if base == "ModuleList":
         return Call(opening, (Call("[", codes, "]"),))
     if base == "ModuleDict":
-        items = tuple(_after(f"{name!r}: ", code) for name, code in children)
+        items = tuple(_after(f"{quoted(name)}: ", code) for name, code in children)
         return Call(opening, (Call("{", items, "}"),))
     if [name for name, _ in children] == [str(i) for i in range(len(children))]:
         return Call(opening, codes)
-    pairs = tuple(Call("(", (repr(name), code)) for name, code in children)
+    pairs = tuple(Call("(", (quoted(name), code)) for name, code in children)
     return Call(f"{opening}OrderedDict(", (Call("[", pairs, "]"),), "))")
 
 
@@ -186,7 +186,7 @@ def _said(text: str) -> str:
     return ascii(text)[1:-1]
 
 
-def _listed(paths: Sequence[str], most: int = 4) -> str:
+def _listed(paths: Sequence[str], most: int = 3) -> str:
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return _said(", ".join(paths[:most])) + more
 
@@ -200,7 +200,7 @@ _TYPES: Mapping[torch.dtype, str] = {
 def reader(name: str, weights: str, dtypes: Sequence[torch.dtype]) -> list[str]:
     """The functions that read the weights."""
     types = Call("TYPES = {", tuple(f'"{_TYPES[d]}": {d}' for d in dtypes), "}")
-    return [*lines_of(types, ""), *_READER.format(name=name, weights=weights).splitlines()]
+    return [*lines_of(types, ""), *_READER.format(name=name, weights=quoted(weights)).splitlines()]
 
 
 def has_type(dtype: torch.dtype) -> bool:
@@ -210,7 +210,7 @@ def has_type(dtype: torch.dtype) -> bool:
 
 _READER = '''
 
-def load(path=Path(__file__).with_name({weights!r})):
+def load(path=Path(__file__).with_name({weights})):
     """The network with its weights, in inference mode."""
     network = {name}()
     tensors = dict(network.named_parameters(remove_duplicate=False))

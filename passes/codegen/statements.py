@@ -23,7 +23,7 @@ from fxcat.passes.nodes.effects import UNCAST
 INDENT = "    "
 _OF_SIZES = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
-    *(operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem),
+    *(operator.neg, operator.not_, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem),
     *(builtins.getattr, int, float, bool, round, min, max, abs, len, math.floor, math.ceil, math.sqrt, math.prod),
 }
 """Functions that give the same for the same numbers, and change nothing."""
@@ -82,7 +82,7 @@ class _Body:
         """What is computed of sizes alone, and was computed before."""
         known: dict[Any, fx.Node] = {}
         for node in self._nodes:
-            if _is_of_sizes(node):
+            if is_of_sizes(node):
                 key: Any = (node.op, node.target, _key(node.args, self._first), _key(node.kwargs, self._first))
                 self._first[node] = known.setdefault(key, node)
 
@@ -95,11 +95,11 @@ class _Body:
                 for used in inputs:
                     users[self._first.get(used, used)].append(node)
         place = {n: i for i, n in enumerate([*self._nodes, self._output])}
-        last = {n: max((place[u] for u in us if not _is_of_sizes(u)), default=-1) for n, us in users.items()}
+        last = {n: max((place[u] for u in us if not is_of_sizes(u)), default=-1) for n, us in users.items()}
         for node in reversed(self._nodes):
             if node.op == "get_attr" or _tells(node):
                 self._inside.add(node)
-            elif _is_of_sizes(node) and len(users[node]) == 1:
+            elif is_of_sizes(node) and len(users[node]) == 1:
                 at = self._place_of_statement(users[node][0], users, place)
                 if all(at <= last[self._first.get(t, t)] for t in _tensors_of(node)):
                     self._inside.add(node)
@@ -132,13 +132,13 @@ class _Body:
     def _line(self, node: fx.Node, ends: dict[fx.Node, int], place: int) -> str:
         text = self._writer.call(node).code
         used = list(dict.fromkeys(self._used_by(node)))
-        dying = [u for u in used if ends.get(u) == place and not _is_of_sizes(u)]
+        dying = [u for u in used if ends.get(u) == place and not is_of_sizes(u)]
         if node not in ends and node not in self._returned:
             self._set_free(dying)
             return text
         several = _is_several(node)
         passed_on = next((u for u in dying if self._may_be_renamed(u) and _is_several(u) is several), None)
-        if _is_of_sizes(node):
+        if is_of_sizes(node):
             name = self._name_of_size(node)
         elif passed_on is not None:
             dying.remove(passed_on)
@@ -205,7 +205,7 @@ def _tells(node: fx.Node) -> bool:
     return node.target is builtins.getattr and len(node.args) == 2 and node.args[1] in _TELLING
 
 
-def _is_of_sizes(node: fx.Node) -> bool:
+def is_of_sizes(node: fx.Node) -> bool:
     """Whether a node computes a number, or several, of sizes alone."""
     value = node.meta.get("value")
     if not isinstance(value, int | float | torch.Size | torch.dtype | torch.device):
@@ -216,7 +216,7 @@ def _is_of_sizes(node: fx.Node) -> bool:
         return node.target in _SIZES
     if node.op != "call_function" or node.target not in _OF_SIZES:
         return False
-    return all(_is_of_sizes(used) for used in node.all_input_nodes)
+    return all(is_of_sizes(used) for used in node.all_input_nodes)
 
 
 def _tensors_of(node: fx.Node) -> Iterator[fx.Node]:
@@ -224,7 +224,7 @@ def _tensors_of(node: fx.Node) -> Iterator[fx.Node]:
     for used in node.all_input_nodes:
         if _tells(used):
             yield from used.all_input_nodes
-        elif not _is_of_sizes(used):
+        elif not is_of_sizes(used):
             yield used
 
 

@@ -24,6 +24,7 @@ from fxcat.errors import FxcatError, InputError
 from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.terms import Term
+from fxcat.utils.made_classes import Made
 
 
 class Zero(enum.Enum):
@@ -429,6 +430,8 @@ def is_leaf(module: nn.Module) -> bool:
         return True
     if find_decomposition(module) is not None:
         return False
+    if isinstance(type(module), Made):
+        return False  # what it computes is generated code, whatever its class was
     own = type(module).__module__
     held = (*module._parameters.values(), *module._buffers.values())
     return own.startswith("torch.ao") or (own.startswith("torch.nn") and any(t is not None for t in held))

@@ -18,6 +18,7 @@ from exactness import random_gates, randomise
 from torch import nn
 
 import fxcat
+from fxcat import rules
 
 M: Any = torchvision.models
 
@@ -137,6 +138,7 @@ def test_a_process_with_torch_alone(tmp_path: Path) -> None:
     assert "BasicBlock(" in report.path.read_text()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["resnet", "swin", "tokens"])
 def test_tools_take_what_a_file_gives(name: str, tmp_path: Path) -> None:
     small, x = small_of(name)
@@ -233,8 +235,8 @@ class Bump(nn.Module):
         return torch.exp(-x.square()) * self.height
 
 
-@fxcat.rules.rule(Bump)
-class BumpRule(fxcat.rules.Elementwise):
+@rules.rule(Bump)
+class BumpRule(rules.Elementwise):
     """Labels pass through."""
 
 
