@@ -15,7 +15,8 @@ ORDER = (
     *("fxcat.passes.work", "fxcat.passes.analyses", "fxcat.passes.dump", "fxcat.passes.structure"),
     *("fxcat.passes.codegen", "fxcat.passes.bypasses", "fxcat.passes.rewriting"),
     *("fxcat.passes.compile", "fxcat.passes.verification", "fxcat.passes.each_step"),
-    *("fxcat.exporters", "fxcat.exporters.source", "fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),
+    *("fxcat.exporters", "fxcat.exporters.source"),
+    *("fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),
     *("fxcat.data", "fxcat.scores", "fxcat.gate_training", "fxcat.training", "fxcat.integrations"),
 )
 """Each may import from those before it, and files of a folder from each other."""

@@ -51,8 +51,8 @@ def export_source(
 
     The file needs torch alone (and torchvision where an op is theirs), neither fxcat nor the model's own class. Its
     function `load()` gives the network, which has the names and `state_dict` keys of `module`, can be trained, and is
-    taken by `torch.save`, `torch.jit.script`, `torch.export` and `torch.compile`. It has the `forward` of the module for
-    arguments as those of the example, and none of its other methods; hooks are not in it.
+    taken by `torch.save`, `torch.jit.script`, `torch.export` and `torch.compile`. It has the `forward` of the module
+    for arguments as those of the example, and none of its other methods; hooks are not in it.
 
     `path`: ends in `.py`. `example_inputs`: as for `export_onnx`. The module is not touched. `verify`: compare what the
     file computes with the module, in `eval()` and in `train()`.

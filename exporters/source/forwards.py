@@ -214,10 +214,14 @@ def _before(names: Iterable[str], name: str) -> Iterator[str]:
 def tensors_in(found: Forwards, module: nn.Module) -> Mapping[str, torch.Tensor]:
     """Parameters, buffers and constants by full name, also those that have several."""
     own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    nodes = ((p, n) for p, graphs in found.graphs.items() for graph in graphs for n in graph.nodes if n.op == "get_attr")
-    read = {_joined(path, str(n.target)) for path, n in nodes if str(n.target).rpartition(".")[2] != "training"}
+    nodes = ((p, n) for p, graphs in found.graphs.items() for graph in graphs for n in graph.nodes)
+    read = {_joined(path, str(n.target)) for path, n in nodes if n.op == "get_attr" and not _is_mode(n)}
     others = {name: _attribute(module, name, found.constants) for name in sorted(read - own.keys())}
     return {name: t.detach() for name, t in {**own, **others}.items()}
+
+
+def _is_mode(node: fx.Node) -> bool:
+    return str(node.target).rpartition(".")[2] == "training"
 
 
 def _attribute(module: nn.Module, name: str, constants: Mapping[str, torch.Tensor]) -> torch.Tensor:

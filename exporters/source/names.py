@@ -6,7 +6,7 @@ import importlib
 import inspect
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -25,8 +25,14 @@ _HOMES = (
 )
 
 
-_SIZED = ("view", "reshape", "expand", "repeat", "split", "unflatten", "narrow", "new_zeros", "new_ones", "zeros", "ones")
+_SIZED = (
+    *("view", "reshape", "expand", "repeat", "split", "unflatten", "narrow"),
+    *("new_zeros", "new_ones", "zeros", "ones"),
+)
 """Names of ops that take sizes: in blocks of one kind they may differ."""
+
+_NOT = 39
+"""How strongly `not` holds together, as in `Writer`."""
 
 
 def quoted(text: str) -> str:
@@ -60,7 +66,16 @@ class SourceWriter(Writer):
     `holes`: gets the numbers in the code, in whose places stand marks: in another block of the kind they may differ.
     """
 
-    def __init__(self, this: str, taken: Iterable[str], value_of: Any, file: FileNames, place: Any, path: str, holes: Any):
+    def __init__(
+        self,
+        this: str,
+        taken: Iterable[str],
+        value_of: Callable[[fx.Node], Text],
+        file: FileNames,
+        place: Callable[[str, str, str], str],
+        path: str,
+        holes: list[Any],
+    ) -> None:
         super().__init__(this, {*taken, *file.taken} - {"torch", "F"}, value_of)
         self.names, self.objects = file.meanings, file.objects
         self._file, self._place, self._path, self._holes, self._is_sized = file, place, path, holes, False
@@ -68,7 +83,8 @@ class SourceWriter(Writer):
     def call(self, node: fx.Node) -> Text:
         outer = self._is_sized
         self._is_sized = getattr(node.target, "__name__", node.target) in _SIZED
-        text = Text(f"not {self.argument(node.args[0]).code}", 39) if node.target is operator.not_ else super().call(node)
+        negated = node.target is operator.not_
+        text = Text(f"not {self.argument(node.args[0]).code}", _NOT) if negated else super().call(node)
         self._is_sized = outer
         return text
 

@@ -85,7 +85,8 @@ class Parts:
     def place(self, path: str, inner: str, this: str = "self") -> str:
         """How what lies in the module at a path is written in its code."""
         for name in inner.split("."):
-            this = f"{this}{self._step(path, name)}" if self._has_step(path, name) else f"getattr({this}, {quoted(name)})"
+            plain = self._has_step(path, name)
+            this = f"{this}{self._step(path, name)}" if plain else f"getattr({this}, {quoted(name)})"
             path = f"{path}.{name}" if path else name
         return this
 

@@ -71,8 +71,8 @@ def refusing(base: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Module]
 
 
 _REMEDY = (
-    "call forward, and take what it computes on the way with forward hooks; or prepare the model with limits= that keep "
-    "what is in this module: {pattern: Limits(keep=True)}"
+    "call forward, and take what it computes on the way with forward hooks; or keep what is in this module: "
+    "prepare(limits={pattern: Limits(keep=True)})"
 )
 
 

@@ -23,7 +23,8 @@ from fxcat.passes.nodes.effects import UNCAST
 INDENT = "    "
 _OF_SIZES = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
-    *(operator.neg, operator.not_, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem),
+    *(operator.neg, operator.not_, operator.getitem),
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
     *(builtins.getattr, int, float, bool, round, min, max, abs, len, math.floor, math.ceil, math.sqrt, math.prod),
 }
 """Functions that give the same for the same numbers, and change nothing."""
