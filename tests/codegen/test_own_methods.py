@@ -207,9 +207,10 @@ def test_methods_that_would_compute_something_else_say_so() -> None:
     _, small, _ = small_tokens(Tokens())
     attention: Any = small.attention
     assert attention.qkv.weight.shape[0] < 24
+    x = torch.randn(2, 5, attention.qkv.in_features).double()
     for left in (attention, pickle.loads(pickle.dumps(attention))):
         with pytest.raises(fxcat.InputError, match=r"scores\(\) is the model's own code"):
-            left.scores(torch.randn(2, 5, 8).double())
+            left.scores(x)
         with pytest.raises(fxcat.InputError, match="it computes with heads"):
             left.split(torch.randn(2, 5, 8).double())
         assert left.last() is left.out
