@@ -125,7 +125,7 @@ def _inside(module: nn.Module) -> tuple[str, ...]:
 def _read(module: nn.Module, names: frozenset[str]) -> set[str]:
     """Which of its modules, tensors and whole numbers a method asks for."""
     numbers = {name for name, value in vars(module).items() if type(value) is int}
-    return names & {*module._modules, *module._parameters, *module._buffers, *numbers}
+    return {*module._modules, *module._parameters, *module._buffers, *numbers} & names
 
 
 def _is_computed(module: nn.Module, names: frozenset[str], result: Any) -> bool:
