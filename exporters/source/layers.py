@@ -40,12 +40,12 @@ def layer_of(module: nn.Module, *, called: bool) -> Layer | None:
 
     `called`: it has to do what the layer does, too; else it only has to hold the same.
     """
-    original = original_class(module)
+    original: Any = original_class(module)
     for base in original.__mro__:
         owner = _owner(base)
         if owner is None:
             continue
-        if called and base.forward is not original.forward:  # pyright: ignore[reportFunctionMemberAccess]
+        if called and base.forward is not original.forward:
             return None
         given = _arguments(base, module)
         if given is None:

@@ -24,7 +24,9 @@ M: Any = torchvision.models
 
 
 class Attention(nn.Module):
-    """Heads of a size that Python computes; a bias that is looked up; one value three times."""
+    """Heads of a size that Python computes; a bias that is looked up."""
+
+    index: torch.Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
