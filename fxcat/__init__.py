@@ -16,6 +16,7 @@ from fxcat.errors import (
 from fxcat.exporters.latency_table import LatencyTable
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
+from fxcat.exporters.source.export import SourceReport, export_source
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
 from fxcat.loading import kept_indices, load
@@ -56,6 +57,7 @@ __all__ = [
     "NothingToPruneError",
     "PlanError",
     "Pressure",
+    "SourceReport",
     "StorageError",
     "Target",
     "TargetError",
@@ -65,6 +67,7 @@ __all__ = [
     "add_bypasses",
     "distillation_loss",
     "export_onnx",
+    "export_source",
     "finalize",
     "find_bypasses",
     "fit",

@@ -41,7 +41,7 @@ from fxcat.passes.graph.ops_in_words import ops_in_words
 from fxcat.passes.graph.pickling import flat, restored
 from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.rewriting import apply as rewrite
-from fxcat.passes.rewriting.changed_modules import others_than_written
+from fxcat.passes.rewriting.changed_modules import others_than_written, without_parts
 from fxcat.passes.rewriting.consumers import find_consumers
 from fxcat.passes.rewriting.gates import add_gates, gate_parts, remove_gates
 from fxcat.passes.rewriting.origins import never_units, section_origins, unit_origins
@@ -314,6 +314,7 @@ def _analysed(removal: Removal) -> Removal:
     ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
     orders = {**before.captured.orders, **plan.buffers}
     others = before.captured.others | others_than_written(removal.network, before.graph, plan)
+    others |= without_parts([path for path, _ in removal.network.named_modules() if path != SAMPLES], plan.twin)
     changed = {"graph": plan.graph, "ties": ties, "orders": orders, "others": others}
     left = replace(before.captured, **changed, guards=(), constants={}, pins=())
     # what was no section must not become one where a branch beside it has gone
@@ -339,8 +340,9 @@ def _sliced_copy(removal: Removal) -> Removal:
     remove_gates(small, before.gatings)
     analysis, plan = before.analysis, removal.plan
     others = analysis.captured.others | others_than_written(small, analysis.graph, plan)
+    paths = [path for path, _ in small.named_modules()]
     rewrite.apply(small, analysis.graph, plan, analysis.regions)
-    return replace(removal, small=small, others=others)
+    return replace(removal, small=small, others=others | without_parts(paths, small))
 
 
 def _with_code(removal: Removal) -> Removal:

@@ -16,7 +16,8 @@ ORDER = (
     "fxcat.passes.timing",
     *("fxcat.passes.codegen", "fxcat.passes.bypasses", "fxcat.passes.rewriting"),
     *("fxcat.passes.compile", "fxcat.passes.verification", "fxcat.passes.each_step"),
-    *("fxcat.exporters", "fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),
+    *("fxcat.exporters", "fxcat.exporters.source"),
+    *("fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),
     *("fxcat.data", "fxcat.scores", "fxcat.gate_training", "fxcat.training", "fxcat.integrations"),
 )
 """Each may import from those before it, and files of a folder from each other."""

@@ -23,7 +23,19 @@ GENERATED = "<fxcat graph"
 """Begins the file names of generated code."""
 
 
-def call_whole(function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Module, layers: Layers, said: str) -> R:
+_AS_CAPTURED = "call prepare() with an example of the arguments that forward shall take, and forward with these"
+
+
+def call_whole(
+    function: Callable[..., R],
+    args: Any,
+    kwargs: Any,
+    *,
+    of: nn.Module,
+    layers: Layers,
+    said: str,
+    remedy: str = _AS_CAPTURED,
+) -> R:
     """Call a function of the model's own; refuse calls of the modules `layers` from anywhere but generated code.
 
     They were captured: they may have left the network, or have gates that only generated code applies, so called one by
@@ -48,9 +60,7 @@ def call_whole(function: Callable[..., R], args: Any, kwargs: Any, *, of: nn.Mod
 
     def refuse(what: str) -> NoReturn:
         raise InputError(
-            f"{said}: that {what}, and only forward as a whole was captured",
-            where=type(of).__name__,
-            remedy="call prepare() with an example of the arguments that forward shall take, and forward with these",
+            f"{said}: that {what}, and only forward as a whole was captured", where=type(of).__name__, remedy=remedy
         )
 
     handle = register_module_forward_pre_hook(check)

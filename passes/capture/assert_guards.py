@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxcat.network.apart import GENERATED
 from fxcat.passes.capture.tracing import Guard
 from fxcat.passes.graph.meta import LINE, PHASE, VALUE, stand_beside, value_of
 from fxcat.passes.rules.sizes import asked_sizes
@@ -40,7 +41,7 @@ def assert_guards(graph: fx.Graph, guards: Sequence[Guard]) -> None:
 def _line_of(node: fx.Node) -> str:
     """Where the model's Python asked."""
     file, line = LINE.get(node, ("", 0))
-    return f", in {Path(file).name}, line {line}" if line else ""
+    return f", in {Path(file).name}, line {line}" if line and not file.startswith(GENERATED) else ""
 
 
 def is_settled(guard: Guard) -> bool:

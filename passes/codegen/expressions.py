@@ -48,16 +48,16 @@ class Writer:
 
     def __init__(self, this: str, taken: Iterable[str], value_of: Callable[[fx.Node], Text]) -> None:
         self.names: dict[str, Any] = {}
-        self._this, self.taken, self._value_of = this, {*taken, this}, value_of
-        self._objects: dict[int, str] = {}
+        self.this, self.taken, self._value_of = this, {*taken, this}, value_of
+        self.objects: dict[int, str] = {}
 
     def call(self, node: fx.Node) -> Text:
         """What a node computes; of an assignment to a part of a value the statement."""
         if node.op == "get_attr":
-            return Text(attribute(self._this, str(node.target)))
+            return Text(self.attribute(str(node.target)))
         args, kwargs = node.args, dict(node.kwargs)
         if node.op == "call_module":
-            return Text(f"{attribute(self._this, str(node.target))}({self._given(args, kwargs)})")
+            return Text(f"{self.attribute(str(node.target))}({self._given(args, kwargs)})")
         if node.op == "call_method":
             owner = self.argument(args[0]).within(_ATOM)
             return Text(f"{owner}.{node.target}({self._given(args[1:], kwargs)})")
@@ -66,6 +66,10 @@ class Writer:
         if written is not None:
             return written
         return Text(f"{self._function(target)}({self._given(args, _needed(target, kwargs))})")
+
+    def attribute(self, path: str) -> str:
+        """What lies at a path from the module."""
+        return attribute(self.this, path)
 
     def _operator(self, target: Any, args: tuple[Any, ...]) -> Text | None:
         """A call of a function that Python has a sign for; None for others."""
@@ -87,12 +91,12 @@ class Writer:
         if target is operator.setitem:
             value = self.argument(args[2]).code
             return Text(f"{self.argument(args[0]).within(_ATOM)}[{self._index(args[1])}] = {value}", 0)
-        if target is builtins.getattr and len(args) == 2 and _is_name(args[1]):
+        if target is builtins.getattr and len(args) == 2 and is_name(args[1]):
             return Text(f"{self.argument(args[0]).within(_ATOM)}.{args[1]}")
         return None
 
     def _given(self, args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
-        if not all(map(_is_name, kwargs)):
+        if not all(map(is_name, kwargs)):
             return f"{self._listed(args)}, **{self.argument(kwargs).code}".removeprefix(", ")
         named = (f"{name}={self.argument(a).code}" for name, a in kwargs.items())
         return ", ".join([*(self.argument(a).code for a in args), *named])
@@ -118,7 +122,7 @@ class Writer:
             return self._value_of(value)
         kind = type(value)
         if kind in (int, float, complex):
-            return self._number(value)
+            return self.number(value)
         if value is Ellipsis:
             return Text("...")
         if kind in (bool, str, bytes) or value is None:
@@ -137,12 +141,13 @@ class Writer:
         if isinstance(value, slice):
             return Text(f"slice({self._listed([value.start, value.stop, value.step])})")
         if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
-            return Text(f"{self._named('torch', torch)}.{repr(value).removeprefix('torch.')}")
+            return Text(f"{self.named('torch', torch)}.{repr(value).removeprefix('torch.')}")
         if isinstance(value, torch.device):
-            return Text(f"{self._named('torch', torch)}.device({str(value)!r})")
+            return Text(f"{self.named('torch', torch)}.device({str(value)!r})")
         return Text(self._function(value))
 
-    def _number(self, value: Any) -> Text:
+    def number(self, value: Any) -> Text:
+        """A number as it is."""
         if isinstance(value, float) and not math.isfinite(value):
             return Text(f"float({str(value)!r})")
         text = repr(value)
@@ -151,36 +156,36 @@ class Writer:
     def _function(self, target: Any) -> str:
         """The name of a function, a class or any other object."""
         name = getattr(target, "__name__", type(target).__name__)
-        if _is_name(name):
+        if is_name(name):
             if getattr(F, name, None) is target:
-                return f"{self._named('F', F)}.{name}"
+                return f"{self.named('F', F)}.{name}"
             for module in (torch, operator, math):
                 if getattr(module, name, None) is target:
-                    return f"{self._named(module.__name__, module)}.{name}"
+                    return f"{self.named(module.__name__, module)}.{name}"
             if getattr(builtins, name, None) is target and name not in self.taken:
                 return name
-        return self._named(name if _is_name(name) else "function", target)
+        return self.named(name if is_name(name) else "function", target)
 
-    def _named(self, name: str, target: Any) -> str:
+    def named(self, name: str, target: Any) -> str:
         """A name for an object, the same every time."""
-        known = self._objects.get(id(target))
+        known = self.objects.get(id(target))
         if known is None:
             known, number = name, 0
             while known in self.taken or known in self.names or hasattr(builtins, known):
                 number += 1
                 known = f"{name}_{number}"
-            self._objects[id(target)], self.names[known] = known, target
+            self.objects[id(target)], self.names[known] = known, target
         return known
 
 
 def attribute(this: str, path: str) -> str:
     """What lies at a path from a module, however its parts are called: names are data."""
     for part in path.split("."):
-        this = f"{this}.{part}" if _is_name(part) else f"getattr({this}, {part!r})"
+        this = f"{this}.{part}" if is_name(part) else f"getattr({this}, {part!r})"
     return this
 
 
-def _is_name(text: Any) -> bool:
+def is_name(text: Any) -> bool:
     """Whether Python reads the same name where it is written."""
     return isinstance(text, str) and text.isascii() and text.isidentifier() and not keyword.iskeyword(text)
 

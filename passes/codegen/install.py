@@ -24,7 +24,7 @@ from fxcat.passes.capture.regions import Region
 from fxcat.passes.codegen.codegen import compiled
 from fxcat.passes.codegen.folding import SAID, fold
 from fxcat.passes.codegen.generated import Generated
-from fxcat.passes.codegen.own_methods import own_again, refusing, takes_apart
+from fxcat.passes.codegen.own_methods import computing, own_again, refusing, takes_apart, watched
 from fxcat.passes.codegen.region_graphs import region_graph
 from fxcat.passes.codegen.shown import hide, left_out
 from fxcat.passes.codegen.signatures import Head, name_of_module, parameters_of, signature_of
@@ -98,6 +98,7 @@ class _Installer:
         self._flat, self._uncalled = cache(partial(_silent_class, calls=False)), cache(_silent_class)
         self._undoable = cache(_undoable)
         self._own, self._refusing, self._taken_apart = cache(own_again), cache(refusing), cache(takes_apart)
+        self._watched = cache(watched)
 
     def install(self, path: str, graph: fx.Graph) -> None:
         """Make a graph the code of the module at a path, and of those in it."""
@@ -117,7 +118,7 @@ class _Installer:
         self._set_class(module, _class_of(original_class(module), ways, [given], inside, modules, path))
         for inner, graphs in folded.inner.items():
             block = _inside(module, inner.removeprefix(prefix))
-            if block is not None and not _is_chain(block, list(graphs.values())):
+            if block is not None and not is_chain(block, list(graphs.values())):
                 self._set_class(block, self._class_of_block(block, graphs))
             if block is not None and inner in folded.uncalled:
                 self._set_class(block, self._uncalled(type(block)))
@@ -127,6 +128,7 @@ class _Installer:
                 self._set_class(block, self._flat(type(block)))
         if self._for_good:
             self._set_methods({**dict.fromkeys(folded.inner), **dict.fromkeys(folded.flat)}, prefix)
+            self._watch_methods(path, set(layers(graph)))
 
     def _set_methods(self, paths: Collection[str], prefix: str) -> None:
         """Let methods that take apart the modules at some paths do so where that is right, or refuse."""
@@ -140,6 +142,16 @@ class _Installer:
                 block.__class__ = self._refusing(type(block), methods)
             elif type(block) is not original_class(block):
                 block.__class__ = self._own(type(block), original_class(block))
+
+    def _watch_methods(self, path: str, called: Collection[str]) -> None:
+        """Let the methods of modules that are others now compute nothing else than they did."""
+        prefix = f"{path}." if path else ""
+        paths = [p for p in self._others if p == path or (p.startswith(prefix) and p not in called)]
+        for block in (found for p in paths if (found := _inside(self._root, p)) is not None):
+            apart = self._taken_apart(original_class(block))
+            methods = tuple(name for name in computing(original_class(block)) if name not in apart)
+            if methods:
+                block.__class__ = self._watched(type(block), methods)
 
     def _class_of_block(self, block: nn.Module, graphs: Mapping[str, fx.Graph]) -> type[nn.Module]:
         """A class with the code of a module inside. `graphs`: by what they say."""
@@ -211,16 +223,16 @@ def _inside(module: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
-def _is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
+def is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
     """Whether what a module computes is, still, to call all its modules one after another, as it would by itself."""
-    if type(module).forward is not nn.Sequential.forward or len(graphs) > 1:
+    if original_class(module).forward is not nn.Sequential.forward or len(graphs) > 1:
         return False
     first, *called, output = graphs[0].nodes
     before = [first, *called][: len(called)]
     chained = all(
         n.op == "call_module" and n.args == (b,) and not n.kwargs for n, b in zip(called, before, strict=True)
     )
-    return chained and output.args == (called or [first])[-1:] and [n.target for n in called] == list(module._modules)
+    return chained and output.args == ((called or [first])[-1],) and [n.target for n in called] == list(module._modules)
 
 
 def _distinct(given: Sequence[Mapping[str, fx.Node]]) -> Sequence[Mapping[str, fx.Node]]:

@@ -10,9 +10,9 @@ import builtins
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -23,7 +23,8 @@ from fxcat.passes.graph.meta import UNCAST, VALUE
 INDENT = "    "
 _OF_SIZES = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
-    *(operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge, operator.getitem),
+    *(operator.neg, operator.not_, operator.getitem),
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
     *(builtins.getattr, int, float, bool, round, min, max, abs, len, math.floor, math.ceil, math.sqrt, math.prod),
 }
 """Functions that give the same for the same numbers, and change nothing."""
@@ -31,13 +32,18 @@ _SIZES = ("size", "dim", "ndimension", "numel", "nelement")
 _TELLING = ("shape", "ndim", "dtype", "device")
 
 
-def body_of(graph: fx.Graph, this: str, reserved: Iterable[str]) -> tuple[list[str], str, dict[str, Any]]:
+MakeWriter: TypeAlias = Callable[[str, Iterable[str], Callable[[fx.Node], Text]], Writer]
+
+
+def body_of(
+    graph: fx.Graph, this: str, reserved: Iterable[str], make_writer: MakeWriter = Writer
+) -> tuple[list[str], str, dict[str, Any]]:
     """The lines of a function's body, what it returns, and what the names in it mean. `reserved`: names in use."""
-    return _Body(graph, this, set(reserved)).written()
+    return _Body(graph, this, set(reserved), make_writer).written()
 
 
 class _Body:
-    def __init__(self, graph: fx.Graph, this: str, reserved: set[str]) -> None:
+    def __init__(self, graph: fx.Graph, this: str, reserved: set[str], make_writer: MakeWriter) -> None:
         self._nodes, self._output = list(graph.nodes)[:-1], next(reversed(graph.nodes))
         self._arguments = {n: str(n.target).lstrip("*") for n in self._nodes if n.op == "placeholder"}
         self._first: dict[fx.Node, fx.Node] = {}
@@ -47,8 +53,9 @@ class _Body:
         self._names: dict[fx.Node, str] = dict(self._arguments)
         self._reserved = reserved | {this, *self._arguments.values()}
         self._returned: set[fx.Node] = set()
-        self._free: list[str] = []
-        self._writer = Writer(this, self._reserved | _pool(len(self._nodes)), self._value)
+        self._free: dict[bool, list[str]] = {False: [], True: []}
+        """Names that are free again: of single values, and of several at once. TorchScript gives a name one type."""
+        self._writer = make_writer(this, self._reserved | names_of_values(len(self._nodes)), self._value)
 
     def written(self) -> tuple[list[str], str, dict[str, Any]]:
         self._find_repeated()
@@ -76,7 +83,7 @@ class _Body:
         """What is computed of sizes alone, and was computed before."""
         known: dict[Any, fx.Node] = {}
         for node in self._nodes:
-            if _is_of_sizes(node):
+            if is_of_sizes(node):
                 key: Any = (node.op, node.target, _key(node.args, self._first), _key(node.kwargs, self._first))
                 self._first[node] = known.setdefault(key, node)
 
@@ -89,11 +96,11 @@ class _Body:
                 for used in inputs:
                     users[self._first.get(used, used)].append(node)
         place = {n: i for i, n in enumerate([*self._nodes, self._output])}
-        last = {n: max((place[u] for u in us if not _is_of_sizes(u)), default=-1) for n, us in users.items()}
+        last = {n: max((place[u] for u in us if not is_of_sizes(u)), default=-1) for n, us in users.items()}
         for node in reversed(self._nodes):
             if node.op == "get_attr" or _tells(node):
                 self._inside.add(node)
-            elif _is_of_sizes(node) and len(users[node]) == 1:
+            elif is_of_sizes(node) and len(users[node]) == 1:
                 at = self._place_of_statement(users[node][0], users, place)
                 if all(at <= last[self._first.get(t, t)] for t in _tensors_of(node)):
                     self._inside.add(node)
@@ -126,21 +133,28 @@ class _Body:
     def _line(self, node: fx.Node, ends: dict[fx.Node, int], place: int) -> str:
         text = self._writer.call(node).code
         used = list(dict.fromkeys(self._used_by(node)))
-        dying = [u for u in used if ends.get(u) == place and not _is_of_sizes(u)]
+        dying = [u for u in used if ends.get(u) == place and not is_of_sizes(u)]
         if node not in ends and node not in self._returned:
-            self._free += [self._names[u] for u in dying if self._may_be_renamed(u)]
+            self._set_free(dying)
             return text
-        passed_on = next((u for u in dying if self._may_be_renamed(u)), None)
-        if _is_of_sizes(node):
+        several = _is_several(node)
+        passed_on = next((u for u in dying if self._may_be_renamed(u) and _is_several(u) is several), None)
+        if is_of_sizes(node):
             name = self._name_of_size(node)
         elif passed_on is not None:
             dying.remove(passed_on)
             name = self._names[passed_on]
         else:
-            name = self._free.pop(0) if self._free else self._fresh()
-        self._free += [self._names[u] for u in dying if self._may_be_renamed(u)]
+            free = self._free[several]
+            name = free.pop(0) if free else self._fresh()
+        self._set_free(dying)
         self._names[node] = name
         return f"{name} = {text}"
+
+    def _set_free(self, nodes: Iterable[fx.Node]) -> None:
+        for node in nodes:
+            if self._may_be_renamed(node):
+                self._free[_is_several(node)].append(self._names[node])
 
     def _may_be_renamed(self, node: fx.Node) -> bool:
         """An argument with a name that says something keeps it for itself."""
@@ -166,8 +180,7 @@ class _Body:
         value = next((u for u in entering if isinstance(VALUE.get(u), torch.Tensor)), None)
         where = repr(device or "cpu") if device or value is None else f"{self._names[value]}.device.type"
         how = "enabled=False" if dtype is None else f"dtype={self._writer.argument(dtype).code}"
-        self._writer.names["_autocast"] = torch.autocast
-        return f"with _autocast({where}, {how}):"
+        return f"with {self._writer.argument(torch.autocast).code}({where}, {how}):"
 
 
 def _letters() -> Iterator[str]:
@@ -178,9 +191,14 @@ def _letters() -> Iterator[str]:
             yield f"{letter}{number}"
 
 
-def _pool(count: int) -> set[str]:
+def names_of_values(count: int) -> set[str]:
     """All names that a body of so many nodes may use, and no others may."""
     return set(itertools.islice(_letters(), 6 + count)) | {f"number_{i}" for i in range(count)} | {"number"}
+
+
+def _is_several(node: fx.Node) -> bool:
+    """Whether a value is a container of others."""
+    return isinstance(node.meta.get("value"), tuple | list | dict)
 
 
 def _tells(node: fx.Node) -> bool:
@@ -188,7 +206,7 @@ def _tells(node: fx.Node) -> bool:
     return node.target is builtins.getattr and len(node.args) == 2 and node.args[1] in _TELLING
 
 
-def _is_of_sizes(node: fx.Node) -> bool:
+def is_of_sizes(node: fx.Node) -> bool:
     """Whether a node computes a number, or several, of sizes alone."""
     value = VALUE.get(node)
     if not isinstance(value, int | float | torch.Size | torch.dtype | torch.device):
@@ -199,7 +217,7 @@ def _is_of_sizes(node: fx.Node) -> bool:
         return node.target in _SIZES
     if node.op != "call_function" or node.target not in _OF_SIZES:
         return False
-    return all(_is_of_sizes(used) for used in node.all_input_nodes)
+    return all(is_of_sizes(used) for used in node.all_input_nodes)
 
 
 def _tensors_of(node: fx.Node) -> Iterator[fx.Node]:
@@ -207,7 +225,7 @@ def _tensors_of(node: fx.Node) -> Iterator[fx.Node]:
     for used in node.all_input_nodes:
         if _tells(used):
             yield from used.all_input_nodes
-        elif not _is_of_sizes(used):
+        elif not is_of_sizes(used):
             yield used
 
 

@@ -13,13 +13,22 @@ from fxcat.passes.rewriting.plan import Plan
 def others_than_written(root: nn.Module, before: fx.Graph, plan: Plan) -> frozenset[str]:
     """Paths of the modules in which a plan changes more than widths, or widths that the module states itself and not
     as its layers do (`tell_widths`). `root`: not yet changed."""
-    found = {key[0] for node in _changed(before, plan) if (key := CALL.get(node)) is not None}
+    ops = [node for node in _changed(before, plan) if node.op not in ("get_attr", "placeholder")]
+    found = {call[0] if (call := CALL.get(node)) else "" for node in ops}
     told = widths_told(root, plan)
     for path, sizes in _old_sizes(root, plan).items():
         stated = {n for n, v in vars(root.get_submodule(path)).items() if type(v) is int and v in sizes}
         if not stated <= told.get(path, {}).keys():
             found.add(path)
     return frozenset(found)
+
+
+def without_parts(before: Iterable[str], root: nn.Module) -> frozenset[str]:
+    """Paths of the modules that have lost one of those in them, and are no lists of modules. `before`: all paths that
+    there were."""
+    left = dict(root.named_modules())
+    outer = {path.rpartition(".")[0] for path in before if path not in left}
+    return frozenset(p for p in outer & left.keys() if not isinstance(left[p], nn.Sequential | nn.ModuleList))
 
 
 def _changed(before: fx.Graph, plan: Plan) -> Iterator[fx.Node]:

@@ -8,6 +8,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxcat.passes.rules.table import find_decomposition, module_rule
+from fxcat.utils.made_classes import Made
 
 
 def computes_weights(module: nn.Module) -> bool:
@@ -40,6 +41,8 @@ def is_leaf(module: nn.Module) -> bool:
         return True
     if find_decomposition(module) is not None:
         return False
+    if isinstance(type(module), Made):
+        return False  # what it computes is generated code, whatever its class was
     own = type(module).__module__
     held = (*module._parameters.values(), *module._buffers.values())
     return own.startswith("torch.ao") or (own.startswith("torch.nn") and any(t is not None for t in held))

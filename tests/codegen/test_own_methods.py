@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -127,3 +128,107 @@ def test_widths_are_told_to_the_modules_around_layers() -> None:
     close_units(net)
     small = fxcat.finalize(net)
     assert (small.stem.out_channels, small.depthwise.groups) == (5, 5)  # type: ignore
+
+
+class Attention(nn.Module):
+    """Its head size is inferred: with fewer heads that gives other features, without a word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = 4, nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = F.linear(x, self.qkv.weight, self.qkv.bias)
+        q, k, _ = qkv.reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return torch.softmax(q @ k.transpose(-1, -2), -1)
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def head_count(self) -> int:
+        return self.heads
+
+    def last(self) -> nn.Module:
+        return self.out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = F.linear(x, self.qkv.weight, self.qkv.bias)
+        q, k, v = qkv.reshape(*x.shape[:2], 3, self.heads, 2).permute(2, 0, 3, 1, 4)
+        x = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.attention, self.norm = nn.Linear(4, 8), Attention(), nn.LayerNorm(8)
+        self.blocks, self.head = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.attention(self.norm(self.enter(x)))
+        return self.blocks(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.forward_features(x).mean(1))
+
+    def classes(self, x: torch.Tensor) -> torch.Tensor:
+        return self(x).softmax(-1)
+
+
+class Bypassed(Tokens):
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.enter(x))
+        return x + self.blocks(x + self.attention(x))
+
+
+def small_tokens(model: nn.Module, kind: str = "units") -> tuple[fxcat.GatedModule, Any, torch.Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 4).double()
+    randomise(model, 0)
+    net = fxcat.prepare(model.double(), x, verbose=False).eval()
+    for gate in net.gates.values():
+        if gate.kind == kind:
+            gate.theta[: 2 if gate.kind == "units" else 1] = 0
+    return net, fxcat.finalize(net).eval(), x
+
+
+def test_methods_that_are_right_stay() -> None:
+    net, small, x = small_tokens(Tokens())
+    seen: list[torch.Tensor] = []
+    handle = small.blocks.register_forward_hook(lambda _m, _a, result: seen.append(result))
+    small(x)
+    handle.remove()
+    for left in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert torch.equal(left.forward_features(x), seen[0])
+    assert difference(small.classes(x), net(x).softmax(-1)) <= 1e-10
+
+
+def test_methods_that_would_compute_something_else_say_so() -> None:
+    _, small, _ = small_tokens(Tokens())
+    attention: Any = small.attention
+    assert attention.qkv.weight.shape[0] < 24
+    x = torch.randn(2, 5, attention.qkv.in_features).double()
+    for left in (attention, pickle.loads(pickle.dumps(attention))):
+        with pytest.raises(fxcat.InputError, match=r"scores\(\) is the model's own code"):
+            left.scores(x)
+        with pytest.raises(fxcat.InputError, match="it computes with heads"):
+            left.split(torch.randn(2, 5, 8).double())
+        assert left.last() is left.out
+        assert isinstance(left.head_count(), int)
+
+
+def test_methods_of_a_network_that_lost_a_section() -> None:
+    net, small, x = small_tokens(Bypassed(), kind="section")
+    with pytest.raises(fxcat.InputError, match=r"calls '.*' by itself|may have left the network"):
+        small.forward_features(x)
+    assert difference(small.classes(x), net(x).softmax(-1)) <= 1e-10
+    with pytest.raises(fxcat.InputError, match=r"calls '.*' by itself|may have left the network"):
+        net.shrink()
+        fxcat.finalize(net).forward_features(x)
+
+
+def test_layers_whose_weights_other_code_reads_state_their_sizes() -> None:
+    _, small, _ = small_tokens(Tokens())
+    for layer in small.modules():
+        if isinstance(layer, nn.Linear):
+            assert (layer.out_features, layer.in_features) == tuple(layer.weight.shape)

@@ -1,0 +1,138 @@
+"""`export_source`: a network as a Python file and a file with its weights, compared with the network before they are
+there."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.checks import as_path, check_flag, check_module
+from fxcat.errors import ExportError, InputError, StorageError
+from fxcat.exporters.inputs import at_batch, example_arguments, has_images
+from fxcat.exporters.source.file import source_of
+from fxcat.gated import GatedModule
+from fxcat.passes.verification import Runner, difference, undisturbed
+from fxcat.utils.safetensors_file import write_tensors
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What was written: `path`, `weights`, and the number of `lines` and `classes`.
+
+    `max_error`: the largest difference from the module in `eval()`, relative to max(1, max |output|); 0.0 says that
+    outputs are equal to the bit. None without verification."""
+
+    path: Path
+    weights: Path
+    lines: int
+    classes: int
+    max_error: float | None = None
+
+
+def export_source(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: torch.Tensor | tuple[Any, ...] | None = None,
+    *,
+    verify: bool = True,
+) -> SourceReport:
+    """Write a network as one Python file of plain layers, and its weights beside it, as `<name>.safetensors`.
+
+    The file needs torch alone (and torchvision where an op is theirs), neither fxcat nor the model's own class. Its
+    function `load()` gives the network, which has the names and `state_dict` keys of `module`, can be trained, and is
+    taken by `torch.save`, `torch.jit.script`, `torch.export` and `torch.compile`. It has the `forward` of the module
+    for arguments as those of the example, and none of its other methods; hooks are not in it.
+
+    `path`: ends in `.py`. `example_inputs`: as for `export_onnx`. The module is not touched. `verify`: compare what the
+    file computes with the module, in `eval()` and in `train()`.
+
+    Raises `InputError`; `ExportError`, which names the op and its module, where something has no source form (a
+    detector's Python, ops of other packages), or where the file computes something else; and `StorageError`. Then there
+    is no file.
+    """
+    check_module(module, "export_source()")
+    gated = next((p for p, part in module.named_modules() if isinstance(part, GatedModule)), None)
+    if gated is not None:
+        raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
+    check_flag(verify, "verify")
+    target = as_path(path)
+    if target.suffix != ".py":
+        raise InputError(f"{target.name!r} is no name of a Python file", remedy='give a path that ends in ".py"')
+    weights = target.with_suffix(".safetensors")
+    arguments = example_arguments(module, example_inputs)
+    text, tensors = source_of(module, arguments, weights.name)
+    error = _verified(module, arguments, text, tensors) if verify else None
+    write_tensors(weights, "pt", tensors, {})
+    _write(target, text)
+    classes = sum(line.startswith("class ") for line in text.splitlines())
+    return SourceReport(target, weights, text.count("\n"), classes, error)
+
+
+def _write(target: Path, text: str) -> None:
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, target)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise StorageError(f"the file cannot be written: {error}", where=str(target)) from error
+
+
+def _verified(module: nn.Module, arguments: tuple[Any, ...], text: str, tensors: dict[str, torch.Tensor]) -> float:
+    """The largest difference in inference. Raises `ExportError` if what was written is another network."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.py"
+        file.write_text(text, encoding="utf-8")
+        write_tensors(file.with_suffix(".safetensors"), "pt", tensors, {})
+        made = _loaded(file)(file.with_suffix(".safetensors"))
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    if made.state_dict().keys() != module.state_dict().keys():
+        raise ExportError("the source does not hold what the module holds", remedy="report it")
+    inputs = at_batch(arguments, None if has_images(arguments) else 2, 0)
+    inputs = tuple(a.to(device) if isinstance(a, torch.Tensor) else a for a in inputs)
+    with undisturbed():
+        return _compared(Runner(made.to(device)), Runner(module), inputs)
+
+
+def _compared(found: Runner, expected: Runner, inputs: tuple[Any, ...]) -> float:
+    tolerance = 1e-10 if any(p.dtype == torch.float64 for p in expected.module.parameters()) else 1e-4
+    error = 0.0
+    for training in (False, True):
+        try:
+            wanted = expected((inputs, {}), training)
+        except Exception:
+            continue  # it takes other inputs in this mode
+        given = found((inputs, {}), training)
+        saved, own = expected.module.state_dict().keys(), found.buffers()
+        kept = {name: value for name, value in expected.buffers().items() if name in saved}
+        left = difference({name: own[name] for name in kept}, kept, "state")
+        worst = max(difference(given, wanted), left, key=lambda d: d.size)
+        if not worst.size <= tolerance:
+            mode = "train" if training else "eval"
+            raise ExportError(f"the source computes something else in {mode}(): {worst.text}", remedy="report it")
+        error = error if training else worst.size
+    return error
+
+
+def _loaded(file: Path) -> Callable[[Path], nn.Module]:
+    """The function `load` of a file that was written."""
+    spec = importlib.util.spec_from_file_location(f"_fxcat_source_{next(_numbers)}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ExportError(f"the source does not run: {type(error).__name__}: {error}", remedy="report it") from error
+    load: Callable[[Path], nn.Module] = module.load
+    return load
