@@ -26,6 +26,8 @@ from fxcat.passes.verification import verify
 from fxcat.records import Cost, Pressure, Target
 from fxcat.scores import importance
 from fxcat.scores.one_shot import one_shot, warm_start
+from fxcat.scores.sensitivity import sensitivity
+from fxcat.scores.sensitivity_result import PartSensitivity, Removal, Sensitivity
 from fxcat.storage import save
 from fxcat.structure_plot import plot_structure
 from fxcat.training.batch_norm_statistics import recalibrate
@@ -50,8 +52,11 @@ __all__ = [
     "InputError",
     "Limits",
     "NothingToPruneError",
+    "PartSensitivity",
     "PlanError",
     "Pressure",
+    "Removal",
+    "Sensitivity",
     "StorageError",
     "Target",
     "TargetError",
@@ -72,6 +77,7 @@ __all__ = [
     "recalibrate",
     "rewrap",
     "save",
+    "sensitivity",
     "verify",
     "warm_start",
 ]
