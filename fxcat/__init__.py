@@ -18,12 +18,14 @@ from fxcat.exporters.report import ExportReport
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
 from fxcat.loading import load
+from fxcat.named_models import named_model
 from fxcat.network.ddp import rewrap
 from fxcat.network.gates import Gate
 from fxcat.network.limits import Limits
 from fxcat.passes.bypasses.place import Bypass, Bypasses
 from fxcat.passes.verification import verify
 from fxcat.records import Cost, Pressure, Target
+from fxcat.report.record import Report
 from fxcat.scores import importance
 from fxcat.scores.one_shot import one_shot, warm_start
 from fxcat.scores.sensitivity import sensitivity
@@ -56,6 +58,7 @@ __all__ = [
     "PlanError",
     "Pressure",
     "Removal",
+    "Report",
     "Sensitivity",
     "StorageError",
     "Target",
@@ -71,6 +74,7 @@ __all__ = [
     "fit",
     "importance",
     "load",
+    "named_model",
     "one_shot",
     "plot_structure",
     "prepare",
