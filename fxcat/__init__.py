@@ -17,6 +17,8 @@ from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
+from fxcat.hub.config import Architecture
+from fxcat.hub.folder import load_folder, save_folder
 from fxcat.loading import load
 from fxcat.named_models import named_model
 from fxcat.network.ddp import rewrap
@@ -39,6 +41,7 @@ from fxcat.training.history import History
 from fxcat.version import __version__
 
 __all__ = [
+    "Architecture",
     "Bypass",
     "Bypasses",
     "CaptureError",
@@ -74,6 +77,7 @@ __all__ = [
     "fit",
     "importance",
     "load",
+    "load_folder",
     "named_model",
     "one_shot",
     "plot_structure",
@@ -81,6 +85,7 @@ __all__ = [
     "recalibrate",
     "rewrap",
     "save",
+    "save_folder",
     "sensitivity",
     "verify",
     "warm_start",

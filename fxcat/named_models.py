@@ -19,6 +19,8 @@ from fxcat.errors import InputError, StorageError
 
 _log = logging.getLogger(__name__)
 TORCHVISION, TIMM = "torchvision", "timm"
+LOADING = ("pretrained", "weights", "checkpoint")
+"""In the names of arguments by which models of torchvision and timm load weights, from files or the network."""
 WRAPPED = ("state_dict", "model")
 """Under these names training scripts store the values of a model, beside others."""
 
@@ -46,6 +48,11 @@ def named_model(
     check_integer(classes, "classes", least=1, optional=True)
     check_flag(pretrained, "pretrained")
     given = dict(arguments or {})
+    for argument in given:
+        if any(word in argument for word in LOADING):
+            raise InputError(
+                f"the argument {argument!r} of {name} would load weights", remedy="say pretrained=True, or weights=path"
+            )
     if classes is not None:
         given["num_classes"] = classes
     if pretrained and weights is not None:

@@ -24,7 +24,7 @@ ORDER = (
         "fxcat.training",
         "fxcat.integrations",
     ),
-    *("fxcat.report", "fxcat.cli", "fxcat.__main__"),
+    *("fxcat.report", "fxcat.hub", "fxcat.cli", "fxcat.__main__"),
 )
 """Each may import from those before it, and files of a folder from each other."""
 

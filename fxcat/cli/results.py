@@ -17,6 +17,8 @@ from fxcat.cli.run_folder import RunFolder
 from fxcat.errors import ExportError
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
+from fxcat.hub.config import Architecture
+from fxcat.hub.folder import save_folder
 from fxcat.report.record import Report
 
 _run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -25,25 +27,55 @@ _run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_
 @click.command()
 @_run
 @click.option("--onnx", type=click.Path(dir_okay=False, path_type=Path), help="The file. [usual: RUN/model.onnx]")
+@click.option(
+    "--folder", type=click.Path(file_okay=False, path_type=Path), help="A folder that can be published, with all of it."
+)
+@click.option("--license", help="Of the folder, as the Hugging Face Hub calls it.")
 @click.option("--opset", type=int, help="Of ONNX.")
 @click.option("--dynamic-size", is_flag=True, help="Images may have other heights and widths.")
 @click.option("--fixed-batch", is_flag=True, help="One image at a time.")
 @click.option("--no-verify", is_flag=True, help="Do not run the file beside the network.")
 def export(
-    run: Path, onnx: Path | None, opset: int | None, dynamic_size: bool, fixed_batch: bool, no_verify: bool
+    run: Path,
+    onnx: Path | None,
+    folder: Path | None,
+    license: str | None,
+    opset: int | None,
+    dynamic_size: bool,
+    fixed_batch: bool,
+    no_verify: bool,
 ) -> None:
-    """Export the small network of RUN as an ONNX file, verified in ONNX Runtime."""
-    folder = RunFolder(run)
+    """Export the small network of RUN as an ONNX file, verified in ONNX Runtime, or as a folder with that file."""
+    found = RunFolder(run)
+    if folder is not None:
+        _publish(found, folder, license)
+        return
     report = export_onnx(
-        folder.small(),
+        found.small(),
         onnx or run / "model.onnx",
-        torch.empty(folder.shape(), device="meta"),
+        torch.empty(found.shape(), device="meta"),
         verify=not no_verify,
         opset=opset,
         dynamic_size=dynamic_size,
         dynamic_batch=not fixed_batch,
     )
     click.echo(_said(report))
+
+
+def _publish(run: RunFolder, folder: Path, license: str | None) -> None:
+    settings, about = run.settings.model, _with_bench(run)
+    architecture = Architecture(settings.name, settings.classes, settings.arguments, settings.bypasses)
+    save_folder(
+        run.small(),
+        folder,
+        architecture=architecture,
+        input_shape=run.shape(),
+        report=about,
+        results=about.results,
+        onnx=True,
+        license=license,
+    )
+    click.echo(f"folder: {folder}")
 
 
 def _said(report: ExportReport) -> str:
