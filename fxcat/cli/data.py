@@ -119,22 +119,20 @@ def _folder(settings: DataSettings, channels: int) -> _Sets:
     train = root / "train" if (root / "train").is_dir() else root
     validation = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
     try:
-        folders = [torchvision.datasets.ImageFolder(str(train), t) for t in (random, plain)]
+        cropped, whole = (torchvision.datasets.ImageFolder(str(train), t) for t in (random, plain))
         if validation is not None and train != root:
             held_out: Any = torchvision.datasets.ImageFolder(str(validation), plain)
-            if held_out.classes != folders[0].classes:
+            if held_out.classes != whole.classes:
                 raise InputError(
                     f"{train} and {validation} have folders of other names", remedy="give each class a folder in both"
                 )
-            return _Sets(*folders, held_out, len(folders[0].classes))
+            return _Sets(cropped, whole, held_out, len(whole.classes))
     except FileNotFoundError as error:
         raise InputError(
             f"no images are found: {error}", where=str(root), remedy="give a folder with a folder of images per class"
         ) from error
-    chosen, rest = _divided(len(folders[0]))
-    return _Sets(
-        Subset(folders[0], rest), Subset(folders[1], rest), Subset(folders[1], chosen), len(folders[0].classes)
-    )
+    chosen, rest = _divided(len(whole))
+    return _Sets(Subset(cropped, rest), Subset(whole, rest), Subset(whole, chosen), len(whole.classes))
 
 
 def _divided(count: int) -> tuple[list[int], list[int]]:
@@ -166,14 +164,14 @@ def _of_torchvision(settings: DataSettings, channels: int) -> _Sets:
     random, plain = _transforms(settings, channels, augment=settings.augment), _transforms(settings, channels)
     made_with = ((parts[0], random), (parts[0], plain), (parts[1], plain))
     try:
-        found = [made(**options, **{str(_dividing(made)): part}, transform=t) for part, t in made_with]
+        train, whole, test = (made(**options, **{str(_dividing(made)): part}, transform=t) for part, t in made_with)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         remedy = f"say where they are (--data-root), or --download: torchvision then loads them into {settings.root}"
         raise InputError(f"{settings.name} cannot be read: {str(error).splitlines()[0]}", remedy=remedy) from error
-    classes: Any = getattr(found[0], "classes", None)
+    classes: Any = getattr(whole, "classes", None)
     if classes is None:
-        classes = sorted({int(label) for label in getattr(found[0], "labels", [])})
-    return _Sets(*found, len(classes))
+        classes = sorted({int(label) for label in getattr(whole, "labels", [])})
+    return _Sets(train, whole, test, len(classes))
 
 
 def _transforms(settings: DataSettings, channels: int, *, augment: bool = False) -> Callable[[Any], Any]:

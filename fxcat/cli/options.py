@@ -19,7 +19,7 @@ from fxcat.named_models import known_names
 MODEL = "MODEL"
 
 
-class ModelName(click.ParamType):
+class ModelName(click.types.StringParamType):
     """The name of a model, with completion."""
 
     name = "model"

@@ -17,7 +17,7 @@ from fxcat.errors import InputError, StorageError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]  # of Python 3.10 alone
 
 
 def read_settings(path: Path) -> Settings:

@@ -37,7 +37,18 @@ def layer_costs(net: GatedModule) -> tuple[LayerCost, ...]:
         amounts = sums.setdefault(layers[term.owner], [0.0] * 4)
         for i, amount in enumerate((term.macs * full, term.macs * left, term.params * full, term.params * left)):
             amounts[i] += amount
-    return tuple(LayerCost(name, *map(round, amounts)) for name, amounts in sums.items() if any(amounts))
+    return tuple(LayerCost(name, *map(round, sums[name])) for name in _in_order(net, list(sums)) if any(sums[name]))
+
+
+def _in_order(net: GatedModule, names: list[str]) -> list[str]:
+    """In the order of the model's parameters; ops that have none behind what comes before them."""
+    first = {name.rpartition(".")[0] or name: i for i, name in reversed(list(enumerate(net.recipe[-1].shapes)))}
+    places: dict[str, float] = {}
+    last = 0.0
+    for name in names:
+        last = first.get(name, last)
+        places[name] = last if name in first else last + 0.5
+    return sorted(names, key=lambda name: places[name])
 
 
 def _layers(structure: Structure) -> dict[str, str]:

@@ -9,11 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from fxcat.report.charts import Line, chart, spark
-from fxcat.report.record import Report
+from fxcat.report.facts import Facts
 from fxcat.training.history import History
 
 
-def page(report: Report) -> str:
+def page(report: Facts) -> str:
     """HTML. All texts in it are escaped."""
     environment = Environment(
         loader=PackageLoader("fxcat.report", ""),
@@ -45,7 +45,7 @@ def _share(part: float, whole: float) -> str:
     return f"{part / whole:.1%}" if whole else "–"
 
 
-def _cards(report: Report) -> list[tuple[str, str, str]]:
+def _cards(report: Facts) -> list[tuple[str, str, str]]:
     """The most important figures: what, how much, and beside what."""
     start, left = report.start, report.left
     cards = [
@@ -81,7 +81,7 @@ def _charts(history: History | None) -> list[Markup]:
     return found
 
 
-def _sparks(report: Report) -> dict[str, Markup]:
+def _sparks(report: Facts) -> dict[str, Markup]:
     """For every group and section how much of it there was, epoch by epoch."""
     if report.history is None:
         return {}
@@ -97,7 +97,7 @@ def _sparks(report: Report) -> dict[str, Markup]:
     }
 
 
-def _largest_rise(report: Report) -> float:
+def _largest_rise(report: Facts) -> float:
     """Of the loss, over all removals: the length of the longest bar."""
     found: Any = report.sensitivity
     rises = [] if found is None else [found.rise(r) for p in found.parts for r in p.removals]

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,7 +17,9 @@ from fxcat.choosing.select import smallest_cost
 from fxcat.errors import StorageError
 from fxcat.gated import GatedModule, check_gated
 from fxcat.records import Cost, Pinned
+from fxcat.report.facts import Facts, GroupResult, SectionResult
 from fxcat.report.layers import LayerCost, layer_costs
+from fxcat.report.page import page
 from fxcat.scores.sensitivity_result import Sensitivity
 from fxcat.structure_plot import section_macs
 from fxcat.training.history import History
@@ -28,49 +30,8 @@ PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True)
-class GroupResult:
-    """Units of a group at the start, and what is left of them; `macs`, `params`: what the group cost."""
-
-    name: str
-    units: int
-    left: int
-    macs: int
-    params: int
-
-
-@dataclass(frozen=True, slots=True)
-class SectionResult:
-    """MACs of a section at the start, and what is left. `worth`, `price`: in units of the loss, if training knows."""
-
-    name: str
-    macs: int
-    macs_left: int
-    is_open: bool
-    worth: float | None
-    price: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What became of a network. `results`: what was measured beside it, as text by its name; `settings`: how the run
-    was asked for, as text; `smallest`: the least that could be reached."""
-
-    title: str
-    start: Cost[int]
-    left: Cost[int]
-    smallest: Cost[int]
-    coverage: float
-    groups: tuple[GroupResult, ...]
-    sections: tuple[SectionResult, ...]
-    layers: tuple[LayerCost, ...]
-    pinned: tuple[Pinned, ...]
-    history: History | None = None
-    sensitivity: Sensitivity | None = None
-    results: Mapping[str, str] = field(default_factory=dict[str, str])
-    command: str | None = None
-    settings: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict[str, str])
-    made_at: str = ""
+class Report(Facts):
+    """What became of a network: what there is to say of it, as a page or a file."""
 
     @classmethod
     def of(
@@ -134,8 +95,6 @@ class Report:
 
         Raises `StorageError` if the path cannot be written.
         """
-        from fxcat.report.page import page
-
         file = as_path(path)
         try:
             file.write_text(page(self), encoding="utf-8")
