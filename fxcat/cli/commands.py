@@ -22,6 +22,7 @@ from fxcat.cli.tasks import (
     settled,
     target_of,
     with_images,
+    with_size,
 )
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
@@ -81,6 +82,7 @@ def prune(compensate: bool, batches: int, out: Path | None, quiet: bool, **optio
     if compensate and images is None:
         raise InputError("--compensate needs images", remedy="give --data")
     net = prepared(settings, sized=images is not None or settings.data.size is not None, verbose=not quiet)
+    settings = with_size(settings, net)
     folder = RunFolder.new(out, settings)
     some = None if images is None else images.some(batches)
     before = None if images is None else accuracy(net, images.validation)
@@ -114,6 +116,7 @@ def train(resume: bool, sensitive: bool, out: Path | None, quiet: bool, **option
     net = prepared(settings, sized=True, verbose=not quiet)
     asked = settings.train
     teacher = _teacher(asked, settings)
+    settings = with_size(settings, net)
     folder = RunFolder.new(out, settings, again=resume)
     if not quiet:
         click.echo(f"run: {folder.path}")

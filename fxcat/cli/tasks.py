@@ -57,6 +57,14 @@ def prepared(settings: Settings, *, sized: bool, verbose: bool) -> GatedModule:
     return net if settings.train.device is None else net.to(settings.train.device)
 
 
+def with_size(settings: Settings, net: GatedModule) -> Settings:
+    """The settings with the size of the images that a network was prepared for."""
+    described = net.recipe[0].example
+    shapes = [] if described is None else [shape for shape, *_ in described["tensors"].values()]
+    size = shapes[0][-1] if shapes and len(shapes[0]) == 4 else None
+    return replace(settings, data=replace(settings.data, size=size))
+
+
 def target_of(prune: PruneSettings) -> Target | None:
     """What size was asked for; None if none was."""
     if prune.flops is None and prune.params is None:

@@ -62,6 +62,9 @@ def test_from_inspect_to_export(run: Path, here: Path, capsys: pytest.CaptureFix
     assert net.start_cost.macs == macs
     text = told(capsys, "export", str(run), "--onnx", "small.onnx")
     assert re.search(r"small.onnx: 0.0\d MB, opset \d+, largest error [\d.]+e-0\d at batches 1, 4", text)
+    text = told(capsys, "export", str(run), "--folder", "published")
+    assert fxcat.load_folder("published", trust_source=True)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert "validation accuracy" in (here / "published" / "README.md").read_text(encoding="utf-8")
     text = told(capsys, "report", str(run), "--html", "again.html")
     assert "again.html" in text
     assert (here / "again.html").read_text(encoding="utf-8") == (run / "report.html").read_text(encoding="utf-8")
@@ -99,7 +102,8 @@ def test_prune_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "validation accuracy after" in text
     small = fxcat.load("runs/residual-1/network.safetensors", residual())
     assert torch.equal(small[-1][-1].bias, model[-1][-1].bias), "weights are those of the file"
-    text = told(capsys, "prune", NET, "--size", "8", "--quiet")
+    text = told(capsys, "prune", NET, "--quiet")
+    assert read_settings(here / "runs" / "residual-2" / "run.toml").data.size == 224, "as it was prepared"
     assert (here / "runs" / "residual-2" / "report.html").exists() and "accuracy" not in text
 
 

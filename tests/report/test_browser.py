@@ -39,7 +39,7 @@ for (const width of widths) {
   const frame = document.createElement('iframe');
   frame.style.cssText = `width:${width}px;height:900px;border:0`;
   frame.onload = () => {
-    const page = frame.contentDocument, all = [...page.querySelectorAll('main *')];
+    const page = frame.contentDocument, all = [...page.querySelectorAll('main :not(title)')];
     const own = e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim());
     const worst = Math.min(...all.filter(own).map(e => { const style = getComputedStyle(e);
       return contrast(e.namespaceURI.endsWith('svg') ? style.fill : style.color, behind(e)); }));
