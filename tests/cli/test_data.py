@@ -16,12 +16,12 @@ from fxcat.cli.settings import DataSettings
 
 
 def folder(root: Path, *parts: str, images: int = 10, classes: str = "ab") -> Path:
-    """Grey images, brighter from class to class."""
+    """Grey images, each brighter than the one before, by more than what converting them rounds away."""
     for part in parts:
         for number, name in enumerate(classes):
             (root / part / name).mkdir(parents=True)
             for i in range(images):
-                Image.new("L", (20, 16), 100 * number + i).save(root / part / name / f"{i}.png")
+                Image.new("L", (20, 16), 100 * number + 8 * i).save(root / part / name / f"{i}.png")
     return root
 
 
