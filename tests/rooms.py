@@ -18,7 +18,8 @@ ORDER = (
     *("fxcat.passes.compile", "fxcat.passes.verification", "fxcat.passes.each_step"),
     *("fxcat.exporters", "fxcat.exporters.source"),
     *("fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),
-    *("fxcat.data", "fxcat.scores", "fxcat.gate_training", "fxcat.training", "fxcat.integrations"),
+    *("fxcat.named_models", "fxcat.data", "fxcat.scores", "fxcat.gate_training", "fxcat.training"),
+    *("fxcat.integrations", "fxcat.report", "fxcat.hub", "fxcat.cli", "fxcat.__main__"),
 )
 """Each may import from those before it, and files of a folder from each other."""
 

@@ -145,6 +145,7 @@ def _open_gates(net: GatedModule) -> Generator[None, None, None]:
     vector = net.gate_vector
     theta = vector.theta
     before, needed, values = theta.detach().clone(), theta.requires_grad, vector.values
+    reached = vector.draws.reached
     try:
         with in_eval(net), torch.enable_grad():
             vector.train()  # the vector alone: it is differentiable in training only
@@ -154,3 +155,4 @@ def _open_gates(net: GatedModule) -> Generator[None, None, None]:
     finally:
         theta.requires_grad_(needed).data.copy_(before)
         vector.values = values
+        vector.draws.reached = reached  # nobody has trained the network

@@ -85,14 +85,9 @@ def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[tor
     """Checked scores, and the gates that have to close for the target, least score per cost first."""
     check_gated(net, "one_shot() or warm_start()")
     check_target(target)
-    scores = emphasized(net, _checked(net, scores), target.layers)
+    scores = emphasized(net, checked_scores(net, scores), target.layers)
     check_reachable(net, target)
-    _, gradients = cost_gradients(net, torch.ones_like(net.gate_vector.theta.detach()))
-    limited = [getattr(target, name) is not None for name in COSTS[: len(gradients)]]
-    price = gradients[torch.tensor(limited, device=gradients.device)].sum(0)
-    ratio = torch.where(price > 0, scores / price.clamp(min=1e-30), torch.inf)
-    ratio[kept_gates(net, scores)] = torch.inf
-    order = ratio.argsort(stable=True)[: int(ratio.isfinite().sum())]
+    order = closing_order(net, scores, target)
     wanted = wanted_of(net, target)
     last = order[: _cut(net, order, wanted)]
     while len(last) and bool(undercuts(_cost_without(net, last), wanted)):
@@ -102,6 +97,16 @@ def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[tor
             break
         order, last = others, others[: _cut(net, others, wanted)]
     return scores, last
+
+
+def closing_order(net: GatedModule, scores: torch.Tensor, target: Target) -> torch.Tensor:
+    """Numbers of the gates that may close, those with the least score per cost first; `target`: which costs count."""
+    _, gradients = cost_gradients(net, torch.ones_like(net.gate_vector.theta.detach()))
+    limited = [getattr(target, name) is not None for name in COSTS[: len(gradients)]]
+    price = gradients[torch.tensor(limited, device=gradients.device)].sum(0)
+    ratio = torch.where(price > 0, scores / price.clamp(min=1e-30), torch.inf)
+    ratio[kept_gates(net, scores)] = torch.inf
+    return ratio.argsort(stable=True)[: int(ratio.isfinite().sum())]
 
 
 def _cut(net: GatedModule, order: torch.Tensor, wanted: torch.Tensor) -> int:
@@ -121,7 +126,7 @@ def _cost_without(net: GatedModule, closed: torch.Tensor) -> torch.Tensor:
     return cost_fractions(net, setting)
 
 
-def _checked(net: GatedModule, scores: torch.Tensor) -> torch.Tensor:
+def checked_scores(net: GatedModule, scores: torch.Tensor) -> torch.Tensor:
     """Scores as doubles on the network's device, those of a group all different.
 
     Where scores are equal (the scales of an untrained network), every group shall lose the same share, not one all.

@@ -207,7 +207,7 @@ def _train(
             run.net.unfinished = None  # it has not begun
             raise
     done = len(run.history.epochs)
-    bar = Progress(steps * epochs, done * steps, enabled=progress and is_main())
+    bar = Progress(steps * epochs, done * steps, epochs=epochs, enabled=progress and is_main())
     with TensorBoard(log_dir if is_main() else None) as logs, bar:
         for epoch in range(done, epochs):
             record = run.epoch(epoch, bar)

@@ -71,14 +71,19 @@ class History:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
         file = as_path(path)
         try:
-            found = json.loads(file.read_text())
-            return cls([_record(e) for e in found["epochs"]], _of_type("shrunk_at", found["shrunk_at"], int | None))
+            return cls.of(json.loads(file.read_text()))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(
                 f"no history can be read: {type(error).__name__}: {error}",
                 where=str(path),
                 remedy="give a file that History.save wrote",
             ) from error
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> History:
+        """From the content of such a file. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        shrunk_at = _of_type("shrunk_at", content["shrunk_at"], int | None)
+        return cls([_record(e) for e in content["epochs"]], shrunk_at)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot accuracy (or loss) and cost over the epochs into an image file.

@@ -1,0 +1,1 @@
+"""The command `fxcat`: a thin layer over what the package offers, with settings in files and a folder per run."""

@@ -1,0 +1,133 @@
+"""The folder that a run leaves: what it was asked for, so that it can be repeated, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxcat.cli.data import image_size
+from fxcat.cli.models import channels_of, example_of, make_model
+from fxcat.cli.settings import Settings
+from fxcat.cli.toml_file import read_settings, write_settings
+from fxcat.errors import InputError, StorageError
+from fxcat.loading import load
+from fxcat.report.record import Report, versions
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Its files. `run.toml`: the settings, `run.json`: command and versions, `network.safetensors`: the small network,
+    `report.json` and `report.html`: what became of it, `checkpoints`: what an interrupted training goes on from."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "run.toml"
+
+    @property
+    def network_file(self) -> Path:
+        return self.path / "network.safetensors"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def settings(self) -> Settings:
+        """What the run was asked for. Raises `InputError` if this is no folder of a run."""
+        if not self.settings_file.is_file():
+            raise InputError(
+                f"{self.path} is no folder of a run: it has no {self.settings_file.name}",
+                remedy="give a folder that fxcat train or fxcat prune has made",
+            )
+        return read_settings(self.settings_file)
+
+    @classmethod
+    def new(cls, path: Path | None, settings: Settings, *, again: bool = False) -> RunFolder:
+        """A folder for a run, with its settings in it; without `path` a new one below `runs`. `again`: it may be one of
+        an earlier run. Raises `InputError` if it is and must not, `StorageError` if it cannot be made."""
+        folder = cls(path or _free(Path("runs"), settings.model.name))
+        if folder.settings_file.exists() and not again:
+            raise InputError(
+                f"{folder.path} has a run in it already", remedy="go on with it by --resume, or give another --out"
+            )
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"the folder cannot be made: {error}", where=str(folder.path)) from error
+        write_settings(settings, folder.settings_file)
+        facts = {"command": command(), "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions()}
+        folder.write("run.json", facts)
+        return folder
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file of JSON. Raises `StorageError`."""
+        try:
+            (self.path / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"it cannot be written: {error}", where=str(self.path / name)) from error
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The content of a file of JSON; None if there is none. Raises `StorageError`."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StorageError(f"it cannot be read: {error}", where=str(path)) from error
+
+    def put(self, report: Report) -> Path:
+        """Write a report as JSON and as a page, whose path is returned."""
+        report.save(self.report_file)
+        page = self.path / "report.html"
+        report.html(page)
+        return page
+
+    def dense(self, settings: Settings) -> nn.Module:
+        """The model as it was before, with the values that it is made with."""
+        example = example_of(settings.data, channels_of(settings.model)) if settings.model.bypasses else None
+        return make_model(settings.model, example, weights=False)
+
+    def small(self) -> nn.Module:
+        """The small network, in `eval()`."""
+        settings = self.settings
+        if not self.network_file.is_file():
+            raise InputError(
+                f"{self.path} has no {self.network_file.name}: its run has not ended",
+                remedy="go on with it by fxcat train --resume",
+            )
+        return load(self.network_file, self.dense(settings)).eval()
+
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of an example, (1, C, H, W)."""
+        settings = self.settings
+        size = image_size(settings.data)
+        return (1, channels_of(settings.model), size, size)
+
+
+def command() -> str:
+    """The command as it was given."""
+    return shlex.join(["fxcat", *sys.argv[1:]])
+
+
+def _free(parent: Path, name: str) -> Path:
+    """The first that is free of name-1, name-2, …"""
+    stem = re.sub(r"[^\w.-]+", "-", name.rpartition(":")[2]) or "run"
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"

@@ -1,0 +1,82 @@
+"""What a run is asked for: one record per part, which is options of the command and a table of a TOML file alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _says(text: str, flag: str | None = None) -> dict[str, str | None]:
+    """What `--help` says; `flag`: the option of a setting, if that is not its own name."""
+    return {"help": text, "flag": flag}
+
+
+def _setting(default: Any, text: str, *, flag: str | None = None) -> Any:
+    return field(default=default, metadata=_says(text, flag))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which model, and its weights."""
+
+    name: str = _setting("", "a torchvision or timm model, or package.module:function", flag="MODEL")
+    classes: int | None = _setting(None, "how many classes it tells apart; by default those of the data")
+    pretrained: bool = _setting(False, "with the weights of its package, which may download them")
+    weights: str | None = _setting(None, "a file with its state_dict")
+    arguments: dict[str, Any] = field(
+        default_factory=dict[str, Any],
+        metadata=_says("another argument of what makes it, such as image_size=32", "--arg"),
+    )
+    bypasses: bool = _setting(False, "give a plain network residual bypasses, so that its layers can go")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Which images."""
+
+    name: str | None = _setting(
+        None, "digits (comes with scikit-learn), a folder of images, or a data set of torchvision", flag="--data"
+    )
+    root: str = _setting("data", "where data sets of torchvision lie", flag="--data-root")
+    download: bool = _setting(False, "let torchvision download the data set")
+    size: int | None = _setting(None, "height and width of the images")
+    batch_size: int = _setting(64, "images in a batch")
+    augment: bool = _setting(True, "crop and flip training images at random")
+    workers: int = _setting(0, "processes that load images")
+
+
+@dataclass(frozen=True, slots=True)
+class PruneSettings:
+    """How small, and what may go."""
+
+    flops: float | None = _setting(None, "share of the FLOPs to keep")
+    params: float | None = _setting(None, "share of the parameters to keep")
+    layers: float = _setting(0.5, "layers versus units: above 0.5 whole layers go sooner")
+    gates: str = _setting("units+layers", "what may go: units+layers, units or layers")
+    policy: str = _setting("bernoulli", "how training decides: bernoulli or ratio")
+    round_to: int = _setting(1, "leave multiples of so many channels")
+    ignore: list[str] = field(default_factory=list[str], metadata=_says("a module that stays as it is"))
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """The training loop."""
+
+    epochs: int = _setting(20, "epochs, of which the first 55 % have gates")
+    lr: float = _setting(0.05, "learning rate of SGD with Nesterov momentum and cosine annealing")
+    clip_norm: float | None = _setting(None, "largest norm of the gradients")
+    teacher: str | None = _setting(None, "learn from a teacher too: 'self' (the network as it begins) or a model")
+    teacher_weights: str | None = _setting(None, "a file with the state_dict of a teacher that is a model")
+    bfloat16: bool = _setting(False, "mixed precision")
+    device: str | None = _setting(None, "such as cpu or cuda; by default a GPU if there is one")
+    seed: int = _setting(0, "of all random numbers")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of them."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    prune: PruneSettings = field(default_factory=PruneSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)

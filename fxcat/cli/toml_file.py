@@ -1,0 +1,98 @@
+"""Settings as a TOML file, and back."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from fxcat.cli.settings import Settings
+from fxcat.errors import InputError, StorageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]  # of Python 3.10 alone
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a file; what it does not say is as usual. Raises `StorageError` and `InputError`."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"no settings can be read: {error}", where=str(path)) from error
+    return with_values(Settings(), content, str(path))
+
+
+def with_values(settings: Settings, content: Mapping[str, Any], where: str | None = None) -> Settings:
+    """The settings with other values, `content`: table → name → value. Raises `InputError` for unknown names, and
+    values of another type."""
+    parts = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    for table, values in content.items():
+        _check_known(table, parts, "table", where)
+        if not isinstance(values, Mapping):
+            raise InputError(f"{table} is no table", where=where, remedy=f"write [{table}] and its settings below")
+        hints = get_type_hints(type(parts[table]))
+        found: dict[str, Any] = {}
+        for name, value in values.items():  # pyright: ignore[reportUnknownVariableType]
+            _check_known(str(name), hints, f"setting of [{table}]", where)  # pyright: ignore[reportUnknownArgumentType]
+            if not _fits(value, hints[name]):
+                raise InputError(
+                    f"{table}.{name} = {value!r} is of another type", where=where, remedy=f"give {_said(hints[name])}"
+                )
+            found[str(name)] = value  # pyright: ignore[reportUnknownArgumentType]
+        parts[table] = replace(parts[table], **found)
+    return Settings(**parts)
+
+
+def write_settings(settings: Settings, path: Path) -> None:
+    """Write all settings, those that are as usual too: what is usual may change. Raises `StorageError`."""
+    lines: list[str] = []
+    for part in fields(settings):
+        record = getattr(settings, part.name)
+        values = {f.name: getattr(record, f.name) for f in fields(record)}
+        lines += [f"[{part.name}]", *(f"{n} = {_toml(v)}" for n, v in values.items() if v is not None), ""]
+    try:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"settings cannot be written: {error}", where=str(path)) from error
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + " }" if value else "{}"  # pyright: ignore
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"  # pyright: ignore[reportUnknownArgumentType]
+    return repr(value)
+
+
+def _check_known(name: str, known: Mapping[str, Any], kind: str, where: str | None) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise InputError(f"there is no {kind} {name!r}", where=where, remedy=remedy)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    kind = get_origin(kind) or kind
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _said(kind: Any) -> str:
+    kinds = [k for k in get_args(kind) or (kind,) if k is not type(None)]
+    kind = get_origin(kind) if get_origin(kind) in (list, dict) else kinds[0]
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+    return names.get(kind, "a table")

@@ -1,0 +1,90 @@
+"""What a published folder says of itself: its `config.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fxcat.checks import as_path, check_instance
+from fxcat.errors import InputError, StorageError
+from fxcat.version import __version__
+
+KIND = "fxcat-folder-1"
+CONFIG, NETWORK, ONNX, CARD, REPORT = "config.json", "model.safetensors", "model.onnx", "README.md", "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What made the model that was prepared: arguments of `fxcat.named_model`. `bypasses`: it was given residual
+    bypasses by `add_bypasses`, for inputs of shape `input_shape`."""
+
+    name: str
+    classes: int | None = None
+    arguments: Mapping[str, Any] | None = None
+    bypasses: bool = False
+
+    def __post_init__(self) -> None:
+        check_instance(self.name, str, "Architecture(name)")
+        try:
+            json.dumps(dict(self.arguments or {}))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"Architecture(arguments) are no plain data: {error}", remedy="give numbers, texts and lists of them"
+            ) from error
+
+    @property
+    def is_code(self) -> bool:
+        """Whether making it imports a module that the folder names, rather than one of torchvision or timm."""
+        return self.name.rpartition(":")[0] not in ("", "torchvision", "timm")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`input_shape`: of an example. `macs`, `params`: of the small network, and of the model it was made from."""
+
+    architecture: Architecture | None
+    input_shape: tuple[int, ...] | None
+    params: int
+    macs: int | None = None
+    start_params: int | None = None
+    start_macs: int | None = None
+    fxcat_version: str = __version__
+
+    def write(self, path: Path) -> None:
+        """Raises `StorageError` if the path cannot be written."""
+        try:
+            path.write_text(json.dumps({"kind": KIND, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"the folder cannot be written: {error}", where=str(path)) from error
+
+
+def read_config(folder: Any) -> Config:
+    """Raises `StorageError` for what is no such folder, and for one of another version."""
+    path = as_path(folder) / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind = content.pop("kind")
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise StorageError(
+            f"this is no folder of save_folder: {type(error).__name__}: {error}",
+            where=str(path),
+            remedy=f"give a folder that has a {CONFIG} and a {NETWORK}",
+        ) from error
+    if kind != KIND:
+        raise StorageError(
+            f"the folder is of the kind {kind!r}, which this version of fxcat ({__version__}) does not know",
+            where=str(path),
+            remedy="use the version of fxcat that wrote it, or a newer one",
+        )
+    try:
+        architecture, shape = content.pop("architecture"), content.pop("input_shape")
+        return Config(
+            None if architecture is None else Architecture(**architecture),
+            None if shape is None else tuple(int(size) for size in shape),
+            **content,
+        )
+    except (TypeError, ValueError, KeyError, InputError) as error:
+        raise StorageError("the folder's description lacks a part, or has one too many", where=str(path)) from error

@@ -1,0 +1,1 @@
+"""What became of a network, as a page to look at and a file to read."""

@@ -1,0 +1,137 @@
+"""`Report`: what became of a network, as plain records; a JSON file, or a page."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fxcat.checks import as_path, check_instance
+from fxcat.choosing.select import smallest_cost
+from fxcat.errors import StorageError
+from fxcat.gated import GatedModule, check_gated
+from fxcat.records import Cost, Pinned
+from fxcat.report.facts import Facts, GroupResult, SectionResult
+from fxcat.report.layers import LayerCost, layer_costs
+from fxcat.report.page import page
+from fxcat.scores.sensitivity_result import Sensitivity
+from fxcat.structure_plot import section_macs
+from fxcat.training.history import History
+from fxcat.version import __version__
+
+KIND = "fxcat-report-1"
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Facts):
+    """What became of a network: what there is to say of it, as a page or a file."""
+
+    @classmethod
+    def of(
+        cls,
+        net: GatedModule,
+        *,
+        title: str | None = None,
+        history: History | None = None,
+        sensitivity: Sensitivity | None = None,
+        results: Mapping[str, str] | None = None,
+        command: str | None = None,
+        settings: str | None = None,
+    ) -> Report:
+        """Of a network that was prepared, or pruned, or trained. Raises `InputError` for anything else."""
+        check_gated(net, "Report.of()")
+        check_instance(history, History, "history", optional=True)
+        check_instance(sensitivity, Sensitivity, "sensitivity", optional=True)
+        live, start = net.live_units(), net.start_structure
+        return cls(
+            title or type(net.network).__name__,
+            net.start_cost,
+            net.hard_cost(),
+            smallest_cost(net),
+            start.coverage,
+            tuple(GroupResult(g.name, g.units, live[g.name], g.macs, g.params) for g in start.groups),
+            tuple(_sections(net)),
+            layer_costs(net),
+            start.pinned,
+            history,
+            sensitivity,
+            dict(results or {}),
+            command,
+            settings,
+            versions(),
+            datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON. Raises `StorageError` if the path cannot be written."""
+        file = as_path(path)
+        try:
+            file.write_text(json.dumps({"kind": KIND, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"the report cannot be written: {error}", where=str(path)) from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Report:
+        """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
+        file = as_path(path)
+        try:
+            return _read(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"no report can be read: {type(error).__name__}: {error}",
+                where=str(path),
+                remedy="give a file that Report.save of this version wrote",
+            ) from error
+
+    def html(self, path: str | os.PathLike[str]) -> None:
+        """Write one page that needs nothing else: no script, no font, no connection.
+
+        Raises `StorageError` if the path cannot be written.
+        """
+        file = as_path(path)
+        try:
+            file.write_text(page(self), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"the report cannot be written: {error}", where=str(path)) from error
+
+
+def versions() -> dict[str, str]:
+    """Of what computed, as far as it is installed."""
+    found = {"fxcat": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {**found, "Python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def _sections(net: GatedModule) -> list[SectionResult]:
+    live, sections, appraisal = net.live_units(), net.start_structure.sections, net.appraisal
+    first = len(appraisal.worth) - len(sections)
+    found: list[SectionResult] = []
+    for number, (section, left) in enumerate(zip(sections, section_macs(net), strict=True)):
+        worth, price = (float(part[first + number]) for part in (appraisal.worth, appraisal.price))
+        known = (worth, price) if math.isfinite(worth) else (None, None)
+        found.append(SectionResult(section.name, section.macs, round(left), bool(live[section.name]), *known))
+    return found
+
+
+def _read(content: dict[str, Any]) -> Report:
+    if content.pop("kind") != KIND:
+        raise ValueError("another kind of file")
+    content |= {name: Cost(**content[name]) for name in ("start", "left", "smallest")}
+    kinds: dict[str, Any] = {"groups": GroupResult, "sections": SectionResult, "layers": LayerCost, "pinned": Pinned}
+    content |= {name: tuple(kind(**row) for row in content[name]) for name, kind in kinds.items()}
+    if content["history"] is not None:
+        content["history"] = History.of(content["history"])
+    if content["sensitivity"] is not None:
+        content["sensitivity"] = Sensitivity.of(content["sensitivity"])
+    return Report(**content)

@@ -1,0 +1,182 @@
+"""The command: the whole way on a small net, what a run leaves, repeated runs, exit codes and messages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_nets import residual
+
+import fxcat
+from fxcat.cli.main import main
+from fxcat.cli.toml_file import read_settings
+
+NET = "command_nets:residual"
+SMALL = ["--data", "digits", "--size", "8", "--batch-size", "128"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # the command adds it, and it is gone afterwards
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """What a command prints."""
+    capsys.readouterr()
+    found = main(list(arguments))
+    shown = capsys.readouterr()
+    assert found == code, shown.out + shown.err
+    return shown.out + shown.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs."""
+    folder = tmp_path_factory.mktemp("run") / "a"
+    size = ["--epochs", "2", "--flops", "0.6", "--lr", "0.1", "--sensitivity", "--quiet"]
+    assert main(["train", NET, *SMALL, *size, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_from_inspect_to_export(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(
+        capsys, "inspect", NET, *SMALL, "--sensitivity", "--batches", "1", "--flops", "0.6", "--report", "i.html"
+    )
+    assert "smallest reachable" in text and "can be met" in text and "growth of the loss" in text
+    assert "Sensitivity" in (here / "i.html").read_text(encoding="utf-8")
+    assert {p.name for p in run.iterdir()} == {
+        *("run.toml", "run.json", "history.json", "network.safetensors", "report.json", "report.html", "checkpoints"),
+    }
+    small = fxcat.load(run / "network.safetensors", residual())
+    macs = json.loads((run / "report.json").read_text())["left"]["macs"]
+    net = fxcat.prepare(small, torch.zeros(1, 1, 8, 8), verbose=False)
+    assert net.start_cost.macs == macs
+    text = told(capsys, "export", str(run), "--onnx", "small.onnx")
+    assert re.search(r"small.onnx: 0.0\d MB, opset \d+, largest error [\d.]+e-0\d at batches 1, 4", text)
+    text = told(capsys, "export", str(run), "--folder", "published")
+    assert fxcat.load_folder("published", trust_source=True)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert "validation accuracy" in (here / "published" / "README.md").read_text(encoding="utf-8")
+    text = told(capsys, "report", str(run), "--html", "again.html")
+    assert "again.html" in text
+    assert (here / "again.html").read_text(encoding="utf-8") == (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_bench(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "bench", str(run), "--repeats", "3")
+    assert re.search(r"dense .* \d+\.\d\d .*\n.*small .* \d+\.\d\d ", text) and "times as fast" in text
+    assert "ONNX Runtime, CPU, batch 1" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_is_repeated_from_its_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "train", "--config", str(run / "run.toml"), "--out", "again", "--quiet")
+    again, first = (fxcat.load(f / "network.safetensors", residual()) for f in (here / "again", run))
+    for (name, one), (_, other) in zip(again.state_dict().items(), first.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+    assert read_settings(here / "again" / "run.toml") == read_settings(run / "run.toml")
+
+
+def test_a_run_goes_on(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told(capsys, "train", "--config", str(run / "run.toml"), "--out", "b", "--quiet", "--epochs", "1")
+    text = told(capsys, "train", "--config", str(run / "run.toml"), "--out", "b", code=1)
+    assert "has a run in it already" in text and "--resume" in text
+    text = told(capsys, "train", "--resume", "--out", "b", "--epochs", "2")
+    assert len(re.findall(r"^epoch ", text, re.MULTILINE)) == 1, "one more"
+    assert len(fxcat.History.load(here / "b" / "history.json").epochs) == 2
+
+
+def test_prune_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = residual()
+    torch.save({"state_dict": {f"module.{n}": t for n, t in model.state_dict().items()}}, "w.pt")
+    text = told(capsys, "prune", NET, "--weights", "w.pt", *SMALL, "--flops", "0.7", "--batches", "1")
+    found = re.search(r"^([\d.]+)% of the MACs \(", text, re.MULTILINE)
+    assert found and 65 < float(found[1]) <= 70
+    assert "validation accuracy after" in text
+    small = fxcat.load("runs/residual-1/network.safetensors", residual())
+    assert torch.equal(small[-1][-1].bias, model[-1][-1].bias), "weights are those of the file"
+    text = told(capsys, "prune", NET, "--quiet")
+    assert read_settings(here / "runs" / "residual-2" / "run.toml").data.size == 224, "as it was prepared"
+    assert (here / "runs" / "residual-2" / "report.html").exists() and "accuracy" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["inspect", "resnet1O8"], 1, "no model is named 'resnet1O8'"),
+        (["inspect", "no_such_package.nets:made"], 1, "there is no module 'no_such_package'"),
+        (["inspect", "command_nets:missing"], 1, "command_nets has no 'missing'"),
+        (["inspect", "command_nets:nothing"], 1, "is no function"),
+        (["inspect", "command_nets:broken"], 1, "RuntimeError: out of order"),
+        (["inspect", NET, "--arg", "depth=3"], 1, "cannot be made with {'depth': 3}"),
+        (["inspect", NET, "--arg", "depth"], 1, "is no NAME=VALUE"),
+        (["inspect", NET, "--pretrained"], 1, "has no pretrained weights"),
+        (["inspect", NET, "--weights", "none.pt"], 1, "no weights can be read"),
+        (["inspect", NET, "--gates", "channels"], 1, "choose one of"),
+        (["inspect"], 1, "no model is named"),
+        (["inspekt"], 2, "No such command"),
+        (["train", NET, "--epochs", "many"], 2, "not a valid integer"),
+        (["train", NET, "--resume"], 1, "give --out"),
+        (["train", NET, "--data", "nowhere"], 1, "no folder and no data set 'nowhere'"),
+        (["train", NET, "--data", "cifar10"], 1, "--download"),
+        (["train", NET, *SMALL, "--flops", "1.5"], 1, "outside (0, 1]"),
+        (["train", NET, *SMALL, "--batch-size", "5000"], 1, "less than a batch"),
+        (["train", "torchvision:no_net"], 1, "torchvision has no model"),
+        (["train", "timm:hf-hub:somebody/net"], 1, "there is no module"),
+        (["export", "."], 1, "no folder of a run"),
+        (["prune", NET, "--compensate"], 1, "give --data"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = told(capsys, *arguments, code=code)
+    assert said in text and "Traceback" not in text
+
+
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "--debug", "inspect", "command_nets:missing", code=1)
+    assert "Traceback" in text and "named_models.py" in text
+
+
+def test_a_fault_of_fxcat_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr("fxcat.cli.commands.prepared", fail)
+    text = told(capsys, "inspect", NET, code=3)
+    assert "RuntimeError: lost" in text and "--debug" in text and "Traceback" not in text
+
+
+def test_settings_of_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "s.toml").write_text(
+        '[model]\nname = "command_nets:residual"\narguments = { width = 4 }\n[prune]\nflops = 0.5\n'
+    )
+    text = told(capsys, "inspect", "--config", "s.toml", "--size", "8")
+    assert "Target(flops=0.5" in text and re.search(r"0\.0 +│ +4 ", text)
+    for content, said in (
+        ("[train]\nepoch = 3", "did you mean 'epochs'"),
+        ("[trian]\nepochs = 3", "did you mean 'train'"),
+        ("[train]\nepochs = 3.5", "give a whole number"),
+        ("[train\n", "no settings can be read"),
+        ("model = 3", r"write [model]"),
+    ):
+        (here / "s.toml").write_text(content)
+        assert said in told(capsys, "train", "--config", "s.toml", code=1)
+
+
+def test_completion(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "_FXCAT_COMPLETE=bash_complete" in told(capsys, "completion", "bash")
+    monkeypatch.setenv("_FXCAT_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "fxcat inspect resnet1")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit):
+        main([])
+    assert "plain,resnet18" in capsys.readouterr().out.split()

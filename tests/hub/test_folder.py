@@ -1,0 +1,146 @@
+"""The hub folder: another process loads it, it holds no figure that nobody measured, and nothing runs unasked."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_nets import residual
+
+import fxcat
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+RESNET = fxcat.Architecture("torchvision:resnet18", classes=4)
+
+
+def pruned(model: torch.nn.Module, example: torch.Tensor = EXAMPLE) -> tuple[torch.nn.Module, fxcat.Report]:
+    net = fxcat.prepare(model, example, verbose=False)
+    fxcat.one_shot(net, fxcat.importance.norm_scale(net), target=fxcat.Target(flops=0.3))
+    return fxcat.finalize(net).eval(), fxcat.Report.of(net, command="fxcat prune resnet18")
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[torch.nn.Module, fxcat.Report]:
+    torch.manual_seed(0)
+    return pruned(fxcat.named_model("resnet18", classes=4))
+
+
+@pytest.fixture(scope="module")
+def folder(small: tuple[torch.nn.Module, fxcat.Report], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hub") / "small"
+    results = {"accuracy on what | I have": "76.1 %"}
+    fxcat.save_folder(small[0], path, architecture=RESNET, report=small[1], results=results, license="apache-2.0")
+    return path
+
+
+def test_another_process_loads_it(folder: Path, small: tuple[torch.nn.Module, fxcat.Report], tmp_path: Path) -> None:
+    x = torch.rand(2, 3, 32, 32)
+    torch.save({"x": x, "y": small[0](x)}, tmp_path / "pair.pt")
+    code = (
+        "import sys, torch, fxcat\n"
+        "pair = torch.load(sys.argv[2])\n"
+        "net = fxcat.load_folder(sys.argv[1])\n"
+        "assert not net.training and torch.equal(net(pair['x']), pair['y'])\n"
+    )
+    subprocess.run([sys.executable, "-c", code, folder, tmp_path / "pair.pt"], check=True)
+
+
+def test_the_card_has_the_figures_that_were_measured_and_no_others(
+    folder: Path, small: tuple[torch.nn.Module, fxcat.Report]
+) -> None:
+    network, report = small
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: fxcat\n") and 'license: "apache-2.0"' in card
+    assert r"| accuracy on what \| I have | 76.1 % |" in card
+    params = sum(p.numel() for p in network.parameters())
+    figures = set(re.findall(r"\d[\d,]{4,}", card))
+    known = (params, report.start.params, report.left.macs, report.start.macs)
+    assert figures == {f"{n:,}" for n in known}
+    shares = {f"{report.left.macs / report.start.macs:.1%}", f"{params / report.start.params:.1%}"}
+    assert set(re.findall(r"[\d.]+%", card)) == shares
+    fxcat.save_folder(network, folder.parent / "bare")
+    bare = (folder.parent / "bare" / "README.md").read_text(encoding="utf-8")
+    assert "Measured" not in bare and "%" not in bare and "load_folder(folder, model)" in bare
+
+
+def test_with_onnx(tmp_path: Path) -> None:
+    network, _ = pruned(residual(), torch.zeros(1, 1, 8, 8))
+    fxcat.save_folder(network, tmp_path, input_shape=(1, 1, 8, 8), onnx=True)
+    import onnxruntime as ort
+
+    x = torch.rand(3, 1, 8, 8)
+    session: Any = ort.InferenceSession(tmp_path / "model.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), network(x), rtol=1e-4, atol=1e-5)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "size of model.onnx" in card and "largest difference of model.onnx" in card
+    assert isinstance(fxcat.load_folder(tmp_path, residual()), torch.nn.Sequential)
+    fxcat.save_folder(network, tmp_path)
+    assert not (tmp_path / "model.onnx").exists(), "of the network before"
+
+
+def test_code_runs_only_if_it_is_trusted(tmp_path: Path) -> None:
+    network, _ = pruned(residual(width=8), torch.zeros(1, 1, 8, 8))
+    made = fxcat.Architecture("command_nets:residual", arguments={"width": 8})
+    fxcat.save_folder(network, tmp_path, architecture=made)
+    with pytest.raises(fxcat.InputError, match="command_nets:residual has to be imported"):
+        fxcat.load_folder(tmp_path)
+    x = torch.rand(1, 1, 8, 8)
+    for loaded in (fxcat.load_folder(tmp_path, trust_source=True), fxcat.load_folder(tmp_path, residual(8))):
+        assert torch.equal(loaded(x), network(x))
+
+
+def changed(folder: Path, to: Path, **values: Any) -> Path:
+    """A copy whose description says something else."""
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    content = json.loads((folder / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**content, **values}))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "said"),
+    [
+        ({"kind": "fxcat-folder-2"}, fxcat.StorageError, "does not know"),
+        ({"more": 1}, fxcat.StorageError, "one too many"),
+        ({"architecture": {"name": "resnet34", "classes": 4}}, fxcat.InputError, "another model"),
+        ({"architecture": {"name": "timm:hf-hub:a/b"}}, fxcat.InputError, "has to be imported"),
+        ({"architecture": {"name": "resnet18", "arguments": {"weights": "DEFAULT"}}}, fxcat.InputError, "load weights"),
+        (
+            {"architecture": {"name": "timm:resnet18", "arguments": {"pretrained": True}}},
+            fxcat.InputError,
+            "load weights",
+        ),
+        ({"architecture": None}, fxcat.InputError, "does not say"),
+    ],
+)
+def test_folders_that_are_refused(
+    values: dict[str, Any], kind: type[fxcat.FxcatError], said: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=said):
+        fxcat.load_folder(changed(folder, tmp_path / "other", **values))
+
+
+def test_mistakes(small: tuple[torch.nn.Module, fxcat.Report], tmp_path: Path) -> None:
+    network, report = small
+    other, _ = pruned(residual(), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(fxcat.InputError, match="input_shape"):
+        fxcat.save_folder(network, tmp_path / "a", onnx=True)
+    with pytest.raises(fxcat.InputError, match="the report is of a network with"):
+        fxcat.save_folder(other, tmp_path / "a", report=report)
+    fxcat.save_folder(other, tmp_path / "b")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+    with pytest.raises(fxcat.InputError, match="finalize"):
+        fxcat.save_folder(residual(), tmp_path / "b")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+    with pytest.raises(fxcat.StorageError, match="no folder of save_folder"):
+        fxcat.load_folder(tmp_path / "a")
