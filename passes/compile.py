@@ -18,7 +18,7 @@ from fxcat.errors import CaptureError, InputError, NothingToPruneError, PlanErro
 from fxcat.gated import GatedModule
 from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel
-from fxcat.network.gates import type_of_gates
+from fxcat.network.gates import SAMPLES, type_of_gates
 from fxcat.network.latency import TimedOp
 from fxcat.network.module_state import shapes_of
 from fxcat.network.origin import Left, named_tensors
@@ -147,7 +147,7 @@ class Compiled(Program):
 
     def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
         twin = meta_twin(network)
-        _remove_gates(twin, self)
+        remove_gates(twin, self.gatings)
         return timed_ops(self.analysis, twin, batch)
 
     def plan(self, network: nn.Module, units: torch.Tensor, sections: torch.Tensor, *, final: bool = False) -> Plan:

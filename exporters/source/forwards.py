@@ -24,9 +24,8 @@ from fxcat.passes.codegen.signatures import signature_of
 from fxcat.passes.codegen.statements import is_of_sizes
 from fxcat.passes.codegen.ways import split_phases
 from fxcat.passes.graph.arguments import thaw
-from fxcat.passes.graph.invocations import PATTERN
+from fxcat.passes.graph.meta import HOOKED, PATTERN, value_of
 from fxcat.passes.graph.nested import CONSTANTS, Slot, map_leaves
-from fxcat.passes.rules.table import HOOKED
 
 Graphs = tuple[fx.Graph, ...]
 """What a module does in inference and, if that differs, in training."""
@@ -87,7 +86,7 @@ def _add_layer(found: Forwards, root: nn.Module, path: str, node: fx.Node) -> No
     if path in found.layers or path in found.graphs:
         return
     module = root.get_submodule(path)
-    if HOOKED in node.meta:
+    if HOOKED.has(node):
         raise ExportError(
             f"a {type(module).__name__} has hooks, which have no source form",
             where=path,
@@ -102,7 +101,7 @@ def _add_layer(found: Forwards, root: nn.Module, path: str, node: fx.Node) -> No
 
 
 def _example(leaf: Any) -> Any:
-    return leaf.meta["value"] if isinstance(leaf, fx.Node) else leaf
+    return value_of(leaf) if isinstance(leaf, fx.Node) else leaf
 
 
 def _captured(module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
@@ -178,7 +177,7 @@ def _needed_parameters(root: nn.Module, path: str, graphs: Graphs) -> list[str]:
     signature = _signature(root, path)
     written = [] if signature is None else [_STARS.get(p.kind, "") + n for n, p in signature.parameters.items()]
     for name in sorted(holders, key=lambda n: written.index(n) if n in written else -1):
-        constant = isinstance(holders[name][0].meta.get(PATTERN, Slot(0)), CONSTANTS)
+        constant = isinstance(PATTERN.get(holders[name][0], Slot(0)), CONSTANTS)
         if any(n.users for n in holders[name]) or not (path or constant):
             found.append(name)
     return found

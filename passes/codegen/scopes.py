@@ -111,7 +111,7 @@ class Folder:
         args, kwargs = pack(outer.graph, (call.arguments, dict(call.keywords or {})), values)
         called = outer.graph.create_node("call_module", scope.path[len(outer.path) : -1], args, kwargs)
         if isinstance(call.result, tuple | list):
-            called.meta["value"] = tuple(None if n is None else n.meta.get("value") for n in border.results)
+            VALUE.set(called, tuple(None if n is None else VALUE.get(n) for n in border.results))
         for result, value in zip(border.results, self._taken(outer, called, call.result), strict=True):
             if result is not None:
                 outer.nodes.setdefault(result, value)

@@ -198,7 +198,7 @@ def names_of_values(count: int) -> set[str]:
 
 def _is_several(node: fx.Node) -> bool:
     """Whether a value is a container of others."""
-    return isinstance(node.meta.get("value"), tuple | list | dict)
+    return isinstance(VALUE.get(node), tuple | list | dict)
 
 
 def _tells(node: fx.Node) -> bool:

@@ -57,7 +57,9 @@ class MetaKey(Generic[T]):
 
 # Of any node ------------------------------------------------------------------------------------------------------
 
-VALUE: MetaKey[Any] = MetaKey("value", "capture", "rules.execute", "nodes", "analysis.tables", "gating")
+VALUE: MetaKey[Any] = MetaKey(
+    "value", "capture", "rules.execute", "nodes", "analysis.tables", "gating", "codegen.scopes"
+)
 """The example value: what the node computes from the example inputs, on the meta device where it is a tensor. Every
 node but the output has one: whoever adds a node gives it. All analyses and rules read it, by `value_of`."""
 

@@ -17,6 +17,7 @@ from torch import fx, nn
 from fxcat.network.cost_model import Axis
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.copy_model import meta_twin
+from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.table import module_rule
 
 Sizes: TypeAlias = "tuple[int | Axis, ...]"
@@ -85,7 +86,7 @@ class OneOp(nn.Module):
 
 
 def _empty(node: fx.Node, sizes: Sizes, widths: Mapping[int, int]) -> torch.Tensor:
-    return torch.empty(_shape(sizes, widths), dtype=node.meta["value"].dtype, device="meta")
+    return torch.empty(_shape(sizes, widths), dtype=value_of(node).dtype, device="meta")
 
 
 def _shape(sizes: Sizes, widths: Mapping[int, int]) -> list[int]:

@@ -17,6 +17,7 @@ from fxcat.network.cost_model import Axis, Holding
 from fxcat.network.latency import Instance, TimedOp
 from fxcat.passes.analysis.costing import Axes, Context, own_tensors, parameter_axes, section_contexts
 from fxcat.passes.analysis.sections import constant_nodes
+from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.timing.instances import Parts, Sizes, build
@@ -82,7 +83,7 @@ class _Finder:
     def _takes_time(self, node: fx.Node) -> bool:
         if node not in self._analysis.inference or node in self._constants or not node.op.startswith("call"):
             return False
-        value = node.meta["value"]
+        value = value_of(node)
         if isinstance(value, torch.Tensor):
             return value.numel() > 0 and not _is_view(node)
         return isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value)
@@ -96,7 +97,7 @@ class _Finder:
         norm = isinstance(self._analysis.flow.rules.get(user), BatchNorm | BatchNormFunction | Elementwise)
         alone = [i for i in user.all_input_nodes if i not in self._constants] == [node]
         alone = alone and list(user.all_input_nodes).count(node) == 1 and user not in self._joined
-        same = user.meta["value"].shape == node.meta["value"].shape if _is_tensor(user) and _is_tensor(node) else False
+        same = value_of(user).shape == value_of(node).shape if _is_tensor(user) and _is_tensor(node) else False
         return user if norm and alone and same and self._uses(user) == self._uses(node) else None
 
     def _parts(self, chain: tuple[fx.Node, ...]) -> Parts:
@@ -149,15 +150,15 @@ class _Finder:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("value"), torch.Tensor)
+    return isinstance(VALUE.get(node), torch.Tensor)
 
 
 def _is_view(node: fx.Node) -> bool:
     """Whether a value is a part of a tuple, or has the elements of the one tensor that it is made of in their order."""
-    sources = [i for i in node.all_input_nodes if not isinstance(i.meta.get("value"), int | float | bool)]
+    sources = [i for i in node.all_input_nodes if not isinstance(VALUE.get(i), int | float | bool)]
     if len(sources) != 1:
         return False
-    before, value = sources[0].meta["value"], node.meta["value"]
+    before, value = value_of(sources[0]), value_of(node)
     if not isinstance(before, torch.Tensor):
         return getattr(node.target, "__name__", "") == "getitem"
     name = str(getattr(node.target, "__name__", node.target))
@@ -207,7 +208,7 @@ def _shown(sizes: Sizes, letters: Mapping[int, str]) -> str:
 
 def _argument(argument: Any, shown: Mapping[fx.Node, str]) -> str:
     if isinstance(argument, fx.Node):
-        return shown.get(argument, "·" if _is_tensor(argument) else str(argument.meta.get("value")))
+        return shown.get(argument, "·" if _is_tensor(argument) else str(VALUE.get(argument)))
     if isinstance(argument, tuple | list):
         return f"({', '.join(_argument(a, shown) for a in argument)})"  # pyright: ignore[reportUnknownVariableType]
     return str(argument)
