@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from fxcat.checks import check_module
-from fxcat.errors import InputError, located
+from fxcat.errors import FxcatError, InputError, StorageError, located
 from fxcat.gated import GatedModule
 from fxcat.network.module_state import shapes_of
 from fxcat.network.origin import KeptIndices
-from fxcat.network.recipe import Stage, attached, check_gates, check_shapes, make_example, parse
+from fxcat.network.recipe import Stage, attached, check_gates, check_ops, check_shapes, make_example, parse
 from fxcat.passes.compile import build
 from fxcat.passes.work import Options
 from fxcat.storage import put, read
@@ -34,7 +36,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
     stored = read(path)
     with located(str(path)):
         for stage in stored.recipe:
-            model = _replayed(model, stage, example_inputs).finalized()
+            with _followed():
+                model = _replayed(model, stage, example_inputs).finalized()
         put(model, stored)
     return model
 
@@ -58,11 +61,28 @@ def kept_indices(small: nn.Module, model: nn.Module, example_inputs: Any = None)
         )
     found: KeptIndices | None = None
     for stage in parse(recipe)[0]:
-        net = _replayed(model, stage, example_inputs)
-        found = net.kept_indices() if found is None else found.then(net.kept_indices())
-        model = net.finalized()
+        with _followed():
+            net = _replayed(model, stage, example_inputs)
+            found = net.kept_indices() if found is None else found.then(net.kept_indices())
+            model = net.finalized()
     assert found is not None, "a recipe has stages"
     return found
+
+
+@contextmanager
+def _followed() -> Generator[None, None, None]:
+    """`InputError`s pass: they say that the model is another one. What else is raised says that the recipe asks for
+    what cannot be, in a `StorageError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (FxcatError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = error.what if isinstance(error, FxcatError) else f"{type(error).__name__}: {error}"
+        raise StorageError(
+            f"the recipe cannot be followed with this model: {what}",
+            remedy="use the same model and example inputs, and the version of fxcat that has written the file",
+        ) from error
 
 
 def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModule:
@@ -72,10 +92,11 @@ def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModul
         raise InputError("the example inputs of this network could not be stored", remedy="pass example_inputs")
     example = make_example(stage.example) if example_inputs is None else example_inputs
     net = build(model, example, Options.of(stage.options), in_regions=stage.in_regions)
+    check_ops(net.recipe[-1].ops, stage.ops)
     check_gates(net.recipe[-1].gates, stage.gates)
     if stage.biases:  # at their full width, whenever they came: they shrink with all else
         net.add_biases(stage.biases)
-    for closed in stage.closed[:-1]:
+    for closed in filter(None, stage.closed[:-1]):  # where nothing closed nothing changed
         net.shrink(net.gate_vector.open_but(closed))
     with torch.no_grad():
         net.gate_vector.theta.copy_(net.gate_vector.open_but(stage.closed[-1]))

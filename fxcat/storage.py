@@ -15,6 +15,7 @@ from fxcat.errors import InputError, StorageError, located
 from fxcat.gated import GatedModule
 from fxcat.network.module_state import Shapes, extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
 from fxcat.network.recipe import Recipe, attached, parse
+from fxcat.utils import schema
 from fxcat.utils.json_tensors import pack, unpack
 from fxcat.utils.safetensors_file import read_tensors, write_tensors
 
@@ -49,17 +50,20 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
         )
     tensors = tensors_of(small)
     extra = json.dumps(pack(extra_of(small), tensors, _EXTRA))
-    write_tensors(file, KIND, tensors, {"recipe": recipe, "extra": extra})
+    frozen = json.dumps([name for name, p in small.named_parameters() if not p.requires_grad])
+    write_tensors(file, KIND, tensors, {"recipe": recipe, "extra": extra, "frozen": frozen})
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The contents of a file. `shapes`: of the small network."""
+    """The contents of a file. `shapes`: of the small network; `frozen`: parameters without a gradient, None if not
+    known."""
 
     recipe: Recipe
     shapes: Shapes
     tensors: dict[str, torch.Tensor]
     extra: dict[str, Any]
+    frozen: frozenset[str] | None
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
@@ -73,9 +77,12 @@ def read(path: str | os.PathLike[str]) -> Stored:
             raise ValueError("a stage that was not finished")
         if not isinstance(extra, dict):
             raise ValueError("extra state without names")
+        frozen = json.loads(texts.get("frozen", "null"))
+        schema.optional(schema.listed(schema.text, len(shapes)))(frozen, "what is frozen")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError("the file lacks a part", where=str(path), remedy="save the network again") from error
-    return Stored(recipe, shapes, {n: t for n, t in tensors.items() if n in shapes}, extra)
+    own = {n: t for n, t in tensors.items() if n in shapes}
+    return Stored(recipe, shapes, own, extra, None if frozen is None else frozenset(frozen))
 
 
 def put(module: nn.Module, stored: Stored) -> None:
@@ -90,6 +97,8 @@ def put(module: nn.Module, stored: Stored) -> None:
     try:
         put_tensors(module, stored.tensors)
         put_extra(module, stored.extra)
+        for name, parameter in module.named_parameters() if stored.frozen is not None else ():
+            parameter.requires_grad_(name not in stored.frozen)
     except Exception as error:  # what a module makes of state that is not its own
         raise StorageError(
             f"the values cannot be put into this model: {type(error).__name__}: {error}",

@@ -38,6 +38,7 @@ from fxcat.passes.gating.orders import with_known_orders
 from fxcat.passes.gating.sites import find_sites
 from fxcat.passes.graph.buffers import add_buffer, add_buffers
 from fxcat.passes.graph.copy_model import copy_data, copy_model, meta_twin
+from fxcat.passes.graph.ops_in_words import ops_in_words
 from fxcat.passes.graph.pickling import flat, restored
 from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.rewriting import apply as rewrite
@@ -188,17 +189,20 @@ def build(
         if observers:
             copying.result()
         compiled = Compiled.of(run(PREPARING, Work(name, network, options, source), CaptureError, observers))
+        ops = ops_in_words(compiled.analysis.graph, network)  # before modules take gates
         add_gates(network, compiled.gatings)
-        result = _gated(source, network, options, compiled)
+        result = _gated(source, network, options, compiled, ops)
         copying.result()
     return result
 
 
-def _gated(source: Source, network: nn.Module, options: Options, compiled: Compiled) -> GatedModule:
+def _gated(
+    source: Source, network: nn.Module, options: Options, compiled: Compiled, ops: tuple[str, ...]
+) -> GatedModule:
     analysis, parts = compiled.analysis, gate_parts(compiled.analysis)
     gates = tuple((p.name, p.count) for p in parts)
     example = describe_example(source.example_inputs)
-    stage = Stage(asdict(options), source.in_regions, example, shapes_of(source.model), gates)
+    stage = Stage(asdict(options), source.in_regions, example, shapes_of(source.model), gates, ops=ops)
     before = attached(source.model)
     recipe = (*(() if before is None else parse(before)[0]), stage)
     inputs = {str(n.target) for n in analysis.graph.nodes if n.op == "placeholder"}

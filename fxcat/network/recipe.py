@@ -6,9 +6,9 @@ That determines its structure: replaying it on the same model makes the same net
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,18 +16,11 @@ from torch import nn
 
 from fxcat.errors import InputError, StorageError
 from fxcat.network.module_state import Shapes, first_difference, shapes_of
+from fxcat.network.recipe_schema import DTYPES, check_recipe
 from fxcat.utils.json_tensors import pack, unpack
 
 ATTRIBUTE = "_fxcat_recipe"
 """Of a finalized module: its recipe, as JSON. A text: it is copied with the module, and is not code."""
-
-_TYPES = {
-    str(t): t
-    for t in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
-        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +29,7 @@ class Stage:
 
     `options`, `in_regions`, `example`: what was asked for; `example` is None if it cannot be described. `shapes`: of
     the model. `gates`: names and counts. `closed`: for every shrink the numbers that the gates that were closed had.
-    `biases`: paths of the layers that were given one.
+    `biases`: paths of the layers that were given one. `ops`: what the model computes, op by op; empty if not known.
     """
 
     options: Mapping[str, Any]
@@ -46,6 +39,7 @@ class Stage:
     gates: tuple[tuple[str, int], ...]
     closed: tuple[tuple[int, ...], ...] = ()
     biases: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
 
     def after(self, keep: torch.Tensor) -> Stage:
         """With one more shrink; `keep`: 0/1, shape (gates,)."""
@@ -72,6 +66,18 @@ def check_shapes(found: Shapes, expected: Shapes) -> None:
         )
 
 
+def check_ops(found: Sequence[str], expected: Sequence[str]) -> None:
+    """Raise `InputError` if a model computes something else than the one that is expected, if that is known."""
+    if expected and tuple(found) != tuple(expected):
+        pairs = zip_longest(found, expected, fillvalue="nothing")
+        own, other = next((a, b) for a, b in pairs if a != b)
+        raise InputError(
+            f"this is another model than the one that was stored, with tensors of the same shapes: it computes {own}, "
+            f"where that one computes {other}",
+            remedy="make the model with the same constructor and arguments, and the same versions of its libraries",
+        )
+
+
 def check_gates(found: Gates, expected: Gates) -> None:
     """Raise `InputError` if a model was prepared in another way than expected."""
     if found != expected:
@@ -92,7 +98,7 @@ def describe_example(inputs: Any) -> Any:
     except InputError:
         return None
     kinds = {name: [list(t.shape), str(t.dtype), _only_value(t)] for name, t in tensors.items()}
-    return {"layout": layout, "tensors": kinds} if all(k[1] in _TYPES for k in kinds.values()) else None
+    return {"layout": layout, "tensors": kinds} if all(k[1] in DTYPES for k in kinds.values()) else None
 
 
 def _only_value(tensor: torch.Tensor) -> int | float | bool | None:
@@ -107,7 +113,7 @@ def make_example(description: Any) -> Any:
     """Inputs of these shapes and types; those with data hold one number, or are not numbers with a fraction."""
     tensors: dict[str, torch.Tensor] = {}
     for name, (shape, kind, *value) in description["tensors"].items():
-        dtype, filled = _TYPES[kind], next(iter(value), None)
+        dtype, filled = DTYPES[kind], next(iter(value), None)
         device = "meta" if dtype.is_floating_point and filled is None else "cpu"
         # one number in memory, whatever the shape is
         tensors[name] = torch.full((), filled or 0, dtype=dtype, device=device).expand(shape)
@@ -130,52 +136,29 @@ def parse(text: str) -> tuple[Recipe, Shapes]:
     """A recipe, and the shapes of the module that it was attached to. Raises `StorageError` if it is none."""
     try:
         content = json.loads(text)
+        check_recipe(content)
         return tuple(_stage(s) for s in content["stages"]), _shapes(content["result"])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise StorageError("the recipe of the structure cannot be read", remedy="save the network again") from error
+        raise StorageError(
+            f"the recipe of the structure cannot be read: {error}", remedy="save the network again"
+        ) from error
 
 
 def _stage(content: dict[str, Any]) -> Stage:
+    options, example = content["options"], content["example"]
+    if example is not None:
+        unpack(example["layout"], example["tensors"])
     return Stage(
-        _options(content["options"]),
-        bool(content["in_regions"]),
-        _example(content["example"]),
+        {"ignore": [], "python": [], **options},
+        content["in_regions"],
+        example,
         _shapes(content["shapes"]),
-        tuple((str(name), int(count)) for name, count in content["gates"]),
-        tuple(tuple(int(g) for g in closed) for closed in content["closed"]),
-        tuple(str(path) for path in content.get("biases", ())),
+        tuple((name, count) for name, count in content["gates"]),
+        tuple(tuple(closed) for closed in content["closed"]),
+        tuple(content.get("biases", ())),
+        tuple(content.get("ops", ())),
     )
 
 
-def _options(content: dict[str, Any]) -> dict[str, Any]:
-    """What `prepare` was asked for, if it is of the right types."""
-    flags = {name: content[name] for name in ("units", "sections", "inputs")}
-    paths = {name: content.get(name, []) for name in ("ignore", "python")}
-    if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise ValueError("options of other types")
-    return {**flags, **{name: _paths(found) for name, found in paths.items()}}
-
-
-def _paths(found: Any) -> list[str]:
-    if not isinstance(found, list):
-        raise ValueError("paths of another type")
-    return [str(path) for path in found]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-
-
-def _example(content: Any) -> Any:
-    """A description of example inputs, if one can be made from it: at most so many numbers as memory could hold."""
-    if content is None:
-        return None
-    for shape, kind, *value in content["tensors"].values():
-        sizes = all(type(n) is int and n >= 0 for n in shape) and math.prod(shape) < _MOST
-        if not sizes or kind not in _TYPES or not all(v is None or isinstance(v, int | float) for v in value):
-            raise ValueError(f"an example of shape {shape} and type {kind}")
-    unpack(content["layout"], content["tensors"])
-    return content
-
-
-_MOST = 1 << 40
-
-
 def _shapes(content: dict[str, Any]) -> Shapes:
-    return {str(name): tuple(int(s) for s in shape) for name, shape in content.items()}
+    return {name: tuple(shape) for name, shape in content.items()}

@@ -15,12 +15,33 @@ import torch
 from fxcat.checks import as_path
 from fxcat.errors import StorageError, located
 from fxcat.gated import GatedModule
+from fxcat.network.recipe_schema import CLOSED, GATES, SHAPES, check_closed
 from fxcat.storage import save
+from fxcat.utils import schema
 from fxcat.utils.json_tensors import pack, unpack
 from fxcat.utils.processes import is_main
 from fxcat.utils.safetensors_file import read_tensors, remove_unfinished, write_tensors
 
 KIND = "fxcat-checkpoint-5"
+
+_TENSORS = schema.named(schema.tensor)
+_PLAIN = schema.named(schema.anything)
+_CONTROLLER = {"gates": GATES, "closed": CLOSED, "steps": schema.integer(1 << 53)}
+_STATE = schema.record(
+    {
+        **dict.fromkeys(("settings", "controller", "extra", "scaler"), _PLAIN),
+        "shapes": SHAPES,
+        "network": _TENSORS,
+        "optimizer": schema.record({"state": _PLAIN, "others": _TENSORS}),
+        "scheduler": schema.optional(_PLAIN),
+        "averages": schema.listed(_TENSORS, 1000),
+        "processes": schema.listed(_PLAIN, 1_000_000, 1),
+        "history": schema.record(
+            {"epochs": schema.listed(_PLAIN, 10_000_000), "shrunk_at": schema.optional(schema.integer(1 << 53))}
+        ),
+    }
+)
+"""What a state is made of; what is in its parts is known to those that they are of (`RunState.restore`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,9 +125,13 @@ def _read(path: Path) -> dict[str, Any]:
     tensors, texts = read_tensors(path, KIND)
     try:
         state = unpack(json.loads(texts["state"]), tensors)
-        return {str(k): v for k, v in state.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError("the state in this checkpoint cannot be read", where=str(path)) from error
+        _STATE(state, "the state")
+        for name, check in _CONTROLLER.items():
+            check(state["controller"][name], f"the state.controller.{name}")
+        check_closed(state["controller"]["gates"], state["controller"]["closed"])
+        return state
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StorageError(f"the state in this checkpoint cannot be read: {error}", where=str(path)) from error
 
 
 def _remove(*paths: Path) -> None:

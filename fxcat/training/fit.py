@@ -13,7 +13,7 @@ from torch import nn
 from fxcat.checks import check_integer
 from fxcat.data.batches import Repeated, Unpack
 from fxcat.data.losses import Loss, cross_entropy, own_loss
-from fxcat.errors import FxcatError, InputError, located
+from fxcat.errors import FxcatError, InputError, StorageError, located
 from fxcat.gate_training.arguments import check_fit_arguments
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
@@ -226,7 +226,20 @@ def _begin(run: TrainingRun, state: RunState, checkpoints: Checkpoints, *, resum
     found = checkpoints.newest() if resume else None
     if found is not None:
         with located(str(checkpoints.folder)):
-            run.restored(state.restore(found))
+            run.restored(_restored(state, found))
+
+
+def _restored(state: RunState, found: Mapping[str, Any]) -> list[Any]:
+    """Go on from a stored state. Raises `StorageError` where its parts are not what they were when it was stored."""
+    try:
+        return state.restore(found)
+    except FxcatError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"the state in the checkpoint cannot be used: {type(error).__name__}: {error}",
+            remedy="restore the checkpoint from a copy, or remove it to start anew",
+        ) from error
 
 
 def _save(run: TrainingRun, state: RunState, checkpoints: Checkpoints) -> None:

@@ -15,6 +15,8 @@ from safetensors.torch import save as serialize
 
 from fxcat.errors import StorageError
 
+FORMAT = "pt"
+"""Says whose tensors these are, as loaders ask for (`transformers`)."""
 TEMPORARY = ".tmp"
 """How the name of a file ends that is still being written."""
 
@@ -34,7 +36,8 @@ def write_tensors(
     """
     # one after the other: tensors may share memory, which the format refuses
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    header = {**texts, "format": kind, "checksum": checksum(own, {**texts, "format": kind})}
+    marked = {**texts, "format": FORMAT, "kind": kind}
+    header = {**marked, "checksum": checksum(own, marked)}
     try:
         content = serialize(own, header)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -69,7 +72,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
-            found = header.get("format")
+            found = header.get("kind", header.get("format"))  # earlier versions had one mark for both
             if found != kind:
                 raise StorageError(
                     f"this is not a file of the kind {kind!r}" + (f", but {found!r}" if found else ""),
@@ -88,8 +91,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
             where=str(path),
             remedy="copy it again, or use an earlier one",
         )
-    del header["format"]
-    return tensors, header
+    return tensors, {name: text for name, text in header.items() if name not in ("format", "kind")}
 
 
 def remove_unfinished(folder: Path, name: str) -> None:
