@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fxcat.choosing.alignment import BLOCK, beside_blocks
-from fxcat.choosing.select import check_reachable, smallest_cost
+from fxcat.choosing.select import check_reachable, smallest_cost, smallest_setting
 from fxcat.errors import TargetError
 from fxcat.network.gated_network import GatedNetwork
 from fxcat.network.limits import NONE
@@ -49,6 +49,12 @@ def print_summary(net: GatedNetwork, target: Target | None = None, console: Cons
         f"smallest reachable: {least.macs:,} MACs ({least.macs / max(1, start.macs):.1%}), "
         f"{least.params:,} parameters ({least.params / max(1, start.params):.1%})"
     )
+    if net.latency is not None:
+        now, smallest = (float(net.latency_share(s)) for s in (net.gate_vector.hard(), smallest_setting(net)))
+        out.print(
+            f"latency at the start: {net.latency.start:.3g} ms ({net.latency.label}); now {now:.1%}, "
+            f"smallest reachable {smallest:.1%}"
+        )
     out.print(f"{structure.coverage:.1%} of the MACs lie in prunable groups or sections")
     beside = beside_blocks(net, net.gate_vector.hard()) if changed and not net.limits.aligned else 0
     if beside:

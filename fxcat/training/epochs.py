@@ -282,6 +282,7 @@ class TrainingRun:
             sum(live[s.name] for s in self.net.start_structure.sections),
             None if self.teacher is None else training.mean_distillation,
             metrics,
+            self._expected_latency(),
         )
         self.history.epochs.append(record)
         bar.finished(record)
@@ -292,6 +293,12 @@ class TrainingRun:
             cost = self.net.expected_cost()
         start = self.net.start_cost
         return cost.macs.item() / max(1, start.macs), cost.params.item() / max(1, start.params)
+
+    def _expected_latency(self) -> float | None:
+        """As a share of the start network's; None without a latency table."""
+        if self.net.latency is None:
+            return None
+        return float(self.net.latency_share(self.net.gate_vector.theta.detach()))
 
 
 def _number(name: str, value: Any) -> float:

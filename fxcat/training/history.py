@@ -20,6 +20,7 @@ class EpochRecord:
     `metrics`: means over the examples that were validated, of what `fit` was asked for.
     `open_sections`: how many sections are open. `open_units`: how many units every group of the start network has left
     (0: it has gone with a section), and 1 or 0 for every section, by their names in the start network.
+    `latency`: expected milliseconds as a share of the start network's; None without a latency table.
     """
 
     epoch: int
@@ -36,6 +37,7 @@ class EpochRecord:
     open_sections: int = 0
     distillation_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict[str, float])
+    latency: float | None = None
 
     @property
     def loss(self) -> float:
@@ -106,6 +108,8 @@ class History:
             top.set_ylabel("loss")
         bottom.plot(epochs, [e.macs for e in self.epochs], label="MACs")
         bottom.plot(epochs, [e.params for e in self.epochs], label="parameters")
+        if self.epochs[0].latency is not None:
+            bottom.plot(epochs, [e.latency for e in self.epochs], label="latency")
         if max(e.open_sections for e in self.epochs):
             sections = bottom.twinx()
             sections.step(epochs, [e.open_sections for e in self.epochs], where="mid", color="grey", label="sections")

@@ -74,9 +74,10 @@ class Progress:
             return
         seen = "" if record.val_accuracy is None else f", validation {record.val_accuracy:.1%}"
         taught = "" if record.distillation_loss is None else f", against the teacher {record.distillation_loss:.3f}"
+        timed = "" if record.latency is None else f", latency {record.latency:.1%}"
         self._display.line(
             f"epoch {record.epoch + 1}/{self._epochs} ({record.phase}): loss {record.train_loss:.3f}{taught}{seen}, "
-            f"MACs {record.macs:.1%}, parameters {record.params:.1%}, undecided {record.undecided}"
+            f"MACs {record.macs:.1%}, parameters {record.params:.1%}{timed}, undecided {record.undecided}"
         )
 
 

@@ -77,6 +77,7 @@ def _scalars(record: EpochRecord) -> dict[str, float | None]:
         "accuracy/validation": record.val_accuracy,
         "cost/MACs": record.macs,
         "cost/parameters": record.params,
+        "cost/latency": record.latency,
         "gates/undecided": record.undecided,
         "gates/open sections": record.open_sections,
         "learning_rate": record.learning_rate,

@@ -91,7 +91,7 @@ class _Finder:
     def _fused(self, node: fx.Node) -> fx.Node | None:
         """What reads the value of a node alone, and fuses into it."""
         users = [u for u in node.users if u in self._analysis.inference or u.op == "output"]
-        if len(users) != 1 or users[0] not in self._analysis.inference:
+        if len(users) != 1 or users[0] not in self._analysis.inference or self._joins_values(node):
             return None
         user = users[0]
         norm = isinstance(self._analysis.flow.rules.get(user), BatchNorm | BatchNormFunction | Elementwise)
@@ -99,6 +99,12 @@ class _Finder:
         alone = alone and list(user.all_input_nodes).count(node) == 1 and user not in self._joined
         same = value_of(user).shape == value_of(node).shape if _is_tensor(user) and _is_tensor(node) else False
         return user if norm and alone and same and self._uses(user) == self._uses(node) else None
+
+    def _joins_values(self, node: fx.Node) -> bool:
+        """Whether a node is a sum or product of several values: what follows stays when a section that ends there goes,
+        and is an op of its own whether there are sections or not."""
+        rule = self._analysis.flow.rules.get(node)
+        return isinstance(rule, Elementwise) and sum(map(_is_tensor, node.all_input_nodes)) > 1
 
     def _parts(self, chain: tuple[fx.Node, ...]) -> Parts:
         entries: dict[fx.Node, Sizes] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Literal
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.stem(x)).relu()
-        x = x + self.second(self.first(x).relu())
+        x = (x + self.second(self.first(x).relu())).relu()
         return self.head(self.depthwise(x).mean((2, 3)))
 
 
@@ -37,8 +38,8 @@ def prepared(**options: int) -> fxcat.GatedModule:
 
 
 def expected(width: int, hidden: int, *, section: bool = True) -> float:
-    """Stem, depthwise, mean and head; the two convolutions and the sum."""
-    outside = 4 * OVERHEAD + 4 * width / 1000
+    """Stem, activation, depthwise, mean and head; the two convolutions and the sum."""
+    outside = 5 * OVERHEAD + 5 * width / 1000
     return outside + section * (3 * OVERHEAD + (2 * width * hidden + width) / 1000)
 
 
@@ -54,10 +55,17 @@ def closed(net: fxcat.GatedModule, width: int, hidden: int, *, section: bool = T
 def test_ops_are_what_a_runtime_computes_at_once() -> None:
     net = prepared()
     ops = {op.name: op for op in net.timed_ops(1)}
-    assert list(ops) == ["stem", "first", "second", "add", "depthwise", "mean", "head"]
+    assert list(ops) == ["stem", "first", "second", "add", "relu_2", "depthwise", "mean", "head"]
     assert ops["stem"].key.endswith("relu(·)")
     assert [ops[n].widths for n in ("stem", "first", "second", "depthwise")] == [(32,), (32, 48), (48, 32), (32,)]
-    assert [bool(ops[n].holding.sections) for n in ops] == [False, True, True, True, False, False, False]
+    assert [bool(ops[n].holding.sections) for n in ops] == [False, True, True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("gates", ("units", "units+layers"))
+def test_a_table_serves_whichever_gates_there_are(gates: Literal["units", "units+layers"]) -> None:
+    table = table_for(prepared())
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), gates=gates, verbose=False)
+    net.use_latency(table)
 
 
 def test_ops_can_be_had_at_other_widths() -> None:
@@ -118,7 +126,7 @@ def test_widths_become_multiples_of_what_pays_where_nothing_else_is_said() -> No
 
 def test_a_table_of_another_network_is_refused() -> None:
     net, table = prepared(), table_for(prepared(hidden=40))
-    with pytest.raises(fxcat.InputError, match="no times for 2 of 7 ops, such as Conv2d"):
+    with pytest.raises(fxcat.InputError, match="no times for 2 of 8 ops, such as Conv2d"):
         net.use_latency(table)
     assert net.latency is None
     assert not net.limits
