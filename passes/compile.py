@@ -24,7 +24,7 @@ from fxcat.network.recipe import Stage, attached, describe_example, parse
 from fxcat.passes.analyses import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
 from fxcat.passes.analysis.costing import parameter_axes
 from fxcat.passes.analysis.units import NO_UNIT
-from fxcat.passes.capture.capture import capture
+from fxcat.passes.capture.capture import Captured, capture
 from fxcat.passes.capture.regions import Tie
 from fxcat.passes.codegen.install import install, layers, original_class, uninstall
 from fxcat.passes.codegen.shown import shown_by
@@ -40,6 +40,7 @@ from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.rewriting import apply as rewrite
 from fxcat.passes.rewriting.changed_modules import others_than_written
 from fxcat.passes.rewriting.consumers import find_consumers
+from fxcat.passes.rewriting.fold_shuffles import fold_shuffles
 from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
 from fxcat.passes.work import Analysis, Options, Source, Work
@@ -285,16 +286,29 @@ def _planned(removal: Removal) -> Removal:
     return replace(removal, plan=plan)
 
 
+def _folded(removal: Removal) -> Removal:
+    """The network is not changed."""
+    before = removal.compiled.analysis
+    plan = fold_shuffles(removal.plan, _left_by(removal.plan, before), before.options)
+    return removal if plan is removal.plan else replace(removal, plan=plan)
+
+
+def _left_by(plan: Plan, before: Analysis) -> Captured:
+    """What is left, as if it had been captured."""
+    new = {old: node for node, old in plan.origin.items()}
+    ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
+    orders = {**before.captured.orders, **plan.buffers}
+    changed = {"graph": plan.graph, "ties": ties, "orders": orders}
+    return replace(before.captured, **changed, guards=(), constants={}, pins=())
+
+
 def _analysed(removal: Removal) -> Removal:
     """The network is not changed."""
     before, plan = removal.compiled.analysis, removal.plan
     rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)  # what has gone must cost nothing
     new = {old: node for node, old in plan.origin.items()}
-    ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
-    orders = {**before.captured.orders, **plan.buffers}
     others = before.captured.others | others_than_written(removal.network, before.graph, plan)
-    changed = {"graph": plan.graph, "ties": ties, "orders": orders, "others": others}
-    left = replace(before.captured, **changed, guards=(), constants={}, pins=())
+    left = replace(_left_by(plan, before), others=others)
     # what was no section must not become one where a branch beside it has gone
     joins = {new[s.join] for s in before.sections if s.join in new}
     frozen = _frozen(before, plan)
@@ -340,6 +354,7 @@ SHRINKING: tuple[Step[Removal], ...] = (
 
 FINALIZING: tuple[Step[Removal], ...] = (
     PLAN,
+    Step("shuffles", _folded, needs=("plan",), gives=("plan",), rewrites=True),
     Step("slices", _sliced_copy, needs=("plan",), gives=("small",)),
     Step("code", _with_code, needs=("plan", "small")),
 )

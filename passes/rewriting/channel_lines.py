@@ -1,0 +1,115 @@
+"""Along which axis of every value its channels lie, which labels they have, and how ops move them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxcat.passes.analysis.label_flow import LabelFlow
+from fxcat.passes.graph.label_arrays import FROZEN, Grid, Integers, Labels, along, compress, join
+from fxcat.passes.rules.moved_labels import move
+
+
+class Line(NamedTuple):
+    """The labels along the only axis of a tensor along which they vary, at full length. `is_whole`: there is none
+    along which they vary besides, else `axis` says nothing and `labels` are all that there are."""
+
+    axis: int
+    labels: Integers
+    is_whole: bool = True
+
+
+Positions: TypeAlias = "torch.Tensor | tuple[Positions, ...] | None"
+"""Of a value: where each channel came from."""
+
+
+class ChannelLines:
+    """Of a graph: labels that are united have one number here. A *component* is what values have in common: all labels
+    that lie beside each other somewhere."""
+
+    def __init__(self, flow: LabelFlow, graph: fx.Graph, left_out: Collection[fx.Node]) -> None:
+        self.flow = flow
+        self._roots = torch.from_numpy(flow.roots())
+        self.of = {
+            n: [*self._found(flow.values.get(n), n.meta.get("value"))] for n in graph.nodes if n not in left_out
+        }
+        """A line for every tensor of a value, None for one without labels that vary."""
+        self.component: Integers = np.arange(flow.count, dtype=np.int32)
+        for line in (x for lines in self.of.values() for x in lines if x is not None):
+            moving = line.labels[line.labels != FROZEN]
+            join(self.component, np.repeat(moving[:1], len(moving)), moving)
+
+    def resolved(self, labels: torch.Tensor) -> torch.Tensor:
+        """With one number for all labels that are united; size 1 along every axis over which they do not vary."""
+        return compress(self._roots[labels])
+
+    def numbers(self, labels: torch.Tensor) -> Integers:
+        """The same for labels along one axis, at full length."""
+        return self._roots[labels].numpy()
+
+    def members(self, component: int) -> list[int]:
+        """The labels of a component, each once."""
+        roots = self._roots.numpy()
+        return np.flatnonzero((roots == np.arange(len(roots))) & (self.component == component)).tolist()
+
+    def met(self, node: fx.Node) -> dict[int, list[Line]]:
+        """What a node reads and gives, by the components of the labels in it."""
+        found: dict[int, list[Line]] = {}
+        for line in (x for n in (*node.all_input_nodes, node) for x in self.of.get(n, ()) if x is not None):
+            for component in np.unique(self.component[line.labels[line.labels != FROZEN]]).tolist():
+                found.setdefault(component, []).append(line)
+        return found
+
+    def positions(self, node: fx.Node, source: fx.Node, start: int, sorting: Any = None) -> Positions:
+        """A number for every channel of an input of a node, from `start`; after `sorting` of each line, if given."""
+        numbers: list[Positions] = []
+        for line, value in zip(self.of.get(source, ()), _tensors(source.meta["value"]), strict=True):
+            if line is None or not line.is_whole:
+                numbers.append(torch.full((1,) * value.dim(), -1, dtype=torch.int32))
+                continue
+            order = None if sorting is None else sorting(line.labels)
+            own = torch.arange(len(line.labels)) if order is None else torch.from_numpy(order)
+            numbers.append(along(own + start, line.axis, value.dim()))
+            start += len(line.labels)
+        return tuple(numbers) if isinstance(source.meta["value"], tuple | list) else (numbers or [None])[0]
+
+    def moved(self, node: fx.Node, sorting: Any = None) -> list[torch.Tensor]:
+        """What a movement makes of the numbers of its inputs' channels, for every tensor that it gives."""
+        given: dict[fx.Node, Any] = {}
+        start = 0
+        for source in node.all_input_nodes:
+            if self.flow.values.get(source) is not None:
+                given[source] = self.positions(node, source, start, sorting)
+                start += self.width(source)
+        return list(_tensors(move(node, given, self.flow.root)))
+
+    def width(self, node: fx.Node) -> int:
+        """How many numbers `positions` gives a value."""
+        return sum(len(line.labels) for line in self.of.get(node, ()) if line is not None and line.is_whole)
+
+    def _found(self, labels: Labels, value: Any) -> Iterator[Line | None]:
+        if isinstance(labels, tuple):
+            for item, part in zip(labels, value, strict=True):
+                yield from self._found(item, part)
+        elif isinstance(labels, Grid):
+            yield Line(-1, np.unique(np.concatenate([self.resolved(x).numpy().reshape(-1) for x in labels.layers])), False)
+        elif labels is not None:
+            resolved = self.resolved(labels)
+            axes = [a for a, size in enumerate(resolved.shape) if size > 1]
+            numbers = resolved.numpy().reshape(-1)
+            if len(axes) > 1:
+                yield Line(-1, np.unique(numbers), False)
+            else:
+                yield Line(axes[0], numbers) if axes else None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from _tensors(item)
