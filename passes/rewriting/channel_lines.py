@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,13 +15,16 @@ from fxcat.passes.rules.moved_labels import move
 
 
 class Line(NamedTuple):
-    """The labels along the only axis of a tensor along which they vary, at full length. `is_whole`: there is none
-    along which they vary besides, else `axis` says nothing and `labels` are all that there are."""
+    """The labels along the only axis of a tensor along which they vary, at full length. `is_whole`: they vary along no
+    other; else `axis` says nothing, and `labels` has each once."""
 
     axis: int
     labels: Integers
     is_whole: bool = True
 
+
+Sorting: TypeAlias = "Callable[[Integers], Integers | None]"
+"""The new order of an axis with some labels: new[i] = old[order[i]]; None if it stays as it is."""
 
 Positions: TypeAlias = "torch.Tensor | tuple[Positions, ...] | None"
 """Of a value: where each channel came from."""
@@ -34,9 +37,7 @@ class ChannelLines:
     def __init__(self, flow: LabelFlow, graph: fx.Graph, left_out: Collection[fx.Node]) -> None:
         self.flow = flow
         self._roots = torch.from_numpy(flow.roots())
-        self.of = {
-            n: [*self._found(flow.values.get(n), n.meta.get("value"))] for n in graph.nodes if n not in left_out
-        }
+        self.of = {n: [*self._found(flow.values.get(n), n.meta.get("value"))] for n in graph.nodes if n not in left_out}
         """A line for every tensor of a value, None for one without labels that vary."""
         self.component: Integers = np.arange(flow.count, dtype=np.int32)
         for line in (x for lines in self.of.values() for x in lines if x is not None):
@@ -64,8 +65,8 @@ class ChannelLines:
                 found.setdefault(component, []).append(line)
         return found
 
-    def positions(self, node: fx.Node, source: fx.Node, start: int, sorting: Any = None) -> Positions:
-        """A number for every channel of an input of a node, from `start`; after `sorting` of each line, if given."""
+    def _positions(self, source: fx.Node, start: int, sorting: Sorting | None) -> Positions:
+        """A number for every channel of a value, from `start` on."""
         numbers: list[Positions] = []
         for line, value in zip(self.of.get(source, ()), _tensors(source.meta["value"]), strict=True):
             if line is None or not line.is_whole:
@@ -77,26 +78,25 @@ class ChannelLines:
             start += len(line.labels)
         return tuple(numbers) if isinstance(source.meta["value"], tuple | list) else (numbers or [None])[0]
 
-    def moved(self, node: fx.Node, sorting: Any = None) -> list[torch.Tensor]:
-        """What a movement makes of the numbers of its inputs' channels, for every tensor that it gives."""
+    def moved(self, node: fx.Node, sorting: Sorting | None = None) -> list[torch.Tensor]:
+        """Number the channels of a movement's inputs, one input after the other; what it makes of these numbers, for
+        every tensor that it gives. `sorting`: the order, by its labels, in which every axis of the inputs is given."""
         given: dict[fx.Node, Any] = {}
         start = 0
         for source in node.all_input_nodes:
             if self.flow.values.get(source) is not None:
-                given[source] = self.positions(node, source, start, sorting)
-                start += self.width(source)
+                given[source] = self._positions(source, start, sorting)
+                lines = [line for line in self.of.get(source, ()) if line is not None and line.is_whole]
+                start += sum(len(line.labels) for line in lines)
         return list(_tensors(move(node, given, self.flow.root)))
-
-    def width(self, node: fx.Node) -> int:
-        """How many numbers `positions` gives a value."""
-        return sum(len(line.labels) for line in self.of.get(node, ()) if line is not None and line.is_whole)
 
     def _found(self, labels: Labels, value: Any) -> Iterator[Line | None]:
         if isinstance(labels, tuple):
             for item, part in zip(labels, value, strict=True):
                 yield from self._found(item, part)
         elif isinstance(labels, Grid):
-            yield Line(-1, np.unique(np.concatenate([self.resolved(x).numpy().reshape(-1) for x in labels.layers])), False)
+            numbers = [self.resolved(layer).numpy().reshape(-1) for layer in labels.layers]
+            yield Line(-1, np.unique(np.concatenate(numbers)), False)
         elif labels is not None:
             resolved = self.resolved(labels)
             axes = [a for a, size in enumerate(resolved.shape) if size > 1]

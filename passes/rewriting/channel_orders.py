@@ -20,7 +20,7 @@ from torch import fx
 
 from fxcat.passes.graph.label_arrays import FROZEN, Integers, place
 from fxcat.passes.nodes.effects import FACTS
-from fxcat.passes.rewriting.channel_lines import ChannelLines, Line
+from fxcat.passes.rewriting.channel_lines import ChannelLines
 from fxcat.passes.rewriting.shuffles import Shuffle
 
 
@@ -46,7 +46,9 @@ class ChannelOrders:
         for component in self.wanted - self.reasons.keys():
             order = before[component].sorted()
             if order is None:
-                self.refuse((component,), "what is cut off, and ops that mind the order of channels, contradict each other")
+                self.refuse(
+                    (component,), "what is cut off, and ops that mind the order of channels, contradict each other"
+                )
             else:
                 self._rank[order] = np.arange(len(order), dtype=np.int32)
 
@@ -73,7 +75,7 @@ class ChannelOrders:
         component = int(self.lines.component[moving[0]]) if len(moving) else FROZEN
         if component not in self.wanted or component in self.reasons:
             return None
-        return np.argsort(self._rank[labels], kind="stable")
+        return np.argsort(self._rank[labels], kind="stable").astype(np.int32)
 
     def _say(self, node: fx.Node, before: dict[int, _Before]) -> None:
         """What a node asks of the order."""
@@ -130,7 +132,7 @@ def _runs(numbers: Integers) -> list[tuple[int, int]]:
 
 
 class _Before:
-    """Which labels have to come before others. Between two sets of labels lies a node for both: so many edges suffice."""
+    """Which labels have to come before others. Between two sets lies a node of its own, so that few edges suffice."""
 
     def __init__(self, labels: Sequence[int]) -> None:
         self._graph: nx.DiGraph[int] = nx.DiGraph()

@@ -12,8 +12,6 @@ import logging
 import operator
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from fxcat.passes.analyses import CALLS, CHAINS, LABELS, PINS
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.graph.invocations import same_place, stands_for
-from fxcat.passes.graph.label_arrays import Integers, compress, place
+from fxcat.passes.graph.label_arrays import Integers, place
 from fxcat.passes.nodes import cleanup
 from fxcat.passes.pipeline import run
 from fxcat.passes.rewriting.channel_lines import ChannelLines
@@ -130,11 +128,11 @@ def _slices(orders: ChannelOrders, node: fx.Node, wanted: Integers) -> _Slices |
 
 def _check_goes(orders: ChannelOrders, shuffle: Shuffle) -> None:
     """Refuse an order in which a shuffle is not the identity: it exchanges channels that have to go together."""
-    component = orders.component(shuffle)
+    component, ends = orders.component(shuffle), [orders.lines.of[n][0] for n in (shuffle.source, shuffle.node)]
     if component is None or not orders.goes(shuffle):
         return
-    before, after = (orders.sorting(orders.lines.of[n][0].labels) for n in (shuffle.source, shuffle.node))  # pyright: ignore
-    if not np.array_equal(shuffle.order.numpy()[after], before):
+    source, result = (None if line is None else orders.sorting(line.labels) for line in ends)
+    if source is None or result is None or not np.array_equal(shuffle.order.numpy()[result], source):
         orders.refuse((component,), "it moves channels that belong together", shuffle.node)
 
 
