@@ -42,6 +42,7 @@ from fxcat.passes.rewriting.changed_modules import others_than_written
 from fxcat.passes.rewriting.consumers import find_consumers
 from fxcat.passes.rewriting.fold_shuffles import fold_shuffles
 from fxcat.passes.rewriting.plan import Plan, make_plan
+from fxcat.passes.rewriting.shuffles import selections
 from fxcat.passes.structure import describe
 from fxcat.passes.work import Analysis, Options, Source, Work
 from fxcat.records import Pinned
@@ -288,15 +289,16 @@ def _planned(removal: Removal) -> Removal:
 
 def _folded(removal: Removal) -> Removal:
     """The network is not changed."""
-    before = removal.compiled.analysis
-    plan = fold_shuffles(removal.plan, _left_by(removal.plan, before), before.options)
-    return removal if plan is removal.plan else replace(removal, plan=plan)
+    before, plan = removal.compiled.analysis, removal.plan
+    if not any(selections(plan.graph, {**before.captured.orders, **plan.buffers})):
+        return removal
+    return replace(removal, plan=fold_shuffles(plan, _left_by(plan, before), before.options))
 
 
 def _left_by(plan: Plan, before: Analysis) -> Captured:
     """What is left, as if it had been captured."""
     new = {old: node for node, old in plan.origin.items()}
-    ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
+    ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties if t.source in new and t.entry in new)
     orders = {**before.captured.orders, **plan.buffers}
     changed = {"graph": plan.graph, "ties": ties, "orders": orders}
     return replace(before.captured, **changed, guards=(), constants={}, pins=())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -65,29 +66,14 @@ class ChannelLines:
                 found.setdefault(component, []).append(line)
         return found
 
-    def _positions(self, source: fx.Node, start: int, sorting: Sorting | None) -> Positions:
-        """A number for every channel of a value, from `start` on."""
-        numbers: list[Positions] = []
-        for line, value in zip(self.of.get(source, ()), _tensors(source.meta["value"]), strict=True):
-            if line is None or not line.is_whole:
-                numbers.append(torch.full((1,) * value.dim(), -1, dtype=torch.int32))
-                continue
-            order = None if sorting is None else sorting(line.labels)
-            own = torch.arange(len(line.labels)) if order is None else torch.from_numpy(order)
-            numbers.append(along(own + start, line.axis, value.dim()))
-            start += len(line.labels)
-        return tuple(numbers) if isinstance(source.meta["value"], tuple | list) else (numbers or [None])[0]
-
     def moved(self, node: fx.Node, sorting: Sorting | None = None) -> list[torch.Tensor]:
         """Number the channels of a movement's inputs, one input after the other; what it makes of these numbers, for
         every tensor that it gives. `sorting`: the order, by its labels, in which every axis of the inputs is given."""
         given: dict[fx.Node, Any] = {}
-        start = 0
+        count = itertools.count()
         for source in node.all_input_nodes:
             if self.flow.values.get(source) is not None:
-                given[source] = self._positions(source, start, sorting)
-                lines = [line for line in self.of.get(source, ()) if line is not None and line.is_whole]
-                start += sum(len(line.labels) for line in lines)
+                given[source] = _positions(source.meta["value"], iter(self.of.get(source, ())), count, sorting)
         return list(_tensors(move(node, given, self.flow.root)))
 
     def _found(self, labels: Labels, value: Any) -> Iterator[Line | None]:
@@ -105,6 +91,21 @@ class ChannelLines:
                 yield Line(-1, np.unique(numbers), False)
             else:
                 yield Line(axes[0], numbers) if axes else None
+
+
+def _positions(value: Any, lines: Iterator[Line | None], count: Iterator[int], sorting: Sorting | None) -> Positions:
+    """The next number for every channel of a value, in another order if there is one; −1 for what has no channels."""
+    if isinstance(value, tuple | list):
+        items: Iterable[Any] = value
+        return tuple(_positions(item, lines, count, sorting) for item in items)
+    if not isinstance(value, torch.Tensor):
+        return None
+    line = next(lines)
+    if line is None or not line.is_whole:
+        return torch.full((1,) * value.dim(), -1, dtype=torch.int32)
+    order = None if sorting is None else sorting(line.labels)
+    numbers = torch.tensor(list(itertools.islice(count, len(line.labels))))
+    return along(numbers if order is None else numbers[torch.from_numpy(order).long()], line.axis, value.dim())
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -45,8 +45,6 @@ _Slices = list[tuple[fx.Node, int, int]]
 def fold_shuffles(plan: Plan, left: Captured, options: Options) -> Plan:
     """`left`: the plan's graph as a captured one. The graph is changed in place."""
     selected = list(selections(plan.graph, left.orders))
-    if not selected:
-        return plan
     work = run((LABELS, CALLS, PINS, CHAINS), Work(left.name, plan.twin, options, captured=left), PlanError)
     chains = [of_chain(chain) for chain in work.chains]
     lines = ChannelLines(work.flow, plan.graph, {n for s in chains for n in s.inner})
@@ -61,9 +59,12 @@ def fold_shuffles(plan: Plan, left: Captured, options: Options) -> Plan:
     for node, taken in slices.items():
         if orders.reasons.keys().isdisjoint(lines.met(node)):
             _concatenate(node, taken)
-    for shuffle in gone:
-        shuffle.node.replace_all_uses_with(shuffle.source)
-        stands_for(shuffle.source, shuffle.node)
+    instead: dict[fx.Node, fx.Node] = {}
+    for shuffle in sorted(gone, key=lambda s: s.node):
+        source = instead.get(shuffle.source, shuffle.source)  # which another shuffle may have given
+        instead[shuffle.node] = source
+        shuffle.node.replace_all_uses_with(source)
+        stands_for(source, shuffle.node)
     cleanup.remove_dead(plan.graph)
     propagate(plan.graph, plan.twin)
     present = set(plan.graph.nodes)

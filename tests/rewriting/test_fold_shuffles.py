@@ -142,6 +142,17 @@ def test_the_networks_own_permutation_goes_too() -> None:
     assert not list(small.buffers()) and "index_select" not in body(small)
 
 
+def test_one_permutation_behind_another() -> None:
+    class Twice(Groups):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            order = self.get_buffer("order")
+            return self.last(F.relu(self.first(x).index_select(1, order)).index_select(1, order).index_select(1, order))
+
+    small, error = pruned(Twice(), X, {"first": [3, 4]})
+    assert error <= 1e-14
+    assert not list(small.buffers()) and "index_select" not in body(small)
+
+
 def test_shufflenet() -> None:
     """Nothing but the model's own ops is left, whose files every runtime computes rightly."""
     model = torchvision.models.shufflenet_v2_x0_5(num_classes=10).double()
