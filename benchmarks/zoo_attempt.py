@@ -184,7 +184,8 @@ def attempt_peer(package: str, name: str, _: bool, send: Report) -> None:
 
     row: Row = {"step": "build"}
     try:
-        model, example, _ = PACKAGES[package][1](name)
+        built = PACKAGES[package][1](name)
+        model, example = built[0], built[1]
         before = sum(p.numel() for p in model.parameters())
         runner = TorchPruning(model.eval(), example)
         for step in ("build", "prune", "forward"):

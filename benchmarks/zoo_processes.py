@@ -53,6 +53,6 @@ def _limited(attempt: Attempt, sender: Connection, limit: int, memory: int) -> N
     for stream in (sys.stdout, sys.stderr):
         os.dup2(silent, stream.fileno())
     warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_DATA, (memory << 30,) * 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory << 30, memory << 30))
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 10))
     attempt(sender.send)

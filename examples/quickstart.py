@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ SIZE = 32
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
     """1,797 real 8×8 images, enlarged to 32×32 with three channels; a fifth is kept for the test."""
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, size=SIZE, mode="bilinear").repeat(1, 3, 1, 1)
     labels = torch.tensor(data.target)
@@ -81,7 +82,7 @@ def main() -> None:
         rows.append([name, f"{last.val_accuracy:.2%}", f"{last.macs:.1%}", f"{last.params:.1%}", size])
         paths.append(report.path)
     history.plot(options.out / "history.png")
-    times = compare_latency(*paths)
+    times = compare_latency(paths[0], paths[1])
     for row, milliseconds in zip(rows, times, strict=True):
         table.add_row(*row, f"{milliseconds:.2f} ms")
     console.print(table)

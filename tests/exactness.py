@@ -192,9 +192,10 @@ class ElementwiseEinsums(TorchFunctionMode):
 
 def counted_region_macs(net: GatedModule, small: nn.Module) -> int:
     """What PyTorch counts on every region alone, for tensors of the shapes that it got in the example run."""
-    analysis, count = net.program.analysis, net.gate_vector.unit_count
+    program: Any = net.program
+    analysis, count = program.analysis, net.gate_vector.unit_count
     hard = net.gate_vector.hard()
-    graph = net.program.plan(net.network, hard[:count], hard[count:]).graph
+    graph = program.plan(net.network, hard[:count], hard[count:]).graph
     total = 0
     for number, region in enumerate(analysis.regions):
         entering = [n for n in graph.nodes if n.target is region_input and n.args[1] == number]

@@ -23,7 +23,7 @@ class Small(nn.Module):
         self.fc = nn.Linear(8, 5)
         nn.init.normal_(self.norm.bias)
         nn.init.uniform_(self.norm.weight, 0.5, 1.5)
-        nn.init.uniform_(self.norm.running_var, 0.5, 1.5)
+        nn.init.uniform_(self.norm.get_buffer("running_var"), 0.5, 1.5)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.conv(x)).relu()

@@ -27,9 +27,9 @@ EPOCHS, BATCHES = 8, 8
 class Lit(LightningModule):
     """Holds a network, and does what people's modules do."""
 
-    def __init__(self, net: torch.nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
-        self.net = net
+        self.net: Any = net
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         return F.cross_entropy(self.net(batch[0]), batch[1])
@@ -58,12 +58,14 @@ def trainer(*callbacks: Any, kind: Any = Trainer, **options: Any) -> Any:
 
 
 def gates(**options: Any) -> GateCallback:
-    return GateCallback(**{"target": TARGET} | options)
+    given: dict[str, Any] = {"target": TARGET} | options
+    return GateCallback(**given)
 
 
 def keeps(folder: Path, **options: Any) -> ModelCheckpoint:
     """Every epoch's checkpoint."""
-    return ModelCheckpoint(folder, filename="{epoch}", **{"save_top_k": -1} | options)
+    given: dict[str, Any] = {"save_top_k": -1} | options
+    return ModelCheckpoint(folder, filename="{epoch}", **given)
 
 
 class Dies(Callback):

@@ -1,7 +1,5 @@
 """Ways to call every op of the rule table, found by trying: its signature says which arguments there are, their names
 and types which values to try. A way is kept if the op runs on batches of two sizes and gives finite numbers.
-
-Each way becomes a branch between two layers (`Branch`), all branches of an op one network (`Branches`).
 """
 
 from __future__ import annotations
@@ -11,77 +9,27 @@ import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from op_values import (
+    LAYOUTS,
+    MODE,
+    TRANSPOSED,
+    WIDTH,
+    WITH_UNITS,
+    Call,
+    Parameter,
+    Slot,
+    X,
+    Y,
+    values_by_name,
+    values_by_type,
+)
 from torch import nn
 
 from fxcat.passes.rules import table
-
-WIDTH = 6
-LAYOUTS: dict[str, tuple[int, ...]] = {
-    "NC": (WIDTH,),
-    "NCL": (WIDTH, 4),
-    "NCHW": (WIDTH, 4, 4),
-    "NCDHW": (WIDTH, 2, 4, 4),
-    "NLC": (4, WIDTH),
-}
-"""Shapes of the first argument, without the batch axis."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor among the arguments: `x` and `y` have units, the others are parameters or constants of a shape."""
-
-    kind: str
-    shape: tuple[int, ...] = ()
-
-
-X, Y, TRANSPOSED = Slot("x"), Slot("y"), Slot("transposed")
-WITH_UNITS = (X, Y, TRANSPOSED)
-MODE = Slot("mode")
-"""Whether the network is in training: what is random is so then only."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """What a signature says of one argument."""
-
-    name: str
-    kind: str
-    required: bool
-    keyword_only: bool = False
-    default: Any = None
-
-
-@dataclass(frozen=True)
-class Call:
-    """One way to call an op on a value of a layout; `domain`: of numbers that it takes."""
-
-    layout: str
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    domain: str = "any"
-
-    def within(self, value: torch.Tensor) -> torch.Tensor:
-        """A value of the domain."""
-        if self.domain == "truth":
-            return value > 0
-        if self.domain == "positive":
-            return value.abs() + 0.5
-        return value.tanh() * 0.9 if self.domain == "small" else value
-
-    def __str__(self) -> str:
-        args = [_shown(a) for a in self.args] + [f"{k}={_shown(v)}" for k, v in self.kwargs.items()]
-        return f"{self.layout}, {self.domain}: ({', '.join(args)})"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Slot):
-        return value.kind + (str(list(value.shape)) if value.shape else "")
-    return f"({', '.join(map(_shown, value))})" if isinstance(value, tuple | list) else str(value)
 
 
 def keys() -> list[tuple[str, Any]]:
@@ -102,127 +50,6 @@ def name_of(kind: str, key: Any) -> str:
     return f"{own}.{key.__name__}"
 
 
-# -- values to try ----------------------------------------------------------------------------------------------------
-
-
-def _by_name(name: str, shape: tuple[int, ...]) -> list[Any]:
-    """What arguments of this name usually are, for a first argument of this shape (without the batch axis)."""
-    dims, spatial = len(shape) + 1, len(shape) - 1
-    channel, rest = 1 if shape[0] == WIDTH else dims - 1, tuple(range(2, dims)) if shape[0] == WIDTH else (1,)
-    flat = 1
-    for size in shape:
-        flat *= size
-    known: dict[str, list[Any]] = {
-        "dim": [channel, -1, (1, 2), *([rest] if rest else [])],
-        "dims": [tuple(range(dims)[:1]) + tuple(range(1, dims))[::-1], -1, (1, 2), (-1,), (2,) + (1,) * (dims - 1)],
-        "axis": [channel, -1],
-        "dim0": [1],
-        "dim1": [-1],
-        "axis0": [1],
-        "axis1": [-1],
-        "source": [1, (1, -1)],
-        "destination": [-1, (-1, 1)],
-        "start_dim": [1],
-        "end_dim": [-1],
-        "shifts": [1, (1, 2), (1,)],
-        "start": [1],
-        "end": [3],
-        "step": [2],
-        "length": [2],
-        "chunks": [2, 3],
-        "sections": [2],
-        "indices": [[1, 3], (2,)],
-        "split_size": [2, [1, WIDTH - 1], [2, 2]],
-        "split_size_or_sections": [2, [2, WIDTH - 2], [1, 3]],
-        "split_sizes": [[2, WIDTH - 2], [1, 3]],
-        "tensor_indices_or_sections": [],
-        "repeats": [2, (1, 2) + (1,) * (dims - 2)],
-        "sizes": [(3, -1), (2, WIDTH // 2), (2, 2)],
-        "size": [(-1, *shape), (-1, flat), (-1, shape[0] // 2, 2, *shape[1:]), (4, *shape), (3, 1)],
-        "shape": [(-1, flat), (-1, *shape)],
-        "output_size": [2, (1,) * spatial, (8,) * spatial, (4, 5)],
-        "scale_factor": [2, 0.5],
-        "upscale_factor": [1],
-        "downscale_factor": [2],
-        "kernel_size": [2, (2,) * spatial],
-        "stride": [2, (1,) * spatial],
-        "padding": [1, (1,) * spatial],
-        "dilation": [2, (2,) * spatial],
-        "pad": [(1, 1), (0, 0, 1, 2), (1, 0, 0, 1, 1, 1)],
-        "mode": ["bilinear", "nearest", "reflect", "circular", "linear", "trilinear", "row", "batch", "max"],
-        "p": [2, 0.5, 1],
-        "ord": [2, 1],
-        "normalized_shape": [(shape[-1],)],
-        "num_groups": [2, WIDTH, 1],
-        "num_features": [WIDTH],
-        "num_channels": [WIDTH],
-        "in_channels": [WIDTH],
-        "out_channels": [8],
-        "in_features": [WIDTH],
-        "out_features": [8],
-        "num_parameters": [WIDTH],
-        "groups": [2, WIDTH],
-        "equation": ["bc...,bc...->bc...", "bc...,bd...->bcd", "b...c,b...c->b..."],
-        "spatial_scale": [1.0],
-        "sampling_ratio": [2],
-        "correction": [0, 1],
-        "decimals": [1],
-        "accumulate": [True],
-        "dtype": [torch.float64],
-        "threshold": [0.1],
-        "value": [0.25],
-        "fill_value": [0.25],
-        "min": [-0.5],
-        "max": [0.5],
-        "min_val": [-0.5],
-        "max_val": [0.5],
-        "exponent": [2, 3.0],
-        "weight": [*_weights(shape), 0.3],
-        "bias": [Slot("vector", (WIDTH,)), Slot("vector", (8,))],
-        "running_mean": [Slot("statistic", (WIDTH,))],
-        "running_var": [Slot("positive", (WIDTH,))],
-        "mask": [Slot("mask", shape), Slot("mask", shape[1:])],
-        "condition": [Slot("mask", shape)],
-        "attn_mask": [Slot("bias", (shape[-2] if len(shape) > 1 else 1,) * 2)],
-        "index": [Slot("index", (3,))],
-        "grid": [Slot("grid", (3, 3, 2))],
-        "boxes": [Slot("boxes")],
-        "rois": [Slot("boxes")],
-        "a": [X],
-        "b": [Y, 2.0, 2, Slot("constant", shape), (slice(None), 1), (slice(None), slice(1, 3)), (..., None), 0],
-        "operands": [],
-        "tensor2": [Slot("vector", shape[-1:])],
-        "dropout_p": [0.0],
-        "scale": [0.7],
-        "size_average": [],
-        "num_embeddings": [10],
-        "embedding_dim": [8],
-    }
-    return known.get(name, [])
-
-
-def _weights(shape: tuple[int, ...]) -> list[Any]:
-    """Kernels for a value of this shape, and weights along an axis."""
-    spatial = len(shape) - 1
-    kernel = Slot("kernel", (8, WIDTH, *((2,) * spatial)))
-    return [kernel, Slot("kernel", (8, shape[-1])), Slot("vector", (WIDTH,)), Slot("vector", shape[-1:])]
-
-
-def _by_type(kind: str, shape: tuple[int, ...]) -> list[Any]:
-    kind = kind.removeprefix("Optional[").removesuffix("]") if kind.startswith("Optional") else kind
-    if kind == "Tensor":
-        return [Y, TRANSPOSED, Slot("kernel", (shape[-1], 8)), Slot("vector", shape[-1:])]
-    if kind.startswith("List[Tensor"):
-        return [(X, Y), (X, Y, Slot("parameter", shape))]
-    return {
-        "number": [2.0, 0.5],
-        "float": [0.5],
-        "int": [2, 1],
-        "bool": [True, False],
-        "List[int]": [(2, 2), (2,), (1,)],
-    }.get(kind, [])
-
-
 def _values(parameter: Parameter, shape: tuple[int, ...]) -> list[Any]:
     if parameter.kind == "Tensor" and parameter.name in ("self", "input", "tensor", "tensor1", "query", "x"):
         return [X]
@@ -230,8 +57,8 @@ def _values(parameter: Parameter, shape: tuple[int, ...]) -> list[Any]:
         return [MODE]
     if parameter.kind == "bool" or isinstance(parameter.default, bool):
         return [not parameter.default] if isinstance(parameter.default, bool) else [True, False]
-    found = [v for v in _by_name(parameter.name, shape) if _is_of(parameter.kind, v)]
-    return found or _by_type(parameter.kind, shape)
+    found = [v for v in values_by_name(parameter.name, shape) if _is_of(parameter.kind, v)]
+    return found or values_by_type(parameter.kind, shape)
 
 
 def _is_of(kind: str, value: Any) -> bool:
@@ -478,98 +305,3 @@ def _different(calls: Iterable[Call]) -> Iterator[Call]:
         if arguments not in known:
             known.add(arguments)
             yield call
-
-
-# -- networks ---------------------------------------------------------------------------------------------------------
-
-
-class Branch(nn.Module):
-    """A layer, an op on its result, and a layer on what that gives."""
-
-    def __init__(self, kind: str, key: Any, call: Call) -> None:
-        super().__init__()
-        self.kind, self.key, self.call = kind, key, call
-        self.before, self.beside = self._layer(), self._layer()
-        self.op = key(*call.args, **call.kwargs) if kind == "module" else None
-        self.constants = nn.ParameterDict()
-        self.slots: dict[Slot, str] = {}
-        for slot in self._slots((*call.args, *call.kwargs.values())):
-            self.slots[slot] = name = f"{slot.kind}_{len(self.slots)}"
-            value = constant(slot)
-            if value.is_floating_point() and slot.kind not in ("boxes", "grid", "constant", "positive", "statistic"):
-                self.constants[name] = nn.Parameter(value)
-            else:
-                self.register_buffer(name, value)
-        with torch.no_grad():
-            results = self.double()._results(torch.randn(2, 3, 4, 4, dtype=torch.float64))
-            more = self._results(torch.randn(3, 3, 4, 4, dtype=torch.float64))
-        self.whole = [r.dim() > 1 and r.shape != m.shape for r, m in zip(results, more, strict=True)]
-        self.after = nn.ModuleList(
-            nn.Linear(r[0].numel(), 3) if whole else nn.Identity() for r, whole in zip(results, self.whole, strict=True)
-        )
-
-    @staticmethod
-    def _slots(values: Iterable[Any]) -> Iterator[Slot]:
-        for value in values:
-            for slot in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(slot, Slot) and slot not in (*WITH_UNITS, MODE):
-                    yield slot
-
-    def _layer(self) -> nn.Module:
-        layout = self.call.layout
-        if layout in ("NC", "NLC"):
-            return nn.Linear(3, WIDTH)
-        return {"NCL": nn.Conv1d, "NCHW": nn.Conv2d, "NCDHW": nn.Conv3d}[layout](3, WIDTH, 1)
-
-    def _entering(self, image: torch.Tensor) -> torch.Tensor:
-        if self.call.layout == "NC":
-            return image.mean((2, 3))
-        if self.call.layout == "NCL":
-            return image.mean(3)
-        if self.call.layout == "NLC":
-            return image.mean(3).transpose(1, 2)
-        return torch.stack([image, -image], 2) if self.call.layout == "NCDHW" else image
-
-    def _value(self, layer: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        return self.call.within(layer(self._entering(image)))
-
-    def _tensor(self, slot: Slot, image: torch.Tensor) -> torch.Tensor:
-        if slot in WITH_UNITS:
-            value = self._value(self.before if slot == X else self.beside, image)
-            return value.transpose(-1, -2) if slot == TRANSPOSED else value
-        if slot == MODE:
-            return self.training  # pyright: ignore
-        name = self.slots[slot]
-        value = self.constants[name] if name in self.constants else getattr(self, name)
-        return value.expand(image.shape[0], -1, -1, -1) if slot.kind == "grid" else value
-
-    def _results(self, image: torch.Tensor) -> list[torch.Tensor]:
-        if self.op is not None:
-            return list(results(self.op(self._tensor(X, image))))
-        args = [fill(a, lambda slot: self._tensor(slot, image)) for a in self.call.args]
-        kwargs = {k: fill(v, lambda slot: self._tensor(slot, image)) for k, v in self.call.kwargs.items()}
-        return list(results(apply(self.kind, self.key, args, kwargs)))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        total = 0
-        for result, after, whole in zip(self._results(image), self.after, self.whole, strict=True):
-            result = result if result.is_floating_point() else result.to(image.dtype)
-            result = result.to(image.dtype) if result.dtype != image.dtype else result
-            total = total + (after(result.flatten(1)) if whole else result.mean())
-        return total  # pyright: ignore
-
-
-class Branches(nn.Module):
-    """All ways to call an op beside each other, and one without it."""
-
-    def __init__(self, kind: str, key: Any, ways: Sequence[Call]) -> None:
-        super().__init__()
-        self.plain = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(5, 3)
-        self.branches = nn.ModuleList(Branch(kind, key, way) for way in ways)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        result = self.head(self.plain(image))
-        for branch in self.branches:
-            result = result + branch(image)
-        return result

@@ -82,7 +82,8 @@ def _check_gradients(model: nn.Module, make: Make, example: Inputs, others: Inpu
     _check_hooked(reference, net, others)
     for module in (reference, net):
         with torch.enable_grad():
-            sum((v * v).sum() for v in tree_leaves(module(*others)) if v is not None).backward()
+            results = [v for v in tree_leaves(module(*others)) if v is not None]
+            sum(((v * v).sum() for v in results), torch.zeros(())).backward()
     own = dict(net.network.named_parameters())
     for name, parameter in reference.named_parameters():
         a, b = (torch.zeros_like(p) if p.grad is None else p.grad for p in (own[name], parameter))

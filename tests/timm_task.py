@@ -30,7 +30,14 @@ LABELS = torch.arange(64) % 4
 
 def vit() -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 4}
+    sizes: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 4,
+    }
     return timm.create_model("vit_tiny_patch16_224", **sizes)
 
 
@@ -68,7 +75,7 @@ def train(
     net = fxcat.prepare(model(), IMAGES[:1], verbose=False)
     opt = create_optimizer_v2(net.network, optimizer, lr=5e-3, weight_decay=0.05, layer_decay=layer_decay)
     scaler = NativeScaler("cpu")
-    ema = average(net) if average else None
+    ema: Any = average(net) if average else None
     averages = [ema] if ema and named else []
     target, steps = fxcat.Target(flops=0.5), EPOCHS * PER_EPOCH
     controller = fxcat.GateController(net, opt, target=target, total_steps=steps, averages=averages)

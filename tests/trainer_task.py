@@ -39,8 +39,14 @@ class Images(Dataset[dict[str, Any]]):
 
 def vit() -> ViTForImageClassification:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
-    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=4, **sizes))
+    sizes: dict[str, Any] = {
+        "num_labels": 4,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+    }
+    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
 
 
 def prepared(model: torch.nn.Module | None = None) -> fxcat.GatedModule:

@@ -28,6 +28,15 @@ def gated_in(module: nn.Module, name: str) -> GatedModule:
     )
 
 
+def of_another_trainer(given: str, module: str) -> InputError:
+    """What a callback says that is given to a trainer it was not made for. `given`: the trainer; `module`: which of
+    `fxcat.integrations` has the callback for it."""
+    return InputError(
+        f"this GateCallback was given to {given}, for which it is not made",
+        remedy=f"use the one of fxcat.integrations.{module}",
+    )
+
+
 def ended_early(controller: GateController) -> str:
     """What is said where a training ends before its gates are decided."""
     return (

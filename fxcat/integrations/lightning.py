@@ -14,7 +14,7 @@ from fxcat.checks import check_flag
 from fxcat.choosing.cost_shares import cost_fractions
 from fxcat.errors import InputError
 from fxcat.gate_training.controller import GateController
-from fxcat.integrations.found import copies_in, ended_early, gated_in
+from fxcat.integrations.found import copies_in, ended_early, gated_in, of_another_trainer
 from fxcat.network.following import Led
 from fxcat.records import Pressure, Target, check_pressure, check_target
 
@@ -62,6 +62,10 @@ class GateCallback(Callback):
         self._state: dict[str, Any] | None = None
         self._others: list[tuple[Any, dict[str, Any]]] = []
         self._was_called = self._is_on_time = False
+
+    def on_init_end(self, *_: Any, **__: Any) -> None:
+        """What the Trainer of transformers calls first."""
+        raise of_another_trainer("a Trainer of transformers", "transformers")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before anything is restored."""

@@ -23,7 +23,7 @@ from transformers.trainer_callback import ExportableState
 
 from fxcat.errors import InputError
 from fxcat.gate_training.controller import GateController
-from fxcat.integrations.found import ended_early, gated_in
+from fxcat.integrations.found import ended_early, gated_in, of_another_trainer
 from fxcat.records import Pressure, Target, check_pressure, check_target
 from fxcat.utils.json_tensors import pack, unpack
 
@@ -61,6 +61,15 @@ class GateCallback(TrainerCallback, ExportableState):
         check_pressure(pressure, optional=True)
         self._settings: dict[str, Any] = {"target": target, "pressure": pressure, **options}
         self.controller: GateController | None = None
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """What Lightning looks for first, before it asks for `state_key`."""
+
+    on_exception = setup
+
+    @property
+    def state_key(self) -> str:
+        raise of_another_trainer("a Trainer of Lightning", "lightning")
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         gated_in(kwargs["model"], "GateCallback")

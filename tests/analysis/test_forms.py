@@ -28,7 +28,7 @@ FORMS: dict[str, Form] = {
     "where by keywords": lambda m, y, x: torch.where(condition=x[:, :1] > 0, input=y, other=2 * y),
     "where as a method": lambda m, y, x: y.where(x[:, :1] > 0, torch.zeros((), dtype=y.dtype)),
     "addcmul of one value": lambda m, y, x: torch.addcmul(y, y, y),
-    "normalize over two axes": lambda m, y, x: F.normalize(y, dim=(1, 2)),
+    "normalize over two axes": lambda m, y, x: F.normalize(y, dim=(1, 2)),  # pyright: ignore[reportArgumentType]
     "expanded to a shape": lambda m, y, x: y * y.mean((2, 3), keepdim=True).expand(y.shape),
     "expanded to a size": lambda m, y, x: y * y.mean((2, 3), keepdim=True).expand(size=y.size()),
     "expanded to sizes": lambda m, y, x: y * y.mean((2, 3), keepdim=True).expand(-1, -1, *x.shape[2:]),

@@ -80,7 +80,7 @@ def oracle_units(model: nn.Module, example: torch.Tensor) -> set[frozenset[Entry
     """torch-pruning's dependency groups, channel by channel."""
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
     names = {m: n for n, m in model.named_modules()}
-    joined: UnionFind = UnionFind()
+    joined: UnionFind[Entry] = UnionFind()
     for layer, name in names.items():
         if not isinstance(layer, nn.Conv2d | nn.Linear) or layer not in graph.module2node:
             continue

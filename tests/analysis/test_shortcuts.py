@@ -82,7 +82,8 @@ def test_what_never_counts_has_no_operations() -> None:
         assert never_counts(getattr(torch.Tensor, name)), name
     for function in (torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.einsum, torch.nn.functional.linear):
         assert not never_counts(function), function
-    for function in (torch.add, torch.stack, torch.cat, torch.mm, torch.bmm, torch.conv1d):
+    functions: tuple[Any, ...] = (torch.add, torch.stack, torch.cat, torch.mm, torch.bmm, torch.conv1d)
+    for function in functions:
         with FlopCounterMode(display=False) as counter:
             if function in (torch.stack, torch.cat):
                 function([a, a])

@@ -142,8 +142,8 @@ def test_projections_are_normalized_where_their_sections_are() -> None:
         ("inner", "identity", False, 0),
     ]
     net = fxcat.add_bypasses(Normalized(), x, verbose=False)
-    assert [type(m) for m in net.get_submodule("bypasses.conv")] == [nn.Conv1d, nn.BatchNorm1d]
-    assert [type(m) for m in net.get_submodule("bypasses.wide")] == [nn.Linear, nn.BatchNorm1d]
+    assert [type(m) for m in net.get_submodule("bypasses.conv").children()] == [nn.Conv1d, nn.BatchNorm1d]
+    assert [type(m) for m in net.get_submodule("bypasses.wide").children()] == [nn.Linear, nn.BatchNorm1d]
     assert net(x).shape == (5, 4)
 
 
@@ -314,7 +314,7 @@ class Unplain(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = SmallVGG(True)
+        self.features: nn.Module = SmallVGG(True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.features(x) if bool(x.sum() > 0) else self.features(-x)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from exactness import DOUBLE_TOLERANCE, fixed_seed, randomise
 from torch import nn
+from torch.fx.proxy import TraceError
 from torch.nn import functional
 
 import fxcat
@@ -104,16 +105,16 @@ class Classifier(nn.Module):
 X, Y, W = torch.rand(3, 3, 8, 8).double(), torch.tensor([1, 3, 0]), torch.rand(3).double()
 
 
-def made(model: nn.Module) -> nn.Module:
+def made(model: nn.Module) -> Any:
     randomise(model, 0)
     return model.double().eval()
 
 
-def prepared(model: nn.Module, example: Any) -> GatedModule:
+def prepared(model: nn.Module, example: Any) -> Any:
     return fxcat.prepare(model, example, verbose=False).eval()
 
 
-def half_closed(net: GatedModule, *, sections: bool = True) -> nn.Module:
+def half_closed(net: GatedModule, *, sections: bool = True) -> Any:
     for gate in net.gates.values():
         if gate.kind == "units":
             gate.set((torch.arange(gate.count) % 3 > 0).double())
@@ -210,7 +211,7 @@ def test_what_no_example_showed_is_refused() -> None:
         for call in ({"labels": Y}, {"return_dict": False}, {"more": 1}):
             with pytest.raises(fxcat.InputError, match="captured with pixel_values"):
                 network(X, **call)
-    with pytest.raises((fxcat.InputError, torch.fx.proxy.TraceError)):
+    with pytest.raises((fxcat.InputError, TraceError)):
         torch.fx.symbolic_trace(fxcat.finalize(net))
     traced = torch.fx.symbolic_trace(fxcat.finalize(net), {"labels": None, "weight": None, "return_dict": None})
     assert_same(traced(X)["logits"], net(X).logits)  # torch.fx makes plain dicts of mappings
@@ -368,7 +369,7 @@ class Typed(Checked):
     """Asks a layer inside a branch for its dtype, as open_clip does."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dtype = self.blocks[0].a.weight.dtype  # pyright: ignore
+        dtype: Any = self.blocks[0].a.weight.dtype  # pyright: ignore
         x = self.stem(x.to(dtype))
         for block in self.blocks:
             x = block(x).to(self.blocks[1].a.weight.device)  # pyright: ignore

@@ -1,5 +1,8 @@
 """What the Python of a forward pass may do while it is captured: facts, numbers, draws, in-place ops, threads."""
 
+# much of what Python does here is right although annotations do not say so
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import functools

@@ -177,10 +177,13 @@ def test_how_many_entries_are_picked_is_not_known(form: Form) -> None:
 class Statistics(nn.Module):
     """Buffers that Python changes, in training or always."""
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, change: Callable[[Any, torch.Tensor], Any], always: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.last = nn.Conv2d(8, 4, 1)
+        self.last: nn.Module = nn.Conv2d(8, 4, 1)
         self.register_buffer("mean", torch.zeros(8))
         self.register_buffer("scale", torch.ones(1))
         self.change, self.always = change, always

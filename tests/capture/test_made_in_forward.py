@@ -137,7 +137,7 @@ def test_a_buffer_that_counts_must_stay_what_it_was() -> None:
     model = Between(NUMBERS["of a buffer"])
     model.register_buffer("steps", torch.tensor(2))
     net = fxcat.prepare(model, torch.randn(*IMAGES[0]), verbose=False)
-    net.network.steps += 1
+    net.network.get_buffer("steps").add_(1)
     with pytest.raises((AssertionError, RuntimeError), match="another number"):
         net(torch.randn(*IMAGES[0]))
 

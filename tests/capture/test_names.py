@@ -72,11 +72,11 @@ def test_names_in_onnx(tmp_path: Path) -> None:
 
 def test_an_argument_may_be_called_self() -> None:
     class Odd(nn.Module):
-        def __init__(this) -> None:
+        def __init__(this) -> None:  # pyright: ignore[reportSelfClsParameterName]
             super().__init__()
             this.a, this.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
 
-        def forward(this, self: torch.Tensor) -> torch.Tensor:
+        def forward(this, self: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportSelfClsParameterName]
             return this.b(nn.functional.dropout(this.a(self).relu(), 0.0, this.training))
 
     check(Odd())

@@ -138,7 +138,7 @@ FORMS: dict[str, Form] = {
     "dataclass": of_a_dataclass,
     "named tuple": of_a_tuple,
     "copy": lambda y: copy.copy(y) + copy.deepcopy(y),
-    "copy of a copy": lambda y: copy.deepcopy([y, {"a": y * 2}])[1]["a"],
+    "copy of a copy": lambda y: copy.deepcopy((y, {"a": y * 2}))[1]["a"],
     "partial": lambda y: functools.partial(torch.clamp, min=0)(functools.partial(y.view, y.shape[0])(*y.shape[1:])),
     "generator": lambda y: torch.cat([p * 2 for p in pieces(y)], 1),
     "enumerate": enumerated,
@@ -308,6 +308,9 @@ def test_why_units_stay_is_told(name: str) -> None:
 
 class Held(nn.Module):
     """A branch on what a buffer holds."""
+
+    shares: torch.Tensor
+    done: torch.Tensor
 
     def __init__(self, asked: Callable[[Any], Any]) -> None:
         super().__init__()

@@ -20,7 +20,9 @@ import fxcat
 class _Net(nn.Module):
     """A block twice, and an output that only training has, without which the two modes would have one graph."""
 
-    def __init__(self, block: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+    ema: torch.Tensor
+
+    def __init__(self, block: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.block = block
         self.stem, self.conv, self.head, self.aux = (nn.Conv2d(a, b, 1) for a, b in ((3, 6), (6, 6), (6, 2), (6, 2)))
@@ -119,7 +121,7 @@ class Result(NamedTuple):
 def test_state_of_what_gives_the_same_in_both_modes(block: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
     class Net(_Net):
         def forward(self, x: torch.Tensor) -> Result:
-            return Result(self.head(self.block(self, self.stem(x))) + self.aux(self.more(x)))
+            return Result(self.head(self.block(self, self.stem(x))) + self.aux(self.more(x)))  # pyright: ignore[reportCallIssue]
 
     torch.manual_seed(0)
     model, x = Net(block), torch.randn(3, 3, 4, 4, dtype=torch.float64)
@@ -162,7 +164,7 @@ def test_open_gates_train_as_the_model(block: Callable[[nn.Module, torch.Tensor]
     model = _Net(block).double()
     net = fxcat.prepare(model, torch.randn(1, 3, 4, 4, dtype=torch.float64), verbose=False)
     reference = copy.deepcopy(model)
-    parameters = dict(reference.named_parameters())
+    parameters, x = dict(reference.named_parameters()), torch.empty(0)
     for step, training in enumerate((True, True, False, True)):
         x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
         results = []
@@ -171,7 +173,7 @@ def test_open_gates_train_as_the_model(block: Callable[[nn.Module, torch.Tensor]
             each.zero_grad()
             with fixed_seed(step):
                 results.append(each(x))
-            sum(t.square().sum() for t in tree_leaves(results[-1])).backward()
+            sum((t.square().sum() for t in tree_leaves(results[-1])), torch.zeros(())).backward()
         assert difference(results[1], results[0]) <= DOUBLE_TOLERANCE
         buffers = dict(net.network.named_buffers())
         for name, buffer in reference.named_buffers():
@@ -222,6 +224,8 @@ def test_a_mode_that_is_of_the_next_pass_is_refused() -> None:
 class _Codebook(_Net):
     """A residual branch that is quantised, and moves the entries of the codebook that it uses."""
 
+    codes: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__(_unread_norm)
         self.register_buffer("codes", torch.randn(5, 6))
@@ -253,7 +257,7 @@ def test_costs_where_a_branch_changes_a_buffer() -> None:
 class _Counting(_Net):
     """Keeps a number or a flag, and goes on from it in the next pass."""
 
-    def __init__(self, count: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, count: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
         super().__init__(_unread_norm)
         self.count, self.steps, self.rate, self.begins, self.log = count, 0, 1.0, True, list[int]()
 

@@ -99,7 +99,7 @@ def test_assigned_methods_are_captured() -> None:
     assert units_left(model) == 22
     model.forward = types.MethodType(double, model)
     assert units_left(model) == 22
-    model.inner.forward = lambda x: x
+    model.inner.forward = lambda x: x  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(fxcat.InputError, match="no method of it"):
         fxcat.prepare(model)
 
@@ -108,7 +108,7 @@ def test_assigned_methods_are_captured() -> None:
 def test_what_has_no_python_is_refused() -> None:
     lazy, compiled = Net(), Net()
     lazy.inner = nn.LazyConv2d(8, 3)
-    compiled.inner = torch.compile(compiled.inner)
+    compiled.inner = torch.compile(compiled.inner)  # pyright: ignore[reportAttributeAccessIssue]
     refused = {"compiled": compiled, "no shape yet": lazy, "scripted": torch.jit.script(Net())}
     for reason, model in refused.items():
         with pytest.raises(fxcat.InputError, match=reason):
@@ -143,7 +143,8 @@ def swish(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(x)
 
 
-with warnings.catch_warnings(action="ignore"):  # deprecated, and in use
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecated, and in use
     compiled_swish, scripted_swish = torch.compile(swish), torch.jit.script(swish)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from test_targets import prepared
+from three_sections import prepared
 
 import fxcat
 from fxcat.choosing.cost_shares import cost_fractions
@@ -17,7 +17,7 @@ from fxcat.gate_training.worth import Worth
 from fxcat.network.draws import Draw
 
 STREAM, INNER = 16, (16, 48, 96)
-"""Units of the residual stream of `test_targets.prepared`, and of its three blocks."""
+"""Units of the residual stream of `three_sections.prepared`, and of its three blocks."""
 
 
 def worths(unit: float, sections: list[float]) -> tuple[fxcat.GatedModule, torch.Tensor, torch.Tensor]:

@@ -199,8 +199,9 @@ def test_heads_and_blocks_can_be_replaced() -> None:
         given = seen(small, name, lambda s=small: s(x))[0][0][0]
         setattr(small, name, nn.Sequential(nn.Linear(given.shape[1], 7), nn.ReLU()).double())
         assert small(x).shape == (2, 7)
-    small.features.append(nn.ReLU6())
-    assert float(small.features(x).detach().max()) <= 6.0  # a plain chain of modules stays one
+    features: Any = small.get_submodule("features")
+    features.append(nn.ReLU6())
+    assert float(features(x).detach().max()) <= 6.0  # a plain chain of modules stays one
 
 
 def test_nested_arguments_and_results() -> None:
@@ -303,9 +304,13 @@ def test_blocks_inside_of_regions() -> None:
         assert len(seen(root, path, lambda r=run: r(images))) == 1
 
 
+def doubled(_module: nn.Module, _args: Any, result: torch.Tensor) -> torch.Tensor:
+    return result * 2
+
+
 def test_hooks_that_were_captured_are_not_run_again() -> None:
     model, x = ready(torchvision.models.resnet18(num_classes=5)), torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    model.get_submodule("layer2").register_forward_hook(lambda _m, _a, result: result * 2)
+    model.get_submodule("layer2").register_forward_hook(doubled)
     net = fxcat.prepare(model, x).eval()
     assert difference(net(x), model(x)) < TOLERANCE
     assert difference(fxcat.finalize(net)(x), model(x)) < TOLERANCE
@@ -360,7 +365,7 @@ class Resized(nn.Module):
 
     def forward(self, x: torch.Tensor, size: torch.Size) -> torch.Tensor:
         if not self.training:
-            self.cache["bias"] = self.layer.bias * 2
+            self.cache["bias"] = self.layer.bias * 2  # pyright: ignore[reportOptionalOperand]
         return nn.functional.interpolate(self.layer(x), size=size)
 
 

@@ -32,7 +32,7 @@ SIZE = (96, 128)
 def example(name: str, count: int = 1) -> list[torch.Tensor]:
     """Images; in the size at which a detector works if that is fixed: where it resizes, coordinates in single precision
     alone change scores of random weights by 1e-4."""
-    size = (SIZES[name],) * 2 if name in SIZES else SIZE
+    size = (SIZES[name], SIZES[name]) if name in SIZES else SIZE
     return images((size,) * count, torch.float32)
 
 
@@ -42,7 +42,8 @@ def detector(name: str) -> nn.Module:
     randomise(model, 0)
     detectors.calibrate(model, (example(name, 2),))
     if "rcnn" not in name:
-        model.detections_per_img = 20  # among hundreds of detections, rounding decides on the order of some
+        # among hundreds of detections, rounding decides on the order of some
+        model.detections_per_img = 20  # pyright: ignore[reportArgumentType]
     return model.eval()
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from small_task import batches, loader
-from test_shrinking import EXAMPLE, Deep
+from small_task import EXAMPLE, Deep, batches, loader
 from torch import nn
 
 import fxcat

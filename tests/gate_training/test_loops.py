@@ -3,73 +3,19 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import io
-import pickle
-import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_task import Net, batches
+from loops import EXAMPLE, STEPS, Step, X, Y, batch, controller_of, plain, prepared, same, sgd, trained
+from small_task import Net
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 import fxcat
-
-EXAMPLE = torch.zeros(1, 3, 8, 8)
-X, Y = batches(512).tensors
-STEPS = 60
-
-
-def prepared(model: nn.Module | None = None) -> fxcat.GatedModule:
-    torch.manual_seed(0)
-    return fxcat.prepare(Net() if model is None else model, EXAMPLE, verbose=False).train()
-
-
-def sgd(net: fxcat.GatedModule) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.weight_parameters(), lr=0.05, momentum=0.9)
-
-
-def controller_of(net: fxcat.GatedModule, optimizer: Any, **options: Any) -> fxcat.GateController:
-    return fxcat.GateController(
-        net, optimizer, **{"pressure": fxcat.Pressure(nu=0.5), "total_steps": STEPS, "seed": 1} | options
-    )
-
-
-def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    start = step * 32 % len(X)
-    return X[start : start + 32], Y[start : start + 32]
-
-
-Step = Callable[[fxcat.GatedModule, torch.optim.Optimizer, int], None]
-
-
-def plain(net: fxcat.GatedModule, optimizer: torch.optim.Optimizer, step: int) -> None:
-    x, y = batch(step)
-    optimizer.zero_grad()
-    F.cross_entropy(net(x), y).backward()
-    optimizer.step()
-
-
-def trained(step: Step, steps: int = STEPS, **options: Any) -> fxcat.GatedModule:
-    net = prepared()
-    optimizer = sgd(net)
-    controller = controller_of(net, optimizer, **options)
-    for i in range(steps):
-        step(net, optimizer, i)
-        controller.step()
-    return net
-
-
-def same(one: fxcat.GatedModule, other: fxcat.GatedModule) -> bool:
-    """Whether two networks have the same structure and weights, to the last bit."""
-    pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
-    return one.live_units() == other.live_units() and all(torch.equal(a, b) for a, b in pairs)
 
 
 def cleared_by_the_network(net: fxcat.GatedModule, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -243,7 +189,8 @@ def test_an_average_of_all_buffers_corrupts_nothing() -> None:
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(5):
         average.update_parameters(net)
-    for gate in average.module.gates.values():  # pyright: ignore
+    copied: Any = average.module
+    for gate in copied.gates.values():
         gate.theta[::3] = 0.0
     for gate in net.gates.values():
         gate.theta[::3] = 0.0
@@ -390,7 +337,7 @@ def test_modules_keep_their_modes_and_memory_format() -> None:
 def test_modules_may_be_replaced_by_others_of_the_same_shapes() -> None:
     net = prepared()
     reference = fxcat.finalize(net.eval())
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    net: Any = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     torch.testing.assert_close(net.eval()(X[:4]), reference(X[:4]))
     for gate in net.gates.values():
         gate.theta[::2] = 0.0 if gate.kind == "units" else 1.0
@@ -400,108 +347,3 @@ def test_modules_may_be_replaced_by_others_of_the_same_shapes() -> None:
     net.network.head = nn.Linear(16, 9)
     with pytest.raises(fxcat.InputError, match="replaced after prepare"):
         net(X[:4])
-
-
-def half_way(state: list[dict[str, Any]] | None, order: tuple[int, ...]) -> fxcat.GatedModule:
-    """A whole run, or one that goes on from its states half way, loaded in some order."""
-    net = prepared()
-    optimizer = torch.optim.AdamW(net.weight_parameters(), lr=2e-3)
-    controller = controller_of(net, optimizer, pressure=None, target=fxcat.Target(flops=0.4))
-    parts: list[Any] = [net, optimizer, controller]
-    start = 0
-    if state:
-        for i in order:
-            parts[i].load_state_dict(state[i])
-        start = 40
-    for i in range(start, STEPS):
-        if i == 40 and state == []:
-            file = io.BytesIO()
-            torch.save([p.state_dict() for p in parts], file)
-            file.seek(0)
-            state += torch.load(file, weights_only=True)
-        plain(net, optimizer, i)
-        controller.step()
-    return net
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
-def test_a_run_goes_on_from_states_that_are_loaded_in_any_order(order: tuple[int, ...]) -> None:
-    state: list[dict[str, Any]] = []
-    whole = half_way(state, order)
-    assert state[0]["network.block.0.weight"].numel() < Net().block[0].weight.numel()  # pyright: ignore
-    assert same(half_way(state, order), whole)
-
-
-@pytest.mark.parametrize("place", [0, 4])
-def test_an_optimizer_of_all_parameters_is_given_its_state_before_there_is_a_controller(place: int) -> None:
-    """Trainers restore what they know before they tell anybody; theta may stand anywhere among the weights."""
-
-    def run(states: dict[int, list[Any]], start: int = 0) -> fxcat.GatedModule:
-        net = prepared()
-        if start:
-            net.load_state_dict(states[start][0])
-        parameters = [*net.weight_parameters()]
-        parameters.insert(place, net.gate_vector.theta)
-        optimizer = torch.optim.AdamW(parameters, lr=2e-3)
-        if start:
-            optimizer.load_state_dict(states[start][1])
-        controller = controller_of(net, optimizer, pressure=None, target=fxcat.Target(flops=0.4))
-        if start:
-            controller.load_state_dict(states[start][2])
-        for i in range(start, STEPS):
-            if i in (15, 40):
-                states[i] = copy.deepcopy([p.state_dict() for p in (net, optimizer, controller)])
-            plain(net, optimizer, i)
-            controller.step()
-        return net
-
-    states: dict[int, list[Any]] = {}
-    whole = run(states)
-    assert same(run(dict(states), 15), whole)
-    assert same(run(dict(states), 40), whole)
-
-
-def test_weights_of_the_model_and_of_a_smaller_network_are_loaded() -> None:
-    net, model = prepared(), Net()
-    assert not any(net.load_state_dict(model.state_dict()))
-    torch.testing.assert_close(net.eval()(X[:4]), model.eval()(X[:4]))
-    small = trained(plain, pressure=None, target=fxcat.Target(flops=0.4))
-    net = prepared()
-    nn.ModuleDict({"inside": net}).load_state_dict({f"inside.{k}": v for k, v in small.state_dict().items()})
-    assert same(net, small)
-    with pytest.raises(fxcat.InputError, match="smaller already"):
-        net.load_state_dict(prepared().state_dict())
-
-
-def test_pickling_goes_no_deeper_with_more_layers() -> None:
-    layers = [layer for _ in range(120) for layer in (nn.Conv2d(4, 4, 1), nn.ReLU())]
-    net = fxcat.prepare(nn.Sequential(nn.Conv2d(3, 4, 1), *layers, nn.Conv2d(4, 2, 1)), X[:2], verbose=False).eval()
-    for gate in net.gates.values():
-        gate.theta[0] = 0.0
-    small = fxcat.finalize(net)
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(len(inspect.stack()) + 120)
-    try:
-        again, small = pickle.loads(pickle.dumps(net)), pickle.loads(pickle.dumps(small))
-    finally:
-        sys.setrecursionlimit(limit)
-    torch.testing.assert_close(small(X[:2]), net(X[:2]))
-    again.shrink()
-    torch.testing.assert_close(again(X[:2]), net(X[:2]))
-
-
-def test_networks_and_whole_runs_can_be_pickled() -> None:
-    net = prepared()
-    optimizer = sgd(net)
-    controller = controller_of(net, optimizer, pressure=None, target=fxcat.Target(flops=0.4))
-    for i in range(STEPS):
-        if i == 15:
-            net, optimizer, controller = copy.deepcopy((net, optimizer, controller))
-        if i == 40:
-            net, optimizer, controller = pickle.loads(pickle.dumps((net, optimizer, controller)))
-        plain(net, optimizer, i)
-        controller.step()
-    assert same(net, trained(plain, pressure=None, target=fxcat.Target(flops=0.4)))
-    small = fxcat.finalize(net.eval())
-    again = pickle.loads(pickle.dumps(small))
-    assert torch.equal(again(X[:4]), small(X[:4]))

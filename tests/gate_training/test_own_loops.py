@@ -382,7 +382,7 @@ def test_values_that_forward_leaves_in_attributes(first: Any) -> None:
         else:
             with pytest.raises(AttributeError, match="penalty"):
                 _ = holder.penalty
-    found: list[torch.Tensor] = []
+    found: list[Any] = []
     net.network.get_submodule("block.4").register_forward_hook(lambda module, x, y: found.append(y))
     run(lambda net, o, x, y, i: descend(o, F.cross_entropy(net(x), y) + 1e-3 * found.pop().square().mean()), net)
 

@@ -150,7 +150,7 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(fxcat.InputError, match="weights do not see, and there are none"):
         own_loop(None, None, held_out=None)
     with pytest.raises(fxcat.InputError, match="held_out= has no batch"):
-        own_loop(None, None, held_out=DataLoader([]))
+        own_loop(None, None, held_out=DataLoader(TensorDataset(torch.empty(0, 3))))
     nan = torch.full((4, 3, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(fxcat.TrainingError, match="held-out batch is nan"):
         own_loop(None, None, held_out=[nan])

@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from exactness import random_gates, randomise
-from small_task import Net, batches, loader
+from small_task import EXAMPLE, Deep, Net, batches, loader
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxcat
 from fxcat.gate_training.shrinking import shrink_all
 
-EXAMPLE = torch.zeros(1, 3, 8, 8)
 Optimizers = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
 OPTIMIZERS: dict[str, Optimizers] = {
@@ -28,23 +27,6 @@ OPTIMIZERS: dict[str, Optimizers] = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
 }
-
-
-class Deep(nn.Module):
-    """Two residual blocks of the small net, so that a section can go and another stays."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        first, second = Net(), Net()
-        # Before batch norm a bias has no gradient but rounding errors, which Adam scales up to whole steps.
-        first.stem[0].bias = None
-        self.stem, self.first, self.second, self.head = first.stem, first.block, second.block, second.head
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        x = F.relu(x + self.first(x))
-        x = F.relu(x + self.second(x))
-        return self.head(x.mean((2, 3)))
 
 
 def two_nets(*, sampled: bool) -> tuple[list[fxcat.GatedModule], torch.Tensor]:

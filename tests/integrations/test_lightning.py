@@ -23,6 +23,7 @@ from torch import nn
 
 import fxcat
 from fxcat.integrations.lightning import GateCallback
+from fxcat.integrations.transformers import GateCallback as CallbackOfTransformers
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -354,7 +355,7 @@ def test_what_is_logged() -> None:
     made = trainer(gates(), max_epochs=4)
     made.fit(module := Lit(prepared()), data())
     logged = {k: float(v) for k, v in made.callback_metrics.items()}
-    cost, start = module.net.hard_cost(), module.net.start_cost  # pyright: ignore
+    cost, start = module.net.hard_cost(), module.net.start_cost
     assert logged == pytest.approx(
         {"gates/flops": cost.macs / start.macs, "gates/params": cost.params / start.params, "gates/phase": 2.0}
     )
@@ -397,6 +398,8 @@ def test_wrong_uses_are_refused() -> None:
         run(GateCallback())
     with pytest.raises(TypeError, match="'flops'"):
         GateCallback(flops=0.5)
+    with pytest.raises(fxcat.InputError, match=r"given to a Trainer of Lightning.*\n?.*integrations\.lightning"):
+        run(CallbackOfTransformers(fxcat.Target(flops=0.5)))
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `GateCallback`"):
         trainer(gates(), gates())
 
@@ -411,8 +414,8 @@ def test_the_other_package_of_the_same_trainer(whole: Lit, tmp_path: Path) -> No
             super().__init__()
             self.net = net
 
-        training_step = Lit.training_step
-        configure_optimizers = Lit.configure_optimizers
+        training_step: Any = Lit.training_step
+        configure_optimizers: Any = Lit.configure_optimizers
 
     for path in (None, tmp_path / "epoch=3.ckpt"):
         saves = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import fxcat
+from fxcat.integrations.lightning import GateCallback as CallbackOfLightning
 from fxcat.integrations.transformers import GateCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,7 +78,7 @@ def script_with_gates(folder: Path) -> None:
 
 def test_five_lines_are_enough(tmp_path: Path) -> None:
     sources = [inspect.getsource(s).splitlines()[1:] for s in (script, script_with_gates)]
-    added = [line for line in difflib.ndiff(*sources) if line.startswith("+ ")]
+    added = [line for line in difflib.ndiff(sources[0], sources[1]) if line.startswith("+ ")]
     assert len(added) + 1 <= 5  # and `from fxcat.integrations.transformers import GateCallback`
     script_with_gates(tmp_path)
     small = fxcat.load(tmp_path / "small.safetensors", vit())
@@ -247,8 +248,13 @@ class Pixels(Images):
 
 
 def test_segmentation(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"depths": [1] * 4, "hidden_sizes": [8, 8, 16, 16], "decoder_hidden_size": 16}
-    config = SegformerConfig(num_attention_heads=[1, 1, 2, 2], mlp_ratios=[2] * 4, num_labels=2, **sizes)
+    sizes: dict[str, Any] = {
+        "depths": [1] * 4,
+        "hidden_sizes": [8, 8, 16, 16],
+        "decoder_hidden_size": 16,
+        "num_labels": 2,
+    }
+    config = SegformerConfig(num_attention_heads=[1, 1, 2, 2], mlp_ratios=[2] * 4, **sizes)
     example = {k: v[None] for k, v in Pixels()[0].items()}
     net = fxcat.prepare(SegformerForSemanticSegmentation(config), example, verbose=False)
     one = Trainer(
@@ -264,7 +270,7 @@ def test_segmentation(tmp_path: Path) -> None:
 def resumed(folder: Path, at: int | str | bool, *callbacks: TrainerCallback, **options: Any) -> fxcat.GatedModule:
     net = prepared()
     one = trainer(net, folder, GateCallback(TARGET), *callbacks, save_strategy="steps", save_steps=5, **options)
-    one.train(resume_from_checkpoint=at)
+    one.train(resume_from_checkpoint=at)  # pyright: ignore[reportArgumentType]
     return net
 
 
@@ -382,6 +388,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         GateCallback(0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="warm_up"):
         GateCallback(TARGET, warm_up=0.1)
+    with pytest.raises(fxcat.InputError, match=r"given to a Trainer of transformers.*\n?.*integrations\.transformers"):
+        trainer(prepared(), tmp_path, CallbackOfLightning(TARGET))  # pyright: ignore[reportArgumentType]
     gates = GateCallback(TARGET, averages=[prepared()])
     with pytest.raises(fxcat.InputError, match="without averages="):
         trainer(prepared(), tmp_path, gates, restore_callback_states_from_checkpoint=True)

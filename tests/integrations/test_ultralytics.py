@@ -16,62 +16,17 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from boxes import make_boxes
 from exactness import counted_macs, difference, randomise
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics_task import TARGET, Place
 
 import fxcat
 from fxcat.integrations import ultralytics as integration
 from fxcat.integrations.ultralytics import attach, optimizer_steps
 
-TINY = """nc: 2
-scales: {n: [1.0, 1.0, 1024]}
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [16, 3, 2]]
-  - [-1, 1, C2f, [16, True]]
-  - [-1, 1, Conv, [32, 3, 2]]
-  - [-1, 1, C2f, [32, True]]
-  - [-1, 1, Conv, [48, 3, 2]]
-  - [-1, 1, SPPF, [48, 5]]
-head:
-  - [-1, 1, nn.Upsample, [null, 2, nearest]]
-  - [[-1, 4], 1, Concat, [1]]
-  - [-1, 1, C2f, [32]]
-  - [[9, 6], 1, Detect, [nc]]
-"""
-TARGET = fxcat.Target(flops=0.6)
 LEGACY = pytest.mark.filterwarnings("ignore")
 """Their exporter uses the older one of torch."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder with data and the description of a model."""
-
-    folder: Path
-
-    @classmethod
-    def made(cls, folder: Path, images: int = 24) -> Place:
-        make_boxes(folder / "boxes", images=images)
-        (folder / "tiny8n.yaml").write_text(TINY)
-        return cls(folder)
-
-    def model(self, name: str = "tiny8n.yaml") -> Any:
-        return YOLO(str(self.folder / name))
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Arguments of all of their commands."""
-        return {
-            **{"data": str(self.folder / "boxes" / "data.yaml"), "imgsz": 64, "device": "cpu", "workers": 0},
-            **{"plots": False, "project": str(self.folder), "exist_ok": True, "verbose": False},
-        }
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        return {**self.data, "epochs": 4, "batch": 8, "nbs": 16, "optimizer": "AdamW", "lr0": 1e-3, "name": "run"}
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +198,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_ultralytics import TARGET, Place, attach
+from fxcat.integrations.ultralytics import attach
+from ultralytics_task import TARGET, Place
 
 place, killed, name = Place(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
 model = place.model(name)
@@ -303,7 +259,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, killed: int) -> None:
 @pytest.mark.parametrize("name", ("yolo11n", "yolo26n", "yolov10n", "yolov9t"))
 def test_models_of_theirs(place: Place, name: str) -> None:
     """With attention, heads of two kinds, and branches that are merged for inference."""
-    model = YOLO(f"{name}.yaml")
+    model: Any = YOLO(f"{name}.yaml")
     attach(model, target=fxcat.Target(flops=0.7))
     model.train(**{**place.recipe, "name": name})
     controller = model.trainer.controller

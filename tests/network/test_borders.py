@@ -64,7 +64,8 @@ def fully_sharded_part(net: Any) -> nn.Module:
 
 
 def spread(net: nn.Module) -> nn.Module:
-    from torch.distributed.tensor import distribute_module, init_device_mesh
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_module
 
     return distribute_module(net, init_device_mesh("cpu", (1,)))
 

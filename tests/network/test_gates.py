@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_plain_products() -> None:
     inputs = (theta, net.norm.weight, net.norm.bias, net.alone.weight)
     slopes = {name: torch.randn_like(value) for name, value in expected.items()}
     gradients = [
-        torch.autograd.grad(sum((slopes[n] * v).sum() for n, v in values.items()), inputs)
+        torch.autograd.grad(sum(((slopes[n] * v).sum() for n, v in values.items()), torch.zeros(())), inputs)
         for values in (found, expected)
     ]
     for name, value in expected.items():

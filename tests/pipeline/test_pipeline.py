@@ -34,6 +34,8 @@ class Branch(nn.Module):
 class Net(nn.Module):
     """Every step that may rewrite the graph has something to do."""
 
+    order: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from random_parts.parts import Part
 
 _QKV = """
@@ -21,7 +23,7 @@ _BACK = """
 """
 
 
-def _attention(text: str, **options: bool) -> Part:
+def _attention(text: str, **options: Any) -> Part:
     return Part(_QKV + text + _BACK, **options)
 
 

@@ -268,7 +268,7 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        count, tokens = x.shape[:2]
+        count, tokens = x.shape[:2]  # pyright: ignore[reportAssignmentType]
         q, k, v = self.qkv(x).reshape(count, tokens, 3, self.heads, 8 // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
         return self.out(mixed.transpose(1, 2).reshape(count, tokens, 8))

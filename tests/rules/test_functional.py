@@ -25,7 +25,7 @@ class SameConv(nn.Conv2d):
 class StandardisedConv(nn.Conv2d):
     """Every filter has mean 0 and variance 1 (arXiv 1903.10520)."""
 
-    def __init__(self, *sizes: int) -> None:
+    def __init__(self, *sizes: Any) -> None:
         super().__init__(*sizes)
         self.gain = nn.Parameter(torch.ones(self.out_channels))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from exactness import Report, check, randomise
-from op_calls import Branches, Call, calls, keys, name_of
+from op_calls import calls, keys, name_of
+from op_nets import Branches
+from op_values import Call
 
 _PLACES = ("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
 _OWNERS = ("torch", "Tensor")

@@ -21,6 +21,11 @@ Op = Callable[["Branches", torch.Tensor], torch.Tensor]
 class Branches(nn.Module):
     """Layers with an op behind each, and the sum of what further layers make of their results."""
 
+    order: torch.Tensor
+    some: torch.Tensor
+    variance: torch.Tensor
+    blur: torch.Tensor
+
     def __init__(self, ops: list[Op]) -> None:
         super().__init__()
         self.ops = ops
@@ -106,7 +111,7 @@ OPS: dict[str, list[Op]] = {
         lambda s, y: y.scatter_add(dim=3, index=y.max(3, keepdim=True)[1], src=y[..., :1] * 2),
         lambda s, y: y.index_add(2, torch.arange(4), y) + y.index_select(3, torch.arange(4)),
         lambda s, y: torch.take_along_dim(y, torch.zeros(1, 1, 1, 4, dtype=torch.long), dim=2) + y,
-        lambda s, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2),
+        lambda s, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2),  # pyright: ignore[reportArgumentType]
         lambda s, y: y * torch.argmax(y, dim=2, keepdim=True).float() + y.prod(3, keepdim=True),
         lambda s, y: torch.fft.irfft2(torch.fft.rfft2(y) * 2, s=y.shape[-2:]) + y.unfold(2, 1, 1).mean(-1),
         lambda s, y: F.lp_pool2d(y.relu(), 2, 2) + torch.rot90(y, 1, (2, 3))[:, :, :2, :2],
@@ -188,7 +193,7 @@ OPS: dict[str, list[Op]] = {
             torch.einsum("...chw,cd->...dhw", y, s.table) + torch.einsum("bchw,cd,de->behw", y, s.table, s.table)
         ),
         lambda s, y: torch.einsum("bchw,c->bchw", y, s.scale[0]) * torch.einsum("bchw,bchw->bc", y, y)[..., None, None],
-        lambda s, y: torch.tensordot(y, s.square, dims=([3], [0])) + torch.inner(y, s.square),
+        lambda s, y: torch.tensordot(y, s.square, dims=([3], [0])) + torch.inner(y, s.square),  # pyright: ignore
         lambda s, y: F.conv2d(y, s.blur.expand(y.size(1), -1, -1, -1), padding=1, groups=y.size(1)),
         lambda s, y: F.conv2d(y, s.blur.repeat(8, 1, 1, 1), padding=1, groups=8),
         lambda s, y: F.conv2d(

@@ -155,7 +155,8 @@ def test_the_line_of_a_module_that_is_captured_as_simpler_ops_is_the_models() ->
     net = fxcat.prepare(
         nn.Sequential(nn.Linear(6, 8), Attending(), nn.Linear(8, 2)), torch.zeros(1, 4, 6), verbose=False
     )
-    lines = {node.meta[LINE] for node in net.program.analysis.graph.nodes if LINE in node.meta}
+    program: Any = net.program
+    lines = {node.meta[LINE] for node in program.analysis.graph.nodes if LINE in node.meta}
     written = Attending.forward.__code__.co_firstlineno
     assert (__file__, written + 1) in lines
     assert {file for file, _ in lines} == {__file__, "unknown file"}  # nobody has written one for the layers outside

@@ -144,7 +144,7 @@ def test_torch_pruning_scores_channel_by_channel() -> None:
     example = torch.randn(1, 3, 64, 64)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     net = prepared(model)
-    estimator = tp.importance.MagnitudeImportance()
+    estimator: Any = tp.importance.MagnitudeImportance()
     scores = importance.from_torch_pruning(net, estimator, model, example) / marginal_macs(net)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(m.training for m in model.modules())
@@ -180,7 +180,7 @@ def test_torch_pruning_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_torch_pruning_cannot_score_is_listed() -> None:
     model, example = SMALL_VIT(num_classes=10), torch.randn(1, 3, 64, 64)
     net = prepared(model)
-    estimator = tp.importance.MagnitudeImportance()
+    estimator: Any = tp.importance.MagnitudeImportance()
     with pytest.raises(fxcat.InputError, match=r"does not score 3 groups: .*layer_0\.self_attention"):
         importance.from_torch_pruning(net, estimator, model, example)
     fallback = importance.norm_scale(net)

@@ -166,10 +166,10 @@ class Counting(nn.Sequential):
 def test_tied_weights_and_extra_state(tmp_path: Path) -> None:
     net = fxcat.prepare(Tied(), torch.zeros(1, 6), verbose=False)
     random_gates(net, 0)
-    small = fxcat.finalize(net)
+    small: Any = fxcat.finalize(net)
     small.out.seen = {"examples": 7, "mean": torch.ones(2)}
     fxcat.save(small, tmp_path / "x")
-    again = fxcat.load(tmp_path / "x", Tied())
+    again: Any = fxcat.load(tmp_path / "x", Tied())
     assert same(again, small)
     assert again.second.weight is again.first.weight
     assert again.out.seen["examples"] == 7
