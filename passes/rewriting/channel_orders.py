@@ -99,7 +99,10 @@ class ChannelOrders:
 
     def _cut(self, node: fx.Node, met: Collection[int]) -> Iterator[tuple[int, list[Integers], bool]]:
         """Which pieces of its channels a movement takes apart, which must lie together, or puts together."""
-        entering = [line for n in node.all_input_nodes for line in self.lines.of.get(n, ()) if line is not None]
+        found = [line for n in node.all_input_nodes for line in self.lines.of.get(n, ()) if line is not None]
+        entering = [line for line in found if line.is_whole]
+        if not entering:
+            return
         ends = np.cumsum([len(line.labels) for line in entering])
         labels = np.concatenate([line.labels for line in entering])
         for moved in self.lines.moved(node):

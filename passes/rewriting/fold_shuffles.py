@@ -169,7 +169,7 @@ def _in_order(keep: Keep, flow: LabelFlow, orders: ChannelOrders) -> Keep:
     for name in flow.parameters:
         for axis, labels in _axes(flow, name):
             order = orders.sorting(orders.lines.numbers(labels))
-            if order is not None:
+            if order is not None and not np.array_equal(order, np.arange(len(order))):
                 index = changed.get(name, {}).get(axis, torch.arange(len(order)))
                 changed.setdefault(name, {})[axis] = index[torch.from_numpy(order)]
     return changed
