@@ -41,8 +41,8 @@ from fxcat.passes.rewriting import apply as rewrite
 from fxcat.passes.rewriting.changed_modules import others_than_written
 from fxcat.passes.rewriting.consumers import find_consumers
 from fxcat.passes.rewriting.fold_shuffles import fold_shuffles
+from fxcat.passes.rewriting.permutations import selections
 from fxcat.passes.rewriting.plan import Plan, make_plan
-from fxcat.passes.rewriting.shuffles import selections
 from fxcat.passes.structure import describe
 from fxcat.passes.work import Analysis, Options, Source, Work
 from fxcat.records import Pinned

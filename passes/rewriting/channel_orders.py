@@ -21,7 +21,7 @@ from torch import fx
 from fxcat.passes.graph.label_arrays import FROZEN, Integers, place
 from fxcat.passes.nodes.effects import FACTS
 from fxcat.passes.rewriting.channel_lines import ChannelLines
-from fxcat.passes.rewriting.shuffles import Shuffle
+from fxcat.passes.rewriting.permutations import Shuffle
 
 
 class ChannelOrders:

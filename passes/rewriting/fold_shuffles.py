@@ -27,8 +27,8 @@ from fxcat.passes.nodes import cleanup
 from fxcat.passes.pipeline import run
 from fxcat.passes.rewriting.channel_lines import ChannelLines
 from fxcat.passes.rewriting.channel_orders import ChannelOrders
+from fxcat.passes.rewriting.permutations import Shuffle, of_chain, selections
 from fxcat.passes.rewriting.plan import Plan
-from fxcat.passes.rewriting.shuffles import Shuffle, of_chain, selections
 from fxcat.passes.rules.execute import propagate
 from fxcat.passes.rules.movement import Concatenation
 from fxcat.passes.work import Options, Work
