@@ -49,7 +49,8 @@ def write_file(
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
         report = ExportReport(target, size, facts.opset, facts.operators)
         if verify:
-            agreement = compare_outputs(temporary, reference, inputs, provider_for(module))
+            # a copy of its own: the exporter has run the other one
+            agreement = compare_outputs(temporary, inference_copy(module), inputs, provider_for(module))
             latency, dense = _latencies(temporary, arguments, agreement.provider, compare, form)
             report = ExportReport(
                 *(target, size, facts.opset, facts.operators),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,10 +17,11 @@ from fxcat.exporters.reasons import first_line, source_line
 
 
 def output_names(reference: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
-    """Names of what a module returns on inputs. Raises `InputError` if it fails, and `ExportError` if it is nothing."""
+    """Names of what a copy of a module returns on inputs: a run may leave something in it. Raises `InputError` if it
+    fails, and `ExportError` if it is nothing."""
     try:
         with torch.no_grad():
-            output = reference(*inputs)
+            output = copy.deepcopy(reference)(*inputs)
     except Exception as error:
         raise InputError(
             f"{type(reference).__name__} fails on example inputs at batch {batch_of(inputs)}: {first_line(error)}",

@@ -26,7 +26,7 @@ from fxcat.network.program import Program, Shrunk, Structure
 from fxcat.network.recipe import Stage, attached, describe_example, parse
 from fxcat.passes.analyses import CALLS, CHAINS, COSTS, LABELS, MADE_VALUES, PINS, SECTIONS, TABLES, UNITS
 from fxcat.passes.analysis.costing import parameter_axes
-from fxcat.passes.capture.capture import capture
+from fxcat.passes.capture.capture import Captured, capture
 from fxcat.passes.capture.regions import Tie
 from fxcat.passes.codegen.install import install, layers, original_class
 from fxcat.passes.codegen.shown import shown_by
@@ -43,8 +43,10 @@ from fxcat.passes.pipeline import Observer, Step, run
 from fxcat.passes.rewriting import apply as rewrite
 from fxcat.passes.rewriting.changed_modules import others_than_written, without_parts
 from fxcat.passes.rewriting.consumers import find_consumers
+from fxcat.passes.rewriting.fold_shuffles import fold_shuffles
 from fxcat.passes.rewriting.gates import add_gates, gate_parts, remove_gates
 from fxcat.passes.rewriting.origins import never_units, section_origins, unit_origins
+from fxcat.passes.rewriting.permutations import selections
 from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
 from fxcat.passes.timing.ops import timed_ops
@@ -306,17 +308,31 @@ def _planned(removal: Removal) -> Removal:
     return replace(removal, plan=plan)
 
 
+def _folded(removal: Removal) -> Removal:
+    """The network is not changed."""
+    before, plan = removal.compiled.analysis, removal.plan
+    if not any(selections(plan.graph, {**before.captured.orders, **plan.buffers})):
+        return removal
+    return replace(removal, plan=fold_shuffles(plan, _left_by(plan, before), before.options))
+
+
+def _left_by(plan: Plan, before: Analysis) -> Captured:
+    """What is left, as if it had been captured."""
+    new = {old: node for node, old in plan.origin.items()}
+    ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties if t.source in new and t.entry in new)
+    orders = {**before.captured.orders, **plan.buffers}
+    changed = {"graph": plan.graph, "ties": ties, "orders": orders}
+    return replace(before.captured, **changed, guards=(), constants={}, pins=())
+
+
 def _analysed(removal: Removal) -> Removal:
     """The network is not changed."""
     before, plan = removal.compiled.analysis, removal.plan
     rewrite.remove_unused(plan.twin, before.graph, plan.graph, before.regions)  # what has gone must cost nothing
     new = {old: node for node, old in plan.origin.items()}
-    ties = tuple(Tie(new[t.source], new[t.entry]) for t in before.captured.ties)
-    orders = {**before.captured.orders, **plan.buffers}
     others = before.captured.others | others_than_written(removal.network, before.graph, plan)
     others |= without_parts([path for path, _ in removal.network.named_modules() if path != SAMPLES], plan.twin)
-    changed = {"graph": plan.graph, "ties": ties, "orders": orders, "others": others}
-    left = replace(before.captured, **changed, guards=(), constants={}, pins=())
+    left = replace(_left_by(plan, before), others=others)
     # what was no section must not become one where a branch beside it has gone
     joins = {new[s.join] for s in before.sections if s.join in new}
     frozen = never_units(before, plan)
@@ -363,6 +379,7 @@ SHRINKING: tuple[Step[Removal], ...] = (
 
 FINALIZING: tuple[Step[Removal], ...] = (
     PLAN,
+    Step("shuffles", _folded, needs=("plan",), gives=("plan",), rewrites=True),
     Step("slices", _sliced_copy, needs=("plan",), gives=("small",)),
     Step("code", _with_code, needs=("plan", "small")),
 )

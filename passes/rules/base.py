@@ -113,6 +113,10 @@ class Rule:
     keeps_infinity: bool = False
     """What is infinite in an input is so in the output."""
 
+    equivariant: bool = False
+    """With its channels in another order, in all inputs and all parameters that have them, the result is the same in
+    that order: nothing depends on which of them lie beside each other."""
+
     affine: bool = False
     """The module has a `weight` and perhaps a `bias`, and is affine in its first input; the channels of what it reads
     and gives lie along axis 1 − (dimensions of the weight)."""
@@ -146,6 +150,10 @@ class Rule:
     def zero_at(self, node: fx.Node) -> Zero:
         """`zero` for one node, where it depends on the arguments."""
         return self.zero
+
+    def equivariant_at(self, flow: Flow, node: fx.Node) -> bool:
+        """`equivariant` for one node, where it depends on the module."""
+        return self.equivariant
 
     def zero_from(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         """The inputs whose zeros `zero` speaks of; not conditions, positions, or what only gives a shape."""

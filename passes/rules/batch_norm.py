@@ -27,6 +27,7 @@ class BatchNorm(Rule):
     """BatchNorm over axis 1. Its statistics are per channel, so its own input needs no gate."""
 
     zero = Zero.BREAKS
+    equivariant = True
     parameters = ("weight", "bias", "running_mean", "running_var")
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:

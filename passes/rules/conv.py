@@ -67,6 +67,11 @@ class Conv(Rule):
         flow.bind(node, "bias", 0, out)
         return along(out, channels, value_of(node).dim()) if outer is None else outer
 
+    def equivariant_at(self, flow: Flow, node: fx.Node) -> bool:
+        """Channels are of a group by their places, unless whole groups go together."""
+        sizes = module_sizes(self._module(flow, node))
+        return sizes.groups == 1 or sizes.whole
+
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return (node.all_input_nodes[0],)
 

@@ -101,6 +101,8 @@ def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
 class Elementwise(Rule):
     """Base of the rules below; an op of several tensors unites them. A module has the shape of its input."""
 
+    equivariant = True
+
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
         return value
 

@@ -34,6 +34,7 @@ class Linear(Rule):
 
     zero = Zero.BREAKS
     affine = True
+    equivariant = True
     parameters = ("weight", "bias")
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:

@@ -60,6 +60,7 @@ class _OverLastAxes(Rule):
     """Statistics over the last axes."""
 
     zero = Zero.BREAKS
+    equivariant = True
     gated: Callable[..., Any]
 
     def rank(self, flow: Flow, node: fx.Node) -> int:

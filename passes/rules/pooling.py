@@ -52,6 +52,7 @@ class Pool(Rule):
     others."""
 
     zero = Zero.PRESERVES
+    equivariant = True
 
     def __init__(self, spatial: int, window: Literal["maximum", "average"] | None = None) -> None:
         self.spatial, self.window = spatial, window
@@ -126,6 +127,7 @@ class Resample(Rule):
     """Interpolation: every channel apart; zeros give zeros."""
 
     zero = Zero.PRESERVES
+    equivariant = True
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return channelwise(flow, node, value_of(node).dim() - 2)

@@ -208,6 +208,8 @@ class _Additive(_OverOneAxis):
 class Total(_Additive):
     """Sums."""
 
+    equivariant = True
+
 
 @rule(torch.norm, "norm")
 class Norm(_Additive):
@@ -235,6 +237,8 @@ class VectorNorm(Norm):
 @rule(torch.mean, "mean", gated=gated_mean)
 class Mean(_OverOneAxis):
     """Means; over units, of the live ones."""
+
+    equivariant = True
 
     def __init__(self, gated: Callable[..., torch.Tensor]) -> None:
         self.gated = gated

@@ -111,3 +111,31 @@ def test_latency_beside_that_of_another_module(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
     with pytest.raises(InputError, match="still has gates"):
         fxcat.export_onnx(Stem(), tmp_path / "net.onnx", EXAMPLE, compare=fxcat.prepare(Stem(), EXAMPLE, verbose=False))
+
+
+class Caching(Stem):
+    """Keeps a map of positions for the last size that it has seen, as heads of detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size: tuple[int, int] | None = None
+        self.map = torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[2], x.shape[3]
+        if size != self.size:
+            self.size = size
+            self.map = torch.arange(x.shape[3], dtype=x.dtype, device=x.device).expand(x.shape[2], -1) / x.shape[3]
+        return super().forward(x * self.map)
+
+
+def test_what_a_module_keeps_of_a_size_is_not_in_the_file(tmp_path: Path) -> None:
+    model, path = Caching().eval(), tmp_path / "net.onnx"
+    example = torch.zeros(2, 3, 40, 56)
+    model(example)
+    model.size = None  # what it keeps is of another time, as after a run at another size
+    kept = model.map
+    fxcat.export_onnx(model, path, example, dynamic_size=True)
+    assert model.map is kept and model.size is None
+    x = torch.randn(3, 3, 41, 33)
+    assert close(run(path, x)[0], model(x))
