@@ -20,10 +20,10 @@ from fxcat.passes.graph.label_arrays import place
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes import cleanup
 from fxcat.passes.nodes.effects import asserts, reads_type
+from fxcat.passes.rewriting.channel_selections import bypass_whole_entries, replace_broken_chains, surviving_orders
 from fxcat.passes.rewriting.emptied import drop_emptied
 from fxcat.passes.rewriting.literals import adapt_literals
 from fxcat.passes.rewriting.setting import Setting, holds_group
-from fxcat.passes.rewriting.shuffles import bypass_whole_entries, replace_broken_chains, surviving_orders
 from fxcat.passes.rewriting.slice_modules import slice_modules
 from fxcat.passes.rules.execute import propagate
 from fxcat.passes.work import Analysis
