@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 560, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 30, 34
+WIDTH, HEIGHT = 380, 214
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 44, 34
 """Margins of a chart, for its texts."""
 SPARK = (84, 20)
 """Width and height of a line without axes."""
@@ -52,15 +52,13 @@ def chart(title: str, lines: Sequence[Line], *, percent: bool, mark: int | None 
         parts.append(f'<line class="mark" x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{TOP}" y2="{bottom}"/>')
         anchor = "end" if x(mark) > WIDTH / 2 else "start"
         shift = -4 if anchor == "end" else 4
-        parts.append(
-            f'<text class="tick {anchor}" x="{x(mark) + shift:.1f}" y="{bottom - 5}">structure is final</text>'
-        )
+        parts.append(f'<text class="tick {anchor}" x="{x(mark) + shift:.1f}" y="{TOP - 8}">structure is final</text>')
     for number, line in enumerate(lines):
         points = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in enumerate(line.values) if v is not None)
         parts.append(f'<polyline class="line l{number}" points="{points}"/>')
         if count == 1 and line.values[0] is not None:
             parts.append(f'<circle class="dot" cx="{x(0)}" cy="{y(line.values[0]):.1f}" r="3"/>')
-        at = LEFT + 150 * number
+        at = LEFT + 120 * number
         parts.append(f'<line class="line l{number}" x1="{at}" x2="{at + 28}" y1="12" y2="12"/>')
         parts.append(f'<text class="tick start" x="{at + 34}" y="16">{escape(line.name)}</text>')
     return Markup("".join(parts) + "</svg>")

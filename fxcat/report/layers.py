@@ -57,8 +57,8 @@ def _layers(structure: Structure) -> dict[str, str]:
     Ops have the names of their modules with underscores; those that are given a parameter are its module's."""
     owners = list(dict.fromkeys(t.owner for t in structure.terms))
     modules = {o: o.rpartition(".")[0] for o in owners if "." in o}
-    flat = {path.replace(".", "_"): path for path in modules.values()}
-    parameters = {owner.replace(".", "_"): path for owner, path in modules.items()}
+    flat = {_op_name(path): path for path in modules.values()}
+    parameters = {_op_name(owner): path for owner, path in modules.items()}
     reading = {reader: parameters[name] for name, reader in _pairs(structure) if name in parameters}
     found: dict[str, str] = {}
     for owner in owners:
@@ -66,6 +66,12 @@ def _layers(structure: Structure) -> dict[str, str]:
         known = (modules.get(owner), flat.get(owner), reading.get(owner), flat.get(again))
         found[owner] = next((path for path in known if path is not None), owner)
     return found
+
+
+def _op_name(path: str) -> str:
+    """What `torch.fx` calls the op of a path: an identifier, which begins with no digit."""
+    name = path.replace(".", "_")
+    return f"_{name}" if name[:1].isdigit() else name
 
 
 def _pairs(structure: Structure) -> Iterable[tuple[str, str]]:

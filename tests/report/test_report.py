@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_nets import residual
 from small_task import Net, loader
 
 import fxcat
@@ -81,6 +82,13 @@ def test_figures_are_those_of_the_finalized_network() -> None:
     assert "removed" not in page(report)
     net.gates["block.section"].set(0.0)
     assert "removed" in page(fxcat.Report.of(net))
+
+
+def test_layers_whose_names_begin_with_a_digit() -> None:
+    net = fxcat.prepare(residual(blocks=1), torch.zeros(1, 1, 8, 8), verbose=False)
+    layers = {layer.name: layer for layer in layer_costs(net)}
+    assert list(layers) == ["0.0", "0.1", "1.conv1", "1.bn1", "1.conv2", "1.bn2", "2.2"]
+    assert all(layers[name].macs and layers[name].params for name in ("0.0", "1.conv1", "2.2"))
 
 
 def test_parameters_that_are_no_modules_own_are_with_the_op_that_reads_them() -> None:
