@@ -38,10 +38,10 @@ class ChannelLines:
 
     def __init__(self, flow: LabelFlow, graph: fx.Graph, left_out: Collection[fx.Node]) -> None:
         self.flow = flow
-        self._roots = torch.from_numpy(flow.roots())
+        self._roots = torch.from_numpy(flow.unions.roots())
         self.of = {n: [*self._found(flow.values.get(n), VALUE.get(n))] for n in graph.nodes if n not in left_out}
         """A line for every tensor of a value, None for one without labels that vary."""
-        self.component: Integers = np.arange(flow.count, dtype=np.int32)
+        self.component: Integers = np.arange(flow.unions.count, dtype=np.int32)
         for line in (x for lines in self.of.values() for x in lines if x is not None):
             moving = line.labels[line.labels != FROZEN]
             join(self.component, np.repeat(moving[:1], len(moving)), moving)
