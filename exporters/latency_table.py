@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,8 +124,7 @@ class LatencyTable:
 
     def with_calibration(self, calibration: Calibration) -> LatencyTable:
         """The same ops, and another sum of them."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return type(self)(**(values | {"calibration": calibration}))
+        return replace(self, calibration=calibration)
 
     def sums(self, ops: Sequence[TimedOp], setting: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float, float]:
         """Of a 0/1 setting (units, sections): milliseconds of its ops by themselves, of changes of the order of
@@ -171,9 +170,13 @@ class LatencyTable:
             device=content["device"],
             calibration=calibration,
             ops=ops,
-            **numbers,
-            **texts,
-            **facts,
+            threads=numbers["threads"],
+            batch=numbers["batch"],
+            step=numbers["step"],
+            as_they_are=texts["as_they_are"],
+            unmeasured=texts["unmeasured"],
+            machine=facts["machine"],
+            versions=facts["versions"],
         )
 
 

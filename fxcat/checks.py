@@ -107,7 +107,7 @@ def check_integer(
     if optional and value is None:
         return
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or (least is not None and value < least) or (most is not None and value > most):
+    if not is_whole or (least is not None and int(value) < least) or (most is not None and int(value) > most):
         limits = ("" if least is None else f" ≥ {least}") + ("" if most is None else f" ≤ {most}")
         raise InputError(f"{_given(name, value)} is no {kind}", remedy=remedy or f"give an integer{limits}")
 

@@ -66,7 +66,7 @@ def reachable_with(net: GatedNetwork, target: Target, alive: torch.Tensor) -> to
 def _check_met(net: GatedNetwork, smallest: torch.Tensor, target: Target) -> None:
     """Raise `TargetError` if a setting that cannot be made smaller, shape (gates,), is above the target."""
     asked = {name: w for name in COSTS if (w := getattr(target, name)) is not None}
-    cost = dict(zip(COSTS, cost_fractions(net, smallest).tolist(), strict=False))
+    cost: dict[str, float] = dict(zip(COSTS, cost_fractions(net, smallest).tolist(), strict=False))
     missed = {name: cost[name] for name, w in asked.items() if cost[name] > w}
     if not missed:
         return

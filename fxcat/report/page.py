@@ -22,7 +22,7 @@ def page(report: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": _count, "share": _share, "rise": lambda v: f"{v:+.3f}"}
+    environment.filters.update({"count": _count, "share": _share, "rise": lambda v: f"{v:+.3f}"})
     return environment.get_template("page.html").render(
         report=report,
         cards=_cards(report),

@@ -103,7 +103,7 @@ class LabelFlow:
 
     def found(self) -> Labelling:
         """What stays of it."""
-        return Labelling(self.values, self.rules, self.ones, self.names)
+        return Labelling(self.values, self.rules, self.ones, self.repeats, self.names)
 
     def fresh(self, count: int, owner: str, *, producer: bool = True) -> torch.Tensor:
         """`count` new labels, 1-D. Labels that no producer (a contraction) owns or joins are not units."""

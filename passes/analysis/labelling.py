@@ -53,11 +53,13 @@ class Names:
 @dataclass(frozen=True, slots=True)
 class Labelling:
     """`values`: labels of every value. `rules`: that of every op which computes a tensor, None where it has none.
-    `ones`: values for a batch of one, where they are not the example values: costs are for one example."""
+    `ones`: values for a batch of one, where they are not the example values: costs are for one example. `repeats`: how
+    often nodes run in one forward pass, where that is not once."""
 
     values: Mapping[fx.Node, Labels]
     rules: Mapping[fx.Node, Rule | None]
     ones: Mapping[fx.Node, Any]
+    repeats: Mapping[fx.Node, int]
     names: Names
 
     def of(self, node: fx.Node) -> torch.Tensor:

@@ -129,6 +129,3 @@ class NodeTracer(fx.Tracer):
                 yield
         finally:
             self._is_executing = outer
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return ExampleProxy(node, self)

@@ -66,6 +66,9 @@ class ExampleTracer(NodeTracer):
         self.asked: list[object] = []
         """The instructions that asked for integers since the last node."""
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ExampleProxy(node, self)
+
     def trace_module(
         self,
         root: nn.Module,

@@ -7,7 +7,7 @@ labels: what carries them is as wide as asked for. An op whose numbers state oth
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -123,5 +123,5 @@ def _run(node: fx.Node, modules: Mapping[fx.Node, nn.Module], values: Mapping[fx
     if node.op == "call_method":
         return getattr(args[0], str(node.target).removesuffix("_"))(*args[1:], **kwargs)
     target: Any = node.target
-    function: Callable[..., Any] = _OUT_OF_PLACE.get(target, target)
+    function: Any = _OUT_OF_PLACE.get(target, target)
     return function(*args, **kwargs)

@@ -70,7 +70,7 @@ class _Finder:
             first.name,
             asked,
             Holding.of_uses(self._uses(first)),
-            self._analysis.flow.repeats.get(first, 1),
+            self._analysis.labels.repeats.get(first, 1),
             partial(_built, parts, self._network, axes, asked),
         )
 
@@ -94,7 +94,7 @@ class _Finder:
         if len(users) != 1 or users[0] not in self._analysis.inference or self._joins_values(node):
             return None
         user = users[0]
-        norm = isinstance(self._analysis.flow.rules.get(user), BatchNorm | BatchNormFunction | Elementwise)
+        norm = isinstance(self._analysis.labels.rules.get(user), BatchNorm | BatchNormFunction | Elementwise)
         alone = [i for i in user.all_input_nodes if i not in self._constants] == [node]
         alone = alone and list(user.all_input_nodes).count(node) == 1 and user not in self._joined
         same = value_of(user).shape == value_of(node).shape if _is_tensor(user) and _is_tensor(node) else False
@@ -103,7 +103,7 @@ class _Finder:
     def _joins_values(self, node: fx.Node) -> bool:
         """Whether a node is a sum or product of several values: what follows stays when a section that ends there goes,
         and is an op of its own whether there are sections or not."""
-        rule = self._analysis.flow.rules.get(node)
+        rule = self._analysis.labels.rules.get(node)
         return isinstance(rule, Elementwise) and sum(map(_is_tensor, node.all_input_nodes)) > 1
 
     def _parts(self, chain: tuple[fx.Node, ...]) -> Parts:
@@ -119,12 +119,12 @@ class _Finder:
         return Parts(chain, entries, constants, tensors)
 
     def _sizes(self, node: fx.Node) -> Sizes:
-        flow = self._analysis.flow
-        shape = flow.one(node).shape
+        known = self._analysis.labels
+        shape = known.one(node).shape
         if node.op == "get_attr":
-            return self._of_tensor(flow.attribute_name(node), shape)
+            return self._of_tensor(known.names.read_by(node), shape)
         sizes: list[int | Axis] = list(shape)
-        labels = flow.values.get(node)
+        labels = known.values.get(node)
         if isinstance(labels, torch.Tensor):
             for axis, size in enumerate(labels.shape):
                 if size > 1:
@@ -139,7 +139,7 @@ class _Finder:
         found: dict[str, Sizes] = {}
         for name in own_tensors(module, buffers=True):
             path, _, leaf = name.rpartition(".")
-            full = self._analysis.flow.name_of(f"{node.target}.{name}")
+            full = self._analysis.labels.names.canonical(f"{node.target}.{name}")
             found[name] = self._of_tensor(full, getattr(module.get_submodule(path), leaf).shape)
         return found
 
