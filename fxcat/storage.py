@@ -97,9 +97,9 @@ def put(module: nn.Module, stored: Stored) -> None:
     try:
         put_tensors(module, stored.tensors)
         put_extra(module, stored.extra)
-        frozen = stored.frozen
-        for name, parameter in () if frozen is None else module.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+        if stored.frozen is not None:
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name not in stored.frozen)
     except Exception as error:  # what a module makes of state that is not its own
         raise StorageError(
             f"the values cannot be put into this model: {type(error).__name__}: {error}",

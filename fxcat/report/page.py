@@ -22,7 +22,8 @@ def page(report: Facts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({"count": _count, "share": _share, "rise": lambda v: f"{v:+.3f}"})
+    filters: Any = environment.filters
+    filters |= {"count": _count, "share": _share, "rise": lambda v: f"{v:+.3f}"}
     return environment.get_template("page.html").render(
         report=report,
         cards=_cards(report),
