@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,7 +102,7 @@ def _settings(
 
 
 @contextmanager
-def _measuring(net: GatedModule) -> Iterator[Callable[[torch.Tensor, list[Batch], Loss], tuple[float, float | None]]]:
+def _measuring(net: GatedModule) -> Generator[Callable[[torch.Tensor, list[Batch], Loss], tuple[float, float | None]]]:
     """A function from a setting to the loss and accuracy on batches; θ and modes are afterwards what they were."""
     theta = net.gate_vector.theta
     before = theta.detach().clone()
