@@ -45,12 +45,13 @@ def row(name: str, batch: int, structures: int, repeats: int) -> dict[str, Any]:
         setting = random_setting(net, STEP, generator, closing=bool(number % 2))
         predicted.append(float(net.latency_share(setting)))
         small.append(net.finalized(setting))
-    for options, target in (
-        ({"round_to": 1}, fxcat.Target(latency=0.5)),
-        ({"round_to": 1}, fxcat.Target(flops=0.5)),
-        ({"round_to": STEP}, fxcat.Target(flops=0.5)),
+    met: dict[str, float] = {}
+    for round_to, target in (
+        (1, fxcat.Target(latency=0.5)),
+        (1, fxcat.Target(flops=0.5)),
+        (STEP, fxcat.Target(flops=0.5)),
     ):
-        other = fxcat.prepare(model, example, verbose=False, gates="units", **options)
+        other = fxcat.prepare(model, example, verbose=False, gates="units", round_to=round_to)
         other.use_latency(table) if target.latency else None
         fxcat.one_shot(other, fxcat.importance.norm_scale(other), target=target)
         small.append(fxcat.finalize(other))

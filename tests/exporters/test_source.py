@@ -210,6 +210,10 @@ class Strange(nn.Module):
         return Own.apply(self.layer(x))  # type: ignore
 
 
+def doubled(_module: nn.Module, _args: Any, result: torch.Tensor) -> torch.Tensor:
+    return result * 2
+
+
 def test_what_has_no_source_is_named(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), Strange())
     with pytest.raises(fxcat.ExportError, match="has no source form"):
@@ -218,7 +222,7 @@ def test_what_has_no_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(fxcat.ExportError, match="SSD has no source form: it takes a list"):
         fxcat.export_source(detector, tmp_path / "detector.py", ([torch.rand(3, 64, 64)],))
     hooked = nn.Linear(4, 4)
-    hooked.register_forward_hook(lambda module, args, result: result + 1)
+    hooked.register_forward_hook(doubled)
     with pytest.raises(fxcat.ExportError, match="has hooks"):
         fxcat.export_source(nn.Sequential(hooked, nn.ReLU()), tmp_path / "hooked.py", torch.randn(2, 4))
     with pytest.raises(fxcat.InputError, match="no name of a Python file"):

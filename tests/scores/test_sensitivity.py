@@ -54,7 +54,7 @@ def test_a_removal_is_what_one_shot_makes_of_that_part_alone(multiple_of: int | 
 
 def test_the_network_is_as_it_was(net: fxcat.GatedModule) -> None:
     net.train()
-    net.network.block[1].eval()
+    net.network.get_submodule("block.1").eval()
     theta = net.gate_vector.theta.detach().clone()
     state = {n: t.clone() for n, t in net.network.state_dict().items()}
     modes = [m.training for m in net.modules()]
@@ -90,12 +90,13 @@ def test_what_cannot_go_is_listed_without_a_removal() -> None:
 
 
 def test_mistakes(net: fxcat.GatedModule, tmp_path: Path) -> None:
-    for options, said in (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"batches": []}, "no batch"),
         ({"batches": BATCHES, "shares": (2.0,)}, "shares"),
         ({"batches": BATCHES, "scores": torch.ones(3)}, "do not fit"),
         ({"batches": torch.zeros(2)}, "not batches"),
-    ):
+    )
+    for options, said in wrong:
         with pytest.raises(fxcat.InputError, match=said):
             fxcat.sensitivity(net, **options)
     with pytest.raises(fxcat.TrainingError, match="whole network is nan"):
