@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 import textwrap
+from typing import Any
 
 import pytest
 import torch
