@@ -30,7 +30,7 @@ from fxcat.passes.codegen.shown import hide, left_out
 from fxcat.passes.codegen.signatures import Head, name_of_module, parameters_of, signature_of
 from fxcat.passes.codegen.ways import Way, split_phases
 from fxcat.passes.graph.invocations import Invocations
-from fxcat.passes.graph.meta import COUNTS, LINES
+from fxcat.passes.graph.meta import COUNTS, LINES, NO_GRAD, UNCAST
 from fxcat.passes.rules.boundary import NO_REGION, region_output
 from fxcat.utils.made_classes import make_class
 
@@ -229,7 +229,9 @@ def is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
         return False
     first, *called, output = graphs[0].nodes
     before = [first, *called][: len(called)]
-    chained = all(
+    # under an autocast, or without gradients, its code says so
+    plain = not any(UNCAST.has(n) or NO_GRAD.has(n) for n in called)
+    chained = plain and all(
         n.op == "call_module" and n.args == (b,) and not n.kwargs for n, b in zip(called, before, strict=True)
     )
     return chained and output.args == ((called or [first])[-1],) and [n.target for n in called] == list(module._modules)
