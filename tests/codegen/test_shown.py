@@ -24,8 +24,8 @@ def test_networks_gates_and_controllers_show_what_they_are() -> None:
     optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05)
     controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=20)
     assert repr(controller) == (
-        "GateController(Target(flops=0.5, params=None, latency=None, layers=0.5), step 0 of 20: warm-up; gates are trained in steps "
-        "2 to 11, 0 undecided)"
+        "GateController(Target(flops=0.5, params=None, latency=None, layers=0.5), step 0 of 20: warm-up; "
+        "gates are trained in steps 2 to 11, 0 undecided)"
     )
     x, y = batches(16).tensors
     for _ in range(12):
