@@ -70,6 +70,9 @@ def fold_shuffles(plan: Plan, left: Captured, options: Options) -> Plan:
     propagate(plan.graph, plan.twin)
     present = set(plan.graph.nodes)
     read = {str(n.target) for n in present if n.op == "get_attr"}
+    for name in plan.buffers.keys() - read:
+        path, _, leaf = name.rpartition(".")
+        plan.twin.get_submodule(path)._buffers.pop(leaf, None)
     return replace(
         plan,
         keep=_in_order(plan.keep, work.flow, orders),
