@@ -176,7 +176,8 @@ class Around(nn.Module):
 
     def __init__(self, op: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
-        kind: Any = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(shape)]
+        kinds: dict[int, Any] = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+        kind = kinds[len(shape)]
         self.register_buffer("order", torch.arange(shape[1]).roll(2).flip(0))
         leaving = op.eval()(torch.zeros(shape)).shape[1]
         more: tuple[int, ...] = () if kind is nn.Linear else (1,)
