@@ -176,8 +176,7 @@ class Around(nn.Module):
 
     def __init__(self, op: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
-        kinds: dict[int, Any] = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-        kind = kinds[len(shape)]
+        kind: Any = getattr(nn, {2: "Linear", 3: "Conv1d", 4: "Conv2d", 5: "Conv3d"}[len(shape)])
         self.register_buffer("order", torch.arange(shape[1]).roll(2).flip(0))
         leaving = op.eval()(torch.zeros(shape)).shape[1]
         more: tuple[int, ...] = () if kind is nn.Linear else (1,)
