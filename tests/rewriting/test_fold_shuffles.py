@@ -179,7 +179,7 @@ class Around(nn.Module):
         kind: Any = getattr(nn, {2: "Linear", 3: "Conv1d", 4: "Conv2d", 5: "Conv3d"}[len(shape)])
         self.register_buffer("order", torch.arange(shape[1]).roll(2).flip(0))
         leaving = op.eval()(torch.zeros(shape)).shape[1]
-        more: tuple[int, ...] = () if kind is nn.Linear else (1,)
+        more: tuple[int, ...] = () if len(shape) == 2 else (1,)
         self.first, self.op, self.last = kind(3, shape[1], *more), op, kind(leaving, 2, *more)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
