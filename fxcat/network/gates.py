@@ -151,9 +151,10 @@ class GateVector(nn.Module):
         NOTICES.tell(self)
 
     def notice(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer, any one, is about to make a step: it changes no θ. Without a gradient it passes it over; with
-        one of zeros it would still let it decay."""
-        self.theta.grad = None
+        """An optimizer, any one, is about to make a step: it changes no θ that it holds. Without a gradient it passes
+        it over; with one of zeros it would still let it decay."""
+        if any(p is self.theta for group in optimizer.param_groups for p in group["params"]):
+            self.theta.grad = None
 
     def extra_repr(self) -> str:
         """How many of what there are, and what they are in training."""
