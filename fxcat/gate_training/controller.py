@@ -37,7 +37,7 @@ from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
 from fxcat.network.ddp import check_same_weights
 from fxcat.network.following import Led
-from fxcat.network.notices import NOTICES
+from fxcat.network.notices import BEFORE_STEPS
 from fxcat.network.program import Shrunk
 from fxcat.records import Pressure, Target
 from fxcat.utils.processes import from_main, is_same_everywhere
@@ -124,7 +124,7 @@ class GateController:
         self._scaler = scaler
         self._made = Steps(net, watch_all(self.optimizers, net, scaler, given=optimizer), total_steps)
         without_gates(net, found)
-        NOTICES.tell(self)
+        BEFORE_STEPS.tell(self.notice)
         net.led = Led(self)
         net.gate_vector.seed(seed)
         if self.phase == "plain":
@@ -360,7 +360,7 @@ class GateController:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.net.led = Led(self)
-        NOTICES.tell(self)
+        BEFORE_STEPS.tell(self.notice)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the gates' training goes on from: tensors and plain data, by name.

@@ -19,7 +19,7 @@ from torch import nn
 from fxcat.checks import shown
 from fxcat.errors import InputError
 from fxcat.network.draws import Draw, Draws, batch_size, drawn, place_of
-from fxcat.network.notices import NOTICES
+from fxcat.network.notices import AFTER_STEPS, BEFORE_STEPS
 from fxcat.network.slot_values import GateLayout, SlotValues, slot_values
 from fxcat.utils.constant_tables import Table
 from fxcat.utils.tensor_slicing import replace_data
@@ -125,7 +125,7 @@ def _at(network: Any, path: list[str]) -> nn.Module:
 class GateVector(nn.Module):
     """θ of all units, then of all sections, in one parameter of shape (U + S,).
 
-    What the loss says of it is in `draws`; `theta.grad` is zero, and gone when an optimizer makes a step.
+    What the loss says of it is in `draws`; `theta.grad` is zero, and no optimizer that holds θ changes it.
     """
 
     theta: nn.Parameter
@@ -148,13 +148,23 @@ class GateVector(nn.Module):
         self._fixed: torch.Tensor | None = None
         self._generators = (torch.Generator(), torch.Generator())
         self.seed(0)
-        NOTICES.tell(self)
+        self._guard()
 
-    def notice(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer, any one, is about to make a step: it changes no θ that it holds. Without a gradient it passes
-        it over; with one of zeros it would still let it decay."""
+    def _guard(self) -> None:
+        """Optimizers of all parameters would let θ decay, though its gradient is zero, as long as no controller takes
+        it out of them: what it was is put back."""
+        self._before = dict[int, torch.Tensor]()
+        BEFORE_STEPS.tell(self._remember)
+        AFTER_STEPS.tell(self._put_back)
+
+    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
         if any(p is self.theta for group in optimizer.param_groups for p in group["params"]):
-            self.theta.grad = None
+            self._before[id(optimizer)] = self.theta.detach().clone()
+
+    def _put_back(self, optimizer: torch.optim.Optimizer) -> None:
+        before = self._before.pop(id(optimizer), None)
+        if before is not None:
+            self.theta.data.copy_(before)
 
     def extra_repr(self) -> str:
         """How many of what there are, and what they are in training."""
@@ -256,7 +266,7 @@ class GateVector(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"_generators": (torch.Generator(), torch.Generator())})
         self.random_state = torch.tensor(list(state["_generators"]), dtype=torch.uint8).reshape(2, -1)
-        NOTICES.tell(self)
+        self._guard()
 
     def seed(self, seed: int) -> None:
         """Gates draw from generators of their own, so that dropout and data order stay those of the plain run.

@@ -49,10 +49,19 @@ def test_no_optimizer_moves_gates(kind: Any) -> None:
     net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), verbose=False).train()
     for each in (model, net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         optimizer = kind(each.parameters(), lr=1e-2, weight_decay=0.5)
-        for _ in range(5):
-            optimizer.zero_grad()
-            F.cross_entropy(each(X.double()), Y).backward()
-            optimizer.step()
+        for step in range(5):
+
+            def closure(net: nn.Module = each, own: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+                own.zero_grad()
+                loss = F.cross_entropy(net(X.double()), Y)
+                loss.backward()
+                return loss
+
+            if step % 2:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
         if isinstance(each, fxcat.GatedModule):
             assert bool((each.gate_vector.theta == 1).all())
             for name, parameter in each.network.named_parameters():
