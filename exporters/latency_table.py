@@ -6,7 +6,6 @@ In: a network with gates. Out: per distinct op a grid of measured widths, and wh
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,13 @@ from typing import Any, Literal
 
 import torch
 
-from fxcat.checks import as_path, check_choice, check_integer
-from fxcat.errors import ExportError, StorageError
+from fxcat.checks import check_choice, check_integer
+from fxcat.errors import ExportError
 from fxcat.exporters.calibration import Calibration, calibrated
 from fxcat.exporters.op_grid import OpTable, Trial, rewarded_step, trial_of
 from fxcat.gated import GatedModule, check_gated
 from fxcat.network.latency import LatencyModel, OpTimes, TimedOp
+from fxcat.utils.json_file import read_json, write_json
 from fxcat.version import __version__
 
 Runtime = Literal["onnxruntime", "torch"]
@@ -136,23 +136,12 @@ class LatencyTable:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON. Raises `StorageError` if the path cannot be written."""
-        content = {"format": _FORMAT, "fxcat": __version__} | asdict(self)
-        try:
-            as_path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"the latency table cannot be written: {error}", where=str(path)) from error
+        write_json(path, {"format": _FORMAT, "fxcat": __version__} | asdict(self), "latency table")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
-        try:
-            return cls._parsed(json.loads(Path(as_path(path)).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StorageError(
-                f"no latency table can be read: {type(error).__name__}: {error}",
-                where=str(path),
-                remedy="give a file that LatencyTable.save wrote",
-            ) from error
+        return read_json(path, cls._parsed, "latency table", remedy="give a file that LatencyTable.save wrote")
 
     @classmethod
     def _parsed(cls, content: Any) -> LatencyTable:

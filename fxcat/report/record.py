@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import os
 import platform
@@ -23,6 +22,7 @@ from fxcat.report.page import page
 from fxcat.scores.sensitivity_result import Sensitivity
 from fxcat.structure_plot import section_macs
 from fxcat.training.history import History
+from fxcat.utils.json_file import read_json, write_json
 from fxcat.version import __version__
 
 KIND = "fxcat-report-1"
@@ -71,24 +71,12 @@ class Report(Facts):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON. Raises `StorageError` if the path cannot be written."""
-        file = as_path(path)
-        try:
-            file.write_text(json.dumps({"kind": KIND, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"the report cannot be written: {error}", where=str(path)) from error
+        write_json(path, {"kind": KIND, **asdict(self)}, "report")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Report:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
-        file = as_path(path)
-        try:
-            return _read(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(
-                f"no report can be read: {type(error).__name__}: {error}",
-                where=str(path),
-                remedy="give a file that Report.save of this version wrote",
-            ) from error
+        return read_json(path, _read, "report", remedy="give a file that Report.save of this version wrote")
 
     def html(self, path: str | os.PathLike[str]) -> None:
         """Write one page that needs nothing else: no script, no font, no connection.

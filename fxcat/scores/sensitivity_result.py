@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,9 +9,9 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from fxcat.checks import as_path, check_path
-from fxcat.errors import StorageError
+from fxcat.checks import check_path
 from fxcat.utils.figures import new_figure, save_figure
+from fxcat.utils.json_file import read_json, write_json
 
 ROW = 0.24
 """Height of a plot's row, in inches."""
@@ -99,24 +98,12 @@ class Sensitivity:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON. Raises `StorageError` if the path cannot be written."""
-        file = as_path(path)
-        try:
-            file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"the sensitivity cannot be written: {error}", where=str(path)) from error
+        write_json(path, asdict(self), "sensitivity")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
-        file = as_path(path)
-        try:
-            return cls.of(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"no sensitivity can be read: {type(error).__name__}: {error}",
-                where=str(path),
-                remedy="give a file that Sensitivity.save wrote",
-            ) from error
+        return read_json(path, cls.of, "sensitivity", remedy="give a file that Sensitivity.save wrote")
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Sensitivity:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fxcat.checks import as_path, check_path
-from fxcat.errors import InputError, StorageError
+from fxcat.checks import check_path
+from fxcat.errors import InputError
 from fxcat.utils.figures import new_figure, save_figure
+from fxcat.utils.json_file import read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +62,12 @@ class History:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the records as JSON. Raises `StorageError` if the path cannot be written."""
-        file = as_path(path)
-        try:
-            file.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        except OSError as error:
-            raise StorageError(f"the history cannot be written: {error}", where=str(path)) from error
+        write_json(path, asdict(self), "history")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
-        file = as_path(path)
-        try:
-            return cls.of(json.loads(file.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StorageError(
-                f"no history can be read: {type(error).__name__}: {error}",
-                where=str(path),
-                remedy="give a file that History.save wrote",
-            ) from error
+        return read_json(path, cls.of, "history", remedy="give a file that History.save wrote")
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> History:

@@ -7,20 +7,11 @@ from typing import Any
 import pytest
 import torch
 from artificial_latency import with_latency
+from three_sections import Block
 from torch import nn
 
 import fxcat
 from fxcat.choosing.cost_shares import cost_fractions
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.second = nn.Conv2d(hidden, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(x + self.second(torch.relu(self.first(x))))
 
 
 def prepared(**options: Any) -> fxcat.GatedModule:
