@@ -19,7 +19,8 @@ from fxcat.checks import check_choice, check_integer
 from fxcat.errors import ExportError
 from fxcat.exporters.calibration import Calibration, calibrated
 from fxcat.exporters.op_grid import OpTable, Trial, rewarded_step, trial_of
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 from fxcat.network.latency import LatencyModel, OpTimes, TimedOp
 from fxcat.utils.json_file import read_json, write_json
 from fxcat.version import __version__

@@ -17,7 +17,8 @@ from fxcat.checks import as_names, check_choice, check_flag, check_instance, che
 from fxcat.choosing.alignment import has_grouped_convolutions, limits_with_blocks, note_of_blocks
 from fxcat.choosing.widths import check_multiples
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
-from fxcat.gated import GatedModule, Policy, check_gated
+from fxcat.gated import GatedModule, Policy
+from fxcat.gated_checks import check_gated
 from fxcat.network.gates import SAMPLES
 from fxcat.network.limits import GateLimits, Limits, check_limits
 from fxcat.network.weight_checks import check_whole

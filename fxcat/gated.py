@@ -19,11 +19,11 @@ from fxcat.network.copies import Copies
 from fxcat.network.cost_model import CostModel
 from fxcat.network.ddp import Wrappers
 from fxcat.network.following import Led, described, left_to_close
-from fxcat.network.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, type_of_gates
+from fxcat.network.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, check_setting, type_of_gates
 from fxcat.network.latency import LatencyModel, LatencySource, TimedOp
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
-from fxcat.network.loaded_state import WRAPPED, make_ready
+from fxcat.network.loaded_state import make_ready
 from fxcat.network.methods import Methods, Turns
 from fxcat.network.origin import KeptIndices, Origin
 from fxcat.network.places import Places
@@ -38,8 +38,6 @@ Policy = Literal["bernoulli", "ratio"]
 
 
 _HELD = ("_modules", "_parameters", "_buffers")
-_DEEPEST = 4
-"""So many wrappers may lie round each other."""
 _INSTALLING = threading.RLock()
 
 
@@ -328,7 +326,7 @@ class GatedModule(nn.Module):
 
         `keep`: which gates stay, 0/1 of shape (gates,); by default those with θ > ½."""
         self.check_weights()
-        _check_setting(keep, self.gate_vector.theta.detach())
+        check_setting(keep, self.gate_vector.theta.detach())
         hard = self.gate_vector.hard() if keep is None else keep
         count = self.gate_vector.unit_count
         small = self.program.finalized(self.network, hard[:count], hard[count:])
@@ -343,7 +341,7 @@ class GatedModule(nn.Module):
         `InputError`; then nothing changed.
         """
         theta = self.gate_vector.theta.detach()
-        _check_setting(keep, theta)
+        check_setting(keep, theta)
         keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
         return self.removed(keep) if self.led.by is None else self.led.by.shrink(keep)
 
@@ -419,36 +417,6 @@ class GatedModule(nn.Module):
 
     def _recipe_after(self, keep: torch.Tensor) -> Recipe:
         return (*self.recipe[:-1], self.recipe[-1].after(keep))
-
-
-def check_gated(net: Any, name: str) -> None:
-    """Raise `InputError` for anything but a network with gates. `name`: of the function that got it, "fit()"."""
-    inside, path = _inside(net)
-    if path and inside is not None:
-        inside.check_weights()  # what wraps it may have split them
-    remedy = f"pass the network inside: net{path}" if path else "pass what fxcat.prepare returned"
-    check_instance(net, GatedModule, name, remedy=remedy)
-
-
-def _inside(wrapper: Any) -> tuple[GatedModule | None, str]:
-    """The network that something wraps, and where it is in there."""
-    found, path = wrapper, ""
-    while not isinstance(found, GatedModule):
-        name = next((n for n in WRAPPED if isinstance(getattr(found, n, None), nn.Module)), None)
-        if name is None or path.count(".") == _DEEPEST:
-            return None, ""
-        found, path = getattr(found, name), f"{path}.{name}"
-    return found, path
-
-
-def _check_setting(keep: Any, theta: torch.Tensor) -> None:
-    """Raise `InputError` for anything but zeros and ones, one per gate, or None."""
-    check_instance(keep, torch.Tensor, "keep", optional=True)
-    if keep is not None and (keep.shape != theta.shape or not bool(((keep == 0) | (keep == 1)).all())):
-        raise InputError(
-            f"keep= is a tensor of shape {tuple(keep.shape)}, not of zeros and ones for {theta.numel()} gates",
-            remedy="give one per gate, in the order of net.gates",
-        )
 
 
 def _vector(parts: tuple[GatePart, ...], dtype: torch.dtype) -> GateVector:

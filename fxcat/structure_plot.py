@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fxcat.checks import check_path
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 from fxcat.network.cost_model import CostModel
 from fxcat.utils.figures import new_figure, save_figure
 

@@ -26,7 +26,8 @@ from fxcat.checks import (
 )
 from fxcat.data.losses import cross_entropy
 from fxcat.errors import InputError
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 from fxcat.records import check_pressure, check_target
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxcat.checks import shown
+from fxcat.checks import check_instance, shown
 from fxcat.errors import InputError
 from fxcat.network.draws import Draw, Draws, batch_size, drawn, place_of
 from fxcat.network.notices import AFTER_STEPS, BEFORE_STEPS
@@ -347,4 +347,14 @@ class GatesByName(dict[str, Gate]):
         raise InputError(
             f"there is no gate {shown(name)} among {len(self)}, or it has gone",
             remedy=f"use names of net.summary(), such as {', '.join(map(repr, near))}",
+        )
+
+
+def check_setting(keep: Any, theta: torch.Tensor) -> None:
+    """Raise `InputError` for anything but zeros and ones, one per gate, or None."""
+    check_instance(keep, torch.Tensor, "keep", optional=True)
+    if keep is not None and (keep.shape != theta.shape or not bool(((keep == 0) | (keep == 1)).all())):
+        raise InputError(
+            f"keep= is a tensor of shape {tuple(keep.shape)}, not of zeros and ones for {theta.numel()} gates",
+            remedy="give one per gate, in the order of net.gates",
         )

@@ -14,7 +14,8 @@ from typing import Any
 from fxcat.checks import as_path, check_instance
 from fxcat.choosing.select import smallest_cost
 from fxcat.errors import StorageError
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 from fxcat.records import Cost, Pinned
 from fxcat.report.facts import Facts, GroupResult, SectionResult
 from fxcat.report.layers import LayerCost, layer_costs

@@ -21,7 +21,8 @@ from fxcat.choosing.groups import group_ids
 from fxcat.data.batches import call, read_batch
 from fxcat.data.losses import checked, cross_entropy
 from fxcat.errors import InputError, TrainingError
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 from fxcat.scores.torch_pruning import from_torch_pruning
 from fxcat.utils.modes import in_eval
 

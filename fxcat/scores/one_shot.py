@@ -13,7 +13,8 @@ from fxcat.choosing.groups import kept_gates
 from fxcat.choosing.select import check_reachable, select_structure
 from fxcat.choosing.sharing import emphasized
 from fxcat.errors import InputError
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 from fxcat.records import Target, check_target
 from fxcat.scores.compensation import measure
 

@@ -14,7 +14,8 @@ from fxcat.choosing.widths import nearest_aligned
 from fxcat.data.batches import Batch, call, read_batch
 from fxcat.data.losses import Loss, checked, count_correct, cross_entropy
 from fxcat.errors import InputError, TrainingError
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 from fxcat.records import Target
 from fxcat.scores.importance import taylor
 from fxcat.scores.one_shot import checked_scores, closing_order

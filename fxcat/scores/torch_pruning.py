@@ -16,7 +16,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[r
 from fxcat.checks import check_callable, check_instance, check_module
 from fxcat.choosing.cost_shares import marginal_macs
 from fxcat.errors import InputError
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from fxcat.checks import check_batches
 from fxcat.data.batches import call
 from fxcat.errors import InputError
-from fxcat.gated import GatedModule, check_gated
+from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_gated
 
 
 def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
