@@ -46,7 +46,12 @@ class Report(Facts):
         command: str | None = None,
         settings: str | None = None,
     ) -> Report:
-        """Of a network that was prepared, or pruned, or trained. Raises `InputError` for anything else."""
+        """Of a network that was prepared, or pruned, or trained.
+
+        `title`: by default the class of the model. `history`, `sensitivity`: what `fit` and `sensitivity` returned.
+        `results`: what you have measured, as text by its name: `{"accuracy": "76.1 %"}`. `command`, `settings`: what the
+        run was started with, as text. Raises `InputError` for anything else.
+        """
         check_gated(net, "Report.of()")
         check_instance(history, History, "history", optional=True)
         check_instance(sensitivity, Sensitivity, "sensitivity", optional=True)
