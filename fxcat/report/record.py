@@ -49,8 +49,8 @@ class Report(Facts):
         """Of a network that was prepared, or pruned, or trained.
 
         `title`: by default the class of the model. `history`, `sensitivity`: what `fit` and `sensitivity` returned.
-        `results`: what you have measured, as text by its name: `{"accuracy": "76.1 %"}`. `command`, `settings`: what the
-        run was started with, as text. Raises `InputError` for anything else.
+        `results`: what you have measured, as text by its name: `{"accuracy": "76.1 %"}`. `command`, `settings`: what
+        the run was started with, as text. Raises `InputError` for anything else.
         """
         check_gated(net, "Report.of()")
         check_instance(history, History, "history", optional=True)
