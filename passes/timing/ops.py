@@ -6,6 +6,7 @@ parameters alone is done before, and a view of the same memory in the same order
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from fxcat.passes.analysis.sections import constant_nodes
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction
 from fxcat.passes.rules.elementwise import Elementwise
+from fxcat.passes.rules.moved_labels import move
 from fxcat.passes.timing.instances import Parts, Sizes, build
 from fxcat.passes.work import Analysis
 
@@ -85,8 +87,24 @@ class _Finder:
             return False
         value = value_of(node)
         if isinstance(value, torch.Tensor):
-            return value.numel() > 0 and not _is_view(node)
+            return value.numel() > 0 and not self._is_view(node)
         return isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value)
+
+    def _is_view(self, node: fx.Node) -> bool:
+        """Whether a value is a part of a tuple, or has the elements of the one tensor it is made of in their order:
+        what is not contiguous before was copied, which counts."""
+        sources = [i for i in node.all_input_nodes if not isinstance(VALUE.get(i), int | float | bool)]
+        if len(sources) != 1:
+            return False
+        before, value = value_of(sources[0]), value_of(node)
+        if not isinstance(before, torch.Tensor):
+            return node.target is operator.getitem
+        rule = self._analysis.labels.rules.get(node)
+        if rule is None or not rule.movement or before.numel() != value.numel():
+            return False
+        places = torch.arange(before.numel(), dtype=torch.int32)
+        moved = move(node, {sources[0]: places.reshape(before.shape)}, self._network)
+        return isinstance(moved, torch.Tensor) and torch.equal(moved.reshape(-1), places)
 
     def _fused(self, node: fx.Node) -> fx.Node | None:
         """What reads the value of a node alone, and fuses into it."""
@@ -157,22 +175,6 @@ class _Finder:
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(VALUE.get(node), torch.Tensor)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a value is a part of a tuple, or has the elements of the one tensor that it is made of in their order."""
-    sources = [i for i in node.all_input_nodes if not isinstance(VALUE.get(i), int | float | bool)]
-    if len(sources) != 1:
-        return False
-    before, value = value_of(sources[0]), value_of(node)
-    if not isinstance(before, torch.Tensor):
-        return getattr(node.target, "__name__", "") == "getitem"
-    name = str(getattr(node.target, "__name__", node.target))
-    return before.numel() == value.numel() and name in _SAME_ORDER
-
-
-_SAME_ORDER = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "detach", "view_as")
-"""Methods and functions that leave elements in their order: what is not contiguous before was copied, which counts."""
 
 
 def _built(
