@@ -26,8 +26,10 @@ def remove_unused(root: nn.Module, before: fx.Graph, after: fx.Graph, regions: S
     gone = _used(modules, before) - used
     if not gone:
         return
+    left = used | _read_from(modules, after)
     for path, module in modules.items():
-        found = [n for n, m in module._modules.items() if id(m) in gone and not used & _held(m)]
+        # a tensor that another module holds too does not keep this one
+        found = [n for n, m in module._modules.items() if m and id(m) in gone and not left & set(map(id, m.modules()))]
         for name in found:
             del module._modules[name]
         for own in (module._parameters, module._buffers):
@@ -52,10 +54,14 @@ def _used(modules: Mapping[str, nn.Module], graph: fx.Graph) -> set[int]:
     return found - {id(None)}
 
 
-def _held(module: nn.Module | None) -> set[int]:
+def _read_from(modules: Mapping[str, nn.Module], graph: fx.Graph) -> set[int]:
+    """Identities of the modules that a graph reads something from."""
+    paths = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
+    return {id(modules[path]) for path in paths if path in modules}
+
+
+def _held(module: nn.Module) -> set[int]:
     """Identities of a module and of all in it, modules, parameters and buffers."""
-    if module is None:
-        return set()
     return {id(x) for m in module.modules() for x in (m, *m._parameters.values(), *m._buffers.values())}
 
 
