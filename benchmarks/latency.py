@@ -2,9 +2,10 @@
 
     python benchmarks/latency.py resnet18 mobilenet_v3_small
 
-ONNX Runtime on the CPU, one thread. A table is measured for every network and batch; then of random structures, and of
-what `one_shot` leaves for `Target(latency=0.5)`, for `Target(flops=0.5)` and the same with `round_to=8`, the exported
-files run in alternation with the dense one. All times are medians, all ratios those of medians; the weights are random.
+On the CPU, one thread; `--runtime openvino` or `torch` in place of ONNX Runtime. A table is measured for every network
+and batch; then of random structures, and of what `one_shot` leaves for `Target(latency=0.5)`, for `Target(flops=0.5)`
+and the same with `round_to=8`, the networks run in alternation with the dense one. All times are medians, all ratios
+those of medians; the weights are random.
 """
 
 from __future__ import annotations
@@ -19,25 +20,28 @@ from common import finished_or_run, finished_rows, print_table
 from models import well_scaled
 
 import fxcat
-from fxcat.exporters.measuring import random_setting
-from fxcat.exporters.network_timings import exported_run, milliseconds
+from fxcat.exporters.timing.measuring import random_setting
+from fxcat.exporters.timing.runs import milliseconds
+from fxcat.exporters.timing.runtimes import RUNTIMES, Runtime, timer
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
 SIZE = 224
 STEP = 8
 
 
-def ratios(networks: list[torch.nn.Module], example: torch.Tensor, batch: int, repeats: int) -> list[float]:
+def ratios(
+    networks: list[torch.nn.Module], example: torch.Tensor, runtime: Runtime, batch: int, repeats: int
+) -> list[float]:
     """Of every network its median time ÷ that of the first."""
-    runs = [exported_run(network, example, batch=batch, threads=1) for network in networks]
+    runs = [timer(runtime).network_run(network, example, batch=batch, threads=1) for network in networks]
     medians = [statistics.median(taken) for taken in milliseconds(runs, repeats)]
     return [median / medians[0] for median in medians]
 
 
-def row(name: str, batch: int, structures: int, repeats: int) -> dict[str, Any]:
+def row(name: str, runtime: Runtime, batch: int, structures: int, repeats: int) -> dict[str, Any]:
     model, example = well_scaled(name)[0], torch.zeros(1, 3, SIZE, SIZE)
     net = fxcat.prepare(model, example, round_to=1, verbose=False)
-    table = fxcat.LatencyTable.measure(net, batch=batch)
+    table = fxcat.LatencyTable.measure(net, runtime, batch=batch)
     net.use_latency(table)
     predicted, small = [1.0], [model]
     generator = torch.Generator().manual_seed(1)
@@ -61,7 +65,7 @@ def row(name: str, batch: int, structures: int, repeats: int) -> dict[str, Any]:
                 "MACs for latency 0.5": macs,
                 "predicted for it": float(other.latency_share(other.gate_vector.hard())),
             }
-    measured = ratios(small, example, batch, repeats)
+    measured = ratios(small, example, runtime, batch, repeats)
     quotients = [p / m for p, m in zip(predicted[1:], measured[1 : structures + 1], strict=True)]
     return {
         "step": table.step,
@@ -79,6 +83,7 @@ def row(name: str, batch: int, structures: int, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--runtime", default="onnxruntime", choices=RUNTIMES)
     parser.add_argument("--batches", type=int, nargs="*", default=(1, 8))
     parser.add_argument("--structures", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=40)
@@ -89,13 +94,13 @@ def main() -> None:
         finished_or_run(
             options.json,
             rows,
-            {"model": name, "batch": batch},
-            lambda name=name, batch=batch: row(name, batch, options.structures, options.repeats),
+            {"model": name, "runtime": options.runtime, "batch": batch},
+            lambda name=name, batch=batch: row(name, options.runtime, batch, options.structures, options.repeats),
         )
         for batch in options.batches
         for name in options.models
     ]
-    print_table("latency in ONNX Runtime, shares of the dense network's", found)
+    print_table(f"latency in {options.runtime}, shares of the dense network's", found)
 
 
 if __name__ == "__main__":

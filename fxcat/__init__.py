@@ -13,10 +13,10 @@ from fxcat.errors import (
     TrainingError,
     VerificationError,
 )
-from fxcat.exporters.latency_table import LatencyTable
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.report import ExportReport
 from fxcat.exporters.source.export import SourceReport, export_source
+from fxcat.exporters.timing.latency_table import LatencyTable
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
 from fxcat.hub.config import Architecture

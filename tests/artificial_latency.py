@@ -6,8 +6,8 @@ import itertools
 import math
 
 import fxcat
-from fxcat.exporters.calibration import Calibration
-from fxcat.exporters.op_grid import OpTable
+from fxcat.exporters.timing.calibration import Calibration
+from fxcat.exporters.timing.op_grid import OpTable
 
 OVERHEAD = 0.01
 """Milliseconds of every op, whatever its widths are."""

@@ -16,7 +16,7 @@ ORDER = (
     "fxcat.passes.timing",
     *("fxcat.passes.codegen", "fxcat.passes.bypasses", "fxcat.passes.rewriting"),
     *("fxcat.passes.compile", "fxcat.passes.verification", "fxcat.passes.each_step"),
-    *("fxcat.exporters", "fxcat.exporters.source"),
+    *("fxcat.exporters", "fxcat.exporters.source", "fxcat.exporters.timing"),
     *("fxcat.rules", "fxcat.api", "fxcat.storage", "fxcat.loading", "fxcat.structure_plot"),
     *("fxcat.named_models", "fxcat.data", "fxcat.scores", "fxcat.gate_training", "fxcat.training"),
     *("fxcat.integrations", "fxcat.report", "fxcat.hub", "fxcat.cli", "fxcat.__main__"),

@@ -11,8 +11,8 @@ from artificial_latency import table_for
 from torch import nn
 
 import fxcat
-from fxcat.exporters.calibration import calibrated
-from fxcat.exporters.op_grid import Measured, OpTable, rewarded_step, trial_of
+from fxcat.exporters.timing.calibration import calibrated
+from fxcat.exporters.timing.op_grid import Measured, OpTable, rewarded_step, trial_of
 
 
 class Net(nn.Module):
@@ -32,7 +32,7 @@ def prepared() -> fxcat.GatedModule:
     return fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
 
 
-@pytest.mark.parametrize("runtime", ("onnxruntime", "torch"))
+@pytest.mark.parametrize("runtime", ("onnxruntime", "openvino", "torch"))
 def test_every_op_of_a_network_is_measured(runtime: str, tmp_path: Path) -> None:
     net = prepared()
     table = fxcat.LatencyTable.measure(net, runtime, batch=2, repeats=2, networks=2)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How long ops take in ONNX Runtime, each by itself: it tells the time of every node of a file."""
+"""How long ops and networks take in ONNX Runtime on the CPU: it tells the time of every node of a file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from torch import nn
 
-from fxcat.exporters.op_file import write_ops
-from fxcat.exporters.op_grid import Measured
+from fxcat.exporters.runtime import CPU, feed
+from fxcat.exporters.timing.files import exported, write_ops
+from fxcat.exporters.timing.op_grid import Measured
+from fxcat.exporters.timing.runs import Run
 from fxcat.network.latency import Instance
 
+VERSIONS = {"onnxruntime": ort.__version__}
 _LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose")
 _WARM_UP = 3
 _FASTEST = 0.5
@@ -34,6 +38,16 @@ def measure_ops(instances: Sequence[Instance], *, threads: int, repeats: int) ->
     for chunk in _chunks(instances):
         found += _measured(chunk, threads, repeats)
     return found
+
+
+def network_run(module: nn.Module, example: Any, *, batch: int, threads: int) -> Run:
+    """One run of the module's ONNX file."""
+    with exported(module, example, batch) as (path, arguments):
+        options = _session_options(threads)
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session: Any = ort.InferenceSession(str(path), options, providers=[CPU])
+    values = feed(session, arguments)
+    return lambda: session.run(None, values)
 
 
 def _chunks(instances: Sequence[Instance]) -> list[list[Instance]]:
@@ -63,12 +77,12 @@ def _profiled(instances: Sequence[Instance], threads: int, repeats: int) -> list
     with tempfile.TemporaryDirectory() as folder:
         path, fused = Path(folder) / "ops.onnx", Path(folder) / "fused.onnx"
         names = write_ops(instances, path)
-        ort.InferenceSession(str(path), session_options(threads, optimized=fused), providers=["CPUExecutionProvider"])
+        ort.InferenceSession(str(path), _session_options(threads, optimized=fused), providers=[CPU])
         model = onnx.load(str(fused))
         owners = _owners(model.graph, names)
         onnx.save(model, str(fused))
-        options = session_options(threads, profile=Path(folder) / "profile")
-        session = ort.InferenceSession(str(fused), options, providers=["CPUExecutionProvider"])
+        options = _session_options(threads, profile=Path(folder) / "profile")
+        session = ort.InferenceSession(str(fused), options, providers=[CPU])
         rng = np.random.default_rng(0)
         feed = {i.name: _values(i, rng) for i in session.get_inputs()}
         for _ in range(_WARM_UP + repeats):
@@ -77,7 +91,7 @@ def _profiled(instances: Sequence[Instance], threads: int, repeats: int) -> list
     return _per_op(events, model.graph, owners, len(instances))
 
 
-def session_options(threads: int, *, optimized: Path | None = None, profile: Path | None = None) -> Any:
+def _session_options(threads: int, *, optimized: Path | None = None, profile: Path | None = None) -> Any:
     """Of a session with so many threads, that logs errors only. `optimized`: where to write the file as it is run;
     `profile`: where to write what every node of such a file takes."""
     options = ort.SessionOptions()

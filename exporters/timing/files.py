@@ -1,8 +1,10 @@
-"""Many small modules as one ONNX file, which computes them side by side, to be measured at once."""
+"""The ONNX files that are timed: of a network, and of many small modules side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +12,15 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from fxcat.exporters.form import Form
+from fxcat.exporters.inputs import at_batch, example_arguments
+from fxcat.exporters.onnx_file import write_file
 from fxcat.exporters.silence import quiet_tracing
+from fxcat.exporters.timing.instances import with_values
 from fxcat.network.latency import Instance
 
 OPSET = 20
 """The newest that the tracing exporter knows, which is many times as fast here as the other one."""
-
-
-def with_values(instance: Instance, seed: int = 0) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """The module and its inputs on the CPU with random values: how long an op takes does not depend on them, unless
-    they are no ordinary numbers."""
-    module, inputs = instance
-    generator = torch.Generator().manual_seed(seed)
-    module = module.to_empty(device="cpu").eval()
-    for tensor in (*module.parameters(), *module.buffers()):
-        _fill(tensor.data, generator)
-    return module, tuple(_fill(torch.empty_like(x, device="cpu"), generator) for x in inputs)
-
-
-def _fill(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Between ½ and 1: no variance is negative, nothing overflows."""
-    if tensor.is_floating_point():
-        return tensor.uniform_(0.5, 1.0, generator=generator).mul_(1 / max(1, tensor[0].numel() if tensor.dim() else 1))
-    return tensor.zero_()
 
 
 class _SideBySide(nn.Module):
@@ -70,3 +58,13 @@ def write_ops(instances: Sequence[Instance], path: Path) -> list[list[str]]:
             verbose=False,
         )
     return names
+
+
+@contextmanager
+def exported(module: nn.Module, example: Any, batch: int) -> Generator[tuple[Path, tuple[Any, ...]]]:
+    """The module's ONNX file, as long as the block lasts, and arguments for a batch of this size."""
+    arguments = at_batch(example_arguments(module, example), batch, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        write_file(module, path, arguments, Form(dynamic_batch=False), verify=False)
+        yield path, arguments

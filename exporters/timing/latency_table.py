@@ -11,21 +11,22 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from fxcat.checks import check_choice, check_integer
 from fxcat.errors import ExportError
-from fxcat.exporters.calibration import Calibration, calibrated
-from fxcat.exporters.op_grid import OpTable, Trial, rewarded_step, trial_of
+from fxcat.exporters.timing.calibration import Calibration, calibrated
+from fxcat.exporters.timing.measuring import measured_networks, measured_ops
+from fxcat.exporters.timing.op_grid import OpTable, Trial, rewarded_step, trial_of
+from fxcat.exporters.timing.runtimes import EXTRAS, RUNTIMES, Runtime, timer
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.network.latency import LatencyModel, OpTimes, TimedOp
 from fxcat.utils.json_file import read_json, write_json
 from fxcat.version import __version__
 
-Runtime = Literal["onnxruntime", "torch"]
 _FORMAT = "fxcat latency table 1"
 
 
@@ -66,7 +67,7 @@ class LatencyTable:
         """Measure every distinct op of a network that was just prepared, on this machine, which should do nothing else
         meanwhile; a minute or so.
 
-        `runtime`: what will serve: ONNX Runtime, or PyTorch as it is ("torch"). `device`: "cpu" so far. `threads`: that
+        `runtime`: what will serve: ONNX Runtime, OpenVINO, or PyTorch as it is ("torch"), on the CPU. `threads`: that
         it may use. `batch`: examples in one run. `repeats`: runs of every op. `networks`: how many whole networks, the
         dense one and random smaller ones (`seed`), calibrate the sum of the ops. The network is not changed.
 
@@ -74,20 +75,19 @@ class LatencyTable:
         nothing could be measured).
         """
         check_gated(net, "LatencyTable.measure()")
-        check_choice(runtime, "runtime", choices=("onnxruntime", "torch"))
+        check_choice(runtime, "runtime", choices=RUNTIMES)
         check_choice(device, "device", choices=("cpu",))
         for name, value in {"batch": batch, "threads": threads, "repeats": repeats, "networks": networks}.items():
             check_integer(value, name, least=1)
         try:
-            from fxcat.exporters.measuring import measured_networks, measured_ops
+            by = timer(runtime)
         except ModuleNotFoundError as error:
-            raise ExportError(
-                f"measuring needs the package {error.name}", remedy='pip install "fxcat[onnx]"'
-            ) from error
+            remedy = f'pip install "fxcat[{EXTRAS[runtime]}]"'
+            raise ExportError(f"measuring needs the package {error.name}", remedy=remedy) from error
         ops = net.timed_ops(batch)
         distinct = {op.key: op for op in ops}
         trials = {key: trial_of(op) for key, op in distinct.items()}
-        measured = measured_ops([t for t in trials.values() if t is not None], runtime, threads, repeats)
+        measured = measured_ops([t for t in trials.values() if t is not None], by, threads, repeats)
         tables = {key: table for key, table in measured.items() if table is not None}
         if not tables:
             raise ExportError("none of the network's ops could be measured", remedy="see whether export_onnx works")
@@ -97,9 +97,9 @@ class LatencyTable:
             as_they_are=tuple(k for k, t in trials.items() if k in tables and _is_constant(distinct[k], t)),
             unmeasured=tuple(k for k in distinct if k not in tables),
             machine=_machine(),
-            versions=_versions(runtime),
+            versions={"fxcat": __version__, "torch": torch.__version__, **by.VERSIONS},
         )
-        found = measured_networks(net, table, count=networks, repeats=repeats, seed=seed)
+        found = measured_networks(net, table, by, count=networks, repeats=repeats, seed=seed)
         return table.with_calibration(calibrated([table.sums(ops, s) for s, _ in found], [ms for _, ms in found]))
 
     @property
@@ -204,12 +204,3 @@ def _processor() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
-
-
-def _versions(runtime: str) -> dict[str, str]:
-    found = {"fxcat": __version__, "torch": torch.__version__}
-    if runtime == "onnxruntime":
-        import onnxruntime
-
-        found["onnxruntime"] = onnxruntime.__version__
-    return found

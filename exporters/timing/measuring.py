@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
-from fxcat.exporters.network_timings import eager_run, exported_run, milliseconds, undisturbed
-from fxcat.exporters.op_file import with_values
-from fxcat.exporters.op_grid import Measured, OpTable, Trial
-from fxcat.exporters.op_timings import measure_ops
+from fxcat.exporters.timing.op_grid import OpTable, Trial
+from fxcat.exporters.timing.runs import milliseconds, threads_of_torch, undisturbed
+from fxcat.exporters.timing.runtimes import Timer
 from fxcat.gated import GatedModule
-from fxcat.network.latency import Instance
 from fxcat.network.recipe import make_example
 
-_WARM_UP = 2
 _LEAST = 0.25
 """Random networks keep at least this share of every group."""
 _CLOSED = 0.25
@@ -29,8 +25,6 @@ class Asked(Protocol):
     """What of a table says how to measure."""
 
     @property
-    def runtime(self) -> str: ...
-    @property
     def batch(self) -> int: ...
     @property
     def threads(self) -> int: ...
@@ -38,13 +32,9 @@ class Asked(Protocol):
     def step(self) -> int: ...
 
 
-def measured_ops(trials: Sequence[Trial], runtime: str, threads: int, repeats: int) -> dict[str, OpTable | None]:
+def measured_ops(trials: Sequence[Trial], by: Timer, threads: int, repeats: int) -> dict[str, OpTable | None]:
     """Of every op what is known after all its instances were measured."""
-    instances = [instance for trial in trials for instance in trial.all]
-    if runtime == "onnxruntime":
-        found = measure_ops(instances, threads=threads, repeats=repeats)
-    else:
-        found = _in_torch(instances, threads, repeats)
+    found = by.measure_ops([i for trial in trials for i in trial.all], threads=threads, repeats=repeats)
     tables: dict[str, OpTable | None] = {}
     start = 0
     for trial in trials:
@@ -54,50 +44,18 @@ def measured_ops(trials: Sequence[Trial], runtime: str, threads: int, repeats: i
     return tables
 
 
-def _in_torch(instances: Sequence[Instance], threads: int, repeats: int) -> list[Measured | None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            return [_eager(instance, repeats) for instance in instances]
-    finally:
-        torch.set_num_threads(before)
-
-
-def _eager(instance: Instance, repeats: int) -> Measured | None:
-    module, inputs = with_values(instance)
-    taken: list[float] = []
-    for _ in range(_WARM_UP + repeats):
-        start = time.perf_counter()
-        try:
-            module(*inputs)
-        except RuntimeError:  # no kernel for these sizes or types
-            return None
-        taken.append(1e3 * (time.perf_counter() - start))
-    return Measured(undisturbed(taken[_WARM_UP:]), 0.0, 1)
-
-
 def measured_networks(
-    net: GatedModule, asked: Asked, *, count: int, repeats: int, seed: int
+    net: GatedModule, asked: Asked, by: Timer, *, count: int, repeats: int, seed: int
 ) -> list[tuple[Setting, float]]:
     """Settings (units, sections) of the dense network and of random smaller ones, and their milliseconds."""
     generator = torch.Generator().manual_seed(seed)
     units, example = net.gate_vector.unit_count, made_example(net)
     settings = [torch.ones_like(net.gate_vector.theta.detach(), device="cpu")]
     settings += [random_setting(net, asked.step, generator, closing=bool(i % 2)) for i in range(count - 1)]
-    before = torch.get_num_threads()
-    torch.set_num_threads(asked.threads)
-    try:
-        runs: list[Any] = []
-        for setting in settings:
-            small = net.finalized(setting.to(net.gate_vector.theta)).cpu()
-            if asked.runtime == "torch":
-                runs.append(eager_run(small, example, batch=asked.batch))
-            else:
-                runs.append(exported_run(small, example, batch=asked.batch, threads=asked.threads))
+    with threads_of_torch(asked.threads):
+        small = (net.finalized(setting.to(net.gate_vector.theta)).cpu() for setting in settings)
+        runs = [by.network_run(s, example, batch=asked.batch, threads=asked.threads) for s in small]
         taken = milliseconds(runs, repeats)
-    finally:
-        torch.set_num_threads(before)
     return [((s[:units], s[units:]), undisturbed(t)) for s, t in zip(settings, taken, strict=True)]
 
 
