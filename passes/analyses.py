@@ -16,6 +16,7 @@ from fxcat.passes.analysis.flow_labels import flow_labels
 from fxcat.passes.analysis.sections import Section, find_sections
 from fxcat.passes.analysis.tables import with_tables
 from fxcat.passes.analysis.units import resolve_units
+from fxcat.passes.analysis.units_before import keep_units
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.gating.made_values import with_selections
 from fxcat.passes.graph.label_arrays import place
@@ -58,15 +59,12 @@ def _with_calls_tied(work: Work) -> Work:
 
 
 def _pinned(work: Work) -> Work:
-    """What Python decided by, what regions need, and what was no unit before the network shrank."""
+    """What Python decided by, what regions need, and what was another unit, or none, before the network shrank."""
     flow = work.flow
     guards.freeze_guarded(flow, work.captured.guards)
     for pin in work.captured.pins:
         guards.freeze_axis(flow, pin.node, pin.axis, place(inside(pin.node)), pin.reason)
-    for name, axes in work.frozen.items():
-        for axis, mask in axes.items():
-            if axis in flow.parameters.get(name, {}):
-                flow.freeze(flow.parameters[name][axis][mask], name, "frozen before the network shrank")
+    keep_units(flow, work.before)
     return work
 
 

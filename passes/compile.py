@@ -45,7 +45,7 @@ from fxcat.passes.rewriting.changed_modules import others_than_written, without_
 from fxcat.passes.rewriting.consumers import find_consumers
 from fxcat.passes.rewriting.fold_shuffles import fold_shuffles
 from fxcat.passes.rewriting.gates import add_gates, gate_parts, remove_gates
-from fxcat.passes.rewriting.origins import never_units, section_origins, unit_origins
+from fxcat.passes.rewriting.origins import section_origins, unit_origins, units_before
 from fxcat.passes.rewriting.permutations import selections
 from fxcat.passes.rewriting.plan import Plan, make_plan
 from fxcat.passes.structure import describe
@@ -135,7 +135,7 @@ class Compiled(Program):
         remove_gates(twin, self.gatings)
         # an earlier shrink may have frozen some, and left joins that are no sections
         joins = {s.join for s in before.sections}
-        work = Work(self.name, twin, before.options, captured=before.captured, frozen=never_units(before), joins=joins)
+        work = Work(self.name, twin, before.options, captured=before.captured, before=units_before(before), joins=joins)
         compiled = Compiled.of(run(RENEWING, work, CaptureError, dumps("renew", self.name)))
         if gate_parts(compiled.analysis) != gate_parts(before):
             raise InputError(
@@ -335,8 +335,7 @@ def _analysed(removal: Removal) -> Removal:
     left = replace(_left_by(plan, before), others=others)
     # what was no section must not become one where a branch beside it has gone
     joins = {new[s.join] for s in before.sections if s.join in new}
-    frozen = never_units(before, plan)
-    work = Work(removal.name, plan.twin, before.options, captured=left, frozen=frozen, joins=joins)
+    work = Work(removal.name, plan.twin, before.options, captured=left, before=units_before(before, plan), joins=joins)
     return replace(removal, left=Compiled.of(run(RENEWING, work, PlanError)))
 
 

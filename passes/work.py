@@ -15,6 +15,7 @@ from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.labelling import Labelling
 from fxcat.passes.analysis.sections import Section
 from fxcat.passes.analysis.units import Units
+from fxcat.passes.analysis.units_before import UnitsBefore
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.capture.regions import Region
 from fxcat.passes.gating.insert import Gatings
@@ -76,8 +77,8 @@ class Analysis:
 class Work:
     """A network on its way from a model to gates. What is not known yet is None.
 
-    `network`: what the graph is over, of which data do not matter. `source`: what is captured. `frozen`: per parameter
-    axis a mask of what must stay. `joins`: where sections may end (None: anywhere).
+    `network`: what the graph is over, of which data do not matter. `source`: what is captured. `before`: what units the
+    network had before it shrank, if it did. `joins`: where sections may end (None: anywhere).
     """
 
     name: str
@@ -85,7 +86,7 @@ class Work:
     options: Options
     source: Source = _UNKNOWN
     captured: Captured = _UNKNOWN
-    frozen: Mapping[str, Mapping[int, torch.Tensor]] = field(default_factory=dict[str, "Mapping[int, torch.Tensor]"])
+    before: UnitsBefore = field(default_factory=dict[str, Mapping[int, torch.Tensor]])
     joins: Container[fx.Node] | None = None
     flow: LabelFlow = _UNKNOWN
     chains: tuple[Chain, ...] = _UNKNOWN

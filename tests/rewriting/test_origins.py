@@ -82,3 +82,33 @@ def test_what_was_no_unit_does_not_become_one() -> None:
     net.shrink()
     assert list(net.gates) == ["section"], "one expert is left, and its hidden units are none still"
     assert (net(x) - before).abs().max() <= 1e-12 and net.kept_indices()["enter"][0].tolist() == [0]
+
+
+class Attention(nn.Module):
+    """Two heads of three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.qkv, self.out = nn.Linear(8, 18), nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).reshape(*tokens.shape[:2], 3, 2, 3).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head((tokens + self.out(mixed)).mean(1))
+
+
+def test_the_last_head_is_not_taken_apart() -> None:
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    model = Attention().double()
+    net = fxcat.prepare(model, x[:1], verbose=False).eval()
+    assert {name: gate.count for name, gate in net.gates.items()} == {"stem": 8, "qkv": 2, "section": 1}
+    net.gates["qkv"].theta[0] = 0.0
+    before = net(x).detach()
+    net.shrink()
+    assert {name: gate.count for name, gate in net.gates.items()} == {"stem": 8, "section": 1}
+    small = fxcat.finalize(net)
+    assert (small(x) - before).abs().max() <= 1e-12
+    assert net.kept_indices()["out.weight"][1].tolist() == [3, 4, 5]
