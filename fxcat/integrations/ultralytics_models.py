@@ -10,6 +10,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 from fxcat.errors import InputError
+from fxcat.passes.codegen.install import original_class
 from fxcat.utils.made_classes import make_class
 
 
@@ -33,8 +34,10 @@ def is_small(model: Any) -> bool:
 def with_their_tools(small: Any) -> nn.Module:
     """A finalized model of theirs, in place, so that their `fuse`, exporter and trainer do the right thing with it."""
     for module in small.modules():
-        if "_captured_class" in vars(type(module)) and hasattr(module, "forward_split"):
-            module.__class__ = _block_class(type(module))
+        kind: Any = type(module)
+        is_generated = original_class(module) is not kind
+        if is_generated and getattr(kind, "forward_split", kind.forward) is not kind.forward:
+            module.__class__ = _block_class(kind)
     if not is_small(small):
         small.yaml = SmallYaml(small.yaml)
         small.__class__ = _model_class(type(small))
