@@ -131,7 +131,7 @@ class _Blocks:
         fractions, gradients = cost_gradients(self.net, self.setting)
         scores, savings, groups = [self.score[:0]], [gradients[:, :0]], list[int]()
         for i, group in enumerate(self.groups):
-            blocks = group.numbers[group.least : self._count(group)].view(-1, group.size)
+            blocks = self._of(group, 1.0)[group.least :].view(-1, group.size)
             if len(blocks) and bool((gradients[:, blocks[-1]] > 0).any()):
                 scores.append(self.score[blocks].sum(1))
                 savings.append(gradients[:, blocks].sum(2))
@@ -142,7 +142,7 @@ class _Blocks:
         mix = excess / excess.sum()
         closed, _ = next_to_close(torch.cat(scores), torch.cat(savings, 1), mix, fractions, wanted, wanted)
         for i, blocks in Counter(groups[c] for c in closed.tolist()).items():
-            self.keep(self.groups[i], self._count(self.groups[i]) - blocks * self.groups[i].size)
+            self.setting[self._of(self.groups[i], 1.0)[-blocks * self.groups[i].size :]] = 0.0
         return True
 
     def open_best(self, wanted: torch.Tensor) -> bool:
@@ -151,9 +151,8 @@ class _Blocks:
         fractions, gradients = cost_gradients(self.net, self.setting)
         limited = wanted < 1
         for i, group in enumerate(self.groups):
-            count = self._count(group)
-            if (count or len(group.numbers) == 1) and count <= len(group.numbers) - group.size:
-                block = group.numbers[count : count + group.size]
+            block = self._of(group, 0.0)[: group.size]
+            if (self._count(group) or len(group.numbers) == 1) and len(block) == group.size:
                 added = gradients[:, block].sum(1)  # at least: units that meet each other cost more
                 fits = bool((fractions + added <= wanted)[limited].all())
                 cost = float(added.sum())
@@ -169,6 +168,11 @@ class _Blocks:
         """Open the best `count` units of a group, and close the others."""
         self.setting[group.numbers[:count]] = 1.0
         self.setting[group.numbers[count:]] = 0.0
+
+    def _of(self, group: _Group, value: float) -> torch.Tensor:
+        """Numbers of a group's units that are open (1.0) or closed (0.0), the best first. Single units need not be open
+        in that order: they may differ in cost."""
+        return group.numbers[self.setting[group.numbers] == value]
 
     def _count(self, group: _Group) -> int:
         return int(self.setting[group.numbers].sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -9,6 +11,8 @@ from small_task import loader
 from torch import nn
 
 import fxcat
+from fxcat.choosing import widths as widths_file
+from fxcat.choosing.select import wanted_of
 from fxcat.choosing.widths import channels_per_unit
 
 HALF = fxcat.Target(flops=0.5)
@@ -127,3 +131,28 @@ def test_other_networks_have_any_width_and_are_told(capsys: pytest.CaptureFixtur
         assert pruned(net)[1] % 8
         net.summary()
         assert "round_to=8" in capsys.readouterr().out
+
+
+def test_single_units_may_be_open_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst of the six narrow ones are open: it ended never."""
+    net = fxcat.prepare(Wide(), EXAMPLE, round_to=8, verbose=False)
+    counted, shares = 0, widths_file.cost_fractions
+
+    def limited(*arguments: Any) -> torch.Tensor:
+        nonlocal counted
+        counted += 1
+        assert counted < 1000
+        return shares(*arguments)
+
+    monkeypatch.setattr(widths_file, "cost_fractions", limited)
+    score = torch.arange(len(net.gate_vector.theta), dtype=torch.float64).flip(0) + 1
+    narrow = net.gates["narrow.0"]
+    setting = torch.ones_like(score)
+    setting[narrow.start : narrow.start + 3] = 0.0
+    wanted = wanted_of(net, HALF)
+    kept = torch.tensor([narrow.start + 5])
+    left = widths_file.aligned(net, setting, score, wanted, kept)
+    assert 0.4 < shares(net, left)[0] <= 0.5 and left[narrow.start + 5] == 1
+    # with room for all, what is closed opens again
+    left = widths_file.aligned(net, setting, score, torch.full_like(wanted, 0.999), kept)
+    assert left[narrow.start : narrow.start + 6].sum() > 3
