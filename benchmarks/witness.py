@@ -1,7 +1,7 @@
 """Which versions of the library train the same weights, to the bit: rows of `frontier.py` and its like stay valid then.
 
     python benchmarks/witness.py
-    python benchmarks/witness.py --beside FOLDER --precision fp32    # pip install --no-deps --target FOLDER <that version>
+    python benchmarks/witness.py --beside FOLDER --precision fp32    # pip install --no-deps --target FOLDER …
 
 Trains ResNet-20 by each choice of gates, under a target and under a pressure, and VGG-16 with bypasses, for a few steps
 on random images, until structures have left; a hash of all final weights is kept beside the hash of the library in
