@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,13 +12,13 @@ from torch import nn
 
 from fxcat.checks import check_instance
 from fxcat.errors import InputError
-from fxcat.network.apart import call_whole
 from fxcat.network.appraisal import Appraisal
+from fxcat.network.called_as_model import CalledAsModel
 from fxcat.network.copies import Copies
 from fxcat.network.cost_model import CostModel
 from fxcat.network.ddp import Wrappers
 from fxcat.network.following import Led, described, left_to_close
-from fxcat.network.gates import SAMPLES, Gate, GateSamples, GatesByName, GateVector, check_setting, type_of_gates
+from fxcat.network.gates import Gate, GatesByName, GateVector, check_setting, type_of_gates
 from fxcat.network.latency import LatencyModel, LatencySource, TimedOp
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
@@ -37,18 +36,16 @@ from fxcat.utils.constant_tables import Table
 Policy = Literal["bernoulli", "ratio"]
 
 
-_HELD = ("_modules", "_parameters", "_buffers")
 _INSTALLING = threading.RLock()
 
 
-class GatedModule(nn.Module):
+class GatedModule(CalledAsModel):
     """A captured network with gates. Made by `fxcat.prepare`; call it like the model it was made from.
 
     Attributes and methods that it has not itself are those of the model: methods run the network with its gates.
     In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
     """
 
-    gate_vector: GateVector
     policy: Policy = "bernoulli"
     """How its gates are trained."""
     unfinished: str | None = None
@@ -100,75 +97,6 @@ class GatedModule(nn.Module):
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
         self.copies.note(self)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            network = self.__dict__.get("_modules", {}).get("network")
-            if network is None or name.startswith("__"):
-                raise
-        value = getattr(network, name)
-        if getattr(value, "__self__", None) is not network:
-            return value
-        self.install()  # generated classes have methods of their own
-        return self._gated(getattr(network, name))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        own = self.__dict__.get("_own")  # not before it is made
-        known = own is None or name in own or hasattr(type(self), name) or any(name in self.__dict__[k] for k in _HELD)
-        if known or not hasattr(self.network, name):
-            super().__setattr__(name, value)
-        else:
-            setattr(self.network, name, value)
-
-    def _gated(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A method of the model that finds this network, with its gates, where it calls `self` or `self.forward`."""
-        network = self.network
-
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if self._methods.is_inside:  # called by another one
-                return method(*args, **kwargs)
-            said = f"the model's method {method.__name__}"
-            with self._methods.entered(network, self._run):
-                return call_whole(method, args, kwargs, of=network, layers=self.program.layers, said=said)
-
-        return call
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(args, kwargs)
-
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What `forward` does, whatever signature it shows."""
-        return self._run(self.network, args, kwargs)
-
-    def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.training and not torch.compiler.is_compiling():
-            with self._turns:
-                return self._pass(network, args, kwargs)
-        return self._pass(network, args, kwargs)
-
-    def _pass(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
-        samples = self.network.get_submodule(SAMPLES)
-        assert isinstance(samples, GateSamples)
-        samples.fill(values, self.network)
-        try:
-            return network(*args, **kwargs)
-        finally:
-            samples.clear()
-
-    @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
-    def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
-        if "_is_replica" in self.__dict__:
-            raise InputError(
-                "nn.DataParallel runs copies of the network, of which each would draw gates of its own",
-                remedy="train through torch.nn.parallel.DistributedDataParallel(net), a process per device",
-            )
-        self.install()
-        self.wrappers.note()
-        return self.gate_vector(arguments)
 
     def install(self) -> None:
         """Make the graph the network's `forward`, unless it is: compiled when it is first run, since much of it never
@@ -246,10 +174,7 @@ class GatedModule(nn.Module):
 
     def hard_cost(self) -> Cost[int]:
         """MACs and parameters of what `finalize` would return now."""
-        hard = self.gate_vector.hard()
-        count = self.gate_vector.unit_count
-        cost = self.cost_model.cost(hard[:count], hard[count:])
-        return Cost(round(cost.macs.item()), round(cost.params.item()))
+        return self.cost_model.cost_of(self.gate_vector.hard(), self.gate_vector.unit_count)
 
     def live_gates(self) -> torch.Tensor:
         """Which gates of the start network guard something that `finalize` would leave, whether they are still gates or

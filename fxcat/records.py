@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,6 +19,13 @@ class Cost(Generic[N]):
 
     macs: N
     params: N
+
+
+COUNTED = tuple(field.name for field in fields(Cost))
+"""The kinds of cost that the cost graph counts, in the order of `Cost`; a `CostTerm` has a coefficient for each."""
+
+COSTS = ("flops", *COUNTED[1:], "latency")
+"""What `Target` calls them, in the same order, and milliseconds, which only a network with a latency table has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class Target:
     layers: float = 0.5
 
     def __post_init__(self) -> None:
-        given = {"flops": self.flops, "params": self.params, "latency": self.latency}
+        given = {name: getattr(self, name) for name in COSTS}
         if all(v is None for v in given.values()):
             raise TargetError("the target is empty", remedy="write Target(flops=0.5), for example")
         for name, value in given.items():
@@ -102,8 +109,10 @@ class Pressure:
     def __post_init__(self) -> None:
         check_number(self.nu, "Pressure(nu)", least=0, error=TargetError)
         check_number(self.layers, "Pressure(layers)", least=0, most=1, error=TargetError)
-        check_number(self.params, "Pressure(params)", least=0, most=1, error=TargetError)
-        check_number(self.latency, "Pressure(latency)", least=0, most=1 - self.params, error=TargetError)
+        left = 1.0
+        for name in COSTS[1:]:
+            check_number(getattr(self, name), f"Pressure({name})", least=0, most=left, error=TargetError)
+            left -= getattr(self, name)
 
 
 def check_target(value: Any, *, optional: bool = False) -> None:

@@ -15,11 +15,11 @@ from torch import nn
 from fxcat.errors import CaptureError
 from fxcat.network.gates import type_of_gates
 from fxcat.passes.codegen.install import NO_BLOCKS, install
-from fxcat.passes.compile import with_own_tensors
 from fxcat.passes.gating.insert import insert_gates
 from fxcat.passes.graph.copy_model import copy_data, copy_model
 from fxcat.passes.graph.invocations import Invocations
 from fxcat.passes.pipeline import Step
+from fxcat.passes.preparing import with_own_tensors
 from fxcat.passes.rewriting.gates import add_gates
 from fxcat.passes.verification import Runner, call_of, compare, undisturbed
 from fxcat.passes.work import Source, Work

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from fxcat.network.cost_model import Axis, Holding, Integers
 from fxcat.network.program import Structure
 from fxcat.passes.work import Analysis
-from fxcat.records import Cost, Group, Pinned, SectionInfo
+from fxcat.records import COUNTED, Cost, Group, Pinned, SectionInfo
 
 
 def describe(analysis: Analysis) -> Structure:
@@ -22,7 +22,7 @@ def describe(analysis: Analysis) -> Structure:
     starts = np.array([g.start for g in units.groups], dtype=np.int32)
     groups_of: dict[Axis, set[int]] = {}
     widths: dict[Axis, int] = {}
-    total_macs = total_params = covered = 0
+    total, covered = [0] * len(COUNTED), 0
     for term in terms:
         width = 1
         for axis in term.axes:
@@ -30,22 +30,21 @@ def describe(analysis: Analysis) -> Structure:
                 widths[axis] = axis.width
                 groups_of[axis] = _groups(axis, starts)
             width *= widths[axis]
-        macs, params = term.macs * width, term.params * width
+        amounts = [amount * width for amount in term.amounts]
         groups = set().union(*[groups_of[axis] for axis in term.axes])
-        total_macs += macs
-        total_params += params
-        in_group.add(groups, macs, params)
-        in_section.add(term.holding.sections, macs, params)
-        covered += macs if groups or term.holding != Holding() else 0
+        total = [sum(both) for both in zip(total, amounts, strict=True)]
+        in_group.add(groups, term.macs * width, term.params * width)
+        in_section.add(term.holding.sections, term.macs * width, term.params * width)
+        covered += term.macs * width if groups or term.holding != Holding() else 0
     return Structure(
         groups=tuple(Group(g.name, g.count, *cost) for g, cost in zip(units.groups, in_group, strict=True)),
         sections=tuple(
             SectionInfo(s.name, *cost, s.stream) for s, cost in zip(analysis.sections, in_section, strict=True)
         ),
         pinned=_not_captured(analysis) + units.pinned,
-        cost=Cost(total_macs, total_params),
+        cost=Cost(*total),
         required=units.required,
-        coverage=covered / max(1, total_macs),
+        coverage=covered / max(1, total[0]),
         terms=terms,
         edges=(
             tuple(i.name for n in analysis.inference for i in n.all_input_nodes),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import torch
 
 from fxcat.network.gated_network import GatedNetwork
-from fxcat.records import Target
+from fxcat.records import COSTS, COUNTED, Pressure, Target
 
 SLACK = 0.01
 """The result lies within this share below the target, and never above it."""
 
 
-COSTS = ("flops", "params", "latency")
-"""Names of the cost fractions in `Target`: MACs, parameters, and, of a network with a latency table, milliseconds."""
-
-
-def target_fractions(target: Target, device: torch.device, costs: int = 2) -> torch.Tensor:
+def target_fractions(target: Target, device: torch.device, costs: int = len(COUNTED)) -> torch.Tensor:
     """Fractions of the first so many `COSTS` to reach, 1 where none is asked for; double, shape (costs,)."""
     asked = (getattr(target, name) for name in COSTS[:costs])
     return torch.tensor([1.0 if w is None else w for w in asked], dtype=torch.float64, device=device)
@@ -23,13 +21,22 @@ def target_fractions(target: Target, device: torch.device, costs: int = 2) -> to
 
 def wanted_of(net: GatedNetwork, target: Target) -> torch.Tensor:
     """The same for all costs that a network counts, on its device."""
-    return target_fractions(target, net.gate_vector.theta.device, 2 if net.latency is None else 3)
+    return target_fractions(target, net.gate_vector.theta.device, len(_costs_of(net)))
 
 
-def price_mix(net: GatedNetwork, params: float, latency: float) -> torch.Tensor:
+def price_mix(net: GatedNetwork, pressure: Pressure) -> torch.Tensor:
     """How much every cost that a network counts is to count, MACs what the others leave; double, shape (costs,)."""
-    mix = [1 - params - latency, params, *([] if net.latency is None else [latency])]
+    others: dict[str, float] = {name: getattr(pressure, name) for name in COSTS[1:]}
+    of_macs = 1.0
+    for share in others.values():
+        of_macs -= share
+    mix = [of_macs, *(others[name] for name in _costs_of(net)[1:])]
     return torch.tensor(mix, dtype=torch.float64, device=net.gate_vector.theta.device)
+
+
+def _costs_of(net: GatedNetwork) -> tuple[str, ...]:
+    """Names of the costs that a network counts."""
+    return COSTS[: len(COUNTED) + (net.latency is not None)]
 
 
 def undercuts(fractions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -47,8 +54,8 @@ def cost_fractions(net: GatedNetwork, theta: torch.Tensor) -> torch.Tensor:
     """Expected MACs and parameters at θ as fractions of the start network, and milliseconds if it has a latency table;
     double, shape (costs,)."""
     count = net.gate_vector.unit_count
-    start = net.start_cost
-    scale = torch.tensor([max(start.macs, 1), max(start.params, 1)], dtype=torch.float64, device=theta.device)
+    at_start = [max(amount, 1) for amount in astuple(net.start_cost)]
+    scale = torch.tensor(at_start, dtype=torch.float64, device=theta.device)
     fractions = net.cost_model(theta[:count], theta[count:]) / scale
     return fractions if net.latency is None else torch.cat([fractions, net.latency_share(theta).reshape(1)])
 

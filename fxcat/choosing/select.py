@@ -6,13 +6,13 @@ from decimal import ROUND_CEILING, Decimal
 
 import torch
 
-from fxcat.choosing.cost_shares import COSTS, SLACK, cost_fractions, cost_gradients, undercuts, wanted_of
+from fxcat.choosing.cost_shares import SLACK, cost_fractions, cost_gradients, undercuts, wanted_of
 from fxcat.choosing.groups import kept_gates, left_to_lose
 from fxcat.choosing.knapsack import next_to_close
 from fxcat.choosing.widths import aligned, least_aligned
 from fxcat.errors import TargetError
 from fxcat.network.gated_network import GatedNetwork
-from fxcat.records import Cost, Target
+from fxcat.records import COSTS, Cost, Target
 
 AT_ONCE = 0.05
 """Share of the cost that closes before costs are looked at again."""
@@ -37,9 +37,7 @@ def smallest_setting(net: GatedNetwork, among: torch.Tensor | None = None) -> to
 
 def smallest_cost(net: GatedNetwork) -> Cost[int]:
     """Cost of the smallest network that can be made."""
-    count, smallest = net.gate_vector.unit_count, smallest_setting(net)
-    cost = net.cost_model.cost(smallest[:count], smallest[count:])
-    return Cost(round(cost.macs.item()), round(cost.params.item()))
+    return net.cost_model.cost_of(smallest_setting(net), net.gate_vector.unit_count)
 
 
 def check_reachable(net: GatedNetwork, target: Target) -> None:

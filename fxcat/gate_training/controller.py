@@ -7,9 +7,7 @@ network trains on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,10 +17,9 @@ from fxcat.checks import check_callable, check_instance
 from fxcat.choosing.cost_shares import cost_fractions, wanted_of
 from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
-from fxcat.data.batches import call, read_batch
 from fxcat.data.held_out import HeldOut
-from fxcat.data.losses import Loss, checked, cross_entropy
-from fxcat.errors import FxcatError, InputError, TrainingError
+from fxcat.data.losses import Loss, cross_entropy
+from fxcat.errors import FxcatError, InputError
 from fxcat.gate_training.arguments import check_controller_arguments
 from fxcat.gate_training.bernoulli import BernoulliPolicy
 from fxcat.gate_training.decisions import DEAD
@@ -31,7 +28,9 @@ from fxcat.gate_training.optimizers import Optimizers, as_list, check_weights, h
 from fxcat.gate_training.policy import GatePolicy
 from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
-from fxcat.gate_training.schedule import Phase, Schedule, check_settings
+from fxcat.gate_training.said_of_gates import SaidByTraining, said_by_held_out
+from fxcat.gate_training.schedule import Phase, Schedule
+from fxcat.gate_training.settings import check_settings, settings_of
 from fxcat.gate_training.shrinking import average_net, shrink_all
 from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
@@ -40,13 +39,11 @@ from fxcat.network.following import Led
 from fxcat.network.notices import BEFORE_STEPS
 from fxcat.network.program import Shrunk
 from fxcat.records import Pressure, Target
-from fxcat.utils.processes import from_main, is_same_everywhere
+from fxcat.utils.processes import from_main
 
 Closure = Callable[[], torch.Tensor]
 
 POLICIES = {"bernoulli": BernoulliPolicy, "ratio": RatioPolicy}
-UNSEEN = 30
-"""So many steps in a row may say nothing of the gates: a loss scaler finds its scale in half of them."""
 WORTH_SHRINKING = 0.02
 """Share of the present MACs that the dead must have before the network is made anew without them."""
 
@@ -111,11 +108,11 @@ class GateController:
             check_reachable(net, target)
         self.net, self.target, self.averages = net, target, averages
         given = {"total_steps": total_steps, "warmup": warmup, "until": until, "shrinks": shrinks, "gate_lr": gate_lr}
-        self._settings = _settings(net, target, pressure) | given
+        self._settings = settings_of(net, target, pressure) | given
         if target is not None and not bool((wanted_of(net, target) < 1).any()):
             self.schedule = Schedule(0, 0, shrinks)  # it asks for nothing
         self.total_steps, self.steps, self._shrunk_at = total_steps, 0, -1
-        self._unseen, self._is_checked = 0, self.phase == "plain"
+        self._said, self._is_checked = SaidByTraining(), self.phase == "plain"
         self.objective: Any = pressure or target
         gated = self.schedule.gated
         self.policy: GatePolicy = POLICIES[net.policy](net, self.objective, gated=gated, gate_lr=gate_lr)
@@ -227,38 +224,7 @@ class GateController:
 
     def _observe(self, closure: Closure | None) -> None:
         """Learn from the training step that was just made."""
-        vector = self.net.gate_vector
-        draws = vector.draws
-        if not draws.made:
-            raise TrainingError(
-                "no loss was made from the network with gates since the last step",
-                remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x) "
-                "(not within torch.func.grad or vmap, which say nothing of the gates)",
-            )
-        if draws.were_late:
-            raise TrainingError(
-                "a backward pass came to a forward pass that was made before the last step of the gates: the network "
-                "may become smaller in between",
-                remedy="call controller.step() after loss.backward() and optimizer.step(), before the next net(x)",
-            )
-        made, taken = draws.made, draws.take()
-        if not is_same_everywhere(vector.theta.device, made, len(taken)):  # one of them left a batch out
-            taken, state = [], vector.random_state.to(vector.theta.device)
-            from_main(state)
-            vector.random_state = state.cpu()
-        self._unseen = 0 if taken else self._unseen + 1
-        if self._unseen == UNSEEN and not draws.reached:
-            raise TrainingError(
-                f"in {UNSEEN} steps no backward pass came to the gates: gradients of the weights alone, by "
-                "torch.autograd.grad, say nothing of them",
-                remedy="call loss.backward(), or torch.autograd.grad(loss, [*weights, *net.gate_parameters()])",
-            )
-        if self._unseen == UNSEEN:
-            raise TrainingError(
-                f"in {UNSEEN} steps no optimizer that the controller knows made a step with gradients of the network",
-                remedy="pass the controller the optimizers whose step() the loop calls, and clear gradients after it",
-            )
-        self.policy.observe(taken)
+        self.policy.observe(self._said.taken(self.net.gate_vector))
         if closure is not None:
             self.policy.measure(self.steps, closure)
 
@@ -271,18 +237,7 @@ class GateController:
                     remedy="give held_out= a data loader, and loss=, to GateController",
                 )
             batch = self._held_out.next()
-        vector = self.net.gate_vector
-        read = read_batch(batch, self.net).to(vector.theta.device)
-        with torch.enable_grad():
-            value = checked(self._loss(call(self.net, self.net, read.inputs), read.targets))
-            draws = vector.differentiated(value)
-        if not math.isfinite(float(value.detach())):
-            raise TrainingError(
-                f"the loss of a held-out batch is {value.item()}",
-                where=f"step {self.steps}",
-                remedy="lower the learning rate or check the held-out data",
-            )
-        self.policy.observe_held_out(draws)
+        self.policy.observe_held_out(said_by_held_out(self.net, batch, self._loss, self.steps))
 
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
@@ -413,19 +368,3 @@ class GateController:
         if self.phase == "plain":
             self._settle(vector.theta.detach())
         self._say_unfinished()
-
-
-def _settings(net: GatedModule, target: Target | None, pressure: Pressure | None) -> dict[str, Any]:
-    """What a run that goes on from a state must have in common with the one that it is of."""
-    return {
-        "policy": net.policy,
-        "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
-        "target": None if target is None else _given(target),
-        "pressure": None if pressure is None else _given(pressure),
-        **({} if net.latency is None else {"latency": net.latency.label}),
-    }
-
-
-def _given(objective: Target | Pressure) -> dict[str, Any]:
-    """The values of its fields; that of `latency`, which states of earlier versions lack, only if there is one."""
-    return {name: value for name, value in asdict(objective).items() if name != "latency" or value}

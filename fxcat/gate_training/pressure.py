@@ -98,7 +98,7 @@ class FixedPressure:
         self, net: GatedModule, worth: torch.Tensor, dead: torch.Tensor, progress: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """ν · ∂C/∂θ; ν is what it has risen to. κ is in `worth`."""
-        nu, mix = self._pressure.nu, price_mix(net, self._pressure.params, self._pressure.latency)
+        nu, mix = self._pressure.nu, price_mix(net, self._pressure)
         alive, protected = _alive(net, worth, dead)
         plan = close_below(net, alive, worth, nu, mix, protected)
         early = early_sections(net, alive, plan, worth, mix, progress)

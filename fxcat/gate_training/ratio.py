@@ -90,7 +90,7 @@ class RatioPolicy:
         position = self._positions()
         costs, worth = self._costs(position), self._worth(position)
         if self.pressure is not None:
-            mix = price_mix(self.net, self.pressure.params, self.pressure.latency)
+            mix = price_mix(self.net, self.pressure)
             self.ratio = self._moved(self.pressure.nu * (mix[:, None] * costs).sum(0), worth)
         else:
             self.ratio = self._cleared(costs, worth, position, self.schedule(progress))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fxcat.errors import InputError
 
@@ -58,19 +57,3 @@ class Schedule:
         """Whether it is time, before a step, to remove what is dead."""
         parts = self.shrinks + 1
         return any(step == self.first_gated + round(self.gated * i / parts) for i in range(1, parts))
-
-
-def check_settings(now: Mapping[str, Any], then: Mapping[str, Any], *, may_grow: str) -> bool:
-    """Whether a run that is to go on shall be longer than it was: `may_grow` is what says how long.
-
-    Raises `InputError` if it is shorter, or anything else is other than it was."""
-    for name, value in now.items():
-        before = then.get(name)
-        if before == value or (name == may_grow and isinstance(before, int) and before < value):
-            continue
-        longer = f"; {name} may be more than it was" if name == may_grow else ""
-        raise InputError(
-            f"the run that was stored had {name}={before!r}, this one has {value!r}",
-            remedy=f"continue a run with the arguments that it was started with{longer}",
-        )
-    return now[may_grow] != then.get(may_grow)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fxcat.records import Cost
+from fxcat.records import COUNTED, Cost
 from fxcat.utils.constant_tables import Table
 
 Integers = npt.NDArray[np.int32]
@@ -108,13 +108,20 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class CostTerm:
-    """`macs` and `params` per combination of live entries of the axes, while `holding` lives."""
+    """`macs` and `params` per combination of live entries of the axes, while `holding` lives.
+
+    Every kind of cost in `COUNTED` is a field here."""
 
     owner: str
     macs: int
     params: int
     axes: tuple[Axis, ...]
     holding: Holding = Holding()
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """The coefficient of every kind in `COUNTED`, in its order."""
+        return tuple(getattr(self, kind) for kind in COUNTED)
 
 
 class CostModel(nn.Module):
@@ -147,16 +154,16 @@ class CostModel(nn.Module):
             choices = [[holdings[each] for each in h.any_of] for h in holdings if h.depth == level]
             self._store(f"choices{level}", _padded(choices, -1))
         self._store("constants", np.asarray([axis.constant for axis in rows]))
-        self._store("coefficients", np.asarray([(t.macs, t.params) for t in terms] or [(0, 0)]))
+        self._store("coefficients", np.asarray([t.amounts for t in terms] or [(0,) * len(COUNTED)]))
         self._overlaps = len(shared)
 
     def _store(self, name: str, values: npt.NDArray[np.integer[Any]]) -> None:
         self._tables[name] = Table(torch.from_numpy(values))
 
     def forward(self, units: torch.Tensor, sections: torch.Tensor) -> torch.Tensor:
-        """MACs and parameters for gates or probabilities of shape (U,) and (S,).
+        """Every kind of cost for gates or probabilities of shape (U,) and (S,).
 
-        A double tensor of shape (2,): integers up to 2^53 are exact.
+        A double tensor of shape (kinds,), in the order of `COUNTED`: integers up to 2^53 are exact.
         """
         return (self.per_term(units, sections)[:, None] * self._table("coefficients", units)).sum(0)
 
@@ -194,8 +201,12 @@ class CostModel(nn.Module):
         return alive
 
     def cost(self, units: torch.Tensor, sections: torch.Tensor) -> Cost[torch.Tensor]:
-        macs, params = self(units, sections).unbind(0)
-        return Cost(macs, params)
+        """The same by name, as double scalars."""
+        return Cost(*self(units, sections).unbind(0))
+
+    def cost_of(self, setting: torch.Tensor, units: int) -> Cost[int]:
+        """Of a 0/1 setting of shape (gates,), of which the first so many are `units`: whole numbers."""
+        return Cost(*map(round, self(setting[:units], setting[units:]).tolist()))
 
 
 def _by_depth(terms: Sequence[CostTerm]) -> dict[Holding, int]:
@@ -230,13 +241,13 @@ def cost_graph(
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_edges_from(zip(*edges, strict=True))
     for name in (*graph, *(t.owner for t in terms)):
-        graph.add_node(name, macs=0, params=0, activation_bytes=activation_bytes.get(name, 0), terms=[])
+        graph.add_node(name, **dict.fromkeys(COUNTED, 0), activation_bytes=activation_bytes.get(name, 0), terms=[])
     for term in terms:
         data = graph.nodes[term.owner]
         width = 1
         for axis in term.axes:
             width *= axis.width
-        data["macs"] += term.macs * width
-        data["params"] += term.params * width
+        for kind, amount in zip(COUNTED, term.amounts, strict=True):
+            data[kind] += amount * width
         data["terms"].append(term)
     return graph

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from fxcat.checks import check_batches
-from fxcat.choosing.cost_shares import COSTS, cost_fractions, cost_gradients, undercuts, wanted_of
+from fxcat.choosing.cost_shares import cost_fractions, cost_gradients, undercuts, wanted_of
 from fxcat.choosing.groups import kept_gates
 from fxcat.choosing.select import check_reachable, select_structure
 from fxcat.choosing.sharing import emphasized
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
-from fxcat.records import Target, check_target
+from fxcat.records import COSTS, Target, check_target
 from fxcat.scores.compensation import measure
 
 LEAST = 0.55

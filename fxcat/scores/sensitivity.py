@@ -70,7 +70,7 @@ def sensitivity(
             if progress is not None:
                 progress(done, total)
             value, accuracy = measure(setting, read, loss)
-            macs, params = cost_fractions(net, setting).tolist()
+            macs, params, *_ = cost_fractions(net, setting).tolist()
             removals[part].append(Removal(share, int((setting < 0.5).sum()), value, accuracy, macs, params))
     if progress is not None:
         progress(total, total)

@@ -14,7 +14,7 @@ import torch
 
 from fxcat.errors import InputError
 from fxcat.gate_training.controller import GateController
-from fxcat.gate_training.schedule import check_settings
+from fxcat.gate_training.settings import check_settings
 from fxcat.network.module_state import extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
 from fxcat.network.recipe import check_shapes
 from fxcat.training.history import EpochRecord, History

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from exactness import counted_macs, random_gates
 from torch import nn
 
 import fxcat
+from fxcat.network.cost_model import CostTerm
+from fxcat.records import COSTS, COUNTED
 
 
 class _Branch(nn.Module):
@@ -215,6 +218,13 @@ def test_expected_cost_of_what_is_shared_is_the_mean_over_settings(model: nn.Mod
         mean += torch.tensor(counted) * (theta * chosen + (1 - theta) * (1 - chosen)).prod()
     assert len(theta) > 2
     torch.testing.assert_close(torch.stack([told.macs, told.params]).double().detach(), mean)
+
+
+def test_every_kind_of_cost_has_a_coefficient_and_a_target() -> None:
+    kinds = {f.name for f in dataclasses.fields(CostTerm)}
+    assert kinds.issuperset(COUNTED)
+    assert {f.name for f in dataclasses.fields(fxcat.Target)}.issuperset(COSTS)
+    assert {f.name for f in dataclasses.fields(fxcat.Pressure)}.issuperset(COSTS[1:])
 
 
 def test_a_layer_that_many_sections_share_costs_no_time() -> None:

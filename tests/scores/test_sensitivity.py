@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from artificial_latency import with_latency
 from rich.console import Console
 from small_task import loader, trained_net
 
@@ -87,6 +88,12 @@ def test_what_cannot_go_is_listed_without_a_removal() -> None:
     net = fxcat.prepare(trained_net(epochs=1), EXAMPLE, verbose=False, limits={"*": fxcat.Limits(keep=True)})
     found = fxcat.sensitivity(net, BATCHES)
     assert [p.removals for p in found.parts] == [()] * 3
+
+
+def test_a_latency_table_changes_nothing_about_the_loss(net: fxcat.GatedModule) -> None:
+    timed = with_latency(fxcat.prepare(trained_net(epochs=2), EXAMPLE, verbose=False), step=1)
+    found = fxcat.sensitivity(timed, BATCHES, shares=(0.5,))
+    assert found == fxcat.sensitivity(net, BATCHES, shares=(0.5,))
 
 
 def test_mistakes(net: fxcat.GatedModule, tmp_path: Path) -> None:

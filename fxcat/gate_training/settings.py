@@ -1,0 +1,44 @@
+"""What a run that goes on from a stored state must have in common with the one that was stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fxcat.errors import InputError
+from fxcat.gated import GatedModule
+from fxcat.records import Pressure, Target
+
+
+def settings_of(net: GatedModule, target: Target | None, pressure: Pressure | None) -> dict[str, Any]:
+    """Those of a `GateController` that are about the network and what it is to become."""
+    return {
+        "policy": net.policy,
+        "limits": [asdict(x) for x in (*net.limits.groups, *net.limits.sections)] if net.limits else [],
+        "target": None if target is None else _given(target),
+        "pressure": None if pressure is None else _given(pressure),
+        **({} if net.latency is None else {"latency": net.latency.label}),
+    }
+
+
+def _given(objective: Target | Pressure) -> dict[str, Any]:
+    """The values of its fields; of costs that states of earlier versions lack only those that are given."""
+    always = {"nu", "flops", "params", "layers"}
+    return {name: value for name, value in asdict(objective).items() if value or name in always}
+
+
+def check_settings(now: Mapping[str, Any], then: Mapping[str, Any], *, may_grow: str) -> bool:
+    """Whether a run that is to go on shall be longer than it was: `may_grow` is what says how long.
+
+    Raises `InputError` if it is shorter, or anything else is other than it was."""
+    for name, value in now.items():
+        before = then.get(name)
+        if before == value or (name == may_grow and isinstance(before, int) and before < value):
+            continue
+        longer = f"; {name} may be more than it was" if name == may_grow else ""
+        raise InputError(
+            f"the run that was stored had {name}={before!r}, this one has {value!r}",
+            remedy=f"continue a run with the arguments that it was started with{longer}",
+        )
+    return now[may_grow] != then.get(may_grow)

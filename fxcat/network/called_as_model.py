@@ -1,0 +1,103 @@
+"""A network with gates is called as the model that it was made from: its forward, its methods, its attributes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcat.errors import InputError
+from fxcat.network.apart import call_whole
+from fxcat.network.ddp import Wrappers
+from fxcat.network.gates import SAMPLES, GateSamples, GateVector
+from fxcat.network.methods import Methods, Turns
+from fxcat.network.program import Program
+
+_HELD = ("_modules", "_parameters", "_buffers")
+
+
+class CalledAsModel(nn.Module):
+    """What `GatedModule` inherits. Every pass, of `forward` or of another method, has gates of its own draw."""
+
+    gate_vector: GateVector
+    network: nn.Module
+    program: Program
+    wrappers: Wrappers
+    _methods: Methods
+    _turns: Turns
+
+    def install(self) -> None:
+        """Make the graph the network's `forward`, unless it is."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            network = self.__dict__.get("_modules", {}).get("network")
+            if network is None or name.startswith("__"):
+                raise
+        value = getattr(network, name)
+        if getattr(value, "__self__", None) is not network:
+            return value
+        self.install()  # generated classes have methods of their own
+        return self._gated(getattr(network, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = self.__dict__.get("_own")  # not before it is made
+        known = own is None or name in own or hasattr(type(self), name) or any(name in self.__dict__[k] for k in _HELD)
+        if known or not hasattr(self.network, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.network, name, value)
+
+    def _gated(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of the model that finds this network, with its gates, where it calls `self` or `self.forward`."""
+        network = self.network
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._methods.is_inside:  # called by another one
+                return method(*args, **kwargs)
+            said = f"the model's method {method.__name__}"
+            with self._methods.entered(network, self._run):
+                return call_whole(method, args, kwargs, of=network, layers=self.program.layers, said=said)
+
+        return call
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(args, kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `forward` does, whatever signature it shows."""
+        return self._run(self.network, args, kwargs)
+
+    def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.training and not torch.compiler.is_compiling():
+            with self._turns:
+                return self._pass(network, args, kwargs)
+        return self._pass(network, args, kwargs)
+
+    def _pass(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
+        samples = self.network.get_submodule(SAMPLES)
+        assert isinstance(samples, GateSamples)
+        samples.fill(values, self.network)
+        try:
+            return network(*args, **kwargs)
+        finally:
+            samples.clear()
+
+    @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
+    def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
+        if "_is_replica" in self.__dict__:
+            raise InputError(
+                "nn.DataParallel runs copies of the network, of which each would draw gates of its own",
+                remedy="train through torch.nn.parallel.DistributedDataParallel(net), a process per device",
+            )
+        self.install()
+        self.wrappers.note()
+        return self.gate_vector(arguments)
