@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small_task import Net, batches
-from torch import distributed
+from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 import fxcat
@@ -22,6 +22,7 @@ from fxcat.integrations.lightning import GateCallback
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 TARGET = fxcat.Target(flops=0.4)
 EPOCHS, BATCHES = 8, 8
+STEPS = EPOCHS * BATCHES
 
 
 class Lit(LightningModule):
@@ -66,6 +67,25 @@ def keeps(folder: Path, **options: Any) -> ModelCheckpoint:
     """Every epoch's checkpoint."""
     given: dict[str, Any] = {"save_top_k": -1} | options
     return ModelCheckpoint(folder, filename="{epoch}", **given)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether all parameters and buffers are the same, to the last bit."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+
+
+def run(*callbacks: Any, module: Any = None, loader: Any = None, **options: Any) -> Any:
+    """The module after a run, by default one with a new network."""
+    module = Lit(prepared()) if module is None else module
+    path = options.pop("ckpt_path", None)
+    trainer(*callbacks, **options).fit(module, data() if loader is None else loader, data(64), ckpt_path=path)
+    return module
+
+
+def meets_target(net: Any, target: float = 0.4) -> bool:
+    """And not more than asked."""
+    return 0.85 * target < net.hard_cost().macs / net.start_cost.macs <= target
 
 
 class Dies(Callback):

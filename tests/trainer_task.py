@@ -66,6 +66,39 @@ def trainer(net: torch.nn.Module, folder: Path | str, *callbacks: TrainerCallbac
     return Trainer(model=net, args=arguments(folder, **options), callbacks=list(callbacks), **data)
 
 
+def macs(net: fxcat.GatedModule) -> float:
+    """What is left, as a share."""
+    return net.hard_cost().macs / net.start_cost.macs
+
+
+def same(one: fxcat.GatedModule, other: fxcat.GatedModule) -> bool:
+    """Whether structure and weights are the same, to the last bit."""
+    states = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return one.live_units() == other.live_units() and all(torch.equal(a, b) for a, b in states)
+
+
+class Growing:
+    """A metric of which the best is that of the first evaluations."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, _: Any) -> dict[str, float]:
+        self.calls += 1
+        return {"metric": float(self.calls)}
+
+
+BEST: dict[str, Any] = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "metric",
+    "greater_is_better": False,
+    "eval_strategy": "steps",
+    "eval_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 5,
+}
+
+
 class Killed(TrainerCallback):
     """Ends the process after a step, as a power cut would."""
 

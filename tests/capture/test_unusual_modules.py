@@ -145,7 +145,7 @@ def swish(x: torch.Tensor) -> torch.Tensor:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecated, and in use
-    compiled_swish, scripted_swish = torch.compile(swish), torch.jit.script(swish)
+    compiled_swish, scripted_swish = torch.compile(swish, backend="eager"), torch.jit.script(swish)
 
 
 class Activated(Net):

@@ -46,7 +46,7 @@ def widths(network: nn.Module) -> list[int]:
 def test_training_leaves_multiples(policy: str, options: dict[str, object]) -> None:
     torch.manual_seed(0)
     net = fxcat.prepare(Wide(), EXAMPLE, policy=policy, round_to=8, verbose=False)  # pyright: ignore[reportArgumentType]
-    fxcat.fit(net, loader(512), epochs=8, progress=False, **options)  # pyright: ignore[reportArgumentType]
+    fxcat.fit(net, loader(), epochs=8, progress=False, **options)  # pyright: ignore[reportArgumentType]
     left = widths(fxcat.finalize(net))
     assert left[-1] <= 6, "too few for a multiple: it may have any width"
     assert all(width % 8 == 0 for width in left[:-1]), left

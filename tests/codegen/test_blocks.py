@@ -145,6 +145,13 @@ def test_hooks_see_what_blocks_take_and_give(name: str) -> None:
             assert difference(result, small.get_submodule(path)(*args, **kwargs)) < TOLERANCE, path
 
 
+def vgg() -> nn.Module:
+    """VGG-11 with a narrow classifier, which has nine tenths of its weights."""
+    model = torchvision.models.vgg11_bn(init_weights=False)
+    model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 5))
+    return model
+
+
 PARTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, torch.Tensor], torch.Tensor]]] = {
     "resnet18": (
         lambda: torchvision.models.resnet18(num_classes=5),
@@ -163,7 +170,7 @@ PARTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, torch.Tensor], to
         lambda m, x: m.fc(m.conv5(m.stage4(m.stage3(m.stage2(m.maxpool(m.conv1(x)))))).mean((2, 3))),
     ),
     "vgg11": (
-        lambda: torchvision.models.vgg11_bn(num_classes=5, init_weights=False),
+        vgg,
         lambda m, x: m.classifier(m.avgpool(m.features(x)).flatten(1)),
     ),
     "swin": (

@@ -1,11 +1,9 @@
-"""transformers' `Trainer` trains a network with gates: its arguments, checkpoints, resumption, processes."""
+"""transformers' `Trainer` trains a network with gates: its arguments, networks of any kind, processes."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import DistributedType, PartialState
-from safetensors.torch import load_file
 from small_task import Net
 from torch import nn
-from trainer_task import IMAGES, STEPS, TARGET, Images, arguments, prepared, trainer, vit
+from trainer_task import BEST, IMAGES, STEPS, TARGET, Growing, Images, arguments, macs, prepared, same, trainer, vit
 from transformers import (
     EarlyStoppingCallback,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     Trainer,
-    TrainerCallback,
     ViTForImageClassification,
 )
 
@@ -37,17 +33,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WORKER = Path(__file__).parents[1] / "trainer_task.py"
 
 
-def macs(net: fxcat.GatedModule) -> float:
-    return net.hard_cost().macs / net.start_cost.macs
-
-
 def accuracy(predicted: Any) -> dict[str, float]:
     return {"accuracy": float((predicted.predictions.argmax(1) == predicted.label_ids).mean())}
-
-
-def same(one: fxcat.GatedModule, other: fxcat.GatedModule) -> bool:
-    states = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-    return one.live_units() == other.live_units() and all(torch.equal(a, b) for a, b in states)
 
 
 def script(folder: Path) -> None:
@@ -265,83 +252,6 @@ def test_segmentation(tmp_path: Path) -> None:
     small = fxcat.finalize(net).eval()
     with torch.no_grad():
         torch.testing.assert_close(small(**example).logits, net.eval()(**example).logits)
-
-
-def resumed(folder: Path, at: int | str | bool, *callbacks: TrainerCallback, **options: Any) -> fxcat.GatedModule:
-    net = prepared()
-    one = trainer(net, folder, GateCallback(TARGET), *callbacks, save_strategy="steps", save_steps=5, **options)
-    one.train(resume_from_checkpoint=at)  # pyright: ignore[reportArgumentType]
-    return net
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[fxcat.GatedModule, Path]:
-    """An uninterrupted run, and its folder."""
-    folder = tmp_path_factory.mktemp("whole")
-    return resumed(folder, False), folder
-
-
-@pytest.mark.parametrize("at", [8, 24])
-def test_a_run_that_was_killed_goes_on(at: int, whole: Any, tmp_path: Path) -> None:
-    """Before and after the network has become smaller."""
-    command = [sys.executable, str(WORKER), "kill", str(tmp_path), str(at)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert same(resumed(tmp_path, True), whole[0])
-
-
-def test_a_checkpoint_holds_what_is_said(whole: Any) -> None:
-    net, folder = whole
-    sizes = [(folder / f"checkpoint-{step}" / "model.safetensors").stat().st_size for step in (5, STEPS)]
-    assert sizes[1] < sizes[0]
-    state = json.loads((folder / "checkpoint-5" / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["GateCallback"]["args"]["target"]["flops"] == TARGET.flops
-    again = resumed(folder, str(folder / "checkpoint-5"), restore_callback_states_from_checkpoint=True)
-    assert same(again, net)
-
-
-def test_what_is_no_checkpoint_of_the_run_is_refused(whole: Any, tmp_path: Path) -> None:
-    folder = whole[1]
-    with pytest.raises(fxcat.InputError, match="had total_steps=30"):
-        resumed(folder, str(folder / "checkpoint-5"), max_steps=20)
-    net = prepared()
-    trainer(net, tmp_path, save_strategy="steps", save_steps=3, max_steps=3).train()
-    with pytest.raises(fxcat.InputError, match="does not hold the state of one GateCallback"):
-        resumed(tmp_path, True)
-
-
-class Growing:
-    """A metric of which the best is that of the first evaluations."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, _: Any) -> dict[str, float]:
-        self.calls += 1
-        return {"metric": float(self.calls)}
-
-
-BEST: dict[str, Any] = {
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "metric",
-    "greater_is_better": False,
-    "eval_strategy": "steps",
-    "eval_steps": 5,
-    "save_strategy": "steps",
-    "save_steps": 5,
-}
-
-
-def test_the_best_checkpoint_is_one_of_the_final_structure(tmp_path: Path) -> None:
-    net = prepared()
-    one = trainer(net, tmp_path, GateCallback(TARGET), compute_metrics=Growing(), **BEST)
-    one.train()
-    assert macs(net) <= 0.5
-    best = Path(str(one.state.best_model_checkpoint))
-    assert 15 < int(best.name.removeprefix("checkpoint-")) < STEPS
-    again = prepared()
-    again.load_state_dict(load_file(best / "model.safetensors"))
-    assert same(again, net)
 
 
 def test_a_training_that_stops_early_meets_the_target(tmp_path: Path) -> None:

@@ -325,15 +325,16 @@ def test_killed_while_a_file_is_put_in_its_place(
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def test_killed_at_20_random_moments(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [8, pytest.param(40, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(times: int, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
     """Writing takes about half of the time. A run that comes to its end is compared, and another one begins."""
     expected, duration = undisturbed
     moments = random.Random(0)
     runs = killed = 0
-    while killed < 20 or runs == 0:
+    while killed < times or runs == 0:
         folder, result = tmp_path / f"run{runs}", tmp_path / f"result{runs}"
         process = start(folder, result, slow=0.05)
-        process.join(moments.uniform(0, 1.5 * duration) if killed < 20 else 120)
+        process.join(moments.uniform(0, 1.5 * duration) if killed < times else 120)
         if process.is_alive():
             process.kill()
             process.join()
