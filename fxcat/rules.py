@@ -16,6 +16,7 @@ from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Counting, Folding, Moved, Replacement, Rule, Sample, Size, Zero
 from fxcat.passes.rules.conv import Conv
 from fxcat.passes.rules.elementwise import Elementwise
+from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.linear import Linear
 from fxcat.passes.rules.table import decomposition, rule
 from fxcat.passes.rules.terms import Contraction, Term
@@ -25,6 +26,7 @@ __all__ = [
     "Conv",
     "Counting",
     "Elementwise",
+    "Flow",
     "Folding",
     "Labels",
     "Linear",

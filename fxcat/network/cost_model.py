@@ -130,6 +130,8 @@ class CostModel(nn.Module):
     def __init__(self, terms: Sequence[CostTerm]) -> None:
         super().__init__()
         self._tables: dict[str, Table] = {}
+        # Thousands of terms have few different axes, pairs of axes and holdings: each is computed once, and terms refer
+        # to it by its row. Row 0 is what a term without one refers to: one entry, no units in common, always alive.
         one = Axis.counting(np.zeros(0, dtype=np.int32), 1)
         rows: dict[Axis, int] = {one: 0}
         holdings = _by_depth(terms)
@@ -148,6 +150,7 @@ class CostModel(nn.Module):
         self._store("runs", np.vstack([numbers, np.concatenate([axis.runs for axis in rows], axis=1)]))
         self._store("shared", np.concatenate(shared, axis=1))
         self._store("index", index)
+        # sections count from 1 here: 0 fills the rows, and stands for what is always open
         self._store("holdings", _padded([[s + 1 for s in h.sections] for h in holdings], 0))
         self._levels = max(h.depth for h in holdings)
         for level in range(1, self._levels + 1):

@@ -55,6 +55,7 @@ def find_weights(graph: fx.Graph) -> dict[fx.Node, Rule | None]:
             rule = _rule_for(node)
             if rule is not None and any(t in found for t in tensors):
                 found[node] = rule
+    # what computes a weight is fit if what it reads and what reads it are: each that is not may make others unfit
     while True:
         unfit = [n for n in found if not (_reads_weights(n, found, constant) and _is_read_as_weight(n, found))]
         if not unfit:

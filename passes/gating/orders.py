@@ -42,9 +42,10 @@ def with_known_orders(captured: Captured, model: nn.Module) -> Captured:
         found = [s for node in nodes for s in _selections(node)]
         selections = [s for s in found if s is not None]
         if not selections or len(selections) < len(found):
-            continue
+            continue  # something else reads the numbers too: for that they have to stay what they are
         names: dict[tuple[fx.Node, int], str] = {}
         for selection in selections:
+            # sources lose different units, so that their indices will differ
             place = selection.source, selection.axis
             if place not in names:
                 others = (f"{name}_{i}" for i in itertools.count(1))

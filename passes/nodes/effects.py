@@ -185,6 +185,8 @@ def needed(
     found: set[fx.Node] = set()
     alive: set[str] = set()
     stack = list(start)
+    # what a module does by the way takes values, which may be the first that are needed of another module: until no
+    # module is added whose assertions and changes still wait
     while stack:
         while stack:
             node = stack.pop()

@@ -67,6 +67,7 @@ def drop_emptied(
     taking = [old for old in _present(graph, copies) if _is_tensor(old) and any(map(emptied.is_empty, _inputs(old)))]
     if not taking:
         return set()
+    # pieces first: what takes the rest of a `cat` may then take nothing that is empty
     for old in taking:
         if old.target in _CAT and isinstance(_pieces(old), list | tuple) and not emptied.is_empty(old):
             _without(old, [piece for piece in _pieces(old) if not emptied.is_empty(piece)], copies)

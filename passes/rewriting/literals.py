@@ -27,6 +27,7 @@ def adapt_literals(analysis: Analysis, setting: Setting, copies: Mapping[fx.Node
     source = next((i for i in old.all_input_nodes if analysis.labels.values[i] is not None), None)
     before, after = () if source is None else setting.of_value(source), setting.of_value(old)
     numbers = [i for i in old.all_input_nodes if isinstance(VALUE.get(i), int | torch.Size)]
+    # nothing moves here: the arguments stay as they were written
     if _untouched(before) and _untouched(after) and all(setting.number(n) == value_of(n) for n in numbers):
         return
     labels, value = analysis.labels.values[old], value_of(old)
