@@ -64,7 +64,7 @@ def _leaves(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 def _is_own(value: Any) -> bool:
     """Whether a container is not one of Python's."""
-    return dataclasses.is_dataclass(value) or (isinstance(value, Mapping) and type(value) is not dict)  # pyright: ignore
+    return dataclasses.is_dataclass(value) or (isinstance(value, Mapping) and type(value) is not dict)
 
 
 def _key(entry: Any) -> str:

@@ -104,7 +104,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     for key in WRAPPED:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]  # pyright: ignore[reportUnknownVariableType]
-    if not isinstance(found, Mapping) or not all(isinstance(t, torch.Tensor) for t in found.values()):  # pyright: ignore
+    if not isinstance(found, Mapping) or not all(isinstance(t, torch.Tensor) for t in found.values()):
         raise StorageError("the file holds no state_dict", where=str(file), remedy="save model.state_dict()")
     tensors: dict[str, torch.Tensor] = {str(n): t for n, t in found.items()}  # pyright: ignore[reportUnknownArgumentType]
     return {n.removeprefix("module."): t for n, t in tensors.items()}  # of DistributedDataParallel

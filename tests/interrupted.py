@@ -52,22 +52,22 @@ class Setup:
 
 
 SETUPS = {
-    "default": Setup(batch=16),
+    "default": Setup(epochs=6),
     "sgd": Setup(
         lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-2),
         lambda o: SequentialLR(
             o, [OneCycleLR(o, 0.1, total_steps=4), MultiStepLR(o, [2, 3], gamma=0.3)], milestones=[3]
         ),
-        batch=16,
+        epochs=6,
         seeded_loader=True,
     ),
     "adamw": Setup(
         lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
         target=None,
         pressure=fxcat.Pressure(nu=5.0, layers=0.3),
-        batch=16,
+        epochs=6,
     ),
-    "long epochs": Setup(epochs=4),
+    "long epochs": Setup(epochs=4, batch=4),
 }
 
 

@@ -127,14 +127,14 @@ def _line(name: str, target: Any) -> str | None:
         known = target.__name__.partition(".")[0] in ("torch", "torchvision", "operator", "math")
         plain = target.__name__ == name
         return (f"import {name}" if plain else f"import {target.__name__} as {name}") if known else None
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):  # pyright: ignore
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         parts = str(target).replace("::", ".").split(".")
         if parts[0] in ("aten", "prims", "torchvision") and all(map(is_name, parts)):
             return f"{name} = torch.ops.{'.'.join(parts)}"
         return None
     own = getattr(target, "__name__", "")
     if isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields"):
-        fields = [str(f) for f in target._fields]  # pyright: ignore
+        fields = [str(f) for f in target._fields]  # pyright: ignore[reportAttributeAccessIssue]
         return f"{name} = namedtuple({name!r}, {fields!r})"
     if getattr(torch.Tensor, own, None) is target and is_name(own):
         return f"{name} = torch.Tensor.{own}"

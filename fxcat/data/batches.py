@@ -53,11 +53,11 @@ def read_batch(found: Any, net: GatedModule, unpack: Unpack | None = None) -> Ba
         return Batch(found, found)
     if isinstance(found, Mapping):
         names = _names(net)
-        named: dict[str, Any] = {k: v for k, v in found.items() if names is None or k in names}  # pyright: ignore
+        named: dict[str, Any] = {k: v for k, v in found.items() if names is None or k in names}
         return Batch(named or found, found)
     if isinstance(found, list | tuple) and len(found) == 2:  # pyright: ignore[reportUnknownArgumentType]
         return Batch(found[0], found[1])
-    what = f"{type(found).__name__} of {len(found)}" if isinstance(found, list | tuple) else type(found).__name__  # pyright: ignore
+    what = f"{type(found).__name__} of {len(found)}" if isinstance(found, list | tuple) else type(found).__name__
     raise InputError(
         f"a data loader yields a {what}, not (inputs, targets)",
         remedy="give unpack=, a function from what the loader yields to (inputs, targets)",

@@ -20,7 +20,7 @@ def outputs_of(output: Any) -> list[torch.Tensor]:
     """The main output first (`logits` where it has that name), then auxiliary ones."""
     if isinstance(output, torch.Tensor):
         return [output]
-    logits: Any = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)  # pyright: ignore
+    logits: Any = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, torch.Tensor):
         return [logits]
     values: Any = output.values() if isinstance(output, Mapping) else output  # pyright: ignore[reportUnknownVariableType]
@@ -81,7 +81,7 @@ def checked(loss: Any) -> torch.Tensor:
 
 def count_correct(output: Any, targets: Any) -> int | None:
     """Right predictions of a classifier in a batch, None if output and targets are not those of one."""
-    target: Any = targets.get("labels") if isinstance(targets, Mapping) else targets  # pyright: ignore
+    target: Any = targets.get("labels") if isinstance(targets, Mapping) else targets
     main = next(iter(outputs_of(output)), None)
     if main is None or main.dim() != 2 or main.shape[1] < 2:
         return None

@@ -20,7 +20,7 @@ def as_list(optimizers: Any) -> list[torch.optim.Optimizer]:
 
     Raises `InputError` where there is none.
     """
-    given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]  # pyright: ignore
+    given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]
     by_state: dict[int, torch.optim.Optimizer] = {}
     for each in given:  # pyright: ignore[reportUnknownVariableType]
         found = _all_in(each)
@@ -59,15 +59,15 @@ def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:
     own = [value] if isinstance(value, torch.optim.Optimizer) else []
     attributes = vars(value) if hasattr(value, "__dict__") else {}
     inside: list[Any] = [v for k, v in attributes.items() if k not in ("state", "param_groups", "defaults")]
-    inside += [x for v in inside if isinstance(v, list | tuple) for x in v]  # pyright: ignore
+    inside += [x for v in inside if isinstance(v, list | tuple) for x in v]
     holders = [v for v in inside if hasattr(v, "param_groups")] if depth else []
     return [*own, *(o for v in holders for o in _all_in(v, depth - 1))]
 
 
 def wrappers_of(optimizers: Any, inner: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
     """What trainers have wrapped round an optimizer, among what a user passed."""
-    given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]  # pyright: ignore
-    return [o for each in given for o in _all_in(each) if o.state is inner.state and o is not inner]  # pyright: ignore
+    given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]
+    return [o for each in given for o in _all_in(each) if o.state is inner.state and o is not inner]
 
 
 def holding(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:

@@ -75,7 +75,7 @@ class GateCallback(Callback):
                 f"{type(trainer.strategy).__name__} shards parameters: pieces of them cannot become smaller",
                 remedy='use Trainer(strategy="ddp")',
             )
-        monitoring = [c for c in trainer.callbacks if getattr(c, "monitor", None) is not None]  # pyright: ignore
+        monitoring = [c for c in trainer.callbacks if getattr(c, "monitor", None) is not None]  # pyright: ignore[reportAttributeAccessIssue]
         self._others = [(c, deepcopy(c.state_dict())) for c in monitoring]
 
     def state_dict(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class CalledAsModel(nn.Module):
         return self._pass(network, args, kwargs)
 
     def _pass(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore
+        values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore[reportArgumentType, reportAssignmentType, reportCallIssue]
         samples = self.network.get_submodule(SAMPLES)
         assert isinstance(samples, GateSamples)
         samples.fill(values, self.network)

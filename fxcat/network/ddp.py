@@ -24,7 +24,7 @@ class Wrappers:
     def note(self) -> None:
         """A forward pass of the network begins."""
         if is_distributed():
-            found: object = DistributedDataParallel._get_active_ddp_module()  # pyright: ignore
+            found: object = DistributedDataParallel._get_active_ddp_module()
             if isinstance(found, DistributedDataParallel) and found not in self._found:
                 if found.static_graph:
                     raise InputError(

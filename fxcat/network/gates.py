@@ -211,7 +211,7 @@ class GateVector(nn.Module):
         theta = self.theta
         # `torch.func` puts other tensors in the place of parameters, and its transforms take no functions with a memory
         trained = isinstance(theta, nn.Parameter) and theta.requires_grad and torch.is_grad_enabled()
-        if not trained or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
+        if not trained or torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
             return draw.sample
         # open or closed, the derivative is that from above
         values = draw.sample.clamp(min=CLOSED * torch.finfo(theta.dtype).eps)

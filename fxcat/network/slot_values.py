@@ -70,7 +70,7 @@ class SlotValues(torch.autograd.Function):
         return slot_values(sample, index, repeated, sizes, *parameters)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # pyright: ignore
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         sample, index, repeated, sizes, *parameters = inputs
         ctx.save_for_backward(sample, index, *parameters)
         ctx.repeated, ctx.sizes = repeated, sizes

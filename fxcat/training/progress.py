@@ -141,7 +141,7 @@ class NotebookLine:
         self._shown_at = 0.0
 
     def start(self) -> None:
-        from IPython.display import display  # pyright: ignore  # only where a notebook has brought it
+        from IPython.display import display  # pyright: ignore[reportMissingImports]  # only where a notebook has brought it
 
         self._handle = display({"text/plain": ""}, raw=True, display_id=True)
 

@@ -128,7 +128,7 @@ def flow_weight(flow: Flow, node: fx.Node, rule: Rule) -> Labels:
         result = _with_axes(flow, node, moved)
         result = _grown(flow, node, result) if isinstance(rule, Expand | Repeat) else result
         return _same(flow, node, result, node.all_input_nodes[-1]) if isinstance(rule, ReshapeAs) else result
-    pieces = zip(*moved, strict=True) if moved else ([] for _ in value_of(node))  # pyright: ignore
+    pieces = zip(*moved, strict=True) if moved else ([] for _ in value_of(node))
     return tuple(_with_axes(flow, node, list(piece)) for piece in pieces)
 
 

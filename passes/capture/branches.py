@@ -179,7 +179,7 @@ def _exits(steps: Sequence[dis.Instruction], at: int) -> bool:
 def _leaving(frame: types.FrameType, places: Sequence[int], errors: _Errors) -> _Errors | None:
     """What leaves a frame of errors at some places of its code; None if a handler may go on after one."""
     steps, place = _steps(frame.f_code)
-    entries = dis._parse_exception_table(frame.f_code)  # pyright: ignore  # what dis.Bytecode shows, and nobody else
+    entries = dis._parse_exception_table(frame.f_code)  # pyright: ignore[reportAttributeAccessIssue]  # what dis.Bytecode shows, and nobody else
     for handler in {e.target for at in places for e in entries if e.start <= at < e.end}:
         start = place[handler]
         others = {i + 1 for i in range(start, len(steps)) if _asks_for_others(steps, i, frame, errors)}

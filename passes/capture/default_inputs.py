@@ -30,7 +30,7 @@ def argument_forms(model: nn.Module, given: Any) -> list[tuple[tuple[Any, ...], 
         return [(given, {})]
     forms: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     if isinstance(given, Mapping) and all(isinstance(k, str) for k in given):  # pyright: ignore[reportUnknownVariableType]
-        named: dict[str, Any] = {str(k): v for k, v in given.items()}  # pyright: ignore
+        named: dict[str, Any] = {str(k): v for k, v in given.items()}
         if _are_names(named, inspect.signature(model.forward)):
             forms.append(((), named))
     try:

@@ -119,7 +119,7 @@ def _codes(module: str) -> list[types.CodeType]:
     """The code of a Python module, or where that is not at hand (a notebook), that of its functions and methods."""
     loader = getattr(sys.modules[module], "__loader__", None)
     try:
-        whole = loader.get_code(module)  # pyright: ignore
+        whole = loader.get_code(module)  # pyright: ignore[reportOptionalMemberAccess]
     except (AttributeError, ImportError, SyntaxError):
         whole = None
     if isinstance(whole, types.CodeType):

@@ -44,7 +44,7 @@ def numbers_of(proxy: ExampleProxy) -> Any:
 def number_of(proxy: ExampleProxy) -> Any:
     """What `item` returns."""
     if proxy.example.numel() == 1 and proxy.example.dim():
-        proxy = proxy.tracer.create_proxy("call_method", "reshape", (proxy, ()), {})  # pyright: ignore
+        proxy = proxy.tracer.create_proxy("call_method", "reshape", (proxy, ()), {})  # pyright: ignore[reportAssignmentType]
     return numbers_of(proxy)
 
 
@@ -58,7 +58,7 @@ def plain_number(proxy: ExampleProxy) -> Any:
     if held is None or held.finite or held.value.numel() != 1:
         raise _refused(proxy)
     number = held.value.item()
-    same: Any = (proxy == number).all()  # pyright: ignore
+    same: Any = (proxy == number).all()
     torch._assert(same, "a buffer held another number when the network was captured")  # pyright: ignore[reportPrivateUsage]
     proxy.tracer.guards += [Guard(n, value_of(n)) for n in held.sizes]
     return number

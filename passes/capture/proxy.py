@@ -247,7 +247,7 @@ class ExampleProxy(fx.Proxy):
     def _as(self, kind: Callable[[Any], Any]) -> ExampleProxy:
         """The same number as one of another type."""
         same = type(self.example) is kind
-        return self if same else self.tracer.create_proxy("call_function", kind, (self,), {})  # pyright: ignore
+        return self if same else self.tracer.create_proxy("call_function", kind, (self,), {})  # pyright: ignore[reportReturnType]
 
     def __round__(self, digits: int | None = None) -> Any:
         return self.tracer.create_proxy("call_function", round, (self,) if digits is None else (self, digits), {})

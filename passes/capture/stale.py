@@ -74,7 +74,7 @@ def _before_any_pass(value: Any, *, assigned: bool) -> Any:
         if kinds == {int}:
             return Stale()
         if kinds <= {torch.Tensor, torch.Size, tuple, list}:
-            return type(value)(_before_any_pass(v, assigned=True) for v in value)  # pyright: ignore
+            return type(value)(_before_any_pass(v, assigned=True) for v in value)
     return value
 
 

@@ -71,7 +71,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                     if instead is not value:
                         known[name] = instead
                         replaced.append((known, name, value))
-                # a global hides the built-in of its name; where a class (int, type) is more than called, it has to be one
+                # a global hides the built-in of its name; where a class (int, type) is more than called, it stays one
                 for name in _BUILTINS.keys() - known.keys():
                     if name not in ("int", "float", "type") or only_calls(name):
                         known[name] = _BUILTINS[name]

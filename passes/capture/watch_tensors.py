@@ -187,6 +187,6 @@ def _plain(value: Any) -> Any:
     """An argument without watched shapes, which not all of PyTorch takes for tuples."""
     if isinstance(value, _Shape):
         return torch.Size(value)
-    if isinstance(value, tuple | list) and any(isinstance(v, _Shape) for v in value):  # pyright: ignore
-        return type(value)(_plain(v) for v in value)  # pyright: ignore
+    if isinstance(value, tuple | list) and any(isinstance(v, _Shape) for v in value):
+        return type(value)(_plain(v) for v in value)
     return value

@@ -44,8 +44,8 @@ def fold(
     present = {key[0] for way in flats for flat in way for key in flat.spans}
     foldable = {path for path, call in known.items() if not call.hooked}
     foldable -= {key[0] for way in flats for flat in way for key in flat.spans.keys() - flat.borders.keys()}
-    # A module whose graphs do not agree in all ways stays part of the one around it. That one has another graph then, and
-    # may agree no longer: with one fewer everything is folded again, until all that are left agree.
+    # A module whose graphs do not agree in all ways stays part of the one around it. That one has another graph then,
+    # and may agree no longer: with one fewer everything is folded again, until all that are left agree.
     while True:
         made = [[_folded(flat, foldable) for flat in way] for way in flats]
         inner = _common([[graphs for _, graphs in way] for way in made], foldable)

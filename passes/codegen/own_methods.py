@@ -132,5 +132,5 @@ def _is_computed(module: nn.Module, names: frozenset[str], result: Any) -> bool:
     """Whether a result was made of what the module holds, and is not one of the things that it holds."""
     held = {id(x) for m in module.modules() for x in (m, *m._parameters.values(), *m._buffers.values())}
     parts = result if isinstance(result, tuple | list) else [result]
-    made = any(isinstance(r, torch.Tensor | nn.Module) and id(r) not in held for r in parts)  # pyright: ignore
+    made = any(isinstance(r, torch.Tensor | nn.Module) and id(r) not in held for r in parts)
     return made and bool(_read(module, names))

@@ -137,9 +137,9 @@ def _parts(pattern: Any) -> Iterator[tuple[Callable[..., Any], Any, Any]]:
     if is_record(pattern):
         yield from ((builtins.getattr, name, part) for name, part in fields_of(pattern))
     elif isinstance(pattern, Mapping):
-        yield from ((operator.getitem, name, part) for name, part in pattern.items())  # pyright: ignore
+        yield from ((operator.getitem, name, part) for name, part in pattern.items())
     elif isinstance(pattern, tuple | list):
-        yield from ((operator.getitem, i, part) for i, part in enumerate(pattern))  # pyright: ignore
+        yield from ((operator.getitem, i, part) for i, part in enumerate(pattern))
 
 
 def _erase_unread(scope: _Scope) -> None:

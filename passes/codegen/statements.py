@@ -234,7 +234,7 @@ def _key(argument: Any, first: dict[fx.Node, fx.Node]) -> Any:
     if isinstance(argument, fx.Node):
         return first.get(argument, argument)
     if isinstance(argument, tuple | list):
-        return type(argument).__name__, tuple(_key(a, first) for a in argument)  # pyright: ignore
+        return type(argument).__name__, tuple(_key(a, first) for a in argument)
     if isinstance(argument, dict):
-        return tuple((k, _key(a, first)) for k, a in argument.items())  # pyright: ignore
+        return tuple((k, _key(a, first)) for k, a in argument.items())
     return type(argument), repr(argument)

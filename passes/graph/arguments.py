@@ -28,7 +28,7 @@ def thaw(argument: Any, values: Mapping[fx.Node, Any] = _NOTHING) -> Any:
     if isinstance(argument, dict):
         return {k: thaw(v, values) for k, v in argument.items()}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(argument, slice):
-        return slice(*(thaw(bound, values) for bound in (argument.start, argument.stop, argument.step)))  # pyright: ignore
+        return slice(*(thaw(bound, values) for bound in (argument.start, argument.stop, argument.step)))
     return argument
 
 

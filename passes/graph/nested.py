@@ -29,10 +29,10 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
         return dataclasses.replace(value, **{n: map_leaves(v, change) for n, v in fields_of(value)})
     if isinstance(value, Mapping):
         items = {k: map_leaves(v, change) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
-        return items if type(value) is dict else type(value)(items)  # pyright: ignore
+        return items if type(value) is dict else type(value)(items)  # pyright: ignore[reportCallIssue]
     if isinstance(value, tuple | list):
         parts: list[Any] = [map_leaves(v, change) for v in value]  # pyright: ignore[reportUnknownVariableType]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # pyright: ignore
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return change(value)
 
 
@@ -75,16 +75,16 @@ def template(value: Any, kind: type | tuple[type, ...]) -> tuple[Any, list[Any]]
 def is_plain(value: Any) -> bool:
     """Whether all containers in a value are Python's own: those that a graph's output may hold."""
     if isinstance(value, tuple | list):
-        return type(value) in (tuple, list) and all(is_plain(v) for v in value)  # pyright: ignore
+        return type(value) in (tuple, list) and all(is_plain(v) for v in value)
     if isinstance(value, Mapping):
-        return type(value) is dict and all(is_plain(v) for v in value.values())  # pyright: ignore
+        return type(value) is dict and all(is_plain(v) for v in value.values())
     return not is_record(value)
 
 
 def lost_in_copy(value: Any) -> str | None:
     """Which part of a nested value a copy from its class and parts (`map_leaves`) would lack, None if it is whole."""
     if isinstance(value, tuple | list):
-        return next((lost for v in value if (lost := lost_in_copy(v))), None)  # pyright: ignore
+        return next((lost for v in value if (lost := lost_in_copy(v))), None)
     if not is_record(value) and not isinstance(value, Mapping):
         return None
     name, held = type(value).__name__, getattr(value, "__dict__", {})  # pyright: ignore[reportUnknownArgumentType]
@@ -98,7 +98,7 @@ def lost_in_copy(value: Any) -> str | None:
             return f"{name}.{key}"
     if isinstance(value, Mapping) and _kinds(copied) != _kinds(value):  # pyright: ignore[reportUnknownArgumentType]
         return f"{name}.items()"
-    parts: list[Any] = [*fields.values()] if fields else [*value.values()]  # pyright: ignore
+    parts: list[Any] = [*fields.values()] if fields else [*value.values()]
     return next((lost for v in parts if (lost := lost_in_copy(v))), None)
 
 
@@ -156,11 +156,11 @@ def pack(graph: fx.Graph, pattern: Any, values: Sequence[fx.Node | None]) -> Any
         items = {k: pack(graph, v, values) for k, v in pattern.items()}  # pyright: ignore[reportUnknownVariableType]
         if type(pattern) is dict:  # pyright: ignore[reportUnknownArgumentType]
             return items
-        return graph.call_function(type(pattern), ([(k, v) for k, v in items.items()],))  # pyright: ignore
+        return graph.call_function(type(pattern), ([(k, v) for k, v in items.items()],))
     if isinstance(pattern, tuple | list):
         parts: list[Any] = [pack(graph, v, values) for v in pattern]  # pyright: ignore[reportUnknownVariableType]
         if hasattr(pattern, "_fields"):  # pyright: ignore[reportUnknownArgumentType]
-            return graph.call_function(type(pattern), tuple(parts))  # pyright: ignore
+            return graph.call_function(type(pattern), tuple(parts))
         return parts if isinstance(pattern, list) else tuple(parts)
     return pattern
 

@@ -15,9 +15,9 @@ from fxcat.passes.rules.terms import Contraction
 class Flow(Protocol):
     """What is known of labels while rules run, node by node in the order of the graph; every method of a rule gets it.
 
-    A rule asks `of`, `axis` and `lines` for the labels of its inputs, makes new ones by `fresh`, ties them to parameters
-    by `bind` (a module's) or `bind_axis` (a function's), and says by `unite` and `freeze` what goes together and what
-    stays. The other members serve the rules of fxcat.
+    A rule asks `of`, `axis` and `lines` for the labels of its inputs, makes new ones by `fresh`, ties them to
+    parameters by `bind` (a module's) or `bind_axis` (a function's), and says by `unite` and `freeze` what goes together
+    and what stays. The other members serve the rules of fxcat.
     """
 
     values: dict[fx.Node, Labels]

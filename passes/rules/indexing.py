@@ -27,7 +27,7 @@ class Item(Movement):
         assert isinstance(source, fx.Node)
         labels = flow.values[source]
         if isinstance(labels, tuple):
-            return labels[node.args[1]]  # pyright: ignore
+            return labels[node.args[1]]  # pyright: ignore[reportArgumentType, reportCallIssue]
         if labels is None:
             return None
         labels = flow.of(source)

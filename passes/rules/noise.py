@@ -46,7 +46,7 @@ def _try(module: nn.Module) -> bool:
     tried = copy.copy(module)
     vars(tried)["training"] = False
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch._C.DisableTorchFunction():  # pyright: ignore
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), torch._C.DisableTorchFunction():
             first, second = (torch.rand(8, 4, 3, 3, dtype=torch.float64) + 0.5 for _ in range(2))
             if tried.forward(first) is not first:
                 return False
