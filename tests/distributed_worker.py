@@ -1,4 +1,5 @@
-"""What `test_distributed.py` runs in several processes: `torchrun … distributed_worker.py <output folder> <what>`."""
+"""What `test_distributed.py` runs in several processes: `torchrun … distributed_worker.py <output folder> <what>`, or
+`in_own_process` in each."""
 
 from __future__ import annotations
 
@@ -112,8 +113,16 @@ def provided_loop(folder: Path, what: str) -> None:
     torch.save(state, folder / f"{what}-{processes}-{rank}.pt")
 
 
-def main() -> None:
-    folder, what = Path(sys.argv[1]), sys.argv[2]
+def in_own_process(folder: str, what: str, rank: int, processes: int, port: int) -> None:
+    """As one of those that `torchrun` starts; what it says of an error is in a file in the folder."""
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    with Path(folder, f"errors-{rank}").open("w", encoding="utf-8") as errors:
+        os.dup2(errors.fileno(), 2)
+    run(Path(folder), what)
+
+
+def run(folder: Path, what: str) -> None:
     torch.set_num_threads(1)
     if what not in ("trains", "dies"):
         provided_loop(folder, what)
@@ -124,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(Path(sys.argv[1]), sys.argv[2])
