@@ -1,5 +1,5 @@
 """Networks of an op: every way to call it becomes a branch between two layers (`Branch`), all of them one network
-(`Branches`), and several of these one that is traced, cut and verified at once (`Ops`)."""
+(`Branches`)."""
 
 from __future__ import annotations
 
@@ -102,14 +102,3 @@ class Branches(nn.Module):
         for branch in self.branches:
             result = result + branch(image)
         return result
-
-
-class Ops(nn.Module):
-    """Several ops beside each other, each with a result of its own."""
-
-    def __init__(self, ops: Iterable[tuple[str, Any, Sequence[Call]]]) -> None:
-        super().__init__()
-        self.ops = nn.ModuleList(Branches(*op) for op in ops)
-
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        return [op(image) for op in self.ops]

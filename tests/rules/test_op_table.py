@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exactness import check, randomise
+from exactness import Report, check, randomise
 from op_calls import calls, keys, name_of
-from op_nets import Ops
+from op_nets import Branches
 from op_values import Call
 
 _PLACES = ("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy")
@@ -52,35 +52,29 @@ UNTRIED = {
 }
 """Keys that cannot be called here, and why."""
 
-TOGETHER = 12
-"""Ops that share a network: most of what a test of one op takes is for making and verifying any network."""
-
-TRIED = [key for key in keys() if name_of(*key) not in UNTRIED]
-GROUPS = [TRIED[i : i + TOGETHER] for i in range(0, len(TRIED), TOGETHER)]
+KEYS = [pytest.param(kind, key, id=name_of(kind, key)) for kind, key in keys()]
 
 
-def failures(ops: list[tuple[str, object, list[Call]]]) -> list[str]:
-    """What is wrong with the network of these calls of ops."""
+def failures(kind: str, key: object, ways: list[Call]) -> list[str]:
+    """What is wrong with the network of these calls."""
     torch.manual_seed(0)
-    model = Ops(ops).double()
+    model = Branches(kind, key, ways).double()
     randomise(model, 0)
+    report = Report("")
     try:
-        report = check(model, "ops", (1, 3, 4, 4), (3, 3, 4, 4), settings=1)
+        report = check(model, name_of(kind, key), (1, 3, 4, 4), (3, 3, 4, 4), settings=1)
     except Exception as error:
         return [f"{type(error).__name__}: {error}"]
-    if len(ops) > 1 and any("captured" in pinned.reason for pinned in report.pinned):
-        return [found for op in ops for found in failures([op])]  # what one of them breaks is kept of the others
     return report.failures
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("group", [pytest.param(g, id=" ".join(name_of(*key) for key in g)) for g in GROUPS])
-def test_every_form_of_an_op(group: list[tuple[str, object]]) -> None:
-    ops = [(kind, key, calls(kind, key)) for kind, key in group]
-    without = [name_of(kind, key) for kind, key, ways in ops if not ways]
-    assert not without, "no call of these was found"
-    if failures(ops):
-        each = {
-            f"{name_of(kind, key)} {way}": failures([(kind, key, [way])]) for kind, key, ways in ops for way in ways
-        }
+@pytest.mark.parametrize(("kind", "key"), KEYS)
+def test_every_form_of_an_op(kind: str, key: object) -> None:
+    if name_of(kind, key) in UNTRIED:
+        return
+    ways = calls(kind, key)
+    assert ways, "no call of it was found"
+    if failures(kind, key, ways):
+        each = {str(way): failures(kind, key, [way]) for way in ways}
         pytest.fail("\n".join(f"{way}: {found[0]}" for way, found in each.items() if found) or "together only")
