@@ -103,8 +103,8 @@ def _flat(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        return [t for item in value.values() for t in _flat(item)]  # pyright: ignore
-    return [t for item in value for t in _flat(item)] if isinstance(value, list | tuple) else []  # pyright: ignore
+        return [t for item in value.values() for t in _flat(item)]
+    return [t for item in value for t in _flat(item)] if isinstance(value, list | tuple) else []
 
 
 def main() -> None:

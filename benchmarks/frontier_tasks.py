@@ -52,7 +52,7 @@ class Task:
 def mobilenet(width: float) -> nn.Module:
     """torchvision's MobileNetV2 for small images: the stem does not stride."""
     model = torchvision.models.mobilenet_v2(num_classes=10, width_mult=width, round_nearest=1)
-    model.features[0][0].stride = (1, 1)  # pyright: ignore
+    model.features[0][0].stride = (1, 1)  # pyright: ignore[reportIndexIssue]
     return model
 
 

@@ -20,7 +20,7 @@ def well_scaled(name: str) -> tuple[nn.Module, Inputs]:
         example, others, _ = detector_inputs(torch.float32)
         calibrate_detector(model, others)
         if "rcnn" not in name:  # R-CNNs are built with few
-            model.detections_per_img = 20  # pyright: ignore  # among hundreds, rounding decides on the order of some
+            model.detections_per_img = 20  # pyright: ignore[reportArgumentType]  # among hundreds, rounding decides on the order of some
         return model.eval(), example
     model = build(name)
     randomise(model, 0)

@@ -71,7 +71,7 @@ def half_resnet18() -> nn.Module:
     model.conv1 = nn.Conv2d(3, 32, 7, 2, 3, bias=False)
     model.bn1, model.relu, model.maxpool = nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
     for i, planes in enumerate((32, 64, 128, 256)):
-        layer = model._make_layer(torchvision.models.resnet.BasicBlock, planes, 2, 1 + (i > 0))  # pyright: ignore
+        layer = model._make_layer(torchvision.models.resnet.BasicBlock, planes, 2, 1 + (i > 0))
         setattr(model, f"layer{i + 1}", layer)
     model.avgpool, model.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(256, 1000)
     return model
@@ -79,7 +79,7 @@ def half_resnet18() -> nn.Module:
 
 def half_vgg11() -> nn.Module:
     layers: list[int | str] = [32, "M", 64, "M", 128, 128, "M", 256, 256, "M", 256, 256, "M"]
-    features = torchvision.models.vgg.make_layers(layers)  # pyright: ignore
+    features = torchvision.models.vgg.make_layers(layers)
     model = torchvision.models.VGG(features)
     model.classifier = nn.Sequential(
         *(nn.Linear(256 * 49, 2048), nn.ReLU(True), nn.Dropout()),

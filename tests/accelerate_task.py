@@ -32,8 +32,8 @@ class Run:
     """`parts`: batches per step; `before`: whether the controller is made before Accelerate wraps things."""
 
     def __init__(self, parts: int = 1, *, before: bool = False, steps: int | None = None, **options: Any) -> None:
-        AcceleratorState._reset_state(True)  # pyright: ignore
-        GradientState._reset_state()  # pyright: ignore
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts, **options)
         net = prepared()
         optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)

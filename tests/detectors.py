@@ -22,7 +22,7 @@ def build(name: str) -> nn.Module:
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **options)
     if "rcnn" in name:
         # boxes within one cell of a feature map look the same and get the same score: rounding would choose among them
-        model.rpn.min_size = 70.0  # pyright: ignore
+        model.rpn.min_size = 70.0  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model
 
 

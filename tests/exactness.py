@@ -218,7 +218,7 @@ def operators(module: nn.Module) -> Counter[str]:
 
 def tensors(shapes: Shapes, dtype: torch.dtype, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     several = (shapes,) if isinstance(shapes[0], int) else shapes
-    return tuple(torch.randn(s, generator=generator, dtype=dtype) for s in several)  # pyright: ignore
+    return tuple(torch.randn(s, generator=generator, dtype=dtype) for s in several)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def check(
@@ -355,7 +355,7 @@ def _check_trainable(report: Report, small: nn.Module, inputs: Inputs) -> None:
     try:
         with torch.enable_grad():
             outputs = [o for o in tree_leaves(small.train()(*inputs)) if isinstance(o, torch.Tensor)]
-            sum(o.sum() for o in outputs if o.requires_grad).backward()  # pyright: ignore
+            sum(o.sum() for o in outputs if o.requires_grad).backward()  # pyright: ignore[reportAttributeAccessIssue]
     except RuntimeError as error:
         report.require(False, f"the small network does not train: {error}")
 

@@ -201,7 +201,7 @@ def _runs(kind: str, key: Any, call: Call) -> bool:
 
         def tensors(slot: Slot, batch: int = batch, generator: torch.Generator = generator) -> torch.Tensor:
             if slot == MODE:
-                return False  # pyright: ignore
+                return False  # pyright: ignore[reportReturnType]
             if slot not in WITH_UNITS:
                 return constant(slot).expand(batch, *slot.shape) if slot.kind == "grid" else constant(slot)
             drawn = call.within(torch.randn(batch, *LAYOUTS[call.layout], generator=generator, dtype=torch.float64))

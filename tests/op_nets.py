@@ -67,7 +67,7 @@ class Branch(nn.Module):
             value = self._value(self.before if slot == X else self.beside, image)
             return value.transpose(-1, -2) if slot == TRANSPOSED else value
         if slot == MODE:
-            return self.training  # pyright: ignore
+            return self.training  # pyright: ignore[reportReturnType]
         name = self.slots[slot]
         value = self.constants[name] if name in self.constants else getattr(self, name)
         return value.expand(image.shape[0], -1, -1, -1) if slot.kind == "grid" else value
@@ -85,7 +85,7 @@ class Branch(nn.Module):
             result = result if result.is_floating_point() else result.to(image.dtype)
             result = result.to(image.dtype) if result.dtype != image.dtype else result
             total = total + (after(result.flatten(1)) if whole else result.mean())
-        return total  # pyright: ignore
+        return total  # pyright: ignore[reportReturnType]
 
 
 class Branches(nn.Module):

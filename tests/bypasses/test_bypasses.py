@@ -40,7 +40,7 @@ def by_hand(net: nn.Module, x: torch.Tensor, closed: Collection[int] = ()) -> to
             x = F.max_pool2d(x, 2)
         shortcut = x
         if i in (0, 7):
-            shortcut = at(f"bypasses.{i}.norm")(F.conv2d(x, at(f"bypasses.{i}.project").weight))  # pyright: ignore
+            shortcut = at(f"bypasses.{i}.norm")(F.conv2d(x, at(f"bypasses.{i}.project").weight))
         x = shortcut if i in closed else F.relu(at(f"{i + 1}")(at(f"{i}")(x))) + shortcut
     assert [name for name, _ in added.named_children()] == ["0", "7"]
     return at("18")(x).mean((2, 3))
@@ -94,8 +94,8 @@ def test_written_out_activations_pooling_and_the_mode() -> None:
         found = net(x)
         torch.manual_seed(3)
         average = F.avg_pool2d(F.avg_pool2d(x, 5, 1), 2)
-        h = F.relu(F.max_pool2d(model.conv1(x), 2)) + F.conv2d(average, first.project.weight)  # pyright: ignore
-        h = torch.tanh(model.conv2(h)) + F.conv2d(h, second.project.weight)  # pyright: ignore
+        h = F.relu(F.max_pool2d(model.conv1(x), 2)) + F.conv2d(average, first.project.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportCallIssue]
+        h = torch.tanh(model.conv2(h)) + F.conv2d(h, second.project.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportCallIssue]
         h = F.dropout(F.relu(model.fc1(F.max_pool2d(h, 2).flatten(1))), 0.3, training)
         h = model.fc3(F.dropout(F.elu(model.fc2(h)) + h, 0.3, training))
         torch.testing.assert_close(found, F.log_softmax(h, 1))
@@ -221,7 +221,7 @@ def test_units_of_a_projection_go_with_those_of_its_section() -> None:
 @pytest.mark.parametrize("policy", ["bernoulli", "ratio"])
 def test_training_saving_and_exporting(tmp_path: Path, policy: str) -> None:
     model = fxcat.add_bypasses(SmallVGG(True), torch.zeros(1, 3, 8, 8), verbose=False)
-    net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8), policy=policy, verbose=False)  # pyright: ignore
+    net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8), policy=policy, verbose=False)  # pyright: ignore[reportArgumentType]
     history = fxcat.fit(net, loader(128), epochs=6, target=fxcat.Target(flops=0.4), lr=0.05, progress=False)
     assert history.epochs[-1].train_loss < 0.8 * history.epochs[0].train_loss
     assert net.hard_cost().macs <= 0.4 * net.start_cost.macs
@@ -353,7 +353,7 @@ def test_errors() -> None:
     with pytest.raises(fxcat.NothingToPruneError, match="0: a projection would cost as much as it does"):
         fxcat.add_bypasses(mlp)
     with pytest.raises(fxcat.InputError, match=r"got a str, not a torch\.nn\.Module"):
-        fxcat.add_bypasses("model")  # pyright: ignore
+        fxcat.add_bypasses("model")  # pyright: ignore[reportArgumentType]
     with pytest.raises(fxcat.InputError, match="has gates already"):
         fxcat.find_bypasses(fxcat.prepare(mlp, verbose=False))
     with pytest.raises(fxcat.InputError, match="no module"):

@@ -220,7 +220,7 @@ def test_what_has_no_result_runs_in_training() -> None:
     assert isinstance(found, nn.BatchNorm2d) and isinstance(expected, nn.BatchNorm2d)
     assert found.running_mean is not None and expected.running_mean is not None
     assert torch.allclose(found.running_mean, expected.running_mean, rtol=0, atol=1e-12)
-    assert int(found.num_batches_tracked) == int(expected.num_batches_tracked)  # pyright: ignore
+    assert int(found.num_batches_tracked) == int(expected.num_batches_tracked)  # pyright: ignore[reportArgumentType]
 
 
 class Flagged(nn.Module):

@@ -369,10 +369,10 @@ class Typed(Checked):
     """Asks a layer inside a branch for its dtype, as open_clip does."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dtype: Any = self.blocks[0].a.weight.dtype  # pyright: ignore
+        dtype: Any = self.blocks[0].a.weight.dtype  # pyright: ignore[reportAttributeAccessIssue]
         x = self.stem(x.to(dtype))
         for block in self.blocks:
-            x = block(x).to(self.blocks[1].a.weight.device)  # pyright: ignore
+            x = block(x).to(self.blocks[1].a.weight.device)  # pyright: ignore[reportAttributeAccessIssue]
         return self.head(x).to(dtype)
 
 

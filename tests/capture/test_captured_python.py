@@ -126,7 +126,7 @@ TENSORS: dict[str, Middle] = {
 def test_tensors_where_numbers_are_wanted(name: str) -> None:
     others = () if name == "by a computed one" else (torch.rand(3, 3, 8, 8),)
     net = check(Between(TENSORS[name]), *others)
-    assert not net.program.analysis.regions  # pyright: ignore
+    assert not net.program.analysis.regions  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_einops() -> None:

@@ -152,7 +152,7 @@ def test_numbers_beside_a_cache_stay_what_they_are() -> None:
     model = Decoding().eval()
     model(X)
     net = check(model, torch.rand(1, 3, 12, 12), whole=False)
-    assert not net.program.analysis.regions  # pyright: ignore
+    assert not net.program.analysis.regions  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_cache_in_onnx(tmp_path: Path) -> None:

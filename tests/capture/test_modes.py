@@ -18,7 +18,7 @@ class NormAct(nn.BatchNorm2d):
     """BatchNorm and activation in one layer, written out as many libraries do."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        torch._assert(input.ndim == 4, f"expected 4D input, got {input.ndim}D")  # pyright: ignore
+        torch._assert(input.ndim == 4, f"expected 4D input, got {input.ndim}D")
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         by_batch = True if self.training else self.running_mean is None
@@ -44,7 +44,7 @@ class Block(nn.Module):
         self.calls += 1
         y = F.dropout(self.norm(self.enter(x)), 0.3, self.training)
         y = self.leave(y)
-        torch._assert(y.shape[2:] == x.shape[2:], "a branch keeps the size")  # pyright: ignore
+        torch._assert(y.shape[2:] == x.shape[2:], "a branch keeps the size")
         return F.dropout(x + y, p=0.2, training=self.training)
 
 
@@ -75,8 +75,8 @@ class Meeting(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a, b = self.one(x), self.other(x)
-        torch._assert(a.shape[1] == b.shape[1], "as wide as each other")  # pyright: ignore
-        torch._assert(x.shape[-1] == b.shape[-1], "as large as the input")  # pyright: ignore
+        torch._assert(a.shape[1] == b.shape[1], "as wide as each other")
+        torch._assert(x.shape[-1] == b.shape[-1], "as large as the input")
         return self.of_one(a) * self.of_other(b)
 
 
@@ -101,7 +101,7 @@ def test_layers_that_ask_for_the_mode_are_pruned_exactly() -> None:
 
 def test_an_op_that_takes_the_mode_is_there_once() -> None:
     net = prepared(network())
-    targets = [n.target for n in net.program.analysis.graph.nodes]  # pyright: ignore
+    targets = [n.target for n in net.program.analysis.graph.nodes]  # pyright: ignore[reportAttributeAccessIssue]
     assert targets.count(F.batch_norm) == 3
     assert targets.count(F.dropout) == 4
 

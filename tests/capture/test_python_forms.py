@@ -80,7 +80,7 @@ def walrus(y: torch.Tensor) -> torch.Tensor:
 
 def attempts(y: torch.Tensor) -> torch.Tensor:
     try:
-        return y * y.scale  # type: ignore
+        return y * y.scale  # pyright: ignore[reportAttributeAccessIssue]
     except AttributeError:
         return y * 2
 
@@ -208,9 +208,9 @@ def test_numbers_of_tensors(name: str) -> None:
 
 
 PIECES: dict[str, Form] = {
-    "unbind": lambda y: sum(y.unbind(2)).unsqueeze(2) + y,  # type: ignore
-    "split": lambda y: sum(p.mean(2, keepdim=True) for p in y.split(4, 2)) + y,  # type: ignore
-    "chunk": lambda y: sum(p.mean(3, keepdim=True) for p in y.chunk(3, 3)) + y,  # type: ignore
+    "unbind": lambda y: sum(y.unbind(2)).unsqueeze(2) + y,  # pyright: ignore[reportAttributeAccessIssue]
+    "split": lambda y: sum(p.mean(2, keepdim=True) for p in y.split(4, 2)) + y,
+    "chunk": lambda y: sum(p.mean(3, keepdim=True) for p in y.chunk(3, 3)) + y,
     "unpacked": lambda y: torch.cat([*torch.split(y, 4, 2)][::-1], 2),
 }
 
@@ -339,7 +339,7 @@ ASKED: dict[str, Callable[[Any], Any]] = {
 def test_buffers_that_no_pass_changes_decide(name: str) -> None:
     model, x = Held(ASKED[name]).eval(), torch.rand(2, 3, 6, 6)
     net = fxcat.prepare(model, x, verbose=False).eval()
-    assert not net.program.analysis.regions  # pyright: ignore
+    assert not net.program.analysis.regions  # pyright: ignore[reportAttributeAccessIssue]
     small = fxcat.finalize(net)
     for network in (net, small):
         assert difference(network(x), model(x)) <= 1e-5

@@ -63,7 +63,7 @@ def test_nested_arguments_and_results(kind: str) -> None:
     if kind == "record":
         found = tuple({"out": r.logits} for r in found)
         assert type(expected) is Result and expected.name == "result"
-    assert fxcat.finalize(net).left[0].weight.shape[0] == 3  # pyright: ignore
+    assert fxcat.finalize(net).left[0].weight.shape[0] == 3  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     from exactness import difference
 
     assert difference(found[1], found[0]) < 1e-12
@@ -165,4 +165,4 @@ def test_types_that_autocast_gives_decide_no_branch_of_a_graph() -> None:
     model, x = Asking().eval(), torch.randn(2, 3, 8, 8)
     net = fxcat.prepare(model, x, verbose=False).eval()
     assert torch.equal(net(x), model(x))
-    assert [r.path for r in net.program.analysis.regions] == ["body", "head"]  # pyright: ignore
+    assert [r.path for r in net.program.analysis.regions] == ["body", "head"]  # pyright: ignore[reportAttributeAccessIssue]

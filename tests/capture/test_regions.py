@@ -224,7 +224,7 @@ def test_python_that_is_run_as_it_is_decides_by_what_is_set_later(tmp_path: Path
 
 def test_no_region_holds_python_that_is_run_as_it_is() -> None:
     net = fxcat.prepare(Flagged(), torch.randn(2, 3, 8, 8), python=["first.4"], verbose=False)
-    assert [r.path for r in net.program.analysis.regions] == ["stem", "second", "head"]  # pyright: ignore
+    assert [r.path for r in net.program.analysis.regions] == ["stem", "second", "head"]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Masking(nn.Module):
@@ -255,11 +255,11 @@ def test_attention_that_python_calls_as_it_is_keeps_nothing_else() -> None:
     body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     model, x = nn.Sequential(body, Masking()), torch.randn(2, 5, 8)
     net = fxcat.prepare(model, x, python=["", "1", "1.attention"], verbose=False).eval()
-    assert [r.path for r in net.program.analysis.regions] == ["0"]  # pyright: ignore
+    assert [r.path for r in net.program.analysis.regions] == ["0"]  # pyright: ignore[reportAttributeAccessIssue]
     net.gates["0.0"].theta[:9] = 0.0
     small = fxcat.finalize(net)
     assert difference(small(x), net(x)) <= SINGLE_TOLERANCE
-    small[1].masks = net.network[1].masks = True  # pyright: ignore
+    small[1].masks = net.network[1].masks = True  # pyright: ignore[reportIndexIssue]
     assert difference(small(x), net(x)) <= SINGLE_TOLERANCE
 
 

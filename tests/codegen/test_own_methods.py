@@ -38,7 +38,7 @@ class Branches(nn.Module):
         fused.weight.data.copy_(self.wide.weight.data + F.pad(self.thin.weight.data, [1, 1, 1, 1]))
         assert self.wide.bias is not None
         assert self.thin.bias is not None
-        fused.bias.data.copy_(self.wide.bias.data + self.thin.bias.data)  # type: ignore
+        fused.bias.data.copy_(self.wide.bias.data + self.thin.bias.data)  # pyright: ignore[reportOptionalMemberAccess]
         self.fused = fused
         del self.wide
         self.__delattr__("thin")
@@ -127,7 +127,7 @@ def test_widths_are_told_to_the_modules_around_layers() -> None:
     _, net, _ = prepared()
     close_units(net)
     small = fxcat.finalize(net)
-    assert (small.stem.out_channels, small.depthwise.groups) == (5, 5)  # type: ignore
+    assert (small.stem.out_channels, small.depthwise.groups) == (5, 5)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Attention(nn.Module):

@@ -108,7 +108,7 @@ def worth_of(parts: int) -> torch.Tensor:
             (F.cross_entropy(net(a), b) / parts).backward()
         optimizer.step()
         controller.step()
-    return controller.policy.worth.estimate  # pyright: ignore
+    return controller.policy.worth.estimate  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_accumulated_gradients_belong_to_the_gates_of_their_own_pass() -> None:
@@ -126,7 +126,7 @@ def test_a_pass_that_is_computed_again_has_the_gates_that_it_had(reentrant: bool
         net.gate_vector.seed(3)
         first, second = X[:8].double().requires_grad_(), X[8:16].double().requires_grad_()
         outputs = [checkpoint(net, x, use_reentrant=reentrant) if again else net(x) for x in (first, second)]
-        sum(o.square().sum() for o in outputs).backward()  # pyright: ignore
+        sum(o.square().sum() for o in outputs).backward()  # pyright: ignore[reportAttributeAccessIssue]
         gradients.append(torch.cat([p.grad.flatten() for p in net.weight_parameters() if p.grad is not None]))
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
@@ -276,7 +276,7 @@ class Matrices(torch.optim.Optimizer):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.01})
 
-    def step(self, closure: Any = None) -> None:  # pyright: ignore
+    def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -290,7 +290,7 @@ class ByWidth(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.01})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore
+    def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 wide = p.dim() > 1 and p.shape[0] >= 4
@@ -322,7 +322,7 @@ def test_optimizers_that_cannot_shrink_are_refused_at_the_first_step(kind: Any) 
 def test_modules_keep_their_modes_and_memory_format() -> None:
     model = Net().train()
     model.stem[1].eval()
-    net = fxcat.prepare(model, EXAMPLE, verbose=False).to(memory_format=torch.channels_last)  # pyright: ignore
+    net = fxcat.prepare(model, EXAMPLE, verbose=False).to(memory_format=torch.channels_last)
     assert net.training and not net.network.get_submodule("stem.1").training
     optimizer = sgd(net)
     controller = controller_of(net, optimizer, pressure=None, target=fxcat.Target(flops=0.4))

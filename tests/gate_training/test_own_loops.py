@@ -92,7 +92,7 @@ def test_stochastic_weight_averaging() -> None:
             average.update_parameters(net)
             schedule.step()
     update_bn([batch(i) for i in range(4)], average)
-    check(average.module)  # type: ignore
+    check(average.module)  # pyright: ignore[reportArgumentType]
 
 
 def test_accumulation_with_a_remainder() -> None:
@@ -151,7 +151,7 @@ class TwoHeads(Net):
         super().__init__()
         self.other = nn.Linear(16, 2)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.stem(x)
         x = F.relu(x + self.block(x)).mean((2, 3))
         return self.head(x), self.other(x)

@@ -121,7 +121,7 @@ def lower_precision(dtype: torch.dtype) -> Step:
 def checkpointed(reentrant: bool) -> Step:
     def step(net: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, i: int) -> None:
         x = x.clone().requires_grad_()
-        descend(optimizer, F.cross_entropy(checkpoint(net, x, use_reentrant=reentrant), y))  # pyright: ignore
+        descend(optimizer, F.cross_entropy(checkpoint(net, x, use_reentrant=reentrant), y))
 
     return step
 

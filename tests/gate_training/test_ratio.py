@@ -28,7 +28,7 @@ class Wide(nn.Module):
         self.first = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())
         self.head = nn.Linear(64, 4)
-        nn.init.constant_(self.second[1].weight[:32], 1e-4)  # pyright: ignore
+        nn.init.constant_(self.second[1].weight[:32], 1e-4)  # pyright: ignore[reportIndexIssue]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.second(self.first(x)).mean((2, 3)))

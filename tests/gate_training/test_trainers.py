@@ -94,8 +94,8 @@ def test_an_optimizer_that_never_makes_a_step_is_told() -> None:
 
 def test_steps_of_a_loss_scaler() -> None:
     """Those that it leaves out are none."""
-    AcceleratorState._reset_state(True)  # pyright: ignore
-    GradientState._reset_state()  # pyright: ignore
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
     Accelerator(cpu=True)
     net, plain = prepared(), prepared()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)

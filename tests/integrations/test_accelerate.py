@@ -80,7 +80,7 @@ GATED = """
 
 
 def test_a_user_adds_five_lines(tmp_path: Path) -> None:
-    AcceleratorState._reset_state(True)  # pyright: ignore
+    AcceleratorState._reset_state(True)
     names: dict[str, Any] = {**globals(), "Accelerator": Accelerator, "folder": str(tmp_path)}
     names["loader"] = DataLoader(batches(256), 32)
     exec(textwrap.dedent(GATED), names)

@@ -245,11 +245,11 @@ def test_fit_again_trains_what_is_left() -> None:
     callback, module = gates(), Lit(prepared())
     made = trainer(callback)
     made.fit(module, data())
-    cost = module.net.hard_cost()  # pyright: ignore
+    cost = module.net.hard_cost()
     made.fit_loop.max_epochs += 1
     made.fit(module, data())
     run(callback, module=module, max_epochs=1)
-    assert module.net.hard_cost() == cost  # pyright: ignore
+    assert module.net.hard_cost() == cost
     other = run(callback)  # a new network begins anew
     assert meets_target(other.net)
     with pytest.raises(fxcat.InputError, match="have been trained and decided"):

@@ -35,7 +35,7 @@ class Adversary(Lit):
         self.automatic_optimization = False
 
     def training_step(self, batch: Any, index: int) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        generators, critics = self.optimizers()  # pyright: ignore
+        generators, critics = self.optimizers()  # pyright: ignore[reportGeneralTypeIssues]
         if index % 4 == 1:
             output = self.net(batch[0])
             if self.skips:

@@ -201,7 +201,7 @@ def test_weights_that_are_others_than_the_gates_were_made_for(change: str) -> No
 def test_what_comes_beside_the_network_is_no_matter() -> None:
     net = prepared()
     net.network.extra = nn.Linear(3, 3)
-    net.network.head.scale = nn.Parameter(torch.ones(1))  # type: ignore
+    net.network.head.scale = nn.Parameter(torch.ones(1))  # pyright: ignore[reportAttributeAccessIssue]
     controller = controller_of(net)
     for _ in range(12):
         step(net, controller)
@@ -262,8 +262,8 @@ def test_steps_that_are_made_within_the_backward_pass() -> None:
     own = {p: torch.optim.SGD([p], lr=0.02, momentum=0.9) for p in net.weight_parameters()}
 
     def made(parameter: torch.Tensor) -> None:
-        own[parameter].step()  # type: ignore
-        own[parameter].zero_grad()  # type: ignore
+        own[parameter].step()  # pyright: ignore[reportArgumentType]
+        own[parameter].zero_grad()  # pyright: ignore[reportArgumentType]
 
     for parameter in own:
         parameter.register_post_accumulate_grad_hook(made)
@@ -283,9 +283,9 @@ def test_an_optimizer_without_hooks_of_its_own() -> None:
         def __init__(self, base: torch.optim.Optimizer) -> None:
             self.base_optimizer, self.defaults = base, base.defaults
             self.param_groups, self.state = base.param_groups, base.state
-            self._optimizer_step_post_hooks, self._optimizer_step_pre_hooks = {}, {}  # type: ignore
+            self._optimizer_step_post_hooks, self._optimizer_step_pre_hooks = {}, {}
 
-        def step(self, closure: Any = None) -> None:  # type: ignore
+        def step(self, closure: Any = None) -> None:
             self.base_optimizer.step()
 
     net = prepared()

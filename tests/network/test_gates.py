@@ -60,7 +60,7 @@ def test_values_and_gradients_are_those_of_plain_products() -> None:
 
 def test_the_gates_of_a_norm_are_gathered_once() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3))
-    layout = fxcat.prepare(model, torch.zeros(1, 3, 8, 8), verbose=False).program.gatings.layout  # pyright: ignore
+    layout = fxcat.prepare(model, torch.zeros(1, 3, 8, 8), verbose=False).program.gatings.layout  # pyright: ignore[reportAttributeAccessIssue]
     assert layout.index.shape == (1, 8)
     assert layout.repeated == 8
     assert [slot.scales for slot in layout.slots] == [("1", "bias"), ("1", "weight")]
@@ -69,7 +69,7 @@ def test_the_gates_of_a_norm_are_gathered_once() -> None:
 def test_units_are_sampled_alike_with_and_without_gates_on_sections() -> None:
     draws: list[torch.Tensor] = []
     for gates in ("units", "units+layers"):
-        net = fxcat.prepare(SmallNet(), torch.zeros(1, 3, 8, 8), gates=gates, verbose=False).train()  # pyright: ignore
+        net = fxcat.prepare(SmallNet(), torch.zeros(1, 3, 8, 8), gates=gates, verbose=False).train()
         vector = net.gate_vector
         vector.seed(3)
         vector.theta.data.fill_(0.5)

@@ -96,7 +96,7 @@ def test_training_passes_have_the_gates_that_they_drew() -> None:
             output = net(X)
         found.append((output.detach(), torch.autograd.grad(output.square().sum(), weight)[0]))
     own: dict[int, torch.Tensor] = {}
-    net.gate_vector._sample = lambda: own[threading.get_ident()]  # type: ignore
+    net.gate_vector._sample = lambda: own[threading.get_ident()]
 
     def work(number: int) -> None:
         own[threading.get_ident()] = samples[number]
@@ -136,6 +136,6 @@ def test_a_thread_that_changes_the_mode_leaves_no_gates_behind() -> None:
 
 
 def test_replicas_for_several_devices_are_refused() -> None:
-    replica: Any = prepared()._replicate_for_data_parallel()  # type: ignore
+    replica: Any = prepared()._replicate_for_data_parallel()
     with pytest.raises(fxcat.InputError, match=r"DataParallel(?s:.*)DistributedDataParallel"):
         replica(X)

@@ -81,9 +81,9 @@ class FailsLate(torch.autograd.Function):
 
 
 def test_prepare_refuses_what_does_not_run() -> None:
-    decomposition(Twice)(lambda module, x: FailsLate.apply(x))  # pyright: ignore
+    decomposition(Twice)(lambda module, x: FailsLate.apply(x))
     model = nn.Sequential(nn.Conv2d(3, 8, 3), network(Twice()))
-    model[1][0] = nn.Conv2d(8, 8, 3)  # pyright: ignore
+    model[1][0] = nn.Conv2d(8, 8, 3)  # pyright: ignore[reportIndexIssue]
     with pytest.raises(fxcat.CaptureError, match=r"does not run in eval\(\): IndexError"):
         fxcat.prepare(model, IMAGE, verbose=False)
 
@@ -130,7 +130,7 @@ def test_finalize_tells_what_differs() -> None:
     small = fxcat.finalize(net, verify=IMAGE)
     assert fxcat.verify(small, net, IMAGE) == fxcat.verify(small, net, {"input": IMAGE}) <= 1e-6
     with torch.no_grad():
-        small.get_submodule("4").weight.mul_(1.01)  # pyright: ignore
+        small.get_submodule("4").weight.mul_(1.01)  # pyright: ignore[reportCallIssue]
     with pytest.raises(fxcat.VerificationError, match="result is off by"):
         fxcat.verify(small, net, IMAGE)
 
@@ -148,8 +148,8 @@ def test_where_rounding_decides_nothing_is_refused() -> None:
     decomposition(Ranks)(otherwise)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), Ranks())
     with torch.no_grad():  # the mean is zero but for rounding
-        model[1].weight[2:] = -model[1].weight[:2]  # pyright: ignore
-        model[1].bias.zero_()  # pyright: ignore
+        model[1].weight[2:] = -model[1].weight[:2]  # pyright: ignore[reportIndexIssue]
+        model[1].bias.zero_()  # pyright: ignore[reportCallIssue]
     fxcat.prepare(model, IMAGE, verify=True, verbose=False)
 
 
@@ -185,7 +185,7 @@ class Single(Twice):
 
 
 def off(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return type(module).forward(module, x) * module.factor  # pyright: ignore
+    return type(module).forward(module, x) * module.factor
 
 
 @pytest.mark.parametrize(

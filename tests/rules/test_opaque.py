@@ -41,7 +41,7 @@ class Autoencoder(nn.Module):
         self.out = nn.Sequential(nn.Linear(10, 12), nn.ReLU(), nn.Linear(12, 6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.relu(nn.functional.linear(self.encoder(x), self.encoder[2].weight.t())))  # pyright: ignore
+        return self.out(torch.relu(nn.functional.linear(self.encoder(x), self.encoder[2].weight.t())))  # pyright: ignore[reportCallIssue]
 
 
 class Tied(nn.Module):
@@ -85,11 +85,11 @@ def test_a_layer_without_a_rule_between_others_is_named() -> None:
 
 def test_frozen_layers_are_pruned_like_others() -> None:
     model = network(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1))
-    model[0].requires_grad_(False)  # pyright: ignore
+    model[0].requires_grad_(False)  # pyright: ignore[reportIndexIssue]
     net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), verbose=False)
     net.gates["0"].theta[3:] = 0.0
     small = fxcat.finalize(net)
-    assert small[0].weight.shape == (3, 3, 3, 3) and not small[0].weight.requires_grad  # pyright: ignore
+    assert small[0].weight.shape == (3, 3, 3, 3) and not small[0].weight.requires_grad  # pyright: ignore[reportIndexIssue]
 
 
 def test_a_module_called_several_times_has_one_gate() -> None:

@@ -41,7 +41,7 @@ class Branches(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         branches = zip(self.enter, self.ops, self.leave, strict=True)
-        return sum(leave(op(self, enter(x))).mean((2, 3)) for enter, op, leave in branches)  # pyright: ignore
+        return sum(leave(op(self, enter(x))).mean((2, 3)) for enter, op, leave in branches)  # pyright: ignore[reportReturnType]
 
 
 def channels(self: Branches, values: torch.Tensor) -> torch.Tensor:
@@ -193,7 +193,7 @@ OPS: dict[str, list[Op]] = {
             torch.einsum("...chw,cd->...dhw", y, s.table) + torch.einsum("bchw,cd,de->behw", y, s.table, s.table)
         ),
         lambda s, y: torch.einsum("bchw,c->bchw", y, s.scale[0]) * torch.einsum("bchw,bchw->bc", y, y)[..., None, None],
-        lambda s, y: torch.tensordot(y, s.square, dims=([3], [0])) + torch.inner(y, s.square),  # pyright: ignore
+        lambda s, y: torch.tensordot(y, s.square, dims=([3], [0])) + torch.inner(y, s.square),  # pyright: ignore[reportArgumentType]
         lambda s, y: F.conv2d(y, s.blur.expand(y.size(1), -1, -1, -1), padding=1, groups=y.size(1)),
         lambda s, y: F.conv2d(y, s.blur.repeat(8, 1, 1, 1), padding=1, groups=8),
         lambda s, y: F.conv2d(

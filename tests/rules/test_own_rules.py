@@ -30,7 +30,7 @@ class ScaleFunction(torch.autograd.Function):
 
 class Doubled(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return ScaleFunction.apply(x)  # pyright: ignore
+        return ScaleFunction.apply(x)
 
 
 class Swish(nn.Module):

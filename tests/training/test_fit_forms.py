@@ -31,7 +31,7 @@ def prepared(model: nn.Module | None = None, example: Any = EXAMPLE) -> fxcat.Ga
 class WithLoss(Net):
     """As the models of Transformers: keywords, and a result with a loss."""
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, Any]:  # pyright: ignore
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, Any]:
         logits = super().forward(pixel_values)
         found = {"logits": logits}
         return found if labels is None else {"loss": F.cross_entropy(logits, labels), **found}
@@ -52,7 +52,7 @@ def test_dicts_of_arguments_and_the_models_own_loss() -> None:
 
 
 class Two(Net):
-    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return super().forward(x + z)
 
 
@@ -158,7 +158,7 @@ def test_averages_metrics_and_callbacks() -> None:
     net = prepared()
     average, seen = AveragedModel(net), list[int]()
 
-    def stop_after_two(record: fxcat.history.EpochRecord, network: fxcat.GatedModule) -> bool:  # pyright: ignore
+    def stop_after_two(record: fxcat.history.EpochRecord, network: fxcat.GatedModule) -> bool:  # pyright: ignore[reportAttributeAccessIssue]
         assert network is net
         seen.append(record.epoch)
         return record.epoch == 1
@@ -178,7 +178,7 @@ def test_averages_metrics_and_callbacks() -> None:
     assert record.metrics["error"] == pytest.approx(1 - record.val_accuracy)
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs  # it ended early, and was finished
     assert int(average.n_averaged) == 16
-    shapes = [p.shape for p in average.module.network.parameters()]  # pyright: ignore
+    shapes = [p.shape for p in average.module.network.parameters()]  # pyright: ignore[reportAttributeAccessIssue]
     assert shapes == [p.shape for p in net.network.parameters()]
 
 

@@ -51,12 +51,12 @@ CASES: list[tuple[Callable[[fxcat.GatedModule], Any], str]] = [
     (lambda n: fitted(n, seed=2**70), "seed=.* is no whole number"),
     (lambda n: fitted(n, teacher=nn.Linear(3, 3)), "the teacher does not take what train_loader yields: RuntimeError"),
     (lambda n: fitted(n, [(X.double(), Y)]), "the network does not take what train_loader yields: RuntimeError"),
-    (lambda n: fitted(n, val_loader=loader(64), metrics={"m": lambda o, t: "x"}), "the metric 'm' gives a str, not a"),  # pyright: ignore
+    (lambda n: fitted(n, val_loader=loader(64), metrics={"m": lambda o, t: "x"}), "the metric 'm' gives a str, not a"),
     (lambda n: fitted(n, held_out=loader(64)), "held_out= would do nothing"),
     (lambda n: fxcat.GateController(n, sgd(n), target=HALF, total_steps=9, loss=F.mse_loss), "loss= would do nothing"),
     (lambda n: fxcat.GateController(n, sgd(n), target=HALF, total_steps=9, held_out=[]), "held_out= would do nothing"),
     (lambda n: fxcat.recalibrate(n, X[:8]), "is a Tensor, not batches"),  # pyright: ignore[reportArgumentType]
-    (lambda n: fxcat.recalibrate(Net(), [X]), r"recalibrate\(\) got a Net, not a GatedModule"),  # pyright: ignore
+    (lambda n: fxcat.recalibrate(Net(), [X]), r"recalibrate\(\) got a Net, not a GatedModule"),  # pyright: ignore[reportArgumentType]
     (lambda n: fxcat.recalibrate(n, []), "there are no batches"),
     (lambda n: fxcat.EarlyStopping("a"), "patience='a' is no"),  # pyright: ignore[reportArgumentType]
     (lambda n: fxcat.EarlyStopping(0), "patience=0"),

@@ -65,8 +65,8 @@ def things() -> Things:
 Case = tuple[str, Callable[[Any], object], str]
 
 PREPARE: list[Case] = [
-    ("no model", lambda t: fxcat.prepare(None), r"prepare\(\) got a NoneType, not a torch.nn.Module"),  # type: ignore
-    ("a class", lambda t: fxcat.prepare(nn.Conv2d), r"the class Conv2d.*(?s:.*)make an instance"),  # type: ignore
+    ("no model", lambda t: fxcat.prepare(None), r"prepare\(\) got a NoneType, not a torch.nn.Module"),
+    ("a class", lambda t: fxcat.prepare(nn.Conv2d), r"the class Conv2d.*(?s:.*)make an instance"),
     ("gates twice", lambda t: prepared(t.net), r"it has gates already(?s:.*)prepare\(finalize"),
     ("gates inside", lambda t: prepared(nn.Sequential(t.net)), r"has gates already(?s:.*)where: 0"),
     ("weights without values", lambda t: prepared(made().to("meta")), r"meta device(?s:.*)where: 0"),
@@ -92,7 +92,7 @@ PREPARE: list[Case] = [
     ("verbose", lambda t: prepared(verbose="no"), "verbose='no' is neither True nor False"),
     ("verify", lambda t: prepared(verify=X), "verify=a Tensor is neither"),
     ("gate_inputs", lambda t: prepared(gate_inputs="x"), "gate_inputs='x'"),
-    ("bypasses in no model", lambda t: fxcat.add_bypasses("net"), r"add_bypasses\(\) got a str"),  # type: ignore
+    ("bypasses in no model", lambda t: fxcat.add_bypasses("net"), r"add_bypasses\(\) got a str"),
     ("bypasses, ignore", lambda t: fxcat.find_bypasses(made(), X, ignore="0"), "one string"),
 ]
 
@@ -101,12 +101,12 @@ RECORDS: list[Case] = [
         (f"Target({value!r})", lambda t, value=value: fxcat.Target(flops=value), r"Target\(flops\)?=.*is no number")
         for value in ("a", True, [0.5], torch.tensor(0.5))
     ),
-    ("Target(layers)", lambda t: fxcat.Target(flops=0.5, layers=None), r"Target\(layers=None\) is no number"),  # type: ignore
-    ("Pressure(nu) text", lambda t: fxcat.Pressure(nu="a"), r"Pressure\(nu='a'\) is no number"),  # type: ignore
-    ("Pressure(params)", lambda t: fxcat.Pressure(1.0, params=None), r"Pressure\(params=None\)"),  # type: ignore
+    ("Target(layers)", lambda t: fxcat.Target(flops=0.5, layers=None), r"Target\(layers=None\) is no number"),
+    ("Pressure(nu) text", lambda t: fxcat.Pressure(nu="a"), r"Pressure\(nu='a'\) is no number"),
+    ("Pressure(params)", lambda t: fxcat.Pressure(1.0, params=None), r"Pressure\(params=None\)"),
     ("Limits(least)", lambda t: fxcat.Limits(least=True), r"Limits\(least=True\) is no number of channels"),
-    ("Limits(most_pruned)", lambda t: fxcat.Limits(most_pruned="x"), r"Limits\(most_pruned='x'\)"),  # type: ignore
-    ("Limits(keep)", lambda t: fxcat.Limits(keep="yes"), r"Limits\(keep='yes'\)"),  # type: ignore
+    ("Limits(most_pruned)", lambda t: fxcat.Limits(most_pruned="x"), r"Limits\(most_pruned='x'\)"),
+    ("Limits(keep)", lambda t: fxcat.Limits(keep="yes"), r"Limits\(keep='yes'\)"),
 ]
 
 CONTROLLER: list[Case] = [
@@ -164,13 +164,13 @@ NET: list[Case] = [
     ("shrink, a list", lambda t: t.net.shrink([1]), "keep= is a list"),
     ("shrink, no zeros and ones", lambda t: t.net.shrink(torch.full((16,), 0.7)), "zeros and ones for 16 gates"),
     ("plot", lambda t: fxcat.plot_structure(t.small, "x.png"), r"plot_structure\(\) got a Sequential"),
-    ("plot to nowhere", lambda t: fxcat.plot_structure(t.net, None), "path=None is no path"),  # type: ignore
-    ("history to nowhere", lambda t: fxcat.History().save(3), "path=3 is no path"),  # type: ignore
-    ("history from nowhere", lambda t: fxcat.History.load(None), "path=None is no path"),  # type: ignore
+    ("plot to nowhere", lambda t: fxcat.plot_structure(t.net, None), "path=None is no path"),
+    ("history to nowhere", lambda t: fxcat.History().save(3), "path=3 is no path"),
+    ("history from nowhere", lambda t: fxcat.History.load(None), "path=None is no path"),
 ]
 
 SCORES: list[Case] = [
-    ("one_shot, target", lambda t: fxcat.one_shot(t.net, t.scores, target=0.5), "target= is a float"),  # type: ignore
+    ("one_shot, target", lambda t: fxcat.one_shot(t.net, t.scores, target=0.5), "target= is a float"),
     ("one_shot, model", lambda t: fxcat.one_shot(t.model, t.scores, target=HALF), "not a GatedModule"),
     ("one_shot, complex", lambda t: fxcat.one_shot(t.net, t.scores + 0j, target=HALF), "scores= are no numbers"),
     ("compensate", lambda t: fxcat.one_shot(t.net, t.scores, target=HALF, compensate=X), "compensate= is a Tensor"),
@@ -179,52 +179,52 @@ SCORES: list[Case] = [
         lambda t: fxcat.one_shot(t.net, t.scores, target=HALF, compensate=[(X, X, X)]),
         "yields a tuple of 3",
     ),
-    ("warm_start, target", lambda t: fxcat.warm_start(t.net, t.scores, target=None), "target= is a NoneType"),  # type: ignore
+    ("warm_start, target", lambda t: fxcat.warm_start(t.net, t.scores, target=None), "target= is a NoneType"),
     ("norm_scale", lambda t: fxcat.importance.norm_scale(t.model), "not a GatedModule"),
     ("taylor, model", lambda t: fxcat.importance.taylor(t.model, BATCHES), "not a GatedModule"),
     ("taylor, tensor", lambda t: fxcat.importance.taylor(t.net, X), "batches= is a Tensor"),
-    ("taylor, None", lambda t: fxcat.importance.taylor(t.net, None), "batches= is a NoneType"),  # type: ignore
+    ("taylor, None", lambda t: fxcat.importance.taylor(t.net, None), "batches= is a NoneType"),
     ("taylor, triples", lambda t: fxcat.importance.taylor(t.net, [(X, X, X)]), "yields a tuple of 3"),
     (
         "taylor, loss of a number",
         lambda t: fxcat.importance.taylor(t.net, BATCHES, lambda o, y: 1.0),
         "returned a float",
-    ),  # type: ignore
+    ),
     ("taylor, loss", lambda t: fxcat.importance.taylor(t.net, BATCHES, nn.CrossEntropyLoss), "make an instance"),
     (
         "estimator",
-        lambda t: fxcat.importance.from_torch_pruning(t.net, None, t.model, X),  # type: ignore
+        lambda t: fxcat.importance.from_torch_pruning(t.net, None, t.model, X),
         "importance= is a NoneType",
     ),
-    ("temperature", lambda t: fxcat.distillation_loss(X, X, temperature="a"), "temperature='a' is no number"),  # type: ignore
+    ("temperature", lambda t: fxcat.distillation_loss(X, X, temperature="a"), "temperature='a' is no number"),
 ]
 
 FILES: list[Case] = [
     ("export with gates", lambda t: fxcat.export_onnx(t.net, "x.onnx", X), "still has gates"),
     ("export with gates inside", lambda t: fxcat.export_onnx(nn.Sequential(t.net), "x.onnx", X), "where: 0"),
-    ("export None", lambda t: fxcat.export_onnx(None, "x.onnx"), r"export_onnx\(\) got a NoneType"),  # type: ignore
+    ("export None", lambda t: fxcat.export_onnx(None, "x.onnx"), r"export_onnx\(\) got a NoneType"),
     *(
         (f"export to {path!r}", lambda t, path=path: fxcat.export_onnx(t.small, path, X), "path=.* is no path")
         for path in (None, 3, "", "a\0b", b"x")
     ),
-    ("opset text", lambda t: fxcat.export_onnx(t.small, "x.onnx", X, opset="18"), "opset='18' is no whole"),  # type: ignore
+    ("opset text", lambda t: fxcat.export_onnx(t.small, "x.onnx", X, opset="18"), "opset='18' is no whole"),
     ("opset bool", lambda t: fxcat.export_onnx(t.small, "x.onnx", X, opset=True), "opset=True is no whole number"),
     (
         "batch",
-        lambda t: fxcat.export_onnx(t.small, "x.onnx", X, dynamic_batch="yes"),  # type: ignore
+        lambda t: fxcat.export_onnx(t.small, "x.onnx", X, dynamic_batch="yes"),
         "dynamic_batch='yes' is neither",
     ),
-    ("save", lambda t: fxcat.save(None, "x"), r"save\(\) got a NoneType"),  # type: ignore
-    ("save to nowhere", lambda t: fxcat.save(t.small, None), "path=None is no path"),  # type: ignore
-    ("load, no model", lambda t: fxcat.load("x", None), r"load\(\) got a NoneType"),  # type: ignore
-    ("load from nowhere", lambda t: fxcat.load(3, t.model), "path=3 is no path"),  # type: ignore
+    ("save", lambda t: fxcat.save(None, "x"), r"save\(\) got a NoneType"),
+    ("save to nowhere", lambda t: fxcat.save(t.small, None), "path=None is no path"),
+    ("load, no model", lambda t: fxcat.load("x", None), r"load\(\) got a NoneType"),
+    ("load from nowhere", lambda t: fxcat.load(3, t.model), "path=3 is no path"),
 ]
 
 RULES: list[Case] = [
     *((f"rule({op!r})", lambda t, op=op: rule(op), r"rule\(\) got .*which is no op") for op in (3, None, nn.ReLU())),
     ("rule()", lambda t: rule(), r"rule\(\) got no op"),
-    ("no class of rules", lambda t: rule(made)(object), "object is no subclass of Rule"),  # type: ignore
-    ("a rule", lambda t: rule(made)(Elementwise()), "an Elementwise is no subclass of Rule"),  # type: ignore
+    ("no class of rules", lambda t: rule(made)(object), "object is no subclass of Rule"),
+    ("a rule", lambda t: rule(made)(Elementwise()), "an Elementwise is no subclass of Rule"),
     ("options", lambda t: rule(made, nope=1)(Elementwise), r"Elementwise cannot be made(?s:.*)options of rule"),
     ("zero", lambda t: rule(made)(type("Odd", (Elementwise,), {"zero": "yes"})), r"Odd\.zero is 'yes'(?s:.*)PRESERVES"),
 ]
@@ -268,7 +268,7 @@ def test_pressure_outside_its_range(value: float) -> None:
 def test_right_uses_are_not_refused() -> None:
     """What looks odd, and is what people write."""
     net = prepared(verbose=0, ignore={"1"}, limits=None)
-    net.gates["3"].set([1, 0, 1, 0, 1, 1, 1, 1])  # type: ignore
+    net.gates["3"].set([1, 0, 1, 0, 1, 1, 1, 1])
     net.gates["3"].set(True)
     assert "nope" not in net.gates and net.gates.get("nope") is None
     sgd = torch.optim.SGD(net.weight_parameters(), lr=0.1)
@@ -371,14 +371,14 @@ def test_threads_share_a_network() -> None:
     net = prepared().eval()
     inputs = torch.randn(2, 3, 8, 8)
     expected = net(inputs)
-    wanted = torch.autograd.grad(expected.sum(), net.network[0].weight)[0]  # type: ignore
+    wanted = torch.autograd.grad(expected.sum(), net.network[0].weight)[0]  # pyright: ignore[reportIndexIssue]
     wrong: list[object] = []
 
     def work() -> None:
         try:
             for _ in range(25):
                 found = net(inputs)
-                gradient = torch.autograd.grad(found.sum(), net.network[0].weight)[0]  # type: ignore
+                gradient = torch.autograd.grad(found.sum(), net.network[0].weight)[0]  # pyright: ignore[reportIndexIssue]
                 if not torch.equal(found, expected) or not torch.equal(gradient, wanted):
                     wrong.append(found)
         except Exception as error:
