@@ -26,7 +26,7 @@ class TiedBranches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        weight = nn.Conv2d(6, 8, 3).weight
+        weight = nn.Parameter(torch.randn(8, 6, 3, 3))
         self.branches = nn.Sequential(*(Branch(weight) for _ in range(3)))
         self.head = nn.Linear(8, 3)
 
