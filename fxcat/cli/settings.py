@@ -51,6 +51,11 @@ class PruneSettings:
 
     flops: float | None = _setting(None, "share of the FLOPs to keep")
     params: float | None = _setting(None, "share of the parameters to keep")
+    latency: float | None = _setting(None, "share of the milliseconds of a run to keep")
+    milliseconds: float | None = _setting(None, "the same in milliseconds")
+    latency_table: str | None = _setting(
+        None, "a file of fxcat bench MODEL: what a run takes on the machine that was measured; by default this one is"
+    )
     layers: float = _setting(0.5, "layers versus units: above 0.5 whole layers go sooner")
     gates: str = _setting("units+layers", "what may go: units+layers, units or layers")
     policy: str = _setting("bernoulli", "how training decides: bernoulli or ratio")

@@ -14,12 +14,11 @@ from torch import nn
 from fxcat.api import prepare
 from fxcat.cli.data import Images, load_images
 from fxcat.cli.models import channels_of, example_of, make_model
-from fxcat.cli.settings import PruneSettings, Settings
+from fxcat.cli.settings import Settings
 from fxcat.data.losses import count_correct
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.named_models import full_name
-from fxcat.records import Target
 from fxcat.scores.sensitivity import sensitivity
 from fxcat.scores.sensitivity_result import Sensitivity
 
@@ -63,18 +62,6 @@ def with_size(settings: Settings, net: GatedModule) -> Settings:
     shapes = [] if described is None else [shape for shape, *_ in described["tensors"].values()]
     size = shapes[0][-1] if shapes and len(shapes[0]) == 4 else None
     return replace(settings, data=replace(settings.data, size=size))
-
-
-def target_of(prune: PruneSettings) -> Target | None:
-    """What size was asked for; None if none was."""
-    if prune.flops is None and prune.params is None:
-        return None
-    return Target(flops=prune.flops, params=prune.params, layers=prune.layers)
-
-
-def needed_target(prune: PruneSettings) -> Target:
-    """The same, and half of the FLOPs if none was."""
-    return target_of(prune) or Target(flops=0.5, layers=prune.layers)
 
 
 def measured_sensitivity(net: GatedModule, batches: list[Any], *, quiet: bool) -> Sensitivity:
