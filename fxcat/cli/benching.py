@@ -75,11 +75,12 @@ def _compare(folder: RunFolder, batch: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = {name: export_onnx(n, Path(scratch, f"{name}.onnx"), example) for name, n in networks.items()}
         times = compare_latency(files["dense"].path, files["small"].path, example, batch=batch, repeats=repeats)
-    shown = _table(f"ONNX Runtime, CPU, batch {batch}, median of {repeats} runs in turn", "network", "MB")
+    click.echo(f"ONNX Runtime, CPU, batch {batch}, median of {repeats} runs in turn")
+    shown = _table("network", "MB")
     for (name, file), milliseconds in zip(files.items(), times, strict=True):
         shown.add_row(name, f"{milliseconds:.2f}", f"{file.bytes / 1e6:.2f}")
-    shown.caption = f"{times[0] / times[1]:.2f} times as fast"
     Console().print(shown)
+    click.echo(f"{times[0] / times[1]:.2f} times as fast")
     measured: dict[str, Any] = {
         f"ONNX Runtime, CPU, batch {batch}: the start network": f"{times[0]:.2f} ms",
         f"ONNX Runtime, CPU, batch {batch}: what is left": f"{times[1]:.2f} ms",
@@ -99,26 +100,27 @@ def _measure(settings: Settings, path: Path | None, runtime: Any, batch: int, th
     assert net.latency is not None
     file = path or Path(f"latency-{file_name_of(settings.model.name)}.json")
     table.save(file)
-    Console().print(_slowest(net, net.latency, table))
+    _print_slowest(net, net.latency, table)
     click.echo(f"table: {file}; fxcat train … --latency-table {file} --latency 0.5 halves the time")
 
 
-def _slowest(net: GatedModule, model: LatencyModel, table: LatencyTable) -> Table:
+def _print_slowest(net: GatedModule, model: LatencyModel, table: LatencyTable) -> None:
     """What takes the time."""
     ops = net.timed_ops(table.batch)
     times = model.per_op(*(torch.ones(count) for count in net.gate_vector.counts_at_start))
-    shown = _table(f"{table.label}: {model.start:.3g} ms", "op", "share")
+    click.echo(f"{table.label}: {model.start:.3g} ms, of which")
+    shown = _table("op", "share")
     order = times.argsort(descending=True).tolist()
     for i in order[:SLOWEST]:
         shown.add_row(ops[i].name, f"{float(times[i]):.3g}", f"{float(times[i]) / model.start:.1%}")
-    rest = f"and {len(order) - SLOWEST} more; " if len(order) > SLOWEST else ""
-    unmeasured = f"; {len(table.unmeasured)} could not be measured, and count as nothing" if table.unmeasured else ""
-    shown.caption = f"{rest}{len(table.as_they_are)} cannot be had at other widths{unmeasured}"
-    return shown
+    Console().print(shown)
+    rest = f"{len(order) - SLOWEST} ops more" if len(order) > SLOWEST else "no op more"
+    unmeasured = f", {len(table.unmeasured)} could not be measured and count as nothing" if table.unmeasured else ""
+    click.echo(f"{rest}; {len(table.as_they_are)} ops cannot be had at other widths{unmeasured}")
 
 
-def _table(title: str, first: str, last: str) -> Table:
-    table = Table(title=title)
+def _table(first: str, last: str) -> Table:
+    table = Table()
     for name in (first, "milliseconds", last):
         table.add_column(name, justify="left" if name == first else "right")
     return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import click
 
@@ -27,7 +26,14 @@ def use_latency(net: GatedModule, prune: PruneSettings, *, quiet: bool) -> Laten
         table = LatencyTable.measure(net)
     else:
         return None
-    net.use_latency(table)
+    try:
+        net.use_latency(table)
+    except InputError as error:
+        raise InputError(
+            f"the latency table is of another network: {error.what}",
+            where=error.where,
+            remedy="make one by fxcat bench, for the same model, --size of images and --classes",
+        ) from error
     return table
 
 

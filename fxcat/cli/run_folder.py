@@ -25,7 +25,8 @@ from fxcat.report.record import Report, versions
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Its files. `run.toml`: the settings, `run.json`: command and versions, `network.safetensors`: the small network,
-    `report.json` and `report.html`: what became of it, `latency_table.json`: what its milliseconds are, `checkpoints`: what an interrupted training goes on from."""
+    `report.json` and `report.html`: what became of it, `latency_table.json`: what its milliseconds are counted by,
+    `checkpoints`: what an interrupted training goes on from."""
 
     path: Path
 
