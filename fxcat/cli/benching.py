@@ -32,11 +32,13 @@ SLOWEST = 8
 @click.command()
 @click.argument("what", metavar="RUN|MODEL", type=ModelName(), required=False)
 @settings_options("model", "data", model=False)
-@click.option("--batch", default=1, show_default=True, help="Images at once.")
-@click.option("--repeats", type=int, help=f"Runs of each. [usual: {COMPARED} of networks, {TIMED} of ops]")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Images at once.")
+@click.option(
+    "--repeats", type=click.IntRange(1), help=f"Runs of each. [usual: {COMPARED} of networks, {TIMED} of ops]"
+)
 @click.option("--table", type=click.Path(dir_okay=False, path_type=Path), help="The file. [usual: latency-MODEL.json]")
 @click.option("--runtime", type=click.Choice(["onnxruntime", "torch"]), help="What will run it. [usual: onnxruntime]")
-@click.option("--threads", type=int, help="That it may use. [usual: 1]")
+@click.option("--threads", type=click.IntRange(1), help="That it may use. [usual: 1]")
 def bench(
     what: str | None,
     batch: int,

@@ -42,7 +42,7 @@ _out = click.option("--out", type=click.Path(file_okay=False, path_type=Path), h
 @click.command()
 @settings_options("model", "data", "prune")
 @click.option("--sensitivity", "sensitive", is_flag=True, help="Measure what the loss does when parts go (needs data).")
-@click.option("--batches", default=BATCHES, show_default=True, help="Batches to measure on.")
+@click.option("--batches", type=click.IntRange(1), default=BATCHES, show_default=True, help="Batches to measure on.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with all of it.")
 @_quiet
 def inspect(sensitive: bool, batches: int, report: Path | None, quiet: bool, **options: Any) -> None:
@@ -67,7 +67,13 @@ def inspect(sensitive: bool, batches: int, report: Path | None, quiet: bool, **o
 @click.command()
 @settings_options("model", "data", "prune")
 @click.option("--compensate", is_flag=True, help="Put what the removed units gave on average into biases (needs data).")
-@click.option("--batches", default=BATCHES, show_default=True, help="Batches to score, and compensate, with.")
+@click.option(
+    "--batches",
+    type=click.IntRange(1),
+    default=BATCHES,
+    show_default=True,
+    help="Batches to score, and compensate, with.",
+)
 @_out
 @_quiet
 def prune(compensate: bool, batches: int, out: Path | None, quiet: bool, **options: Any) -> None:
