@@ -18,8 +18,9 @@ from fxcat.cli.run_folder import RunFolder, file_name_of
 from fxcat.cli.settings import Settings
 from fxcat.cli.tasks import prepared, settled, with_images
 from fxcat.errors import ExportError, InputError
-from fxcat.exporters.latency_table import LatencyTable
 from fxcat.exporters.onnx_export import export_onnx
+from fxcat.exporters.timing.latency_table import LatencyTable
+from fxcat.exporters.timing.runtimes import RUNTIMES
 from fxcat.gated import GatedModule
 from fxcat.network.latency import LatencyModel
 
@@ -37,7 +38,7 @@ SLOWEST = 8
     "--repeats", type=click.IntRange(1), help=f"Runs of each. [usual: {COMPARED} of networks, {TIMED} of ops]"
 )
 @click.option("--table", type=click.Path(dir_okay=False, path_type=Path), help="The file. [usual: latency-MODEL.json]")
-@click.option("--runtime", type=click.Choice(["onnxruntime", "torch"]), help="What will run it. [usual: onnxruntime]")
+@click.option("--runtime", type=click.Choice(RUNTIMES), help="What will run it. [usual: onnxruntime]")
 @click.option("--threads", type=click.IntRange(1), help="That it may use. [usual: 1]")
 def bench(
     what: str | None,

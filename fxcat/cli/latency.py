@@ -10,7 +10,7 @@ from fxcat.cli.run_folder import RunFolder
 from fxcat.cli.settings import PruneSettings, Settings
 from fxcat.cli.toml_file import write_settings
 from fxcat.errors import InputError
-from fxcat.exporters.latency_table import LatencyTable
+from fxcat.exporters.timing.latency_table import LatencyTable
 from fxcat.gated import GatedModule
 from fxcat.records import Target
 
