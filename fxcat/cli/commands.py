@@ -48,16 +48,16 @@ _out = click.option("--out", type=click.Path(file_okay=False, path_type=Path), h
 def inspect(sensitive: bool, batches: int, report: Path | None, quiet: bool, **options: Any) -> None:
     """What can go from MODEL, what cannot and why, and how small it can become."""
     settings, images = settled(asked_for(options)), None
-    sized = settings.data.name is not None or settings.data.size is not None or sensitive
-    if sensitive:
+    if sensitive or settings.data.name is not None:
         settings, images = with_images(settings)
-    net = prepared(settings, sized=sized, verbose=False)
+    net = prepared(settings, sized=images is not None or settings.data.size is not None, verbose=False)
     use_latency(net, settings.prune, quiet=quiet)
     target = target_of(settings.prune, net)
     if not quiet:
         print_summary(net, target, Console())
-    found = None if images is None else measured_sensitivity(net, images.some(batches), quiet=quiet)
-    if found is not None:
+    found = None
+    if sensitive and images is not None:
+        found = measured_sensitivity(net, images.some(batches), quiet=quiet)
         found.show()
     if report is not None:
         Report.of(net, title=settings.model.name, sensitivity=found, command=command()).html(report)

@@ -261,6 +261,11 @@ def test_settings_of_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert said in told(capsys, "train", "--config", "s.toml", code=1)
 
 
+def test_inspect_sees_the_classes_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "inspect", "resnet18", "--data", "digits")
+    assert re.search(r"output +│ +10 +│", text) and "growth of the loss" not in text
+
+
 def test_completion(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "_FXCAT_COMPLETE=bash_complete" in told(capsys, "completion", "bash")
     monkeypatch.setenv("_FXCAT_COMPLETE", "bash_complete")
