@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fxcat.api import finalize
 from fxcat.cli.latency import expected_times, keep_table, needed_target, target_of, use_latency
-from fxcat.cli.models import make_model
+from fxcat.cli.models import has_random_weights, make_model
 from fxcat.cli.options import asked_for, settings_options
 from fxcat.cli.run_folder import RunFolder, command
 from fxcat.cli.settings import ModelSettings, Settings, TrainSettings
@@ -88,6 +88,8 @@ def prune(compensate: bool, batches: int, out: Path | None, quiet: bool, **optio
     if compensate and images is None:
         raise InputError("--compensate needs images", remedy="give --data")
     net = prepared(settings, sized=images is not None or settings.data.size is not None, verbose=not quiet)
+    if not quiet and has_random_weights(settings.model):
+        click.echo("the weights are random: --weights FILE gives others, --pretrained those of the package", err=True)
     settings = with_size(settings, net)
     folder = RunFolder.new(out, settings)
     keep_table(use_latency(net, settings.prune, quiet=quiet), settings, folder)

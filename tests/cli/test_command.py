@@ -261,6 +261,11 @@ def test_settings_of_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert said in told(capsys, "train", "--config", "s.toml", code=1)
 
 
+def test_random_weights_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the weights are random" in told(capsys, "prune", "timm:test_resnet", "--size", "32", "--out", "a")
+    assert "random" not in told(capsys, "prune", NET, "--size", "8", "--out", "b")
+
+
 def test_inspect_sees_the_classes_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "inspect", "resnet18", "--data", "digits")
     assert re.search(r"output +│ +10 +│", text) and "growth of the loss" not in text
