@@ -3,11 +3,8 @@ there."""
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,10 @@ from fxcat.checks import as_path, check_flag, check_module
 from fxcat.errors import ExportError, InputError, StorageError
 from fxcat.exporters.inputs import at_batch, example_arguments, has_images
 from fxcat.exporters.source.file import source_of
+from fxcat.exporters.source.running import load_function
 from fxcat.gated import GatedModule
 from fxcat.passes.verification import Runner, difference, undisturbed
 from fxcat.utils.safetensors_file import write_tensors
-
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,7 @@ def _verified(module: nn.Module, arguments: tuple[Any, ...], text: str, tensors:
         file = Path(folder) / "network.py"
         file.write_text(text, encoding="utf-8")
         write_tensors(file.with_suffix(".safetensors"), "pt", tensors, {})
-        made = _loaded(file)(file.with_suffix(".safetensors"))
+        made = _ran(file)
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
     if made.state_dict().keys() != module.state_dict().keys():
         raise ExportError("the source does not hold what the module holds", remedy="report it")
@@ -125,14 +121,9 @@ def _compared(found: Runner, expected: Runner, inputs: tuple[Any, ...]) -> float
     return error
 
 
-def _loaded(file: Path) -> Callable[[Path], nn.Module]:
-    """The function `load` of a file that was written."""
-    spec = importlib.util.spec_from_file_location(f"_fxcat_source_{next(_numbers)}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+def _ran(file: Path) -> nn.Module:
+    """The network of a file that was written, with the weights beside it."""
     try:
-        spec.loader.exec_module(module)
+        return load_function(file)(file.with_suffix(".safetensors"))
     except Exception as error:
         raise ExportError(f"the source does not run: {type(error).__name__}: {error}", remedy="report it") from error
-    load: Callable[[Path], nn.Module] = module.load
-    return load

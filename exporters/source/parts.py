@@ -57,9 +57,10 @@ class Parts:
         return self._layers[path]
 
     def container(self, path: str) -> Base | None:
-        """The kind of a module that only holds others, or calls one after another; None if it needs a class."""
+        """The kind of a module that only holds others, or calls one after another; None if it needs a class, as the
+        network itself does."""
         module, graphs = self.modules[path], self._found.graphs.get(path)
-        if self.tensors.get(path) or self.layer(path) is not None:
+        if not path or self.tensors.get(path) or self.layer(path) is not None:
             return None
         if graphs is not None:
             return "Sequential" if is_chain(module, graphs) else None

@@ -10,17 +10,16 @@ import torch
 from rich.console import Console
 
 from fxcat.api import finalize
-from fxcat.cli.models import make_model
+from fxcat.cli.latency import expected_times, keep_table, needed_target, target_of, use_latency
+from fxcat.cli.models import has_random_weights, make_model
 from fxcat.cli.options import asked_for, settings_options
 from fxcat.cli.run_folder import RunFolder, command
 from fxcat.cli.settings import ModelSettings, Settings, TrainSettings
 from fxcat.cli.tasks import (
     accuracy,
     measured_sensitivity,
-    needed_target,
     prepared,
     settled,
-    target_of,
     with_images,
     with_size,
 )
@@ -43,21 +42,22 @@ _out = click.option("--out", type=click.Path(file_okay=False, path_type=Path), h
 @click.command()
 @settings_options("model", "data", "prune")
 @click.option("--sensitivity", "sensitive", is_flag=True, help="Measure what the loss does when parts go (needs data).")
-@click.option("--batches", default=BATCHES, show_default=True, help="Batches to measure on.")
+@click.option("--batches", type=click.IntRange(1), default=BATCHES, show_default=True, help="Batches to measure on.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with all of it.")
 @_quiet
 def inspect(sensitive: bool, batches: int, report: Path | None, quiet: bool, **options: Any) -> None:
     """What can go from MODEL, what cannot and why, and how small it can become."""
     settings, images = settled(asked_for(options)), None
-    sized = settings.data.name is not None or settings.data.size is not None or sensitive
-    if sensitive:
+    if sensitive or settings.data.name is not None:
         settings, images = with_images(settings)
-    net = prepared(settings, sized=sized, verbose=False)
-    target, console = target_of(settings.prune), Console()
+    net = prepared(settings, sized=images is not None or settings.data.size is not None, verbose=False)
+    use_latency(net, settings.prune, quiet=quiet)
+    target = target_of(settings.prune, net)
     if not quiet:
-        print_summary(net, target, console)
-    found = None if images is None else measured_sensitivity(net, images.some(batches), quiet=quiet)
-    if found is not None:
+        print_summary(net, target, Console())
+    found = None
+    if sensitive and images is not None:
+        found = measured_sensitivity(net, images.some(batches), quiet=quiet)
         found.show()
     if report is not None:
         Report.of(net, title=settings.model.name, sensitivity=found, command=command()).html(report)
@@ -67,7 +67,13 @@ def inspect(sensitive: bool, batches: int, report: Path | None, quiet: bool, **o
 @click.command()
 @settings_options("model", "data", "prune")
 @click.option("--compensate", is_flag=True, help="Put what the removed units gave on average into biases (needs data).")
-@click.option("--batches", default=BATCHES, show_default=True, help="Batches to score, and compensate, with.")
+@click.option(
+    "--batches",
+    type=click.IntRange(1),
+    default=BATCHES,
+    show_default=True,
+    help="Batches to score, and compensate, with.",
+)
 @_out
 @_quiet
 def prune(compensate: bool, batches: int, out: Path | None, quiet: bool, **options: Any) -> None:
@@ -82,19 +88,20 @@ def prune(compensate: bool, batches: int, out: Path | None, quiet: bool, **optio
     if compensate and images is None:
         raise InputError("--compensate needs images", remedy="give --data")
     net = prepared(settings, sized=images is not None or settings.data.size is not None, verbose=not quiet)
+    if not quiet and has_random_weights(settings.model):
+        click.echo("the weights are random: --weights FILE gives others, --pretrained those of the package", err=True)
     settings = with_size(settings, net)
     folder = RunFolder.new(out, settings)
+    keep_table(use_latency(net, settings.prune, quiet=quiet), settings, folder)
     some = None if images is None else images.some(batches)
     before = None if images is None else accuracy(net, images.validation)
     scores = importance.norm_scale(net) if some is None else importance.taylor(net, some)
-    one_shot(net, scores, target=needed_target(settings.prune), compensate=some if compensate else None)
+    one_shot(net, scores, target=needed_target(settings.prune, net), compensate=some if compensate else None)
     small = finalize(net)
-    results: dict[str, str] = {}
+    results = expected_times(net)
     if images is not None and before is not None:
-        results = {
-            "validation accuracy before": f"{before:.2%}",
-            "validation accuracy after": f"{accuracy(small, images.validation):.2%}",
-        }
+        results["validation accuracy before"] = f"{before:.2%}"
+        results["validation accuracy after"] = f"{accuracy(small, images.validation):.2%}"
     save(small, folder.network_file)
     _end(folder, net, Report.of(net, **_of(settings, folder), results=results))
 
@@ -120,13 +127,14 @@ def train(resume: bool, sensitive: bool, out: Path | None, quiet: bool, **option
     folder = RunFolder.new(out, settings, again=resume)
     if not quiet:
         click.echo(f"run: {folder.path}")
+    keep_table(use_latency(net, settings.prune, quiet=quiet), settings, folder)
     found = measured_sensitivity(net, images.some(BATCHES), quiet=quiet) if sensitive else None
     history = fit(
         net,
         images.train,
         images.validation,
         epochs=asked.epochs,
-        target=needed_target(settings.prune),
+        target=needed_target(settings.prune, net),
         lr=asked.lr,
         clip_norm=asked.clip_norm,
         teacher=teacher,
@@ -140,7 +148,7 @@ def train(resume: bool, sensitive: bool, out: Path | None, quiet: bool, **option
     small = finalize(net).cpu()
     save(small, folder.network_file)
     history.save(folder.path / "history.json")
-    results = {"validation accuracy": f"{accuracy(small, images.validation):.2%}"}
+    results = {"validation accuracy": f"{accuracy(small, images.validation):.2%}", **expected_times(net)}
     _end(folder, net, Report.of(net, **_of(settings, folder), history=history, sensitivity=found, results=results))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
+from fxcat.cli.benching import bench
 from fxcat.cli.commands import inspect, prune, train
-from fxcat.cli.results import bench, export, report
+from fxcat.cli.results import export, report
 from fxcat.errors import FxcatError
 from fxcat.version import __version__
 

@@ -27,6 +27,12 @@ def make_model(settings: ModelSettings, example: torch.Tensor | None = None, *, 
     return add_bypasses(model, example, verbose=False) if settings.bypasses else model
 
 
+def has_random_weights(settings: ModelSettings) -> bool:
+    """Whether the model is made without weights; what a function of somebody's own does is not known."""
+    own = settings.name.rpartition(":")[0] not in ("torchvision", "timm")
+    return not (own or settings.pretrained or settings.weights is not None)
+
+
 def channels_of(settings: ModelSettings) -> int:
     """Of the images that the model takes: those of its first layer."""
     found = example_candidates(make_model(_plain(settings), weights=False))[0][0]

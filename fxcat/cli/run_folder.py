@@ -25,7 +25,8 @@ from fxcat.report.record import Report, versions
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Its files. `run.toml`: the settings, `run.json`: command and versions, `network.safetensors`: the small network,
-    `report.json` and `report.html`: what became of it, `checkpoints`: what an interrupted training goes on from."""
+    `report.json` and `report.html`: what became of it, `latency_table.json`: what its milliseconds are counted by,
+    `checkpoints`: what an interrupted training goes on from."""
 
     path: Path
 
@@ -42,8 +43,17 @@ class RunFolder:
         return self.path / "report.json"
 
     @property
+    def table_file(self) -> Path:
+        return self.path / "latency_table.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def has_results(self) -> bool:
+        """Whether a run came as far as leaving something; one that a mistake ended has not."""
+        return self.network_file.exists() or any(self.checkpoints.glob("*"))
 
     @property
     def settings(self) -> Settings:
@@ -60,7 +70,7 @@ class RunFolder:
         """A folder for a run, with its settings in it; without `path` a new one below `runs`. `again`: it may be one of
         an earlier run. Raises `InputError` if it is and must not, `StorageError` if it cannot be made."""
         folder = cls(path or _free(Path("runs"), settings.model.name))
-        if folder.settings_file.exists() and not again:
+        if folder.has_results and not again:
             raise InputError(
                 f"{folder.path} has a run in it already", remedy="go on with it by --resume, or give another --out"
             )
@@ -124,9 +134,14 @@ def command() -> str:
     return shlex.join(["fxcat", *sys.argv[1:]])
 
 
-def _free(parent: Path, name: str) -> Path:
-    """The first that is free of name-1, name-2, …"""
-    stem = re.sub(r"[^\w.-]+", "-", name.rpartition(":")[2]) or "run"
+def file_name_of(model: str) -> str:
+    """The name of a model without its package, as files are named."""
+    return re.sub(r"[^\w.-]+", "-", model.rpartition(":")[2]) or "model"
+
+
+def _free(parent: Path, model: str) -> Path:
+    """The first that is free of model-1, model-2, …"""
+    stem = file_name_of(model)
     number = 1
     while (parent / f"{stem}-{number}").exists():
         number += 1

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _says(text: str, flag: str | None = None) -> dict[str, str | None]:
-    """What `--help` says; `flag`: the option of a setting, if that is not its own name."""
-    return {"help": text, "flag": flag}
+def _says(text: str, flag: str | None = None, least: int | None = None) -> dict[str, Any]:
+    """What `--help` says; `flag`: the option of a setting, if that is not its own name; `least`: of its values."""
+    return {"help": text, "flag": flag, "least": least}
 
 
-def _setting(default: Any, text: str, *, flag: str | None = None) -> Any:
-    return field(default=default, metadata=_says(text, flag))
+def _setting(default: Any, text: str, *, flag: str | None = None, least: int | None = None) -> Any:
+    return field(default=default, metadata=_says(text, flag, least))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class ModelSettings:
     """Which model, and its weights."""
 
     name: str = _setting("", "a torchvision or timm model, or package.module:function", flag="MODEL")
-    classes: int | None = _setting(None, "how many classes it tells apart; by default those of the data")
+    classes: int | None = _setting(None, "how many classes it tells apart; by default those of the data", least=1)
     pretrained: bool = _setting(False, "with the weights of its package, which may download them")
     weights: str | None = _setting(None, "a file with its state_dict")
     arguments: dict[str, Any] = field(
@@ -39,10 +39,10 @@ class DataSettings:
     )
     root: str = _setting("data", "where data sets of torchvision lie", flag="--data-root")
     download: bool = _setting(False, "let torchvision download the data set")
-    size: int | None = _setting(None, "height and width of the images")
-    batch_size: int = _setting(64, "images in a batch")
+    size: int | None = _setting(None, "height and width of the images", least=1)
+    batch_size: int = _setting(64, "images in a batch", least=1)
     augment: bool = _setting(True, "crop and flip training images at random")
-    workers: int = _setting(0, "processes that load images")
+    workers: int = _setting(0, "processes that load images", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,15 @@ class PruneSettings:
 
     flops: float | None = _setting(None, "share of the FLOPs to keep")
     params: float | None = _setting(None, "share of the parameters to keep")
+    latency: float | None = _setting(None, "share of the milliseconds of a run to keep")
+    milliseconds: float | None = _setting(None, "the same in milliseconds")
+    latency_table: str | None = _setting(
+        None, "a file of fxcat bench MODEL: what a run takes on the machine that was measured; by default this one is"
+    )
     layers: float = _setting(0.5, "layers versus units: above 0.5 whole layers go sooner")
     gates: str = _setting("units+layers", "what may go: units+layers, units or layers")
     policy: str = _setting("bernoulli", "how training decides: bernoulli or ratio")
-    round_to: int = _setting(1, "leave multiples of so many channels")
+    round_to: int = _setting(1, "leave multiples of so many channels", least=1)
     ignore: list[str] = field(default_factory=list[str], metadata=_says("a module that stays as it is"))
 
 
@@ -62,14 +67,14 @@ class PruneSettings:
 class TrainSettings:
     """The training loop."""
 
-    epochs: int = _setting(20, "epochs, of which the first 55 % have gates")
+    epochs: int = _setting(20, "epochs, of which the first 55 % have gates", least=1)
     lr: float = _setting(0.05, "learning rate of SGD with Nesterov momentum and cosine annealing")
     clip_norm: float | None = _setting(None, "largest norm of the gradients")
     teacher: str | None = _setting(None, "learn from a teacher too: 'self' (the network as it begins) or a model")
     teacher_weights: str | None = _setting(None, "a file with the state_dict of a teacher that is a model")
     bfloat16: bool = _setting(False, "mixed precision")
     device: str | None = _setting(None, "such as cpu or cuda; by default a GPU if there is one")
-    seed: int = _setting(0, "of all random numbers")
+    seed: int = _setting(0, "of all random numbers", least=0)
 
 
 @dataclass(frozen=True, slots=True)

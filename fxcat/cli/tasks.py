@@ -14,12 +14,11 @@ from torch import nn
 from fxcat.api import prepare
 from fxcat.cli.data import Images, load_images
 from fxcat.cli.models import channels_of, example_of, make_model
-from fxcat.cli.settings import PruneSettings, Settings
+from fxcat.cli.settings import Settings
 from fxcat.data.losses import count_correct
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.named_models import full_name
-from fxcat.records import Target
 from fxcat.scores.sensitivity import sensitivity
 from fxcat.scores.sensitivity_result import Sensitivity
 
@@ -49,6 +48,8 @@ def _takes_classes(settings: Settings) -> bool:
 def prepared(settings: Settings, *, sized: bool, verbose: bool) -> GatedModule:
     """The model with gates, on the device that was asked for; `sized`: for images as the data have them, else as the
     model takes them."""
+    if settings.train.device is not None:
+        _check_device(settings.train.device)
     torch.manual_seed(settings.train.seed)
     example = example_of(settings.data, channels_of(settings.model)) if sized else None
     model, prune = make_model(settings.model, example), settings.prune
@@ -57,24 +58,20 @@ def prepared(settings: Settings, *, sized: bool, verbose: bool) -> GatedModule:
     return net if settings.train.device is None else net.to(settings.train.device)
 
 
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
+        reason = str(error).splitlines()[0]
+        raise InputError(f"there is no device {name!r} here: {reason}", remedy="give --device cpu, or none") from error
+
+
 def with_size(settings: Settings, net: GatedModule) -> Settings:
     """The settings with the size of the images that a network was prepared for."""
     described = net.recipe[0].example
     shapes = [] if described is None else [shape for shape, *_ in described["tensors"].values()]
     size = shapes[0][-1] if shapes and len(shapes[0]) == 4 else None
     return replace(settings, data=replace(settings.data, size=size))
-
-
-def target_of(prune: PruneSettings) -> Target | None:
-    """What size was asked for; None if none was."""
-    if prune.flops is None and prune.params is None:
-        return None
-    return Target(flops=prune.flops, params=prune.params, layers=prune.layers)
-
-
-def needed_target(prune: PruneSettings) -> Target:
-    """The same, and half of the FLOPs if none was."""
-    return target_of(prune) or Target(flops=0.5, layers=prune.layers)
 
 
 def measured_sensitivity(net: GatedModule, batches: list[Any], *, quiet: bool) -> Sensitivity:

@@ -31,19 +31,24 @@ def read_settings(path: Path) -> Settings:
 
 def with_values(settings: Settings, content: Mapping[str, Any], where: str | None = None) -> Settings:
     """The settings with other values, `content`: table → name → value. Raises `InputError` for unknown names, and
-    values of another type."""
+    values of another type, or that are too small."""
     parts = {f.name: getattr(settings, f.name) for f in fields(settings)}
     for table, values in content.items():
         _check_known(table, parts, "table", where)
         if not isinstance(values, Mapping):
             raise InputError(f"{table} is no table", where=where, remedy=f"write [{table}] and its settings below")
         hints = get_type_hints(type(parts[table]))
+        least = {f.name: f.metadata["least"] for f in fields(parts[table])}
         found: dict[str, Any] = {}
         for name, value in values.items():  # pyright: ignore[reportUnknownVariableType]
             _check_known(str(name), hints, f"setting of [{table}]", where)  # pyright: ignore[reportUnknownArgumentType]
             if not _fits(value, hints[name]):
                 raise InputError(
                     f"{table}.{name} = {value!r} is of another type", where=where, remedy=f"give {_said(hints[name])}"
+                )
+            if least[str(name)] is not None and value < least[str(name)]:
+                raise InputError(
+                    f"{table}.{name} = {value} is too small", where=where, remedy=f"give {least[name]}, or more"
                 )
             found[str(name)] = value  # pyright: ignore[reportUnknownArgumentType]
         parts[table] = replace(parts[table], **found)

@@ -10,10 +10,32 @@ from typing import Any
 
 from fxcat.checks import as_path, check_instance
 from fxcat.errors import InputError, StorageError
+from fxcat.utils import schema
 from fxcat.version import __version__
 
 KIND = "fxcat-folder-1"
 CONFIG, NETWORK, ONNX, CARD, REPORT = "config.json", "model.safetensors", "model.onnx", "README.md", "report.html"
+SOURCE, SOURCE_WEIGHTS = "network.py", "network.safetensors"
+_COUNT = schema.integer(2**50)
+_ARCHITECTURE = schema.record(
+    {"name": schema.text},
+    {
+        "classes": schema.optional(schema.integer(10**6, least=1)),
+        "arguments": schema.optional(schema.named(schema.anything, 100)),
+        "bypasses": schema.flag,
+    },
+)
+_CONTENT = schema.record(
+    {
+        "architecture": schema.optional(_ARCHITECTURE),
+        "input_shape": schema.optional(schema.listed(schema.integer(2**20, least=1), 8)),
+        "params": _COUNT,
+    },
+    {
+        **dict.fromkeys(("macs", "start_params", "start_macs"), schema.optional(_COUNT)),
+        "fxcat_version": schema.text,
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +89,7 @@ def read_config(folder: Any) -> Config:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         kind = content.pop("kind")
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise StorageError(
             f"this is no folder of save_folder: {type(error).__name__}: {error}",
             where=str(path),
@@ -80,11 +102,13 @@ def read_config(folder: Any) -> Config:
             remedy="use the version of fxcat that wrote it, or a newer one",
         )
     try:
+        _CONTENT(content, CONFIG)
         architecture, shape = content.pop("architecture"), content.pop("input_shape")
-        return Config(
-            None if architecture is None else Architecture(**architecture),
-            None if shape is None else tuple(int(size) for size in shape),
-            **content,
-        )
-    except (TypeError, ValueError, KeyError, InputError) as error:
-        raise StorageError("the folder's description lacks a part, or has one too many", where=str(path)) from error
+        made = None if architecture is None else Architecture(**architecture)
+        return Config(made, None if shape is None else tuple(shape), **content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StorageError(
+            f"this is no description that save_folder wrote: {error}",
+            where=str(path),
+            remedy="get the folder again from where it was published",
+        ) from error

@@ -6,21 +6,36 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from fxcat.api import add_bypasses
 from fxcat.checks import as_path, check_flag, check_instance, check_module
-from fxcat.errors import InputError, StorageError, located
+from fxcat.errors import ExportError, InputError, StorageError, located
 from fxcat.exporters.onnx_export import export_onnx
+from fxcat.exporters.source.export import SourceReport, export_source
+from fxcat.exporters.source.running import load_function
 from fxcat.gated import GatedModule
 from fxcat.hub.card import model_card
-from fxcat.hub.config import CARD, CONFIG, NETWORK, ONNX, REPORT, Architecture, Config, read_config
+from fxcat.hub.config import (
+    CARD,
+    CONFIG,
+    NETWORK,
+    ONNX,
+    REPORT,
+    SOURCE,
+    SOURCE_WEIGHTS,
+    Architecture,
+    Config,
+    read_config,
+)
 from fxcat.loading import load
 from fxcat.named_models import named_model
 from fxcat.report.record import Report
 from fxcat.storage import save
+from fxcat.utils.safetensors_file import FORMAT, read_tensors
 
 
 def save_folder(
@@ -32,24 +47,29 @@ def save_folder(
     report: Report | None = None,
     results: Mapping[str, str] | None = None,
     onnx: bool = False,
+    source: bool = True,
     title: str | None = None,
     license: str | None = None,
 ) -> None:
-    """Write what `finalize` returned into a folder: `model.safetensors`, `config.json`, `README.md` (a model card), and
-    if they are asked for `model.onnx` and `report.html`. The folder can be uploaded as it is.
+    """Write what `finalize` returned into a folder: `model.safetensors`, `config.json`, `README.md` (a model card), the
+    network as source (`network.py`, `network.safetensors`), and if they are asked for `model.onnx` and `report.html`.
+    The folder can be uploaded as it is.
 
     `architecture`: what made the model that was prepared, as `named_model` is told: then the folder can be loaded
-    without it. `input_shape`: of an example, (N, C, H, W); needed for `onnx` and bypasses. `report`: of the run, whose
-    costs the card names. `results`: what you have measured, as text by its name: `{"accuracy": "76.1 %"}`. The card
-    holds these figures and those that are counted or measured here, no others. `license`: as the Hub calls it.
+    without it. `source`: write what `export_source` writes, with which the folder is loaded where the model's class is
+    not installed; say False for a network that has no source form. `input_shape`: of an example, (N, C, H, W); needed
+    for `onnx` and bypasses. `report`: of the run, whose costs the card names. `results`: what you have measured, as
+    text by its name: `{"accuracy": "76.1 %"}`. The card holds these figures and those that are counted or measured
+    here, no others. `license`: as the Hub calls it.
 
-    Files of an earlier call are replaced. Raises as `save` and `export_onnx` do, and `InputError`.
+    Files of an earlier call are replaced. Raises as `save`, `export_source` and `export_onnx` do, and `InputError`.
     """
     check_module(module, "save_folder()")
     check_instance(architecture, (Architecture, str), "architecture", optional=True)
     check_instance(report, Report, "report", optional=True)
     check_instance(results, Mapping, "results", optional=True)
     check_flag(onnx, "onnx")
+    check_flag(source, "source")
     made = Architecture(architecture) if isinstance(architecture, str) else architecture
     if input_shape is None and (onnx or (made is not None and made.bypasses)):
         raise InputError("save_folder() needs the shape of an example", remedy="give input_shape=(1, 3, 224, 224)")
@@ -61,13 +81,14 @@ def save_folder(
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             files = Path(scratch)
             save(small, files / NETWORK)
-            exported = None
-            if onnx:
-                exported = export_onnx(small, files / ONNX, torch.empty(config.input_shape or (), device="meta"))
+            example = None if config.input_shape is None else torch.empty(config.input_shape, device="meta")
+            written = _written(small, files / SOURCE, example) if source else None
+            exported = export_onnx(small, files / ONNX, example) if onnx else None
             if report is not None:
                 report.html(files / REPORT)
             name = title or (made.name.rpartition(":")[2] if made else type(small).__name__)
-            card = model_card(config, title=name, license=license, results=results or {}, report=report, onnx=exported)
+            about: Any = {"license": license, "results": results or {}, "report": report}
+            card = model_card(config, title=name, **about, onnx=exported, source=written)
             (files / CARD).write_text(card, encoding="utf-8")
             config.write(files / CONFIG)
             _replace(folder, files)
@@ -75,9 +96,18 @@ def save_folder(
         raise StorageError(f"the folder cannot be written: {error}", where=str(folder)) from error
 
 
+def _written(small: nn.Module, file: Path, example: torch.Tensor | None) -> SourceReport:
+    """The network as source. Raises `ExportError`, which says how to do without."""
+    try:
+        return export_source(small, file, example)
+    except ExportError as error:
+        remedy = "save_folder(…, source=False), or fxcat export --no-source, writes the folder without network.py"
+        raise ExportError(error.what, where=error.where, remedy=remedy) from error
+
+
 def _replace(folder: Path, files: Path) -> None:
     """Put files into the folder instead of those of an earlier call; its description goes first, and comes last."""
-    for name in (CONFIG, ONNX, REPORT):
+    for name in (CONFIG, ONNX, REPORT, SOURCE, SOURCE_WEIGHTS):
         (folder / name).unlink(missing_ok=True)
     for file in sorted(files.iterdir(), key=lambda file: file.name == CONFIG):
         file.replace(folder / file.name)
@@ -88,20 +118,46 @@ def load_folder(
 ) -> nn.Module:
     """The small network of a folder, in `eval()`, on the CPU.
 
-    Without `model` (the architecture, as for `load`) it is made from the folder's description, by torchvision or timm.
-    Where that names a function of another module, importing it executes it: that is done with `trust_source=True` only,
-    and nothing else in a folder is ever executed. Nothing is downloaded.
+    Without `model` (the architecture, as for `load`) it is made from the folder's description, by torchvision or timm,
+    and nothing in the folder is executed. Where these do not have it, only Python can make it: that of the folder's
+    `network.py`, which needs torch alone, or of a module that the description names. Python can do anything that you
+    can do on this machine, whoever published the folder; so it is run with `trust_source=True` only: look at
+    `network.py` before. With that it is what is always run, if there is one: the network then consists of plain layers,
+    and is not of the model's class. Nothing is downloaded.
 
-    Raises `StorageError` for what is no such folder, for one of an unknown version and for damaged files, and
+    Raises `StorageError` for what is no such folder, for one of an unknown version and for damaged or forged files, and
     `InputError` where the architecture is not known, or not trusted.
     """
     check_flag(trust_source, "trust_source")
     folder = as_path(path)
     config = read_config(folder)
     with located(str(folder)):
-        if model is None:
-            model = _made(config, trust_source=trust_source)
-        return load(folder / NETWORK, model).eval()
+        if model is None and trust_source and (folder / SOURCE).is_file():
+            network = _run(folder)
+        else:
+            made = _made(config, folder, trust_source=trust_source) if model is None else model
+            network = load(folder / NETWORK, made)
+        params = sum(p.numel() for p in network.parameters())
+        if params != config.params:
+            raise StorageError(
+                f"{CONFIG} describes a network with {config.params:,} parameters, and the folder's has {params:,}",
+                remedy="get the folder again from where it was published",
+            )
+    return network.eval()
+
+
+def _run(folder: Path) -> nn.Module:
+    """What the folder's own source makes, with its weights. Executes it."""
+    read_tensors(folder / SOURCE_WEIGHTS, FORMAT)  # which are not damaged
+    try:
+        network = load_function(folder / SOURCE)(folder / SOURCE_WEIGHTS)
+    except Exception as error:  # of somebody's code
+        raise StorageError(
+            f"{SOURCE} does not run: {type(error).__name__}: {error}", remedy="load_folder(path, model) does without it"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise StorageError(f"{SOURCE} makes a {type(network).__name__}, not a network")
+    return network
 
 
 def _described(
@@ -119,19 +175,25 @@ def _described(
     return Config(made, shape, params, report.left.macs, report.start.params, report.start.macs)
 
 
-def _made(config: Config, *, trust_source: bool) -> nn.Module:
+def _made(config: Config, folder: Path, *, trust_source: bool) -> nn.Module:
     """The architecture that a folder names."""
-    made = config.architecture
+    made, has_source = config.architecture, (folder / SOURCE).is_file()
+    trusting = f"look at its {SOURCE}, and call load_folder(path, trust_source=True), which executes it"
     if made is None:
         raise InputError(
-            "the folder does not say what its network was made from", remedy="call load_folder(path, model)"
+            "the folder does not say what its network was made from",
+            remedy=f"{trusting}; or call load_folder(path, model)" if has_source else "call load_folder(path, model)",
         )
     if made.is_code and not trust_source:
         raise InputError(
-            f"to load this folder {made.name} has to be imported, which executes it",
-            remedy="look at it, and call load_folder(path, trust_source=True), or load_folder(path, model)",
+            f"this folder's network was made by {made.name}, and importing that executes it",
+            remedy=trusting if has_source else "look at it, and call load_folder(path, trust_source=True)",
         )
-    model = named_model(made.name, classes=made.classes, arguments=made.arguments)
+    try:
+        model = named_model(made.name, classes=made.classes, arguments=made.arguments)
+    except InputError as error:
+        more = f"; or {trusting}" if has_source else ""
+        raise InputError(error.what, where=error.where, remedy=f"{error.remedy}{more}") from error
     if made.bypasses:
         model = add_bypasses(model, torch.empty(config.input_shape or (), device="meta"), verbose=False)
     return model

@@ -69,7 +69,7 @@ class _Finder:
         first = chain[0]
         return TimedOp(
             _key(chain, parts, axes, self._network),
-            first.name,
+            str(first.target) if first.op == "call_module" else first.name,
             asked,
             Holding.of_uses(self._uses(first)),
             self._analysis.labels.repeats.get(first, 1),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from artificial_latency import table_for
 from command_nets import residual
 
 import fxcat
@@ -76,6 +79,79 @@ def test_bench(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ONNX Runtime, CPU, batch 1" in (run / "report.html").read_text(encoding="utf-8")
 
 
+def test_export_as_several_things_at_once(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "export", str(run), "--source", "small.py", "--onnx", "small.onnx")
+    assert re.search(r"small.py: \d+ lines, weights in small.safetensors, largest error 0.0e\+00", text)
+    x = torch.rand(2, 1, 8, 8)
+    network = runpy.run_path("small.py")["load"]()
+    assert torch.equal(network(x), fxcat.load(run / "network.safetensors", residual()).eval()(x))
+    assert (here / "small.onnx").exists() and not (run / "model.onnx").exists()
+    told(capsys, "export", str(run), "--folder", "bare", "--no-source")
+    assert not (here / "bare" / "network.py").exists() and (here / "bare" / "model.onnx").exists()
+
+
+@pytest.fixture
+def table(here: Path) -> float:
+    """A file t.json with what the net's ops take; returns the milliseconds of a run."""
+    net = fxcat.prepare(residual(), torch.zeros(1, 1, 8, 8), verbose=False)
+    found = table_for(net, step=1)
+    found.save(here / "t.json")
+    net.use_latency(found)
+    assert net.latency is not None
+    return net.latency.start
+
+
+def share_of_time(text: str) -> float:
+    found = re.search(r"expected time, torch, cpu, 1 thread, batch 1: .* ms of .* ms \(([\d.]+)%\)", text)
+    assert found, text
+    return float(found[1]) / 100
+
+
+@pytest.mark.parametrize("command", ["prune", "train"])
+def test_to_a_share_of_the_milliseconds(
+    command: str, table: float, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--epochs", "2", "--quiet"] if command == "train" else ["--batches", "1"]
+    asked = ["--latency", "0.6", "--latency-table", "t.json", "--out", "a"]
+    text = told(capsys, command, NET, *SMALL, *more, *asked)
+    assert 0.4 < share_of_time(text) <= 0.6
+    assert "expected time" in (here / "a" / "report.html").read_text(encoding="utf-8")
+    (here / "t.json").unlink()  # the run has its own
+    text = told(capsys, command, "--config", "a/run.toml", "--out", "b", *more)
+    assert 0.4 < share_of_time(text) <= 0.6
+    assert read_settings(here / "b" / "run.toml").prune.latency_table == str(Path("b", "latency_table.json"))
+
+
+def test_to_milliseconds(table: float, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [NET, *SMALL, "--latency-table", "t.json", "--milliseconds"]
+    assert 0.4 < share_of_time(told(capsys, "prune", *given, str(0.5 * table), "--batches", "1")) <= 0.5
+    assert "latency at the start" in told(capsys, "inspect", *given, str(0.5 * table))
+    assert "give fewer --milliseconds" in told(capsys, "inspect", *given, str(1.1 * table), code=1)
+    assert "give one of the two" in told(capsys, "inspect", *given, "1", "--latency", "0.5", code=1)
+
+
+def test_a_table_is_measured_where_none_is_given(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `bench`, for another machine; and by what needs one."""
+    text = told(capsys, "bench", NET, *SMALL, "--runtime", "torch", "--repeats", "1", "--threads", "1")
+    assert "latency-residual.json" in text and "torch, cpu, 1 thread, batch 1: " in text and "1.conv1" in text
+    assert fxcat.LatencyTable.load("latency-residual.json").runtime == "torch"
+    assert "latency at the start" in told(capsys, "inspect", NET, *SMALL, "--latency-table", "latency-residual.json")
+    text = told(capsys, "inspect", NET, "--size", "12", "--latency-table", "latency-residual.json", code=1)
+    assert "of another network" in text and "make one by fxcat bench" in text
+    with pytest.MonkeyPatch.context() as patch:  # which share can be reached is not for a busy machine to say
+        patch.setattr(fxcat.LatencyTable, "measure", partial(table_for, step=1))
+        text = told(capsys, "prune", NET, *SMALL, "--latency", "0.7", "--out", "a", "--batches", "1")
+    assert "measuring what the network's ops take" in text and share_of_time(text) <= 0.7
+    assert (here / "a" / "latency_table.json").exists()
+
+
+def test_a_run_that_a_mistake_ended_leaves_its_folder_free(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["prune", NET, *SMALL, "--out", "a", "--batches", "1"]
+    assert "cannot be reached" in told(capsys, *given, "--flops", "1e-6", code=1)
+    told(capsys, *given, "--flops", "0.5")
+    assert "has a run in it already" in told(capsys, *given, code=1)
+
+
 def test_a_run_is_repeated_from_its_folder(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told(capsys, "train", "--config", str(run / "run.toml"), "--out", "again", "--quiet")
     again, first = (fxcat.load(f / "network.safetensors", residual()) for f in (here / "again", run))
@@ -130,9 +206,20 @@ def test_prune_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", NET, "--data", "cifar10"], 1, "--download"),
         (["train", NET, *SMALL, "--flops", "1.5"], 1, "outside (0, 1]"),
         (["train", NET, *SMALL, "--batch-size", "5000"], 1, "less than a batch"),
+        (["train", NET, *SMALL, "--device", "nonsense"], 1, "there is no device 'nonsense' here"),
+        (["train", NET, *SMALL, "--epochs", "0"], 1, "train.epochs = 0 is too small"),
+        (["train", NET, "--size", "0"], 1, "data.size = 0 is too small"),
+        (["prune", NET, *SMALL, "--batches", "0"], 2, "x>=1"),
         (["train", "torchvision:no_net"], 1, "torchvision has no model"),
         (["train", "timm:hf-hub:somebody/net"], 1, "there is no module"),
         (["export", "."], 1, "no folder of a run"),
+        (["export", ".", "--opset", "18", "--source", "a.py"], 1, "give --onnx FILE"),
+        (["export", ".", "--license", "mit"], 1, "give --folder"),
+        (["bench", "."], 1, "no folder of a run"),
+        (["bench", ".", "--table", "t.json"], 1, "--table is for a model"),
+        (["bench", ".", "--classes", "3"], 1, "--classes is for a model"),
+        (["bench"], 1, "no model is named"),
+        (["inspect", NET, "--latency-table", "none.json"], 1, "no latency table can be read"),
         (["prune", NET, "--compensate"], 1, "give --data"),
     ],
 )
@@ -172,6 +259,16 @@ def test_settings_of_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     ):
         (here / "s.toml").write_text(content)
         assert said in told(capsys, "train", "--config", "s.toml", code=1)
+
+
+def test_random_weights_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the weights are random" in told(capsys, "prune", "timm:test_resnet", "--size", "32", "--out", "a")
+    assert "random" not in told(capsys, "prune", NET, "--size", "8", "--out", "b")
+
+
+def test_inspect_sees_the_classes_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "inspect", "resnet18", "--data", "digits")
+    assert re.search(r"output +│ +10 +│", text) and "growth of the loss" not in text
 
 
 def test_completion(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

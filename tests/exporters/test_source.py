@@ -7,6 +7,7 @@ import io
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,19 @@ def test_what_has_no_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(fxcat.InputError, match="no name of a Python file"):
         fxcat.export_source(model, tmp_path / "strange.txt", torch.randn(2, 4))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("left", [(0, 1, 3), (1, 3), (0, 1, 2)])
+def test_a_chain_that_has_lost_parts(left: tuple[int, ...], tmp_path: Path) -> None:
+    """As where a whole block in a `Sequential` is removed: the names of the others have gaps."""
+    chain = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(4)))
+    for i in sorted({0, 1, 2, 3} - set(left), reverse=True):
+        del chain[i]
+    names = map(str, left)
+    model = nn.Sequential(OrderedDict(zip(names, chain, strict=True))).eval()
+    report = fxcat.export_source(model, tmp_path / f"chain{''.join(map(str, left))}.py", torch.randn(2, 4))
+    assert report.max_error == 0.0
+    assert loaded(report.path).state_dict().keys() == model.state_dict().keys()
 
 
 class Bump(nn.Module):

@@ -22,7 +22,8 @@ from fxcat.passes.rules import table
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+FOR_MACHINES = [ROOT / "llms.txt", ROOT / "skills" / "fxcat" / "SKILL.md"]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *FOR_MACHINES, *PAGES]
 FENCE = re.compile(r"^( *)```(python|text)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _OUTPUT = doctest.OutputChecker()
 
@@ -104,6 +105,28 @@ def test_what_the_readme_shows_runs(alone: Path) -> None:
     found = blocks(text)
     assert found
     run_page(found, alone, **given, criterion=torch.nn.CrossEntropyLoss())
+
+
+@pytest.mark.parametrize("path", FOR_MACHINES, ids=lambda p: p.name)
+def test_what_is_written_for_machines_runs(path: Path, alone: Path) -> None:
+    found = blocks(path.read_text(encoding="utf-8"))
+    assert found
+    run_page(found, alone)
+
+
+def test_llms_txt_has_its_form_and_names_every_recipe() -> None:
+    """A title, a summary, then sections that are lists of links: https://llmstxt.org"""
+    text = FOR_MACHINES[0].read_text(encoding="utf-8")
+    assert re.match(r"# \S+\n\n> ", text)
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        assert re.fullmatch(r"[\w ]+\n\n(?:(?:- \[|  ).*\n+)+", section), section
+    linked = set(re.findall(r"\]\(docs/([^)]*)\)", text))
+    assert {f"recipes/{p.name}" for p in (DOCS / "recipes").glob("*.md")} <= linked
+
+
+def test_the_skill_file_says_when_it_is_of_use() -> None:
+    front = re.match(r"---\nname: ([a-z-]+)\ndescription: (.+)\n---\n", FOR_MACHINES[1].read_text(encoding="utf-8"))
+    assert front and front[1] == FOR_MACHINES[1].parent.name and len(front[2]) <= 1024
 
 
 def test_the_readme_is_short_and_has_the_two_commands() -> None:
