@@ -81,7 +81,7 @@ class ByMode(ByWidth):
     """With another argument it is another function."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, mixes: bool = False) -> torch.Tensor:  # pyright: ignore
+    def forward(ctx: Any, x: torch.Tensor, mixes: bool = False) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return x + x.mean(1, keepdim=True) if mixes else x + 1
 
     @staticmethod
@@ -115,7 +115,7 @@ class Through(nn.Module):
         self.function, self.args = function, args
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        called: Any = self.function.apply(self.norm(self.first(x)).clone(), *self.args)  # pyright: ignore
+        called: Any = self.function.apply(self.norm(self.first(x)).clone(), *self.args)
         return self.last(called).mean((2, 3)) + self.after(torch.relu(self.before(x))).mean((2, 3))
 
 
