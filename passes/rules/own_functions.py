@@ -21,8 +21,10 @@ _ASKED = ("dtype", "device", "is_cuda", "data", "requires_grad")
 """What a forward pass may ask a tensor without knowing how many entries it has."""
 _SAME = (torch.zeros_like, torch.ones_like, torch.full_like)
 """Of the values of another's shape, those that are no random numbers."""
-_OPERATORS = {"rsub": "sub", "rdiv": "div", "rpow": "pow", "invert": "logical_not", "and": "logical_and"}
-_OPERATORS |= {"or": "logical_or", "xor": "logical_xor", "rmul": "mul", "radd": "add"}
+_OPERATORS = {
+    **{"rsub": "sub", "rdiv": "div", "rpow": "pow", "rmul": "mul", "radd": "add"},
+    **{"invert": "logical_not", "and": "logical_and", "or": "logical_or", "xor": "logical_xor"},
+}
 
 
 class ElementwiseFunction(Elementwise):
@@ -85,7 +87,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _is_known(func: Any) -> bool:
-    name = func.__name__.strip("_")
+    name: str = func.__name__.strip("_")
     found = function_rule(func) or method_rule(func.__name__) or method_rule(_OPERATORS.get(name, name))
     if isinstance(found, Alike):
         return func in _SAME
