@@ -238,7 +238,11 @@ def _in_regions(model: nn.Module, call: Call, refused: CaptureError, python: Seq
     try:
         found = find_regions(model, *call.filled(tensors), _trace_region, python)
         if not found.regions:
-            raise CaptureError("no part of the model can be captured", where=_name(model))
+            raise CaptureError(
+                "it takes a list, which may have another length the next time, and no part of it can be captured alone",
+                where=_name(model),
+                remedy="let forward take a tuple of tensors, or an argument for each",
+            )
     except CaptureError as error:
         raise (error if call.has_lists else refused) from error
     if not python:

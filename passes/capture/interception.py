@@ -23,7 +23,8 @@ from fxcat.passes.capture.tracing import Tracing
 from fxcat.passes.nodes.effects import INPLACE_OPERATORS
 from fxcat.passes.nodes.known import is_random
 from fxcat.passes.rules.leaves import computes_weights
-from fxcat.passes.rules.table import autograd_call, function_decomposition, function_rule
+from fxcat.passes.rules.own_functions import call_of
+from fxcat.passes.rules.table import function_decomposition, function_rule
 
 _APPLY: Any = vars(torch.autograd.Function)["apply"]
 
@@ -141,7 +142,8 @@ def _applying(tracer: Tracing) -> Any:
                 where=tracer.location(),
                 remedy="teach fxcat the module with a rule (fxcat.rules)",
             )
-        return tracer.create_proxy("call_function", autograd_call(function), args, kwargs)
+        examples = tree_map(lambda a: a.example if isinstance(a, ExampleProxy) else a, args)
+        return tracer.create_proxy("call_function", call_of(function, examples), args, kwargs)
 
     return classmethod(apply)
 

@@ -90,18 +90,32 @@ def stand_ins(root: nn.Module) -> Generator[None]:
 
 
 def _of_python(value: Any) -> Any:
-    """For a compiled function the one that was compiled; for a scripted one what makes a node of it; for one that
-    keeps its results one that forgets those of proxies."""
+    """For a compiled or scripted function the one that was compiled; for one that keeps its results one that forgets
+    those of proxies."""
     if keeps_results(value):
         return forgetting(value)
     if isinstance(value, types.BuiltinFunctionType):
         return next((new for old, new in NOT_OVERRIDDEN if old is value), value)
     if isinstance(value, torch.jit.ScriptFunction):
-        return _deferred(_called(value))
+        return _scripted(value)
     return getattr(value, "_torchdynamo_orig_callable", value)
 
 
 _FUNCTIONS = (types.FunctionType, torch.jit.ScriptFunction, types.BuiltinFunctionType)
+
+
+def _scripted(value: torch.jit.ScriptFunction[..., Any]) -> Callable[..., Any]:
+    """The Python that was scripted, where torch knows it and it can do with proxies; else what makes a node of it."""
+    written, node = getattr(value, "_torchdynamo_inline", None), _deferred(_called(value))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((a for a in leaves((args, kwargs)) if isinstance(a, ExampleProxy)), None)
+        if proxy is None or written is None:
+            return node(*args, **kwargs)
+        result = proxy.tracer.attempt(written, args, kwargs)
+        return node(*args, **kwargs) if result is NotImplemented else result
+
+    return call
 
 
 @cache

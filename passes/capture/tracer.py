@@ -51,8 +51,10 @@ class ExampleTracer(NodeTracer):
         self._training = False
         self._tensors: dict[int, str] = {}
         self._read: dict[str, fx.Proxy] = {}
-        self._drawn: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
-        """Tensors that are none of the graph, and what was drawn into them."""
+        self._stands_for: dict[int, tuple[torch.Tensor, fx.Proxy]] = {}
+        """Tensors that are none of the graph, and what was drawn into them; those that a hook was given."""
+        self._has_hooks = False
+        """Whether a hook has run on example values."""
         self._made: dict[int, torch.Tensor] = {}
         """Constants that the model makes while it is traced."""
         self._computed_with: set[int] = set()
@@ -170,7 +172,7 @@ class ExampleTracer(NodeTracer):
             rule = module_rule(m)
             if has_hooks(m):
                 HOOKED.set(result.node, True)
-                self._check_hooks(result.node, m, forward)
+                self._check_hooks(result, m, forward)
             elif rule is not None and rule.returns_input(result.node, m, self._training):
                 SAME.set(result.node, True)
         self._path = outer
@@ -208,8 +210,11 @@ class ExampleTracer(NodeTracer):
             return not any(True for _ in (*module.parameters(held), *module.buffers(held)))
         return False
 
-    def _check_hooks(self, node: fx.Node, module: nn.Module, call: Callable[..., Any]) -> None:
-        """Hooks of a module that is a node of the graph stay with it; example values are found without them."""
+    def _check_hooks(self, result: fx.Proxy, module: nn.Module, call: Callable[..., Any]) -> None:
+        """Hooks of a module that is a node of the graph stay with it; example values are found without them.
+
+        What a hook has kept, of what the module gets or gives, the model may read: that is then the node's."""
+        node = result.node
         try:
             with self.executing():
                 found = call(*thaw(node.args), **thaw(node.kwargs))
@@ -221,6 +226,18 @@ class ExampleTracer(NodeTracer):
                 where=self.location(),
                 remedy="do that in the forward pass",
             )
+        known = [(value_of(source), self.proxy(source)) for source in node.all_input_nodes]
+        self._stands_for |= {id(v): (v, p) for v, p in (*known, (found, result)) if isinstance(v, torch.Tensor)}
+        self._has_hooks = True
+
+    def _check_kept(self, value: torch.Tensor) -> None:
+        """What a hook makes of example values is not there in a forward pass."""
+        if self._has_hooks and value.is_meta and self.read(value) is value:
+            raise CaptureError(
+                "the model reads what a hook has computed in the forward pass",
+                where=self.location(),
+                remedy="let the hook keep what it gets, and compute with that in forward",
+            )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self.is_executing else self.read(attr_val)
@@ -229,8 +246,8 @@ class ExampleTracer(NodeTracer):
         """A proxy for a parameter or a buffer, however the model came by it (`next(self.parameters())`)."""
         if not isinstance(value, torch.Tensor):
             return value
-        if id(value) in self._drawn:
-            return self._drawn[id(value)][1]
+        if id(value) in self._stands_for:
+            return self._stands_for[id(value)][1]
         if not self._tensors:  # the base class looks through all of them every time
             known = (*self.root.named_buffers(), *self.root.named_parameters())
             self._tensors = {id(tensor): name for name, tensor in known}
@@ -252,7 +269,7 @@ class ExampleTracer(NodeTracer):
         copied = self.create_proxy("call_method", "clone", (first,), {})
         kwargs = {k: v for k, v in kwargs.items() if v is not first}
         result = self.create_proxy(kind, target, (copied, *rest), kwargs)
-        self._drawn[id(first)] = first, result
+        self._stands_for[id(first)] = first, result
         return result
 
     def has_read(self, tensor: torch.Tensor) -> bool:
@@ -281,14 +298,16 @@ class ExampleTracer(NodeTracer):
             return a.node
         if kind is dict and not a:
             return {}
-        if id(a) in self._drawn:
-            return self._drawn[id(a)][1].node
+        if id(a) in self._stands_for:
+            return self._stands_for[id(a)][1].node
         if isinstance(a, numpy.generic):
             return a.item()
         if isinstance(a, numpy.ndarray):
             return super().create_arg(torch.from_numpy(a))
         if id(a) in self._made:  # what has changed it so far is a part of making it
             self._versions.setdefault(id(a), a._version)
+        if isinstance(a, torch.Tensor):
+            self._check_kept(a)
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:

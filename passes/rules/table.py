@@ -84,16 +84,27 @@ def _rule_of(cls: Any, options: dict[str, Any]) -> Any:
     return instance
 
 
+class AutogradCall:
+    """Stands for `function.apply` in a graph: its backward pass is its own, it is not traced into.
+
+    It has the name of the function, and is pickled as what makes it again.
+    """
+
+    def __init__(self, function: type[torch.autograd.Function], again: Callable[..., Any]) -> None:
+        self.function, self._again = function, again
+        self.__name__, self.__qualname__, self.__module__ = function.__name__, function.__name__, function.__module__
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function.apply(*args)  # pyright: ignore[reportUnknownMemberType]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._again, (self.function,)
+
+
 @cache
-def autograd_call(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """The function that stands for `function.apply` in a graph: its backward pass is its own, it is not traced into."""
-
-    def apply(*args: Any) -> Any:
-        return function.apply(*args)  # pyright: ignore[reportUnknownMemberType]
-
-    apply.__name__ = apply.__qualname__ = function.__name__
-    apply.__module__ = function.__module__
-    return apply
+def autograd_call(function: type[torch.autograd.Function]) -> AutogradCall:
+    """The one for an autograd function."""
+    return AutogradCall(function, autograd_call)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -143,28 +143,73 @@ def swish(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(x)
 
 
+def halved(x: torch.Tensor) -> torch.Tensor:
+    while bool(x.abs().max() > 1):
+        x = x / 2
+    return x
+
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecated, and in use
-    compiled_swish, scripted_swish = torch.compile(swish, backend="eager"), torch.jit.script(swish)
+    compiled_swish = torch.compile(swish, backend="eager")
+    scripted_swish, scripted_halved = torch.jit.script(swish), torch.jit.script(halved)
 
 
 class Activated(Net):
-    def __init__(self, scripted: bool) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.scripted = scripted
+        self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
-        return self.last(self.inner(scripted_swish(x) if self.scripted else compiled_swish(x)))
+        if self.kind == "compiled":
+            x = compiled_swish(x)
+        else:
+            x = scripted_swish(x) if self.kind == "scripted" else scripted_halved(x)
+        return self.last(self.inner(x))
 
 
-def test_compiled_functions_are_captured_and_scripted_ones_kept() -> None:
+def test_compiled_and_scripted_functions_are_captured() -> None:
     x = torch.randn(2, 3, 8, 8)
-    assert len(fxcat.prepare(Activated(False), x, verbose=False).gates) == 3
-    model = Activated(True)
-    net = fxcat.prepare(model, x, verbose=False).eval()
-    assert [g.name for g in net.structure.groups] == ["inner", "last.0"]
-    assert torch.equal(net(x), model.eval()(x))
+    whole = ["first", "inner", "last.0"]
+    for kind, groups in {"compiled": whole, "scripted": whole, "scripted with a loop": whole[2:]}.items():
+        model = Activated(kind)
+        net = fxcat.prepare(model, x, verbose=False).eval()
+        assert [g.name for g in net.structure.groups] == groups
+        if kind != "compiled":  # which need not be compiled here
+            assert difference(net(x), model.eval()(x)) < 1e-6
+
+
+class Keeping(Net):
+    """Its head reads what hooks have kept of a layer: what it gave, or what it got."""
+
+    def __init__(self, *, before: bool = False, mean: bool = False) -> None:
+        super().__init__()
+        self.head, self.mean, self.kept = nn.Conv2d(8, 2, 1), mean, dict[str, torch.Tensor]()
+        if before:
+            self.relu.register_forward_pre_hook(self._keep)
+        else:
+            self.relu.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, given: tuple[torch.Tensor], result: torch.Tensor | None = None) -> None:
+        value = given[0] if result is None else result
+        self.kept["value"] = value.mean((2, 3), keepdim=True) if self.mean else value
+
+    def forward(self, x: torch.Tensor) -> Any:
+        result = super().forward(x)
+        return result, self.head(self.kept["value"] * 2)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_what_a_hook_keeps_can_be_read(before: bool) -> None:
+    model = Keeping(before=before)
+    randomise(model, 0)
+    assert units_left(model, "relu") == 14
+
+
+def test_what_a_hook_computes_cannot() -> None:
+    with pytest.raises(fxcat.CaptureError, match="reads what a hook has computed"):
+        fxcat.prepare(Keeping(mean=True), torch.randn(1, 3, 8, 8), verbose=False)
 
 
 def test_modules_made_from_graphs() -> None:

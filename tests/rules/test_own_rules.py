@@ -88,11 +88,10 @@ def network(middle: nn.Module) -> nn.Module:
     return model
 
 
-def test_an_autograd_function_is_opaque_reported_and_keeps_its_gradient() -> None:
+def test_an_autograd_function_keeps_its_gradient() -> None:
     model = nn.Sequential(network(Doubled()), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)).double()
     net = fxcat.prepare(model, torch.zeros(1, 3, 8, 8, dtype=torch.float64), verbose=False)
-    assert [g.name for g in net.structure.groups] == ["0.2", "1"]
-    assert any("ScaleFunction" in p.where and "unknown operation" in p.reason for p in net.structure.pinned)
+    assert [g.name for g in net.structure.groups] == ["0.0", "0.2", "1"]
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     weights = next(model.parameters()), next(net.weight_parameters())
     gradients = [torch.autograd.grad(m.eval()(x).sum(), w)[0] for m, w in zip((model, net), weights, strict=True)]
