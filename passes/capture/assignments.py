@@ -147,7 +147,7 @@ def _put(call: Call, part: fx.Node, axis: int, cut: slice, value: fx.Node) -> fx
     """A value with some slices replaced by another one."""
     whole = value_of(part)
     if cut.step not in (None, 1):
-        return call(torch.slice_scatter, part, value, axis, cut.start, cut.stop, cut.step)
+        return _scattered(call, part, value, axis, cut)
     if axis == 1 or (axis == whole.dim() - 1 < 3):
         before = (*[slice(None)] * axis, slice(None, cut.start))
         after = (*[slice(None)] * axis, slice(cut.stop, None))
@@ -158,7 +158,16 @@ def _put(call: Call, part: fx.Node, axis: int, cut: slice, value: fx.Node) -> fx
             pieces.append(call(operator.getitem, part, after))
         if all(value_of(p).shape[axis] for p in pieces):
             return call(torch.cat, pieces, axis) if len(pieces) > 1 else value
-    return call(torch.slice_scatter, part, value, axis, cut.start, cut.stop)
+    return _scattered(call, part, value, axis, cut)
+
+
+def _scattered(call: Call, part: fx.Node, value: fx.Node, axis: int, cut: slice) -> fx.Node:
+    """By `slice_scatter`; of complex numbers as pairs, since for those it has no gradient."""
+    bounds = (cut.start, cut.stop, *([] if cut.step in (None, 1) else [cut.step]))
+    if not value_of(part).is_complex():
+        return call(torch.slice_scatter, part, value, axis, *bounds)
+    pairs = [call(torch.view_as_real, call("resolve_conj", x)) for x in (part, value)]
+    return call(torch.view_as_complex, call(torch.slice_scatter, *pairs, axis, *bounds))
 
 
 def _is_constant(value: fx.Node) -> bool:

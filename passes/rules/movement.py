@@ -54,6 +54,7 @@ class Reshaping(Movement):
     "bfloat16",
     *("long", "int", "short", "bool", "cpu"),
     torch.clone,
+    *(torch.resolve_conj, "resolve_conj", torch.resolve_neg, "resolve_neg"),
 )
 class Copy(Movement):
     """Ops that change neither shape nor order."""

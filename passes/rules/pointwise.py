@@ -121,10 +121,10 @@ def _is_same_for_units(flow: Flow, node: fx.Node, source: fx.Node) -> bool:
     return any(size > 1 == own for size, own in zip(labels.shape, shape, strict=True))
 
 
-@rule(torch.complex, torch.polar, views=False)
-@rule(torch.real, torch.imag, views=True)
+@rule(torch.complex, torch.polar, torch.conj_physical, "conj_physical", torch.angle, "angle", views=False)
+@rule(torch.real, torch.imag, torch.conj, "conj", views=True)
 class Complex(Elementwise):
-    """Complex numbers of two real ones, and these of them: zero of zeros."""
+    """Complex numbers of two real ones, these of them, and others of them: zero of zeros."""
 
     zero = Zero.PRESERVES
 

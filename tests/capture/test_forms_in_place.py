@@ -316,3 +316,34 @@ def test_changes_that_cannot_be_captured_are_refused() -> None:
     for form in (add, clamp, clear, count, decay, mix, keep):
         with pytest.raises(fxcat.FxcatError):
             fxcat.prepare(Between(form), torch.randn(1, 3, 8, 8), verbose=False)
+
+
+FREQUENCIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "some of two axes": lambda f: write(torch.zeros_like(f), (..., slice(3), slice(2)), 2 * f[..., :3, :2]),
+    "every other one": lambda f: write(f.clone(), (..., slice(None, None, 2)), f[..., ::2] * 1j),
+    "conjugates": lambda f: write(f.clone(), (..., slice(1, 3), slice(2)), f[..., 1:3, :2].conj()),
+    "of some channels": lambda f: write(f.clone(), (slice(None), slice(2, 5), slice(2)), 2 * f[:, 2:5, :2]),
+}
+
+
+def write(whole: torch.Tensor, index: Any, value: torch.Tensor) -> torch.Tensor:
+    whole[index] = value
+    return whole
+
+
+@pytest.mark.parametrize("form", FREQUENCIES)
+def test_complex_numbers_that_are_written_train(form: str) -> None:
+    def frequencies(m: Any, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.irfft2(FREQUENCIES[form](torch.fft.rfft2(y)), s=y.shape[-2:])
+
+    model = Between(frequencies).double()
+    failed, units, _ = failures(model, *IMAGES)
+    assert not failed
+    assert units == 8
+    example = torch.randn(IMAGES[1], dtype=torch.float64)
+    small = fxcat.finalize(fxcat.prepare(model, example, verbose=False))
+    for network in (small, model):
+        network(example).square().sum().backward()
+    assert {n for n, p in small.named_parameters() if p.grad is not None} == {
+        n for n, p in model.named_parameters() if p.grad is not None
+    }
