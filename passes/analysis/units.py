@@ -76,15 +76,15 @@ def resolve_units(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
 
 def _number(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
     unions = flow.unions
-    roots, blocks = unions.roots(), unions.blocks
+    roots, are_units = unions.unit_roots()
+    blocks = unions.blocks
     block_of = np.zeros(unions.count, dtype=np.int32)
     for i, block in enumerate(blocks):
         block_of[block.start : block.start + block.count] = i
     group_of_block = np.arange(len(blocks), dtype=np.int32)
     live = np.flatnonzero(roots != FROZEN)
     join(group_of_block, block_of[live], block_of[roots[live]])
-    produced = {id_ for i, b in enumerate(blocks) for id_ in [group_of_block[i]] if b.producer}
-    unit_roots = np.flatnonzero(roots == np.arange(unions.count, dtype=np.int32))[1:]  # without FROZEN
+    unit_roots = np.flatnonzero(are_units)
     group_of_unit = group_of_block[block_of[unit_roots]] if len(blocks) else unit_roots
     groups: list[UnitRange] = []
     pinned = _pinned(unions)
@@ -94,8 +94,6 @@ def _number(flow: LabelFlow, chains: tuple[Chain, ...]) -> Units:
     present, sizes = np.unique(group_of_unit, return_counts=True)
     for group, members in zip(present, np.split(unit_roots[by_group], np.cumsum(sizes)[:-1]), strict=False):
         name = blocks[group].owner
-        if group not in produced:
-            continue
         if len(members) == 1:
             pinned.append(Pinned(name, "the group has a single unit", 1))
             continue

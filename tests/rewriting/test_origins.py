@@ -112,3 +112,32 @@ def test_the_last_head_is_not_taken_apart() -> None:
     small = fxcat.finalize(net)
     assert (small(x) - before).abs().max() <= 1e-12
     assert net.kept_indices()["out.weight"][1].tolist() == [3, 4, 5]
+
+
+class Counting(nn.Module):
+    """Keeps a mean of the first two of its channels, in a buffer that is as long as there are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 3)
+        self.mean: torch.Tensor
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).mean((2, 3))
+        if self.training:
+            with torch.no_grad():
+                self.mean[:2] += x.mean(0)[:2]
+        return self.head(x)
+
+
+def test_entries_that_no_layer_makes_are_no_units() -> None:
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    net = fxcat.prepare(Counting().double(), x[:1], verbose=False).eval()
+    assert {name: gate.count for name, gate in net.gates.items()} == {"stem": 6}
+    for closed in (1, 2):
+        net.gates["stem"].theta[closed] = 0.0
+        before = net(x).detach()
+        net.shrink()
+        assert (net(x) - before).abs().max() <= 1e-12
+    assert (fxcat.finalize(net)(x) - before).abs().max() <= 1e-12
