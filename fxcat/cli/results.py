@@ -34,6 +34,7 @@ _run = click.argument("run", type=click.Path(exists=True, file_okay=False, path_
 @click.option("--opset", type=int, help="Of ONNX.")
 @click.option("--dynamic-size", is_flag=True, help="Images may have other heights and widths.")
 @click.option("--fixed-batch", is_flag=True, help="One image at a time.")
+@click.option("--half", is_flag=True, help="Weights and arithmetic in float16.")
 @click.option("--no-verify", is_flag=True, help="Do not run the file beside the network.")
 def export(
     run: Path,
@@ -43,6 +44,7 @@ def export(
     opset: int | None,
     dynamic_size: bool,
     fixed_batch: bool,
+    half: bool,
     no_verify: bool,
 ) -> None:
     """Export the small network of RUN as an ONNX file, verified in ONNX Runtime, or as a folder with that file."""
@@ -58,6 +60,7 @@ def export(
         opset=opset,
         dynamic_size=dynamic_size,
         dynamic_batch=not fixed_batch,
+        half=half,
     )
     click.echo(_said(report))
 
