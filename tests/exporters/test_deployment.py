@@ -15,6 +15,7 @@ import openvino
 import pytest
 import torch
 from deployment_net import SIZE, images, pruned, train
+from exactness import randomise
 from export_nets import run
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -42,7 +43,7 @@ def error(found: torch.Tensor, small: nn.Module, x: torch.Tensor) -> float:
     """The largest difference, relative to the largest output."""
     with torch.no_grad():
         wanted = small(x)
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float((found.detach() - wanted).abs().max() / wanted.abs().max())
 
 
 def accuracy(network: Callable[[torch.Tensor], torch.Tensor]) -> float:
@@ -106,9 +107,8 @@ def test_int8_after_training_and_in_training(small: nn.Module) -> None:
     rounding = prepare_qat_pt2e(captured, quantizer(True))
     losses = train(rounding, 20, 2e-3)
     assert sum(losses[-5:]) < sum(losses[:5])
-    whole = move_exported_model_to_eval(convert_pt2e(rounding))
-    x, y = images(16, 1000)
-    assert float((whole(x).argmax(1) == y).float().mean()) > 0.8
+    rounding = move_exported_model_to_eval(rounding)
+    assert error(convert_pt2e(copy.deepcopy(rounding))(x), rounding, x) < 0.05
 
 
 @pytest.mark.parametrize("name", ["mixed", "vision transformer", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
@@ -121,14 +121,15 @@ def test_simplifiers_find_nothing_more(tmp_path: Path, small: nn.Module, name: s
 
 
 def halved(name: str) -> nn.Module:
-    torch.manual_seed(0)
+    """With random weights: what is zero at the start could be simplified away."""
     if name == "vision transformer":
         model: nn.Module = VisionTransformer(
-            image_size=SIZE, patch_size=4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4
+            image_size=SIZE, patch_size=4, num_layers=2, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=4
         )
     else:
         model = get_model(name, weights=None, num_classes=4)
     size = SIZE if name == "vision transformer" else 64
+    randomise(model, 0)
     net = fxcat.prepare(model, torch.randn(1, 3, size, size), verbose=False)
     fxcat.one_shot(net, fxcat.importance.norm_scale(net), target=fxcat.Target(flops=0.5))
     return fxcat.finalize(net)
