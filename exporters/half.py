@@ -5,7 +5,6 @@ The conversion is that of ONNX Runtime, which knows the ops that have no such fo
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import onnx
@@ -23,11 +22,9 @@ def in_half(path: Path) -> onnx.ModelProto:
     wide = next((w.name for w in weights if w.data_type in _WIDE), None)
     if wide is not None:
         raise InputError("half=True takes weights in float32", where=wide, remedy="export module.float()")
-    before = list(sys.path)
-    try:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-    finally:
-        sys.path[:] = before  # the package adds a folder of its own, whose files have names as common as `benchmark`
+    # here, not above: its package appends a folder to `sys.path`, which its other modules rely on from then on
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
     # given the path, and not a model, it finds the shapes of networks of more than 2 GB too
     converted = ir.from_proto(convert_float_to_float16(str(path), keep_io_types=True))
     converted.graph.sort()  # its casts are the last nodes
