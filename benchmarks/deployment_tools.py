@@ -219,7 +219,7 @@ def version_of(package: str) -> str:
 
 def medians(runs: Sequence[Deployed], x: torch.Tensor, repeats: int) -> list[float]:
     """Milliseconds of one run of each: medians of the faster half of runs that take turns."""
-    from fxcat.exporters.network_timings import undisturbed
+    from fxcat.exporters.timing.runs import undisturbed
 
     taken: list[list[float]] = [[] for _ in runs]
     for repeat in range(3 + repeats):

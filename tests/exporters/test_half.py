@@ -78,7 +78,7 @@ def test_other_precisions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"module\.float\(\)"):
         fxcat.export_onnx(Small().double(), tmp_path / "net.onnx", EXAMPLE.double(), half=True)
     with pytest.raises(InputError, match="half="):
-        fxcat.export_onnx(Small(), tmp_path / "net.onnx", EXAMPLE, half="yes")  # type: ignore[arg-type]
+        fxcat.export_onnx(Small(), tmp_path / "net.onnx", EXAMPLE, half="yes")  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())
 
 
