@@ -19,7 +19,8 @@ SIZE_STEP = 32
 @dataclass(frozen=True, slots=True)
 class Form:
     """`opset`: the exporter's own if None. `dynamic_batch`, `dynamic_size` (of images, N, C, H, W): what may be other
-    than in the example. `external_data`: None has the weights beside the file only where they must be."""
+    than in the example. `external_data`: None has the weights beside the file only where they must be. `half`: weights
+    and arithmetic in float16."""
 
     opset: int | None = None
     dynamic_batch: bool = True
@@ -27,6 +28,7 @@ class Form:
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     external_data: bool | None = None
+    half: bool = False
 
     def check(self) -> None:
         """Raise `InputError` for values of another kind."""
@@ -34,6 +36,7 @@ class Form:
         check_flag(self.dynamic_batch, "dynamic_batch")
         check_flag(self.dynamic_size, "dynamic_size")
         check_flag(self.external_data, "external_data", optional=True)
+        check_flag(self.half, "half")
         for argument in ("input_names", "output_names"):
             names = getattr(self, argument)
             if names is not None and len(set(as_names(names, argument))) < len(names):

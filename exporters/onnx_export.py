@@ -29,6 +29,7 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     external_data: bool | None = None,
+    half: bool = False,
 ) -> ExportReport:
     """Export `module` in inference mode with a dynamic batch, verified in ONNX Runtime at batch 1 and 4.
 
@@ -42,10 +43,11 @@ def export_onnx(
     (N, C, H, W) may have other heights and widths; verified with higher and with wider ones.
 
     `opset`: the exporter's default if not given; those before 18 are written by the older, tracing one. `input_names`,
-    `output_names`: instead
-    of those of the module's arguments and results. `external_data`: whether the weights lie in `<path>.data`; by
-    default only what does not fit into one file (2 GB). `compare`: another module, such as the dense one: its file's
-    latency is measured in alternation with this one's.
+    `output_names`: instead of those of the module's arguments and results. `external_data`: whether the weights lie in
+    `<path>.data`; by default only what does not fit into one file (2 GB). `half`: weights and arithmetic in float16;
+    inputs and outputs stay float32, and may differ from the module's by 1e-2 in place of 1e-4, relative to
+    max(1, max |output|). `compare`: another module, such as the dense one: its file's latency is measured in
+    alternation with this one's.
 
     Needs `pip install "fxcat[onnx]"`: onnx, onnxscript, and onnxruntime or one of its other builds (`onnxruntime-gpu`).
 
@@ -57,7 +59,7 @@ def export_onnx(
         gated = next((path for path, part in given.named_modules() if isinstance(part, GatedModule)), None)
         if gated is not None:
             raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
-    form = Form(opset, dynamic_batch, dynamic_size, input_names, output_names, external_data)
+    form = Form(opset, dynamic_batch, dynamic_size, input_names, output_names, external_data, half)
     form.check()
     check_flag(verify, "verify")
     target = as_path(path)

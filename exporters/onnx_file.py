@@ -50,7 +50,7 @@ def write_file(
         report = ExportReport(target, size, facts.opset, facts.operators)
         if verify:
             # a copy of its own: the exporter has run the other one
-            agreement = compare_outputs(temporary, inference_copy(module), inputs, provider_for(module))
+            agreement = compare_outputs(temporary, inference_copy(module), inputs, provider_for(module), half=form.half)
             latency, dense = _latencies(temporary, arguments, agreement.provider, compare, form)
             report = ExportReport(
                 *(target, size, facts.opset, facts.operators),

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fxcat.errors import ExportError
+from fxcat.exporters.attention import ATTENTION_OPSET, plain_attention
 from fxcat.exporters.chunks import EqualChunks
 from fxcat.exporters.form import Form
 from fxcat.exporters.forward import flat_outputs
@@ -70,6 +71,8 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], form: Form) 
         _plain_pooling(exported)
         _without_keywords(exported)
         try:
+            if form.opset is None or form.opset < ATTENTION_OPSET:
+                exported = plain_attention(exported)
             return torch.onnx.export(
                 exported,
                 (),

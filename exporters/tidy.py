@@ -1,4 +1,6 @@
-"""The last touch to an ONNX file: what quantisers stumble over goes, sizes have names, weights lie inside or beside."""
+"""The last touch to an ONNX file: precision, what quantisers stumble over goes, sizes have names, weights lie inside or
+beside.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import onnx
 
 from fxcat.errors import ExportError
 from fxcat.exporters.form import Form
+from fxcat.exporters.half import in_half
 
 _LARGEST = 2**31 - 1
 """Bytes of a file without weights beside it."""
@@ -17,9 +20,12 @@ _LARGEST = 2**31 - 1
 def finish(path: Path, form: Form) -> None:
     """Rewrite a file in place, as its form says. Raises `ExportError` for one that cannot be."""
     external = form.external_data
-    if external is False and sum(f.stat().st_size for f in path.parent.iterdir()) > _LARGEST:
+    size = sum(f.stat().st_size for f in path.parent.iterdir()) // (2 if form.half else 1)
+    if external is None and form.half:
+        external = size > _LARGEST
+    if external is False and size > _LARGEST:
         raise ExportError("a file of more than 2 GB needs its weights beside it", remedy="leave external_data= out")
-    model = onnx.load(str(path), load_external_data=external is not None)
+    model = in_half(path) if form.half else onnx.load(str(path), load_external_data=external is not None)
     _drop_shapes_of_weights(model)
     if form.dynamic_size:
         _name_sizes(model)

@@ -27,11 +27,12 @@ _SEEDS = (11, 12)
 TOLERANCE = 1e-4
 """Largest difference, relative to max(1, max |output|)."""
 HALF_TOLERANCE = 1e-2
-"""The same for float16 outputs, whose spacing is 1e-3."""
+"""The same where outputs are float16, whose spacing is 1e-3, or were computed in it."""
 _REMEDY = (
     "look for a branch on the batch size or on values in forward: an export keeps only one side of it; "
     "or for a choice that rounding decides, such as the order of nearly equal scores"
 )
+_HALF_REMEDY = "its values may be larger than float16 has (65504), or need its digits: export without half=True"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,11 @@ def trials(arguments: tuple[Any, ...], form: Form) -> list[tuple[Any, ...]]:
     return found
 
 
-def compare_outputs(path: Path, reference: nn.Module, trials: Sequence[tuple[Any, ...]], provider: str) -> Agreement:
-    """Run file and module (on the CPU, in inference mode) on the same inputs, several times.
+def compare_outputs(
+    path: Path, reference: nn.Module, trials: Sequence[tuple[Any, ...]], provider: str, *, half: bool = False
+) -> Agreement:
+    """Run file and module (on the CPU, in inference mode) on the same inputs, several times. `half`: the file computes
+    in float16, whatever its outputs are.
 
     Raises `ExportError` if an output differs by more than the tolerance, or if the file does not run.
     """
@@ -118,32 +122,33 @@ def compare_outputs(path: Path, reference: nn.Module, trials: Sequence[tuple[Any
         if len(found) != len(expected):
             raise ExportError(f"the exported file has {len(found)} outputs, the module {len(expected)}")
         for value, (name, wanted) in zip(found, expected, strict=True):
-            worst = max(worst, _difference(torch.from_numpy(value), wanted, f"output {name} at batch {batch}"))
+            worst = max(worst, _difference(torch.from_numpy(value), wanted, f"output {name} at batch {batch}", half))
             largest = max(largest, _largest(wanted.double()))
     if largest <= TOLERANCE:
         _log.warning("all outputs are empty or at most %.0e, within the tolerance: the comparison says little", largest)
     return Agreement(worst, str(session.get_providers()[0]))
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor, where: str) -> float:
+def _difference(found: torch.Tensor, wanted: torch.Tensor, where: str, half: bool) -> float:
+    remedy = _HALF_REMEDY if half else _REMEDY
     if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
         raise ExportError(
             f"the exported file gives {found.dtype} of shape {tuple(found.shape)}, "
             f"the module {wanted.dtype} of shape {tuple(wanted.shape)}",
             where=where,
-            remedy=_REMEDY,
+            remedy=remedy,
         )
     a, b = found.double(), wanted.double()
     # NaN and infinity agree if both sides have the same; what is left is compared as numbers.
     same = (a == b) | (a.isnan() & b.isnan())
     error = torch.where(same, 0.0, (a - b).abs()) / max(1.0, _largest(b))
     worst = float(error.max()) if error.numel() else 0.0
-    tolerance = HALF_TOLERANCE if wanted.dtype == torch.float16 else TOLERANCE
+    tolerance = HALF_TOLERANCE if half or wanted.dtype == torch.float16 else TOLERANCE
     if not worst <= tolerance:  # also for NaN
         raise ExportError(
             f"the exported file differs from the module by {worst:.1e}, relative (allowed: {tolerance:.0e})",
             where=where,
-            remedy=_REMEDY,
+            remedy=remedy,
         )
     return worst
 

@@ -34,6 +34,7 @@ _file = click.Path(dir_okay=False, path_type=Path)
 @click.option("--opset", type=int, help="Of the file of ONNX.")
 @click.option("--dynamic-size", is_flag=True, help="It takes images of other heights and widths.")
 @click.option("--fixed-batch", is_flag=True, help="It takes one image at a time.")
+@click.option("--half", is_flag=True, help="Its weights and arithmetic are in float16.")
 @click.option("--no-verify", is_flag=True, help="Do not run the files beside the network.")
 def export(
     run: Path,
@@ -45,6 +46,7 @@ def export(
     opset: int | None,
     dynamic_size: bool,
     fixed_batch: bool,
+    half: bool,
     no_verify: bool,
 ) -> None:
     """Export the small network of RUN: as an ONNX file that is verified in ONNX Runtime, as source that needs PyTorch
@@ -52,13 +54,16 @@ def export(
     found = RunFolder(run)
     if onnx is None and source is None and folder is None:
         onnx = run / "model.onnx"
-    if onnx is None and (opset is not None or dynamic_size or fixed_batch):
-        raise InputError("--opset, --dynamic-size and --fixed-batch are of a file of ONNX", remedy="give --onnx FILE")
+    if onnx is None and (opset is not None or dynamic_size or fixed_batch or half):
+        raise InputError(
+            "--opset, --dynamic-size, --fixed-batch and --half are of a file of ONNX", remedy="give --onnx FILE"
+        )
     if folder is None and (license is not None or no_source):
         raise InputError("--license and --no-source are of a folder", remedy="give --folder")
     small, example = found.small(), torch.empty(found.shape(), device="meta")
     if onnx is not None:
-        options: dict[str, Any] = {"opset": opset, "dynamic_size": dynamic_size, "dynamic_batch": not fixed_batch}
+        options: dict[str, Any] = {"opset": opset, "half": half}
+        options |= {"dynamic_size": dynamic_size, "dynamic_batch": not fixed_batch}
         click.echo(_said(export_onnx(small, onnx, example, verify=not no_verify, **options)))
     if source is not None:
         click.echo(_source_said(export_source(small, source, example, verify=not no_verify)))

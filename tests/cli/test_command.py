@@ -65,6 +65,8 @@ def test_from_inspect_to_export(run: Path, here: Path, capsys: pytest.CaptureFix
     assert net.start_cost.macs == macs
     text = told(capsys, "export", str(run), "--onnx", "small.onnx")
     assert re.search(r"small.onnx: 0.0\d MB, opset \d+, largest error [\d.]+e-0\d at batches 1, 4", text)
+    told(capsys, "export", str(run), "--onnx", "half.onnx", "--half", "--no-verify")
+    assert (here / "half.onnx").stat().st_size < (here / "small.onnx").stat().st_size
     text = told(capsys, "export", str(run), "--folder", "published")
     assert fxcat.load_folder("published", trust_source=True)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     assert "validation accuracy" in (here / "published" / "README.md").read_text(encoding="utf-8")
