@@ -131,10 +131,10 @@ def torchao_pt2e(module: nn.Module, images: Images, folder: Path) -> Deployed:
 
 def executorch(module: nn.Module, images: Images, folder: Path) -> Deployed:
     """Lowered to XNNPACK, and run by its own runtime."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.extension.pybindings import portable_lib
-    from executorch.runtime import Runtime
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
+    from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
+    from executorch.extension.pybindings import portable_lib  # pyright: ignore[reportMissingImports]
+    from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
     portable_lib._unsafe_reset_threadpool(1)
     path = folder / "network.pte"
