@@ -111,7 +111,10 @@ def test_int8_after_training_and_in_training(small: nn.Module) -> None:
     assert error(convert_pt2e(copy.deepcopy(rounding))(x), rounding, x) < 0.05
 
 
-@pytest.mark.parametrize("name", ["mixed", "vision transformer", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+LONG = pytest.param("mobilenet_v3_small", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["mixed", "vision transformer", "shufflenet_v2_x0_5", LONG])
 def test_simplifiers_find_nothing_more(tmp_path: Path, small: nn.Module, name: str) -> None:
     path = tmp_path / "net.onnx"
     fxcat.export_onnx(small if name == "mixed" else halved(name), path, verify=False)

@@ -24,6 +24,7 @@ def hidden_units_left(width: int, seed: int) -> int:
     return sum(net.live_units().values())
 
 
+@pytest.mark.slow
 def test_the_size_does_not_depend_on_the_start_width() -> None:
     """On average over seeds: a single unit is a fifth of what is left."""
     small, large = (sum(hidden_units_left(width, seed) for seed in range(3)) / 3 for width in (32, 128))

@@ -33,7 +33,7 @@ def holds(program: list[Step], seed: int) -> None:
     assert not report.failures
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=QUIET)
+@settings(max_examples=70, deadline=None, derandomize=True, suppress_health_check=QUIET)
 @given(st.lists(steps, max_size=8), st.integers(0, 1000))
 def test_random_graphs(program: list[Step], seed: int) -> None:
     holds(program, seed)
