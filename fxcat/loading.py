@@ -96,7 +96,7 @@ def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModul
     check_gates(net.recipe[-1].gates, stage.gates)
     if stage.biases:  # at their full width, whenever they came: they shrink with all else
         net.add_biases(stage.biases)
-    for closed in filter(None, stage.closed[:-1]):  # where nothing closed nothing changed
+    for closed in stage.closed[:-1]:  # also where nothing closed: what may be a unit is found anew
         net.shrink(net.gate_vector.open_but(closed))
     with torch.no_grad():
         net.gate_vector.theta.copy_(net.gate_vector.open_but(stage.closed[-1]))
