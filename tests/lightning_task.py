@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,6 +24,15 @@ EXAMPLE = torch.zeros(1, 3, 8, 8)
 TARGET = fxcat.Target(flops=0.4)
 EPOCHS, BATCHES = 8, 8
 STEPS = EPOCHS * BATCHES
+MARKS = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:.*Skipping val loop"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
+]
+"""What Lightning says of small runs says nothing here."""
 
 
 class Lit(LightningModule):

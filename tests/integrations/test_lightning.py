@@ -18,6 +18,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning_task import (
     BATCHES,
     EPOCHS,
+    MARKS,
     STEPS,
     TARGET,
     Lit,
@@ -35,14 +36,7 @@ from torch import nn
 
 import fxcat
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
-    pytest.mark.filterwarnings("ignore:.*Skipping val loop"),
-    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
-]
+pytestmark = MARKS
 
 
 def own_loop(parts: int = 1, clip: float | None = None) -> Lit:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning_task import STEPS, Lit, gates, meets_target, prepared, run, same, trainer
+from lightning_task import MARKS, STEPS, Lit, gates, meets_target, prepared, run, same, trainer
 from small_task import Net
 from torch import nn
 
@@ -16,14 +16,7 @@ import fxcat
 from fxcat.integrations.lightning import GateCallback
 from fxcat.integrations.transformers import GateCallback as CallbackOfTransformers
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
-    pytest.mark.filterwarnings("ignore:.*Skipping val loop"),
-    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
-]
+pytestmark = MARKS
 
 
 class Adversary(Lit):
