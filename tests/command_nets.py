@@ -27,6 +27,13 @@ def residual(width: int = 12, blocks: int = 2) -> nn.Module:
     return nn.Sequential(stem, *(Block(width) for _ in range(blocks)), head)
 
 
+def depthwise(width: int = 48) -> nn.Module:
+    """With a convolution of many groups, which is slow at odd widths."""
+    stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU())
+    block = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, groups=width), nn.ReLU(), nn.Conv2d(width, width, 1))
+    return nn.Sequential(stem, block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
 def broken() -> nn.Module:
     """Cannot be made."""
     raise RuntimeError("out of order")

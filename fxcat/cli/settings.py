@@ -59,7 +59,9 @@ class PruneSettings:
     layers: float = _setting(0.5, "layers versus units: above 0.5 whole layers go sooner")
     gates: str = _setting("units+layers", "what may go: units+layers, units or layers")
     policy: str = _setting("bernoulli", "how training decides: bernoulli or ratio")
-    round_to: int = _setting(1, "leave multiples of so many channels", least=1)
+    round_to: int | None = _setting(
+        None, "leave multiples of so many channels (1: any width); by default where others would be slower", least=1
+    )
     ignore: list[str] = field(default_factory=list[str], metadata=_says("a module that stays as it is"))
 
 

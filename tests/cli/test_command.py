@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from artificial_latency import table_for
-from command_nets import residual
+from command_nets import depthwise, residual
+from torch import nn
 
 import fxcat
 from fxcat.cli.main import main
@@ -185,6 +186,15 @@ def test_prune_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "prune", NET, "--quiet")
     assert read_settings(here / "runs" / "residual-2" / "run.toml").data.size == 224, "as it was prepared"
     assert (here / "runs" / "residual-2" / "report.html").exists() and "accuracy" not in text
+
+
+def test_widths_are_aligned_as_by_prepare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, options in (("aligned", ()), ("any", ("--round-to", "1"))):
+        told(capsys, "prune", "command_nets:depthwise", *SMALL, "--flops", "0.55", "--out", place, "--quiet", *options)
+    aligned, free = (fxcat.load(here / p / "network.safetensors", depthwise()) for p in ("aligned", "any"))
+    left = [[m.out_channels for m in n.modules() if isinstance(m, nn.Conv2d)] for n in (aligned, free)]
+    assert all(width % 8 == 0 for width in left[0]) and any(width % 8 for width in left[1]), left
+    assert read_settings(here / "aligned" / "run.toml").prune.round_to is None
 
 
 @pytest.mark.parametrize(
