@@ -61,7 +61,7 @@ def measured(method: str, run: Run) -> dict[str, Any]:
     train, test = run.batches(run.data, run.seed)
     start = time.perf_counter()
     if method in FXCAT:
-        model = train_fxcat(method, model, train, run)
+        model = train_fxcat(model, train, run, fxcat.Target(flops=run.flops), **FXCAT[method])
     elif method in PEERS:
         train_peer(method, model.to(device), train, run)
     else:
@@ -143,13 +143,23 @@ def train_peer(method: str, model: nn.Module, train: Batches, run: Run) -> None:
     train_plainly(model, train, run.epochs - first, run.lr, run.autocast)
 
 
-def train_fxcat(method: str, model: nn.Module, train: Batches, run: Run) -> nn.Module:
-    net = fxcat.prepare(model, run.example.cpu(), verbose=False, **FXCAT[method])
+def train_fxcat(
+    model: nn.Module,
+    train: Batches,
+    run: Run,
+    target: fxcat.Target,
+    table: fxcat.LatencyTable | None = None,
+    **options: Any,
+) -> nn.Module:
+    """`options`: of `prepare`. `table`: for a target in latency."""
+    net = fxcat.prepare(model, run.example.cpu(), verbose=False, **options)
+    if table is not None:
+        net.use_latency(table)
     fxcat.fit(
         net,
         train,
         epochs=run.epochs,
-        target=fxcat.Target(flops=run.flops),
+        target=target,
         lr=run.lr,
         autocast=run.autocast,
         device=run.example.device,

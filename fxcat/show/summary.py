@@ -109,11 +109,18 @@ def _print_sections(net: GatedNetwork, out: Console, changed: bool) -> None:
 
 
 def _print_limits(net: GatedNetwork, out: Console) -> None:
+    """Of every group, or in one row where all have the same."""
     table = _table("limits", "group or section", "at least", "multiple of")
     start = net.start_structure
-    for group, limits in zip(start.groups, net.limits.groups, strict=True):
-        if limits != NONE:
-            table.add_row(group.name, str(limits.least_of(group.units)), str(limits.multiple_of or 1))
+    said = {
+        group.name: (str(limits.least_of(group.units)), str(limits.multiple_of or 1))
+        for group, limits in zip(start.groups, net.limits.groups, strict=True)
+        if limits != NONE
+    }
+    if len(said) == len(start.groups) > 1 and len(set(said.values())) == 1:
+        said = {f"all {len(said)} groups": next(iter(said.values()))}
+    for name, row in said.items():
+        table.add_row(name, *row)
     for section, limits in zip(start.sections, net.limits.sections, strict=True):
         if limits.keep:
             table.add_row(section.name, "kept", "")

@@ -127,3 +127,12 @@ def test_limits_out_of_range_are_refused(values: dict[str, Any]) -> None:
 def test_round_to_goes_with_networks_that_have_sections_only() -> None:
     net = fxcat.prepare(Net(), EXAMPLE, gates="layers", round_to=8, verbose=False)
     assert not net.structure.groups
+
+
+def test_the_summary_says_once_what_holds_for_all_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    prepared({}, round_to=4).summary()
+    assert "all 3 groups" in capsys.readouterr().out
+    net = prepared({"stem": Limits(least=5)}, round_to=4)
+    net.summary()
+    said = capsys.readouterr().out.partition("limits")[2].partition("start:")[0]
+    assert all(group.name in said for group in net.structure.groups)
