@@ -20,10 +20,10 @@ import torch_pruning as tp
 import torchvision
 from networkx.utils import UnionFind
 from torch import nn
-from torchvision.models import DenseNet, EfficientNet, RegNet, ResNet
-from torchvision.models.efficientnet import MBConvConfig
+from torchvision.models import RegNet, ResNet
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import Bottleneck
+from torchvision_nets import densenet, efficientnet
 from zoo import build, classifiers
 
 from fxcat.passes.analyses import analyse
@@ -39,13 +39,8 @@ def regnet(group_width: int, w_0: int, w_a: float, w_m: float, se_ratio: float |
     return RegNet(BlockParams.from_init_params(7, **widths), 10)
 
 
-def efficientnet() -> nn.Module:
-    sizes = ((1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 1, 40, 80, 1))
-    return EfficientNet([MBConvConfig(*each) for each in sizes], 0.2, num_classes=10)
-
-
 SMALLER: dict[str, Callable[[], nn.Module]] = {
-    "densenet": lambda: DenseNet(8, (2, 3, 2, 2), 16, num_classes=10),
+    "densenet": densenet,
     "efficientnet": efficientnet,
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(width_mult=0.5, num_classes=10),
     "mobilenet_v3": lambda: torchvision.models.mobilenet_v3_small(width_mult=0.5, num_classes=10),

@@ -17,11 +17,16 @@ FAMILIES = (
 LARGE = ("alexnet", "fcn_resnet50", "inception_v3", "maxvit_t", "mvit_v2_s", "r3d_18", "s3d", "swin3d_t", "vgg11_bn")
 
 
+SMALLER = ((1, 3, 64, 64),), ((2, 3, 80, 64),)
+"""Images whose sizes no family of the fast tests minds: time goes into their convolutions, in double precision."""
+
+
 def holds(name: str) -> None:
     model = build(name)
     model = model if name in FLOW else model.double()  # RAFT makes single-precision grids itself
     randomise(model, 0)
-    report = check(model, name, *shapes(name), settings=1)
+    fixed = name in LARGE or name in FLOW or name.startswith(("vit", "swin"))
+    report = check(model, name, *(shapes(name) if fixed else SMALLER), settings=1)
     assert not report.failures
     assert report.units
     assert report.coverage > 0.9
