@@ -19,11 +19,20 @@ def build(name: str) -> nn.Module:
     options: dict[str, Any] = {} if name in SIZES else {"min_size": 128, "max_size": 160}
     if "rcnn" in name:
         options |= {"box_score_thresh": 1e-4, "box_detections_per_img": 20}  # random weights are sure of nothing
+        options |= {"box_batch_size_per_image": 32}  # what their heads are trained on: 512 take most of the time
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **options)
     if "rcnn" in name:
         # boxes within one cell of a feature map look the same and get the same score: rounding would choose among them
         model.rpn.min_size = 70.0  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     return model
+
+
+def halve_images(model: nn.Module) -> None:
+    """Let a detector that works at one size do so at half of it."""
+    transform: Any = model.transform
+    height, width = transform.fixed_size
+    transform.fixed_size = height // 2, width // 2
+    transform.min_size, transform.max_size = (transform.fixed_size[0],), transform.fixed_size[1]
 
 
 def calibrate(model: nn.Module, inputs: Inputs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,19 @@ class OnValues(Small):
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def run(path: Path, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs of a file, by a session that is not fxcat's."""
+def runner(path: Path) -> Callable[..., list[torch.Tensor]]:
+    """What computes the outputs of a file from its inputs, by a session that is not fxcat's."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
-    return [torch.from_numpy(v) for v in session.run(None, feed)]
+
+    def compute(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+        return [torch.from_numpy(v) for v in session.run(None, feed)]
+
+    return compute
+
+
+def run(path: Path, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    return runner(path)(*inputs)
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:

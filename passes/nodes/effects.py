@@ -181,7 +181,8 @@ def needed(
     anything is that it computes. No layer is needed for an assertion alone.
     """
     changes = effects(graph)
-    waiting = [n for n in graph.nodes if is_by_the_way(n)]
+    of_buffers = {n for base, changing in changes.items() if base.op == "get_attr" for n in changing}
+    waiting = [n for n in graph.nodes if n in of_buffers or asserts(n)]
     found: set[fx.Node] = set()
     alive: set[str] = set()
     stack = list(start)

@@ -19,6 +19,7 @@ class Setting:
     def __init__(self, analysis: Analysis, units: torch.Tensor) -> None:
         self.analysis = analysis
         self._numbers: dict[fx.Node, Any] = {}
+        self._left: dict[fx.Node, Any] = {}
         # the last entry answers for NO_UNIT = -1
         self.open = torch.cat([units.bool().cpu(), torch.ones(1, dtype=torch.bool)])
 
@@ -74,7 +75,10 @@ class Setting:
         return self.shape(node)[1]
 
     def of_value(self, node: fx.Node) -> Any:
-        return self._of(node, self.analysis.labels.values[node], value_of(node))
+        """Surviving indices of every axis of a node's tensor, or of those in its tuple. Not to be written to."""
+        if node not in self._left:
+            self._left[node] = self._of(node, self.analysis.labels.values[node], value_of(node))
+        return self._left[node]
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """What is left of the shape of a node's tensor."""

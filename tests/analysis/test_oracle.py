@@ -20,10 +20,9 @@ import torch_pruning as tp
 import torchvision
 from networkx.utils import UnionFind
 from torch import nn
-from torchvision.models import DenseNet, EfficientNet, RegNet, ResNet
-from torchvision.models.efficientnet import MBConvConfig
-from torchvision.models.regnet import BlockParams
+from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
+from torchvision_nets import densenet, efficientnet, regnet_x, regnet_y, resnext
 from zoo import build, classifiers
 
 from fxcat.passes.analyses import analyse
@@ -34,25 +33,15 @@ FAST = ("alexnet", "googlenet", "resnet18", "squeezenet1_0")
 """Compared as they are."""
 
 
-def regnet(group_width: int, w_0: int, w_a: float, w_m: float, se_ratio: float | None) -> nn.Module:
-    widths: Any = {"w_0": w_0, "w_a": w_a, "w_m": w_m, "group_width": group_width, "se_ratio": se_ratio}
-    return RegNet(BlockParams.from_init_params(7, **widths), 10)
-
-
-def efficientnet() -> nn.Module:
-    sizes = ((1, 3, 1, 32, 16, 1), (6, 3, 2, 16, 24, 2), (6, 5, 2, 24, 40, 2), (6, 3, 1, 40, 80, 1))
-    return EfficientNet([MBConvConfig(*each) for each in sizes], 0.2, num_classes=10)
-
-
 SMALLER: dict[str, Callable[[], nn.Module]] = {
-    "densenet": lambda: DenseNet(8, (2, 3, 2, 2), 16, num_classes=10),
+    "densenet": densenet,
     "efficientnet": efficientnet,
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(width_mult=0.5, num_classes=10),
     "mobilenet_v3": lambda: torchvision.models.mobilenet_v3_small(width_mult=0.5, num_classes=10),
-    "regnet_x": lambda: regnet(16, 24, 24.48, 2.54, None),
-    "regnet_y": lambda: regnet(8, 48, 27.89, 2.09, 0.25),
+    "regnet_x": regnet_x,
+    "regnet_y": regnet_y,
     "resnet": lambda: ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10, width_per_group=16),
-    "resnext": lambda: ResNet(Bottleneck, [1, 2, 1, 1], num_classes=10, groups=32, width_per_group=4),
+    "resnext": resnext,
 }
 """With fewer blocks: every kind of block, and of connection between them, is there."""
 

@@ -49,7 +49,7 @@ def by_hand(net: nn.Module, x: torch.Tensor, closed: Collection[int] = ()) -> to
 def holds(build: Callable[[], nn.Module], shape: tuple[int, ...], other: tuple[int, ...]) -> None:
     model = bypassed(build(), shape)
     found = fxcat.find_bypasses(build(), torch.zeros(shape)).found
-    report = check(model, type(model).__name__, shape, other, settings=3)
+    report = check(model, type(model).__name__, shape, other)
     assert not report.failures
     assert (report.sections, report.coverage) == (len(found), 1.0)
 

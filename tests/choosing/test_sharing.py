@@ -16,6 +16,8 @@ from fxcat.gate_training.pressure import EARLY, FixedPressure, TargetPressure, T
 from fxcat.gate_training.worth import Worth
 from fxcat.network.draws import Draw
 
+IMAGE = torch.zeros(1, 3, 64, 64)
+
 STREAM, INNER = 16, (16, 48, 96)
 """Units of the residual stream of `three_sections.prepared`, and of its three blocks."""
 
@@ -50,16 +52,16 @@ def test_sections_cost_more_the_more_of_their_worth_has_gone() -> None:
 
 def test_sections_stand_in_for_those_that_add_to_the_same_values() -> None:
     """The stages of a ResNet, the widths of a MobileNet; through poolings and activations, not through weights."""
-    net = fxcat.prepare(torchvision.models.resnet34(), verbose=False)
+    net = fxcat.prepare(torchvision.models.resnet34(), IMAGE, verbose=False)
     assert [s.stream for s in net.structure.sections] == [0] * 3 + [3] * 4 + [7] * 6 + [13] * 3
-    net = fxcat.prepare(torchvision.models.mobilenet_v2(), verbose=False)
+    net = fxcat.prepare(torchvision.models.mobilenet_v2(), IMAGE, verbose=False)
     streams = [s.stream for s in net.structure.sections]
     assert streams == sorted(streams)
     assert [streams.count(i) for i in sorted(set(streams))] == [1, 2, 3, 2, 2]
 
 
 def test_sections_of_other_streams_do_not_count() -> None:
-    net = fxcat.prepare(torchvision.models.resnet18(), verbose=False)
+    net = fxcat.prepare(torchvision.models.resnet18(), IMAGE, verbose=False)
     worth = torch.zeros_like(net.gate_vector.theta.detach())
     worth[-8:] = torch.arange(1.0, 9.0)
     shared = shared_worth(net, worth, torch.ones_like(worth, dtype=torch.bool))[-8:]

@@ -14,6 +14,7 @@ from exactness import difference, random_gates, randomise
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision_nets import densenet, efficientnet, mobilenet, resnet, shufflenet, vgg
 
 import fxcat
 
@@ -109,8 +110,8 @@ class Inner(nn.Module):
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...]]] = {
-    "resnet18": (
-        lambda: torchvision.models.resnet18(num_classes=5),
+    "resnet": (
+        resnet,
         (2, 3, 32, 32),
         ("layer1", "layer3.0", "layer4", "layer3.0.downsample", "avgpool", "fc", ""),
     ),
@@ -119,11 +120,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...
         (2, 3, 16, 16),
         ("encoder", "encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_0.self_attention"),
     ),
-    "efficientnet": (
-        lambda: torchvision.models.efficientnet_b0(num_classes=5),
-        (2, 3, 32, 32),
-        ("features.2", "features.4.0.block.2", "classifier"),
-    ),
+    "efficientnet": (efficientnet, (2, 3, 32, 32), ("features.2", "features.4.0.block.2", "classifier")),
 }
 
 
@@ -145,34 +142,15 @@ def test_hooks_see_what_blocks_take_and_give(name: str) -> None:
             assert difference(result, small.get_submodule(path)(*args, **kwargs)) < TOLERANCE, path
 
 
-def vgg() -> nn.Module:
-    """VGG-11 with a narrow classifier, which has nine tenths of its weights."""
-    model = torchvision.models.vgg11_bn(init_weights=False)
-    model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 5))
-    return model
-
-
 PARTS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, torch.Tensor], torch.Tensor]]] = {
-    "resnet18": (
-        lambda: torchvision.models.resnet18(num_classes=5),
-        lambda m, x: m.fc(nn.Sequential(*list(m.children())[:-1])(x).flatten(1)),
-    ),
-    "mobilenet_v2": (
-        lambda: torchvision.models.mobilenet_v2(num_classes=5),
-        lambda m, x: m.classifier(m.features(x).mean((2, 3))),
-    ),
-    "densenet121": (
-        lambda: torchvision.models.densenet121(num_classes=5),
-        lambda m, x: m.classifier(torch.relu(m.features(x)).mean((2, 3))),
-    ),
+    "resnet": (resnet, lambda m, x: m.fc(nn.Sequential(*list(m.children())[:-1])(x).flatten(1))),
+    "mobilenet": (mobilenet, lambda m, x: m.classifier(m.features(x).mean((2, 3)))),
+    "densenet": (densenet, lambda m, x: m.classifier(torch.relu(m.features(x)).mean((2, 3)))),
     "shufflenet": (
-        lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=5),
+        shufflenet,
         lambda m, x: m.fc(m.conv5(m.stage4(m.stage3(m.stage2(m.maxpool(m.conv1(x)))))).mean((2, 3))),
     ),
-    "vgg11": (
-        vgg,
-        lambda m, x: m.classifier(m.avgpool(m.features(x)).flatten(1)),
-    ),
+    "vgg": (vgg, lambda m, x: m.classifier(m.avgpool(m.features(x)).flatten(1))),
     "swin": (
         lambda: torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=5),
         lambda m, x: m.head(m.flatten(m.avgpool(m.permute(m.norm(m.features(x)))))),
@@ -190,7 +168,7 @@ def test_a_small_network_by_its_parts_is_the_whole(name: str) -> None:
 
 
 def test_features_of_a_small_network() -> None:
-    model, x = ready(torchvision.models.resnet18(num_classes=5)), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model, x = ready(resnet()), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     _, small = pruned(model, x)
     with torch.no_grad():
         [(_, _, wanted)] = seen(small, "layer3", lambda: small(x))
@@ -201,8 +179,8 @@ def test_features_of_a_small_network() -> None:
 
 def test_heads_and_blocks_can_be_replaced() -> None:
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    for make, name in ((torchvision.models.resnet18, "fc"), (torchvision.models.mobilenet_v2, "classifier")):
-        _, small = pruned(ready(make(num_classes=5)), x)
+    for make, name in ((resnet, "fc"), (mobilenet, "classifier")):
+        _, small = pruned(ready(make()), x)
         given = seen(small, name, lambda s=small: s(x))[0][0][0]
         setattr(small, name, nn.Sequential(nn.Linear(given.shape[1], 7), nn.ReLU()).double())
         assert small(x).shape == (2, 7)
@@ -286,7 +264,7 @@ def test_what_passes_its_argument_on_in_one_mode() -> None:
 
 
 def test_blocks_are_copied_stored_and_shrunk() -> None:
-    model, x = ready(torchvision.models.resnet18(num_classes=5)), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model, x = ready(resnet()), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     net, small = pruned(model, x)
     [(args, _, wanted)] = seen(small, "layer2", lambda: small(x))
     for block in (copy.deepcopy(small.get_submodule("layer2")), pickle.loads(pickle.dumps(small)).layer2):
@@ -316,7 +294,7 @@ def doubled(_module: nn.Module, _args: Any, result: torch.Tensor) -> torch.Tenso
 
 
 def test_hooks_that_were_captured_are_not_run_again() -> None:
-    model, x = ready(torchvision.models.resnet18(num_classes=5)), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model, x = ready(resnet()), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     model.get_submodule("layer2").register_forward_hook(doubled)
     net = fxcat.prepare(model, x).eval()
     assert difference(net(x), model(x)) < TOLERANCE

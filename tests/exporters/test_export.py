@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
-import torchvision
 import zoo
 from exactness import randomise
 from export_nets import (
@@ -28,21 +28,32 @@ from export_nets import (
     run,
 )
 from torch import nn
+from torchvision_nets import resnet, shufflenet
 
 import fxcat
 from fxcat.errors import ExportError, InputError
 from fxcat.exporters import latency, onnx_file
 from fxcat.exporters.latency import compare_latency, measure_latency
 from fxcat.exporters.onnx_export import export_onnx
+from fxcat.exporters.report import ExportReport
+
+
+@pytest.fixture(scope="module")
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+@pytest.fixture(scope="module")
+def report(small: Small, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    return export_onnx(small, tmp_path_factory.mktemp("written") / "net.onnx", EXAMPLE)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 7])
-def test_small_net_agrees(tmp_path: Path, batch: int) -> None:
-    net = Small()
-    export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+def test_small_net_agrees(small: Small, report: ExportReport, batch: int) -> None:
     x = torch.randn(batch, 3, 16, 16)
-    (found,) = run(tmp_path / "net.onnx", x)
-    assert close(found, net.eval()(x))
+    (found,) = run(report.path, x)
+    assert close(found, small.eval()(x))
 
 
 class Starred(Small):
@@ -60,9 +71,9 @@ def test_more_arguments_than_were_given(tmp_path: Path) -> None:
     assert close(found, net(x))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
-def test_torchvision_agrees_without_leftovers(tmp_path: Path, name: str) -> None:
-    net = torchvision.models.get_model(name, weights=None)
+@pytest.mark.parametrize("make", [resnet, shufflenet])
+def test_torchvision_agrees_without_leftovers(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    net = make()
     report = export_onnx(net, tmp_path / "net.onnx", torch.empty(1, 3, 64, 64, device="meta"))
     layers = Counter(type(m).__name__ for m in net.modules())
     assert report.operators["Conv"] == layers["Conv2d"]
@@ -85,37 +96,32 @@ def test_channels_last_pooling_leaves_no_index_arithmetic(tmp_path: Path) -> Non
     assert set(report.operators) <= {"Conv", "Transpose", "LayerNormalization", "ReduceMean", "Reshape", "Gemm"}
 
 
-def test_report_is_true(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    report = export_onnx(Small(), path, EXAMPLE)
+def test_report_is_true(report: ExportReport) -> None:
+    path = report.path
     model = onnx.load(str(path))
     assert report.operators == dict(Counter(n.op_type for n in model.graph.node))
     assert report.operators == {"Add": 1, "Conv": 2, "Gemm": 1, "ReduceMean": 1, "Relu": 1, "Reshape": 1}
-    assert report.path == path
     assert report.bytes == path.stat().st_size
     assert report.opset == model.opset_import[0].version
     assert report.batches == (1, 4)
     assert report.max_error is not None and 0 <= report.max_error <= 1e-4
     assert report.provider == "CPUExecutionProvider"
     assert report.latency_ms is not None and report.latency_ms > 0
-    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    assert [p.name for p in path.parent.iterdir()] == ["net.onnx"]
 
 
-def test_batch_is_dynamic_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    export_onnx(Small(), path, EXAMPLE)
-    graph = onnx.load(str(path)).graph
+def test_batch_is_dynamic_and_named(report: ExportReport) -> None:
+    graph = onnx.load(str(report.path)).graph
     sizes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)]
     assert sizes == [["batch", 3, 16, 16], ["batch", 5]]
     assert [v.name for v in (*graph.input, *graph.output)] == ["x", "output"]
 
 
-def test_file_is_deterministic_and_holds_no_paths(tmp_path: Path) -> None:
-    net = Small()
-    for name in ("a.onnx", "b.onnx"):
-        export_onnx(net, tmp_path / name, EXAMPLE, verify=False)
-    content = (tmp_path / "a.onnx").read_bytes()
-    assert content == (tmp_path / "b.onnx").read_bytes()
+def test_file_is_deterministic_and_holds_no_paths(tmp_path: Path, small: Small, report: ExportReport) -> None:
+    again = export_onnx(small, tmp_path / "again.onnx", EXAMPLE, verify=False)
+    assert again.path == tmp_path / "again.onnx"
+    content = again.path.read_bytes()
+    assert content == report.path.read_bytes()
     assert os.path.dirname(torch.__file__).encode() not in content
     assert os.path.basename(__file__).encode() not in content
 

@@ -30,16 +30,16 @@ def test_flags_are_untouched_after_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("net", "message"),
+    ("net", "message", "older"),
     [
-        (OtherAlone, r"differs from the module.*\n  where: output output at batch 1"),
-        (OtherTogether, "Constraints violated"),
-        (FixedBatch, "cannot capture FixedBatch"),
-        (Halves, "Constraints violated"),
-        (OnValues, "cannot capture OnValues"),
+        (OtherAlone, r"differs from the module.*\n  where: output output at batch 1", False),
+        (OtherAlone, r"differs from the module.*\n  where: output output at batch 1", True),
+        (OtherTogether, "Constraints violated", False),
+        (FixedBatch, "cannot capture FixedBatch", True),
+        (Halves, "Constraints violated", True),
+        (OnValues, "cannot capture OnValues", False),
     ],
 )
-@pytest.mark.parametrize("older", [False, True])
 def test_failure_leaves_no_file(tmp_path: Path, net: type[Small], message: str, older: bool) -> None:
     path = tmp_path / "net.onnx"
     if older:

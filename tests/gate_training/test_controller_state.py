@@ -22,8 +22,14 @@ from fxcat.utils.json_tensors import pack
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
-    """240 steps with an averaged copy, from a state on if there is one; returns the state too, at `stop` if given."""
+STEPS = 240
+STOPS = (3, 61, 108, 200)
+"""Before gates begin, between two moments at which slopes are made, after a shrink, and after the last one."""
+
+
+def own_loop(state: bytes | None, moments: tuple[int, ...]) -> tuple[fxcat.GatedModule, dict[int, bytes]]:
+    """Training with an averaged copy, from a state on if there is one; returns the states at some steps too, and at the
+    end."""
     torch.manual_seed(0 if state is None else 7)
     net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
     optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
@@ -32,7 +38,7 @@ def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, 
         net,
         optimizer,
         target=fxcat.Target(flops=0.4),
-        total_steps=240,
+        total_steps=STEPS,
         averages=[average],
         seed=0 if state is None else 7,
     )
@@ -42,9 +48,13 @@ def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, 
         for name, part in parts.items():
             part.load_state_dict(loaded[name])
     images, labels = batches(1920).tensors
-    file = io.BytesIO()
-    for step in range(controller.steps, 240):
-        if step == stop:
+    saved: dict[int, bytes] = {}
+    for step in range(controller.steps, STEPS + 1):
+        if step in (*moments, STEPS):
+            file = io.BytesIO()
+            torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+            saved[step] = file.getvalue()
+        if step == STEPS:
             break
         chosen = slice(8 * step, 8 * step + 8)
         loss = F.cross_entropy(net(images[chosen]), labels[chosen])
@@ -53,8 +63,7 @@ def own_loop(stop: int | None, state: bytes | None) -> tuple[fxcat.GatedModule, 
         optimizer.step()
         average.update_parameters(net)
         controller.step()
-    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
-    return net, average, file.getvalue()
+    return net, saved
 
 
 def test_an_average_has_the_final_structure() -> None:
@@ -81,37 +90,35 @@ def test_an_average_has_the_final_structure() -> None:
     assert averaged.hard_cost() == net.hard_cost()
 
 
-def states(run: tuple[fxcat.GatedModule, AveragedModel, bytes]) -> dict[str, Any]:
-    return torch.load(io.BytesIO(run[2]), weights_only=True)
+def states(saved: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(saved), weights_only=True)
 
 
-def equal(a: Any, b: Any) -> bool:
+def equal(a: bytes, b: bytes) -> bool:
     ours: dict[str, torch.Tensor] = {}
     theirs: dict[str, torch.Tensor] = {}
-    return pack(a, ours, "") == pack(b, theirs, "") and all(torch.equal(v, theirs[k]) for k, v in ours.items())
+    texts = pack(states(a), ours, ""), pack(states(b), theirs, "")
+    return texts[0] == texts[1] and all(torch.equal(v, theirs[k]) for k, v in ours.items())
 
 
 @pytest.fixture(scope="module")
-def own_loop_whole() -> tuple[fxcat.GatedModule, AveragedModel, bytes]:
-    return own_loop(None, None)
+def own_loop_whole() -> tuple[fxcat.GatedModule, dict[int, bytes]]:
+    return own_loop(None, (*STOPS, *(stop + 2 for stop in STOPS)))
 
 
-@pytest.mark.parametrize("stop", (3, 61, 108, 200))
+@pytest.mark.parametrize("stop", STOPS)
 def test_own_loop_goes_on_from_the_controllers_state(
-    stop: int, own_loop_whole: tuple[fxcat.GatedModule, AveragedModel, bytes]
+    stop: int, own_loop_whole: tuple[fxcat.GatedModule, dict[int, bytes]]
 ) -> None:
-    """Before gates begin, between two moments at which slopes are made, after a shrink, and after the last one."""
-    part = own_loop(stop, None)
-    stored = states(part)["controller"]
+    net, saved = own_loop_whole
+    stored = states(saved[stop])["controller"]
     assert (stored["slopes"] is not None) is (stop == 61)
     assert len(stored["closed"]) == {3: 0, 61: 0, 108: 3, 200: 4}[stop]
     assert stored["trains"] is (stop < 200)
-    soon = stop + 2
-    assert equal(states(own_loop(soon, part[2])), states(own_loop(soon, None)))
-    ended = own_loop(None, part[2])
-    assert equal(states(ended), states(own_loop_whole))
-    assert ended[0].gate_vector.theta.requires_grad is own_loop_whole[0].gate_vector.theta.requires_grad
-    assert ended[0].unfinished is None
+    again, found = own_loop(saved[stop], (stop + 2,))
+    assert all(equal(found[step], saved[step]) for step in (stop + 2, STEPS))
+    assert again.gate_vector.theta.requires_grad is net.gate_vector.theta.requires_grad
+    assert again.unfinished is None
 
 
 def controller_for(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> fxcat.GateController:

@@ -11,6 +11,7 @@ import torchvision
 from exactness import random_gates, randomise
 from small_task import Net, loader
 from torch import nn
+from torchvision_nets import resnet, shufflenet
 
 import fxcat
 from fxcat.network.module_state import shapes_of
@@ -37,8 +38,8 @@ def cases() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     image = torch.zeros(1, 3, 64, 64)
     return {
         "sections and units": (Net(), EXAMPLE),
-        "residual": (torchvision.models.resnet18(num_classes=5), image),
-        "a shuffle": (torchvision.models.shufflenet_v2_x0_5(num_classes=5), image),
+        "residual": (resnet(), image),
+        "a shuffle": (shufflenet(), image),
         "attention": (torchvision.models.VisionTransformer(16, 8, 2, 4, 32, 64), torch.zeros(1, 3, 16, 16)),
         "tied": (Tied(), torch.zeros(1, 6)),
     }
@@ -83,12 +84,12 @@ def test_every_value_is_where_it_is_said_to_be(case: str, shrinks: int) -> None:
 
 def test_put_back_into_the_model_computes_the_same() -> None:
     """Where nothing counts channels: what has gone is zero."""
-    model = torchvision.models.resnet18(num_classes=5)
+    model = resnet()
     randomise(model, 0)
     net = fxcat.prepare(model, torch.zeros(1, 3, 64, 64), verbose=False)
     random_gates(net, 3)
     small = fxcat.finalize(net).eval()
-    again = torchvision.models.resnet18(num_classes=5).eval()
+    again = resnet().eval()
     again.load_state_dict(net.kept_indices().put_back(small.state_dict()))
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(again(x), small(x), atol=1e-4, rtol=1e-4)

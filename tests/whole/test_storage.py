@@ -18,6 +18,7 @@ from pruned import pruned
 from safetensors.torch import load_file
 from small_task import Net
 from torch import nn
+from torchvision_nets import resnet, shufflenet
 
 import fxcat
 from fxcat.training.optimizer_state import optimizer_state, set_optimizer_state
@@ -64,7 +65,7 @@ def test_resnet_pruned_by_hand(tmp_path: Path) -> None:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "shrunk four times": (Net, {"shrinks": 4}),
-    "channel shuffle": (lambda: torchvision.models.shufflenet_v2_x0_5(weights=None), {"example": IMAGE, "shrinks": 2}),
+    "channel shuffle": (shufflenet, {"example": IMAGE, "shrinks": 2}),
     "attention": (
         lambda: torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64),
         {"example": torch.zeros(1, 3, 32, 32), "shrinks": 1},
@@ -72,7 +73,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "layers only": (Net, {"gates": "layers"}),
     "ignored": (Net, {"ignore": ["stem"]}),
     "in a tuple": (Net, {"example": (EXAMPLE,)}),
-    "no example inputs": (lambda: torchvision.models.resnet18(), {"example": None}),
+    "no example inputs": (resnet, {"example": None}),
 }
 
 
