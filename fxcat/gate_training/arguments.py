@@ -26,6 +26,7 @@ from fxcat.checks import (
 )
 from fxcat.data.losses import cross_entropy
 from fxcat.errors import InputError
+from fxcat.gate_training.said_of_gates import FREEZE, FROZEN
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.records import check_pressure, check_target
@@ -151,10 +152,7 @@ def _check_undecided(net: GatedModule) -> None:
     if not vector.theta.numel() or vector.theta.requires_grad:
         return
     if vector.values != "hard":
-        raise InputError(
-            "the gates of this network take no gradients",
-            remedy="freeze its weights alone: net.network.requires_grad_(False); net.gate_vector.requires_grad_(True)",
-        )
+        raise InputError(FROZEN, remedy=FREEZE)
     raise InputError(
         "the gates of this network have been trained and decided",
         remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",
