@@ -101,6 +101,12 @@ def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
     _check(given)
     for function in given.get("callbacks") or ():
         check_callable(function, "callbacks", remedy="give functions of (record, net)")
+    for average in given.get("averages") or ():
+        if not callable(getattr(average, "update_parameters", None)):
+            raise InputError(
+                f"a {type(average).__name__} among averages= has no update_parameters(net), which takes in the weights",
+                remedy="give torch.optim.swa_utils.AveragedModel(net), or use GateController in a loop of your own",
+            )
     for name, function in (given.get("metrics") or {}).items():
         check_callable(function, "metrics", remedy=f"give a function of (output, targets) as {name!r}")
     _check_held_out(net, given)

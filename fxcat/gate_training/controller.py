@@ -32,7 +32,7 @@ from fxcat.gate_training.rehearsal import rehearse
 from fxcat.gate_training.said_of_gates import SaidByTraining, said_by_held_out
 from fxcat.gate_training.schedule import Phase, Schedule
 from fxcat.gate_training.settings import check_settings, check_stored, settings_of, warn_if_resumed
-from fxcat.gate_training.shrinking import average_net, shrink_all
+from fxcat.gate_training.shrinking import average_net, averages_of, shrink_all
 from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
 from fxcat.network.ddp import check_same_weights
@@ -104,8 +104,7 @@ class GateController:
         check_weights(net, found)
         self.optimizers = holding(net, found)
         check_state(net.network, self.optimizers, loaded=True)
-        for average in (averages := tuple(averages)):
-            average_net(average)
+        averages = averages_of(net, averages)
         if target is not None:
             check_reachable(net, target)
         self.net, self.target, self.averages = net, target, averages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,23 @@ def _following(
             remedy="make it anew: AveragedModel(net); load states of one and the same step",
         )
     return left
+
+
+def averages_of(net: GatedModule, averages: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """Those that follow a network, each once. Raises `InputError` for what is no copy of it."""
+    found: dict[int, nn.Module] = {}
+    for average in averages:
+        found.setdefault(id(average_net(average)), average)
+    for average in found.values():
+        copied = average_net(average)
+        own, its = net.recipe[-1], copied.recipe[-1]
+        if copied is net or (own.gates, own.shapes) != (its.gates, its.shapes):
+            what = "the network itself" if copied is net else "of another network"
+            raise InputError(
+                f"a {type(average).__name__} among averages= is {what}, and no copy of the one that is trained",
+                remedy="make it from the network that prepare() returned: AveragedModel(net)",
+            )
+    return tuple(found.values())
 
 
 def average_net(average: Any) -> GatedModule:

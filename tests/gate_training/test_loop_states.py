@@ -150,7 +150,8 @@ def test_an_average_of_another_run_is_refused() -> None:
     net = prepared()
     average, optimizer = AveragedModel(net), sgd(net)
     other: Any = average.module
-    controller = controller_of(net, optimizer, averages=[average])
+    controller = controller_of(net, optimizer, averages=[average, other, average])
+    assert controller.averages == (average,)  # one, however often it is named
     other.shrink(other.gate_vector.open_but([0, 1]))
     before = net.hard_cost()
     with pytest.raises(fxcat.InputError, match="has lost other gates than the network"):

@@ -63,6 +63,10 @@ def things() -> Things:
     return Things()
 
 
+def other_net() -> fxcat.GatedModule:
+    return prepared(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)))
+
+
 def loaded(name: str, value: object) -> None:
     """A controller's state with another value in one place."""
     controller = Things().controller()
@@ -139,6 +143,8 @@ CONTROLLER: list[Case] = [
     ("loss=None", lambda t: t.controller(loss=None), "loss= is a NoneType, not a function"),
     ("held_out", lambda t: t.controller(held_out=X), "held_out= is a Tensor, not batches"),
     ("averages", lambda t: t.controller(averages=nn.Identity()), r"averages= is an Identity(?s:.*)averages=\[…\]"),
+    ("average, the network", lambda t: t.controller(averages=[t.net]), "is the network itself, and no copy"),
+    ("average of another", lambda t: t.controller(averages=[other_net()]), "GatedModule among averages= is of another"),
     ("scaler", lambda t: t.controller(scaler=True), "scaler= is a bool, not a GradScaler"),
     ("optimizer class", lambda t: fxcat.GateController(t.net, torch.optim.SGD, target=HALF, total_steps=9), "no torch"),
     ("rewrap", lambda t: fxcat.rewrap(t.net), r"rewrap\(\) got a GatedModule"),
@@ -255,7 +261,13 @@ FIT: list[Case] = [
             *(("target", 0.5), ("pressure", 0.5), ("loss", nn.CrossEntropyLoss), ("loss", 3), ("schedule_per", "x")),
             *(("train_loader", None), ("train_loader", X), ("val_loader", 3), ("checkpoint_dir", 3), ("log_dir", "")),
             *(("resume", "yes"), ("teacher", "resnet18"), ("device", "gpu"), ("device", "meta"), ("device", 2.5)),
-            *(("autocast", "bf16"), ("autocast", torch.float64), ("callbacks", [3]), ("metrics", {"a": 3})),
+            *(
+                ("averages", [nn.Identity()]),
+                ("autocast", "bf16"),
+                ("autocast", torch.float64),
+                ("callbacks", [3]),
+                ("metrics", {"a": 3}),
+            ),
         )
     ),
 ]
