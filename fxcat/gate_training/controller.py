@@ -31,7 +31,7 @@ from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
 from fxcat.gate_training.said_of_gates import SaidByTraining, said_by_held_out
 from fxcat.gate_training.schedule import Phase, Schedule
-from fxcat.gate_training.settings import check_settings, check_stored, settings_of, warn_if_resumed
+from fxcat.gate_training.settings import check_settings, check_size, check_stored, settings_of, warn_if_resumed
 from fxcat.gate_training.shrinking import average_net, averages_of, shrink_all
 from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
@@ -378,6 +378,7 @@ class GateController:
         vector = self.net.gate_vector
         check_settings(self._settings, state["settings"], may_grow="total_steps")
         self.net.follow(tuple((name, count) for name, count in state["gates"]), state["closed"])
+        check_size(state, vector.theta)
         self.steps = state["steps"]
         first_gated, first_plain = state["schedule"]
         self.schedule = Schedule(first_gated, first_plain, self.schedule.shrinks)

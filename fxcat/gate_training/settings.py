@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from fxcat.checks import check_instance, shown
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
@@ -43,6 +45,16 @@ def check_stored(state: Any, own: Mapping[str, Any]) -> None:
         found = state[name]
         if name in PLAIN and not isinstance(found, list | tuple if isinstance(value, list) else type(value)):
             raise InputError(f"this is no state of a GateController: its {name!r} is {shown(found)}", remedy=remedy)
+
+
+def check_size(state: Mapping[str, Any], theta: torch.Tensor) -> None:
+    """Raise `InputError` unless it is for as many gates as are left."""
+    found = tuple(state["theta"].shape)
+    if found != tuple(theta.shape):
+        raise InputError(
+            f"this is no state of a GateController: its 'theta' has shape {found}, of {theta.numel()} gates",
+            remedy="give what the state_dict() of a GateController returned",
+        )
 
 
 def warn_if_resumed(net: GatedModule) -> None:

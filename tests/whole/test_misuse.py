@@ -151,8 +151,11 @@ CONTROLLER: list[Case] = [
     ("state", lambda t: Things().controller().load_state_dict(3), "state= is an int"),
     ("state, empty", lambda t: Things().controller().load_state_dict({}), "it has no 'appraisal'"),
     *(
-        (f"state, {name}", lambda t, name=name, value=value: loaded(name, value), f"its '{name}' is {found}")
-        for name, value, found in (("steps", "a", "'a'"), ("theta", 3, "3"), ("schedule", 3, "3"))
+        (f"state, {name}", lambda t, name=name, value=value: loaded(name, value), f"its '{name}' {found}")
+        for name, value, found in (
+            *(("steps", "a", "is 'a'"), ("theta", 3, "is 3"), ("schedule", 3, "is 3")),
+            ("theta", torch.ones(3), r"has shape \(3,\), of 16 gates"),
+        )
     ),
     ("closure", lambda t: Things().controller().step(closure=3), "closure= is an int, not a function"),
 ]
