@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fxcat.errors import StorageError
+from fxcat.utils.free_path import check_free
 
 
 @contextmanager
@@ -20,6 +21,7 @@ def staged(target: Path) -> Generator[Path, None, None]:
     """
     if target.is_dir():
         raise StorageError("the path is a folder", where=str(target), remedy="give the name of a file")
+    check_free(target)
     if not target.parent.is_dir():
         raise StorageError(
             "the folder does not exist", where=str(target.parent), remedy="make it first, or choose another path"

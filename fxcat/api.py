@@ -224,7 +224,7 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
             "finalize()",
             stacklevel=2,
         )
-    elif net.led.is_fresh and net.gate_vector.draws.reached and bool((net.gate_vector.theta == 1).all()):
+    elif net.led.is_fresh and net.gate_vector.draws.reached and _is_untouched(net):
         warnings.warn(
             "the network was trained, but nothing decided on its gates: all of it stays; train it with fxcat.fit, a "
             "GateController, or the GateCallback of your trainer (fxcat.integrations)",
@@ -235,6 +235,11 @@ def finalize(net: GatedModule, *, verify: Any = None) -> nn.Module:
     if verify is not None:
         verification.verify(small, net, verify)
     return small
+
+
+def _is_untouched(net: GatedModule) -> bool:
+    """Whether nothing has left a network, and no gate is to close."""
+    return bool((net.gate_vector.theta == 1).all()) and not net.recipe[-1].closed
 
 
 def _stands(net: GatedModule) -> str:

@@ -32,11 +32,12 @@ def check_instance(
     optional: bool = False,
 ) -> None:
     """An instance of one of these classes (`optional`: or None)."""
-    if isinstance(value, kinds) or (optional and value is None):
-        return
     kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    is_class = isinstance(value, type)  # it has what a protocol asks of its instances
+    if (isinstance(value, kinds) and not is_class) or (optional and value is None):
+        return
     wanted = " or ".join(map(_class_name, kinds))
-    if isinstance(value, type) and issubclass(value, kinds):
+    if is_class and issubclass(value, tuple(k for k in kinds if not getattr(k, "_is_protocol", False))):
         remedy = f"make an instance of it: {value.__name__}(…)"
     raise InputError(
         f"{_got(name)} {_kind_of(value)}, not {_article(wanted)} {wanted}",

@@ -50,6 +50,9 @@ class GatedModule(CalledAsModel):
     """How its gates are trained."""
     unfinished: str | None = None
     """What trains the gates and has not ended."""
+    is_resumed: bool = False
+    """Whether its state is from the midst of a training of gates; a `GateController` that goes on from its own state
+    takes that back."""
     limits: GateLimits
     """How far the groups and sections of the start network may shrink."""
     latency: LatencyModel | None = None
@@ -226,7 +229,10 @@ class GatedModule(CalledAsModel):
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         """Takes the state of a network that has become smaller, and that of the model."""
+        theta = self.gate_vector.theta.detach().clone()
         unfinished = make_ready(self, state_dict, prefix)
+        found = state_dict.get(f"{prefix}gate_vector.theta")
+        self.is_resumed = unfinished and found is not None and not torch.equal(theta, torch.as_tensor(found).to(theta))
         self.copies.forget(self)
         if self.led.by is None:
             self.unfinished = "the training that its state was stored in" if unfinished else None

@@ -19,6 +19,7 @@ from fxcat.exporters.source.file import source_of
 from fxcat.exporters.source.running import load_function
 from fxcat.gated import GatedModule
 from fxcat.passes.verification import Runner, difference, undisturbed
+from fxcat.utils.free_path import check_free
 from fxcat.utils.safetensors_file import write_tensors
 
 
@@ -65,6 +66,7 @@ def export_source(
     target = as_path(path)
     if target.suffix != ".py":
         raise InputError(f"{target.name!r} is no name of a Python file", remedy='give a path that ends in ".py"')
+    check_free(target)
     weights = target.with_suffix(".safetensors")
     arguments = example_arguments(module, example_inputs)
     text, tensors = source_of(module, arguments, weights.name)

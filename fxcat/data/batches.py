@@ -123,7 +123,10 @@ class Repeated:
                     yield found
                     break
             else:
-                raise InputError("train_loader yields nothing")
+                raise InputError(
+                    "train_loader yields nothing, or nothing more",
+                    remedy="give what can be iterated over anew in every epoch: a data loader or a list, no generator",
+                )
 
 
 _END = object()

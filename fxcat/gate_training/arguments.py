@@ -26,6 +26,7 @@ from fxcat.checks import (
 )
 from fxcat.data.losses import cross_entropy
 from fxcat.errors import InputError
+from fxcat.gate_training.said_of_gates import FREEZE, FROZEN
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.records import check_pressure, check_target
@@ -100,6 +101,12 @@ def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
     _check(given)
     for function in given.get("callbacks") or ():
         check_callable(function, "callbacks", remedy="give functions of (record, net)")
+    for average in given.get("averages") or ():
+        if not callable(getattr(average, "update_parameters", None)):
+            raise InputError(
+                f"a {type(average).__name__} among averages= has no update_parameters(net), which takes in the weights",
+                remedy="give torch.optim.swa_utils.AveragedModel(net), or use GateController in a loop of your own",
+            )
     for name, function in (given.get("metrics") or {}).items():
         check_callable(function, "metrics", remedy=f"give a function of (output, targets) as {name!r}")
     _check_held_out(net, given)
@@ -151,10 +158,7 @@ def _check_undecided(net: GatedModule) -> None:
     if not vector.theta.numel() or vector.theta.requires_grad:
         return
     if vector.values != "hard":
-        raise InputError(
-            "the gates of this network take no gradients",
-            remedy="freeze its weights alone: net.network.requires_grad_(False); net.gate_vector.requires_grad_(True)",
-        )
+        raise InputError(FROZEN, remedy=FREEZE)
     raise InputError(
         "the gates of this network have been trained and decided",
         remedy="train it on without a GateController; to prune further: prepare(finalize(net), example)",

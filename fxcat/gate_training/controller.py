@@ -7,13 +7,14 @@ network trains on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxcat.checks import check_callable, check_instance
+from fxcat.checks import check_callable
 from fxcat.choosing.cost_shares import cost_fractions, wanted_of
 from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
@@ -30,8 +31,8 @@ from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
 from fxcat.gate_training.said_of_gates import SaidByTraining, said_by_held_out
 from fxcat.gate_training.schedule import Phase, Schedule
-from fxcat.gate_training.settings import check_settings, settings_of
-from fxcat.gate_training.shrinking import average_net, shrink_all
+from fxcat.gate_training.settings import check_settings, check_size, check_stored, settings_of, warn_if_resumed
+from fxcat.gate_training.shrinking import average_net, averages_of, shrink_all
 from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
 from fxcat.network.ddp import check_same_weights
@@ -40,6 +41,7 @@ from fxcat.network.notices import BEFORE_STEPS
 from fxcat.network.program import Shrunk
 from fxcat.records import Pressure, Target
 from fxcat.utils.processes import from_main
+from fxcat.utils.uninterrupted import uninterrupted
 
 Closure = Callable[[], torch.Tensor]
 
@@ -102,8 +104,7 @@ class GateController:
         check_weights(net, found)
         self.optimizers = holding(net, found)
         check_state(net.network, self.optimizers, loaded=True)
-        for average in (averages := tuple(averages)):
-            average_net(average)
+        averages = averages_of(net, averages)
         if target is not None:
             check_reachable(net, target)
         self.net, self.target, self.averages = net, target, averages
@@ -121,8 +122,7 @@ class GateController:
         self._scaler = scaler
         self._made = Steps(net, watch_all(self.optimizers, net, scaler, given=optimizer), total_steps)
         without_gates(net, found)
-        BEFORE_STEPS.tell(self.notice)
-        net.led = Led(self)
+        self._lead()
         net.gate_vector.seed(seed)
         if self.phase == "plain":
             self._settle(net.gate_vector.hard())
@@ -134,6 +134,12 @@ class GateController:
         gates = f"gates are trained in steps {self.schedule.first_gated} to {self.schedule.first_plain}"
         now = f"step {self.steps} of {self.total_steps}: {self.phase}; {gates}, {self.undecided} undecided"
         return f"GateController({self.objective}, {now})"
+
+    def _lead(self) -> None:
+        """The network is trained by this controller from now on."""
+        BEFORE_STEPS.tell(self.notice)
+        self.net.led = Led(self)
+        self.net.gate_vector.draws.is_heard = self.phase != "plain"
 
     @property
     def phase(self) -> Phase:
@@ -168,14 +174,19 @@ class GateController:
         """
         check_callable(closure, "closure", optional=True)
         self.net.led.check_by(self)
-        if not self._made.have_been_made() and held_out is None:
-            return False
+        with uninterrupted(), self._undone():
+            waits = not self._made.have_been_made() and held_out is None
+            return False if waits else self._stepped(closure, held_out)
+
+    def _stepped(self, closure: Closure | None, held_out: tuple[Any, Any] | None) -> bool:
+        """What `step` does where an optimizer has made one."""
         phase, wants_held_out = self.phase, self.wants_held_out
         self._check_optimizers()
         self.steps += 1
         if self._shrunk_at == self.steps - 1:
             check_same_weights(self.net.network)
         if phase == "plain":
+            self.schedule.check_end(self.steps, self.total_steps)
             return False
         self.net.copies.check(self.net, map(average_net, self.averages))
         theta = self.net.gate_vector.theta
@@ -193,6 +204,16 @@ class GateController:
             self._finish()
             return True
         return self.schedule.may_shrink(self.steps) and self._shrink_dead()
+
+    @contextmanager
+    def _undone(self) -> Generator[None, None, None]:
+        """A step that ends in an error was none: of the next one more may come."""
+        before = self.steps
+        try:
+            yield
+        except BaseException:
+            self.steps = before
+            raise
 
     def ends_within(self, steps: int) -> bool:
         """Whether the gated phase ends in one of the next `steps` steps."""
@@ -216,6 +237,7 @@ class GateController:
         """Once, when they have state: whether they can follow when weights become smaller."""
         if not self.steps:
             self.net.check_weights()  # people may wrap the network after this was made
+            warn_if_resumed(self.net)
         if self._is_checked or not any(o.state for o in self.optimizers):
             return
         check_state(self.net.network, self.optimizers)
@@ -260,8 +282,9 @@ class GateController:
         """
         if self.phase == "plain":
             return False
-        self.steps = self.schedule.first_plain
-        self._finish()
+        with uninterrupted(), self._undone():
+            self.steps = self.schedule.first_plain
+            self._finish()
         return True
 
     def _finish(self) -> None:
@@ -273,6 +296,7 @@ class GateController:
         elif self.net.limits.aligned:
             setting = nearest_aligned(self.net, setting, self.policy.score())
         from_main(setting)
+        theta = vector.theta.detach().clone()
         with torch.no_grad():
             vector.theta.copy_(setting)
         # before what wraps the network is prepared for the parameters that are left
@@ -281,6 +305,8 @@ class GateController:
             self.shrink(setting)
         except FxcatError:
             vector.theta.requires_grad_(True)
+            with torch.no_grad():
+                vector.theta.copy_(theta)
             raise
         self._settle(vector.hard())
 
@@ -292,12 +318,14 @@ class GateController:
             vector.values = "hard"
             vector.theta.requires_grad_(False)
             vector.draws.forget()
+            vector.draws.is_heard = False
         self._say_unfinished()
 
     def _say_unfinished(self) -> None:
         by = str(self.objective) if self.target is None else f"target={self.target}"
         self.net.unfinished = None if self.phase == "plain" else f"GateController({by})"
 
+    @uninterrupted()
     def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> Shrunk:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
 
@@ -314,8 +342,7 @@ class GateController:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.net.led = Led(self)
-        BEFORE_STEPS.tell(self.notice)
+        self._lead()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the gates' training goes on from: tensors and plain data, by name.
@@ -337,6 +364,7 @@ class GateController:
         }
         return state | self.policy.state_dict()
 
+    @uninterrupted()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, with a network that has just been prepared and its new optimizer.
 
@@ -346,13 +374,11 @@ class GateController:
 
         Raises `InputError` if the state is that of another network or run; then nothing has changed.
         """
-        check_instance(state, Mapping, "state", remedy="give what state_dict() returned")
+        check_stored(state, self.state_dict())
         vector = self.net.gate_vector
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise InputError(f"this is no state of a GateController: it has no {min(missing)!r}")
         check_settings(self._settings, state["settings"], may_grow="total_steps")
         self.net.follow(tuple((name, count) for name, count in state["gates"]), state["closed"])
+        check_size(state, vector.theta)
         self.steps = state["steps"]
         first_gated, first_plain = state["schedule"]
         self.schedule = Schedule(first_gated, first_plain, self.schedule.shrinks)
@@ -365,6 +391,7 @@ class GateController:
         vector.values, vector.random_state = state["values"], state["random"]
         self.net.appraisal.load(state["appraisal"])
         self.policy.load_state_dict(state)
+        vector.draws.is_heard, self.net.is_resumed = self.phase != "plain", False
         if self.phase == "plain":
             self._settle(vector.theta.detach())
         self._say_unfinished()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from fxcat.gated import GatedModule
 from fxcat.network.weight_checks import PLAIN, is_flat
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+NAMES = "param_names"
+"""What torch calls the names in a group whose optimizer was given `named_parameters()`."""
 
 
 def as_list(optimizers: Any) -> list[torch.optim.Optimizer]:
@@ -68,6 +71,15 @@ def wrappers_of(optimizers: Any, inner: torch.optim.Optimizer) -> list[torch.opt
     """What trainers have wrapped round an optimizer, among what a user passed."""
     given = list(optimizers) if isinstance(optimizers, list | tuple) else [optimizers]
     return [o for each in given for o in _all_in(each) if o.state is inner.state and o is not inner]
+
+
+def keep_in(group: dict[str, Any], stays: Callable[[Any], bool]) -> None:
+    """Take parameters out of a group of an optimizer, and their names, where it was given some."""
+    found = [stays(p) for p in group["params"]]
+    if NAMES in group:  # a list of its own: states that were taken before hold this one
+        group[NAMES] = [name for name, there in zip(group[NAMES], found, strict=False) if there]
+    # in place: some optimizers hold the list itself (LBFGS)
+    group["params"][:] = [p for p, there in zip(group["params"], found, strict=True) if there]
 
 
 def holding(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:

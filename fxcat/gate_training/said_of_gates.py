@@ -9,7 +9,7 @@ import torch
 
 from fxcat.data.batches import call, read_batch
 from fxcat.data.losses import Loss, checked
-from fxcat.errors import TrainingError
+from fxcat.errors import InputError, TrainingError
 from fxcat.gated import GatedModule
 from fxcat.network.draws import Draw
 from fxcat.network.gates import GateVector
@@ -17,6 +17,9 @@ from fxcat.utils.processes import from_main, is_same_everywhere
 
 UNSEEN = 30
 """So many steps in a row may say nothing of the gates: a loss scaler finds its scale in half of them."""
+
+FROZEN = "the gates of this network take no gradients"
+FREEZE = "freeze its weights alone: net.network.requires_grad_(False); net.gate_vector.requires_grad_(True)"
 
 
 class SaidByTraining:
@@ -33,11 +36,14 @@ class SaidByTraining:
         Raises `TrainingError` if no loss was made from the network, if a backward pass came too late, and where it has
         said nothing for long."""
         draws = vector.draws
+        if not vector.theta.requires_grad:
+            raise TrainingError(FROZEN, remedy=FREEZE)
         if not draws.made:
             raise TrainingError(
                 "no loss was made from the network with gates since the last step",
-                remedy="call controller.step() after optimizer.step(), in train() mode, with the loss made from net(x) "
-                "(not within torch.func.grad or vmap, which say nothing of the gates)",
+                remedy="call controller.step() after optimizer.step() (of several optimizers once, after the last), in "
+                "train() mode, with the loss made from net(x) (not within torch.func.grad or vmap, which say nothing "
+                "of the gates)",
             )
         if draws.were_late:
             raise TrainingError(
@@ -75,7 +81,14 @@ def said_by_held_out(net: GatedModule, batch: tuple[Any, Any], loss: Loss, step:
     vector = net.gate_vector
     read = read_batch(batch, net).to(vector.theta.device)
     with torch.enable_grad():
-        value = checked(loss(call(net, net, read.inputs), read.targets))
+        try:
+            output = call(net, net, read.inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            remedy = "give pairs of inputs and targets, the inputs as in training"
+            raise InputError(f"the network does not take a held-out batch: {error}", remedy=remedy) from error
+        value = checked(loss(output, read.targets))
         draws = vector.differentiated(value)
     if not math.isfinite(float(value.detach())):
         raise TrainingError(

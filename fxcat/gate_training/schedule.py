@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,9 @@ EARLIEST, LATEST = 0.03, 0.1
 """Shares of the run between which gates begin if nothing else is said."""
 MEASURED_FOR = 100
 """Steps for which worths are measured before that, if there are as many."""
+
+TOO_MANY = 3
+"""So many times the steps that were said are a mistake, more likely than not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,16 @@ class Schedule:
     def progress(self, step: int) -> float:
         """How far the gated phase has come before a step, in [0, 1]."""
         return min(1.0, max(0.0, (step - self.first_gated) / self.gated))
+
+    def check_end(self, steps: int, total: int) -> None:
+        """Warn once if far more steps have been made than were said: those may have been epochs, and then hardly any
+        step decided on the gates."""
+        if steps == TOO_MANY * total:
+            warnings.warn(
+                f"optimizers have made {steps} steps, and GateController was told total_steps={total}: the gates were "
+                f"decided in the first {self.first_plain}. total_steps= counts steps of the optimizer, not epochs",
+                stacklevel=4,
+            )
 
     @property
     def gated(self) -> int:

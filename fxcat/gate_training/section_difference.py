@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.utils.processes import sum_over_processes, world_size
 from fxcat.utils.random_state import random_states, set_random_states
@@ -26,10 +27,23 @@ def loss_difference(net: GatedModule, sample: torch.Tensor, gate: int, loss: Cal
             setting[gate] = value
             set_random_states(states)
             with net.gate_vector.fixed(setting), torch.no_grad():
-                values.append(float(loss()))
+                values.append(_computed(loss))
     finally:
         set_random_states(states)
         for buffer, before in buffers:
             buffer.copy_(before)
     difference = torch.tensor([values[0] - values[1]], dtype=torch.float64, device=sample.device)
     return float(sum_over_processes(difference)) / world_size()
+
+
+def _computed(loss: Callable[[], torch.Tensor]) -> float:
+    """Raises `InputError` where a closure wants gradients, as those of optimizers do."""
+    try:
+        return float(loss())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise InputError(
+            f"closure= cannot be computed without gradients: {error}",
+            remedy="let it return the loss and no more: controller.step(closure=lambda: criterion(net(x), y))",
+        ) from error

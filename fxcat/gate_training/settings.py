@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
+from fxcat.checks import check_instance, shown
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.records import Pressure, Target
+
+PLAIN = ("settings", "schedule", "gates", "closed", "steps", "theta", "trains", "values", "random")
+"""What every state of a controller has, always of the same kind."""
 
 
 def settings_of(net: GatedModule, target: Target | None, pressure: Pressure | None) -> dict[str, Any]:
@@ -26,6 +33,39 @@ def _given(objective: Target | Pressure) -> dict[str, Any]:
     """The values of its fields; of costs that states of earlier versions lack only those that are given."""
     always = {"nu", "flops", "params", "layers"}
     return {name: value for name, value in asdict(objective).items() if value or name in always}
+
+
+def check_stored(state: Any, own: Mapping[str, Any]) -> None:
+    """Raise `InputError` for anything but a state of a `GateController`; `own`: one that is."""
+    remedy = "give what the state_dict() of a GateController returned"
+    check_instance(state, Mapping, "state", remedy=remedy)
+    for name, value in sorted(own.items()):
+        if name not in state:
+            raise InputError(f"this is no state of a GateController: it has no {name!r}", remedy=remedy)
+        found = state[name]
+        if name in PLAIN and not isinstance(found, list | tuple if isinstance(value, list) else type(value)):
+            raise InputError(f"this is no state of a GateController: its {name!r} is {shown(found)}", remedy=remedy)
+
+
+def check_size(state: Mapping[str, Any], theta: torch.Tensor) -> None:
+    """Raise `InputError` unless it is for as many gates as are left."""
+    found = tuple(state["theta"].shape)
+    if found != tuple(theta.shape):
+        raise InputError(
+            f"this is no state of a GateController: its 'theta' has shape {found}, of {theta.numel()} gates",
+            remedy="give what the state_dict() of a GateController returned",
+        )
+
+
+def warn_if_resumed(net: GatedModule) -> None:
+    """Before the first step of a `GateController`: whether another state was to be loaded too."""
+    if net.is_resumed:
+        warnings.warn(
+            "the network goes on from the midst of a training of its gates, and its GateController from the beginning: "
+            "to resume the run, load the controller's state_dict() too",
+            stacklevel=5,
+        )
+        net.is_resumed = False
 
 
 def check_settings(now: Mapping[str, Any], then: Mapping[str, Any], *, may_grow: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fxcat.errors import TrainingError
-from fxcat.gate_training.optimizers import wrappers_of
+from fxcat.gate_training.optimizers import NAMES, keep_in, wrappers_of
 from fxcat.gated import GatedModule
 from fxcat.network.following import KEY, described, parsed
 
@@ -22,13 +22,16 @@ WAITS = (256, 1000)
 and in long ones; in others ten times as many as there are steps in all."""
 
 
+_Place = tuple[int, tuple[nn.Parameter, ...], str]
+"""Where θ was in an optimizer: its group, what came after it there, its name there."""
+
+
 class Watched:
     """Tells the draws of a network when an optimizer makes a step, and when it clears the gradients; its state says how
     small the network was.
 
     θ is the controller's, and no longer there. In the state it still has its place: an optimizer that is made in the
-    same way can be given the state before there is a controller. `theta`: its group, and what came after it there.
-    `wrappers`: what trainers have wrapped round it.
+    same way can be given the state before there is a controller. `wrappers`: what trainers have wrapped round it.
 
     A copy watches the copied optimizer and network.
     """
@@ -38,7 +41,7 @@ class Watched:
         optimizer: torch.optim.Optimizer,
         net: GatedModule,
         scaler: Any = None,
-        theta: tuple[int, tuple[nn.Parameter, ...]] | None = None,
+        theta: _Place | None = None,
         wrappers: Sequence[torch.optim.Optimizer] = (),
     ) -> None:
         self._theta = theta or _place_of(net.gate_vector.theta, optimizer)
@@ -84,12 +87,12 @@ class Watched:
     def _described(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         state[KEY] = described(self._arguments[1].recipe)
         if self._theta is not None:
-            number, after = self._theta
+            number, after, name = self._theta
             left = {id(p) for p in optimizer.param_groups[number]["params"]}
             ids: list[int] = state["param_groups"][number]["params"]
             place = len(ids) - sum(id(p) in left for p in after)
             new = 1 + max((i for g in state["param_groups"] for i in g["params"]), default=-1)
-            _set_ids(state, number, [*ids[:place], new, *ids[place:]])
+            _replace(state, number, slice(place, place), [new], [name])
             state[PLACE] = (number, new)
 
     def _follow(self, _: Any, state: dict[str, Any]) -> None:
@@ -143,16 +146,16 @@ def watch_all(
 def without_gates(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Take θ out of optimizers: the controller trains it."""
     for group in (g for o in optimizers for g in o.param_groups):
-        # in place: some optimizers hold the list itself (LBFGS)
-        group["params"][:] = [p for p in group["params"] if p is not net.gate_vector.theta]
+        keep_in(group, lambda p: p is not net.gate_vector.theta)
 
 
-def _place_of(theta: nn.Parameter, optimizer: torch.optim.Optimizer) -> tuple[int, tuple[nn.Parameter, ...]] | None:
-    """The number of its group in an optimizer, and what comes after it there; None if it is not there."""
+def _place_of(theta: nn.Parameter, optimizer: torch.optim.Optimizer) -> _Place | None:
+    """Where θ is in an optimizer; None if it is not there."""
     for number, group in enumerate(optimizer.param_groups):
         found = [p is theta for p in group["params"]]
         if True in found:
-            return number, tuple(group["params"][found.index(True) + 1 :])
+            place = found.index(True)
+            return number, tuple(group["params"][place + 1 :]), group[NAMES][place] if NAMES in group else ""
     return None
 
 
@@ -160,13 +163,22 @@ def remove_theta(state: dict[str, Any]) -> None:
     """Take the place of θ out of an optimizer's state, if it has one."""
     if PLACE in state:
         number, theta = state.pop(PLACE)
-        _set_ids(state, number, [i for i in state["param_groups"][number]["params"] if i != theta])
+        ids: list[int] = state["param_groups"][number]["params"]
+        if theta in ids:
+            place = ids.index(theta)
+            _replace(state, number, slice(place, place + 1), [], [])
 
 
-def _set_ids(state: dict[str, Any], number: int, ids: list[int]) -> None:
-    """Other parameters in a group of an optimizer's state; the group itself may be somebody else's."""
+def _replace(state: dict[str, Any], number: int, part: slice, ids: list[int], names: list[str]) -> None:
+    """Other parameters in a part of a group of an optimizer's state; the group itself may be somebody else's."""
     groups = list(state["param_groups"])
-    groups[number] = {**groups[number], "params": ids}
+    group = {**groups[number]}
+    for key, values in (("params", ids), (NAMES, names)):
+        if key in group:
+            own = list(group[key])
+            own[part] = values
+            group[key] = own
+    groups[number] = group
     state["param_groups"] = groups
 
 

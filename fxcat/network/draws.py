@@ -49,7 +49,9 @@ class Draws:
     discriminator), it does not. As long as no optimizer has made a step at all, that is not asked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_heard: bool = False) -> None:
+        self.is_heard = is_heard
+        """Whether somebody takes them. Else those of the last backward pass are enough."""
         self.made = 0
         """Since the last `take`, also those that no backward pass came to."""
         self.reached = False
@@ -80,7 +82,7 @@ class Draws:
     def see(self, draw: Draw, gradient: torch.Tensor, *, cleared: bool) -> None:
         """A backward pass has come to a draw; `cleared`: the gradients of earlier ones are gone."""
         task = torch._C._current_graph_task_id()  # pyright: ignore[reportPrivateUsage]
-        if cleared:
+        if cleared or not self.is_heard:
             self._seen = [d for d in self._seen if d.task == task]
         draw.task, self.reached = task, True
         if all(d is not draw for d in self._seen):
@@ -96,7 +98,8 @@ class Draws:
         """The optimizer has made a step with the weights' gradients; the loss had been multiplied with `scale`."""
         for draw in self._seen:
             draw.scale = scale
-        self.used += self._seen
+        if self.is_heard:
+            self.used += self._seen
         self._seen, self._stepped, self._has_stepped = [], True, True
 
     @property
@@ -126,7 +129,7 @@ class Draws:
 
     def forget(self) -> None:
         """The gates have become others."""
-        self.__init__()
+        self.__init__(is_heard=self.is_heard)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Draws, ()  # a copy trains anew

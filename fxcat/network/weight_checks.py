@@ -34,7 +34,8 @@ def check_own(parameters: nn.Module, name: str) -> None:
     """Raise `InputError` if something has put a module's parameter into a larger tensor with others."""
     found = parameters._parameters.get(name)
     if found is None or found.untyped_storage().nbytes() != found.nbytes:
-        raise InputError("the network's parameters were put into one flat tensor", remedy=PLAIN)
+        remedy = f"give each memory of its own (p.data = p.data.clone()) after vector_to_parameters(); {PLAIN}"
+        raise InputError("the network's parameters were put into one flat tensor", remedy=remedy)
 
 
 def parameter_shapes(module: nn.Module) -> Shapes:

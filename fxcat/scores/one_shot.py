@@ -20,6 +20,8 @@ from fxcat.scores.compensation import measure
 
 LEAST = 0.55
 """Initial θ of the least important gate. Above ½: `eval()` is still the whole network, and so is the warm-up."""
+LARGEST = 1e280
+"""What larger scores, also infinite ones, count as: sums of them are still numbers."""
 TIE = 1e-6
 """By how much, relatively, equal scores are made different."""
 
@@ -134,10 +136,10 @@ def checked_scores(net: GatedModule, scores: torch.Tensor) -> torch.Tensor:
     """
     theta = net.gate_vector.theta
     if not isinstance(scores, torch.Tensor) or scores.shape != theta.shape:
-        shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        given = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else f"type {type(scores).__name__}"
         raise InputError(
-            f"scores of shape {shape} do not fit {theta.numel()} gates",
-            remedy=f"give one per gate, shape ({theta.numel()},): units, then sections, in the order of net.gates",
+            f"scores of {given} do not fit {theta.numel()} gates",
+            remedy=f"give a tensor of shape ({theta.numel()},): units, then sections, in the order of net.gates",
         )
     if scores.is_complex() or scores.is_meta:
         raise InputError(f"scores= are no numbers: {scores.dtype} on {scores.device}", remedy="give real values")
@@ -147,5 +149,6 @@ def checked_scores(net: GatedModule, scores: torch.Tensor) -> torch.Tensor:
             "some scores are negative or NaN",
             remedy="scores are ≥ 0, with 0 for what does nothing; of torch-pruning's normalizers use 'mean' or 'sum'",
         )
+    scores = scores.clamp(max=LARGEST)
     place = torch.cat([torch.arange(part.count, dtype=torch.float64) / part.count for part in net.parts])
     return scores * (1 + TIE * place.to(scores.device))

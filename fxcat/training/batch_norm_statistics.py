@@ -34,7 +34,12 @@ def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
     """
     check_gated(net, "recalibrate()")
     check_batches(batches, "batches")
-    if not replace_statistics(net, list(batches)):
+    try:
+        found = replace_statistics(net, list(batches))
+    except InputError as error:
+        remedy = "batches= are inputs without targets, for example [x for x, _ in loader]"
+        raise InputError(error.what, where=error.where, remedy=remedy) from error
+    if not found:
         raise InputError("there are no batches to take statistics from", remedy="give inputs of some")
 
 

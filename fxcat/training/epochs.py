@@ -180,17 +180,18 @@ class TrainingRun:
             return self.teacher.output(self.net, batch.inputs)
 
     @contextmanager
-    def _taking(self, what: str) -> Generator[None]:
+    def _taking(self, what: str, loader: str = "train_loader", *, first: bool | None = None) -> Generator[None]:
         """What goes wrong with the very first batch is a mistake in what is passed, and no fault of the training."""
         try:
             yield
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            if self.recent or isinstance(error, torch.OutOfMemoryError):
+            first = not self.recent if first is None else first
+            if not first or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).splitlines()[0] if str(error) else "no reason given"
             raise InputError(
-                f"{what} does not take what train_loader yields: {type(error).__name__}: {reason}",
-                remedy="call it with the inputs of one batch; targets come last in a batch (see unpack=)",
+                f"{what} does not take what {loader} yields: {type(error).__name__}: {reason}",
+                remedy="call it with what one batch holds; targets come last in a batch (see unpack=)",
             ) from error
 
     def _backward(self, batch: Batch, taught: Any, parts: int, totals: Totals, where: str) -> None:
@@ -198,7 +199,8 @@ class TrainingRun:
         with torch.enable_grad(), self.weights.cast():
             with self._taking("the network"):
                 output = call(self._model, self.net, batch.inputs)
-            losses = self._losses(output, batch.targets, taught)
+            with self._taking("loss="):
+                losses = self._losses(output, batch.targets, taught)
         values = [loss.item() for loss in losses]
         for value, by in zip(values, ("loss", "distillation"), strict=False):
             if not math.isfinite(value):
@@ -250,8 +252,10 @@ class TrainingRun:
             with torch.no_grad(), self.weights.cast():
                 for found in loader:
                     batch = read_batch(found, self.net, self.batches.unpack).to(self.device)
-                    output = call(self.net, self.net, batch.inputs)
-                    loss = checked(self.loss(output, batch.targets)).item()
+                    with self._taking("the network", "val_loader", first=not totals.examples):
+                        output = call(self.net, self.net, batch.inputs)
+                    with self._taking("loss=", "val_loader", first=not totals.examples):
+                        loss = checked(self.loss(output, batch.targets)).item()
                     totals.add(loss, count_correct(output, batch.targets), batch.size)
                     for name, metric in self.metrics.items():
                         sums[name] += _number(name, metric(output, batch.targets)) * batch.size

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from fxcat.errors import StorageError
+from fxcat.utils.free_path import check_free
 
 FORMAT = "pt"
 """Says whose tensors these are, as loaders ask for (`transformers`)."""
@@ -34,6 +35,7 @@ def write_tensors(
     `kind`: what the file is, asked for again when it is read. `texts`: goes into its header. `previous`: receives the
     file that was at `path`. Raises `StorageError`; then `path` is what it was.
     """
+    check_free(path)
     # one after the other: tensors may share memory, which the format refuses
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     marked = {**texts, "format": FORMAT, "kind": kind}

@@ -47,6 +47,20 @@ def test_the_difference_is_that_of_the_loss_and_leaves_no_trace() -> None:
     assert found != 0.0
 
 
+def test_a_closure_of_an_optimizer_is_refused() -> None:
+    """It runs the backward pass too, and there is none."""
+    net = fxcat.prepare(Deep(), EXAMPLE, verbose=False).train()
+    images, labels = batches(16).tensors
+
+    def closure() -> torch.Tensor:
+        loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        return loss
+
+    with pytest.raises(fxcat.InputError, match=r"without gradients(?s:.*)return the loss and no more"):
+        loss_difference(net, net.gate_vector.hard(), net.gate_vector.unit_count, closure)
+
+
 def test_sections_that_are_worth_nothing_go_first() -> None:
     """One of two sections adds nothing: with differences its worth is nothing, and it leaves."""
     torch.manual_seed(0)

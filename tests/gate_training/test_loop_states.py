@@ -14,6 +14,7 @@ import torch
 from loops import STEPS, X, controller_of, plain, prepared, same, sgd, trained
 from small_task import Net
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxcat
 
@@ -75,6 +76,106 @@ def test_an_optimizer_of_all_parameters_is_given_its_state_before_there_is_a_con
     whole = run(states)
     assert same(run(dict(states), 15), whole)
     assert same(run(dict(states), 40), whole)
+
+
+def test_names_in_groups_stay_those_of_the_parameters() -> None:
+    """Of optimizers that were given `named_parameters()`, in their states too, which others go on from."""
+
+    def made() -> tuple[fxcat.GatedModule, torch.optim.Optimizer]:
+        net = prepared()
+        named = dict(net.named_parameters())
+        groups = [{k: p for k, p in named.items() if (p.ndim > 1) is matrices} for matrices in (True, False)]
+        return net, torch.optim.SGD([{"params": list(g.items())} for g in groups], lr=0.02, momentum=0.9)
+
+    def check(net: fxcat.GatedModule, optimizer: torch.optim.Optimizer) -> None:
+        named = dict(net.named_parameters())
+        for group in optimizer.param_groups:
+            pairs = zip(group["param_names"], group["params"], strict=True)
+            assert all(named[name] is parameter for name, parameter in pairs)
+
+    net, optimizer = made()
+    start = optimizer.state_dict()["param_groups"]
+    controller = controller_of(net, optimizer, pressure=None, target=fxcat.Target(flops=0.4))
+    check(net, optimizer)
+    assert [g["param_names"] for g in optimizer.state_dict()["param_groups"]] == [g["param_names"] for g in start]
+    for i in range(STEPS):
+        plain(net, optimizer, i)
+        controller.step()
+    check(net, optimizer)
+    state = [p.state_dict() for p in (net, optimizer)]
+    for group in state[1]["param_groups"]:
+        assert len(group["param_names"]) == len(group["params"])
+    again, other = made()
+    again.load_state_dict(state[0])
+    other.load_state_dict(state[1])  # before there is a controller
+    controller_of(again, other, pressure=None, target=fxcat.Target(flops=0.4)).load_state_dict(controller.state_dict())
+    check(again, other)
+
+
+@pytest.mark.parametrize("order", [(3, 0, 1, 2), (0, 3, 2, 1), (1, 2, 3, 0)])
+@pytest.mark.parametrize("at", [15, 40])
+def test_averages_go_on_from_their_states_in_any_order(at: int, order: tuple[int, ...]) -> None:
+    """The average is as small as the network is about to be, or is made so with it."""
+
+    def made() -> list[Any]:
+        net = prepared()
+        average, optimizer = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9)), sgd(net)
+        target = fxcat.Target(flops=0.4)
+        return [
+            net,
+            optimizer,
+            controller_of(net, optimizer, pressure=None, target=target, averages=[average]),
+            average,
+        ]
+
+    def train(parts: list[Any], first: int, last: int) -> None:
+        net, optimizer, controller, average = parts
+        for i in range(first, last):
+            plain(net, optimizer, i)
+            controller.step()
+            average.update_parameters(net)
+
+    whole, again = made(), made()
+    train(whole, 0, at)
+    states = copy.deepcopy([part.state_dict() for part in whole])
+    for part in order:
+        again[part].load_state_dict(states[part])
+    for parts in (whole, again):
+        train(parts, at, at + 4)
+    assert same(again[0], whole[0])
+    assert same(again[3].module, whole[3].module)
+
+
+def test_an_average_of_another_run_is_refused() -> None:
+    net = prepared()
+    average, optimizer = AveragedModel(net), sgd(net)
+    other: Any = average.module
+    controller = controller_of(net, optimizer, averages=[average, other, average])
+    assert controller.averages == (average,)  # one, however often it is named
+    other.shrink(other.gate_vector.open_but([0, 1]))
+    before = net.hard_cost()
+    with pytest.raises(fxcat.InputError, match="has lost other gates than the network"):
+        controller.shrink(net.gate_vector.open_but([2]))
+    assert net.hard_cost() == before
+
+
+def test_a_run_that_goes_on_without_its_controllers_state_is_told() -> None:
+    """Not where a state of the beginning is put back, by a search for a learning rate."""
+    net = prepared()
+    controller = controller_of(net, optimizer := sgd(net))
+    start = copy.deepcopy(net.state_dict())
+    net.load_state_dict(start)
+    for i in range(20):
+        plain(net, optimizer, i)
+        controller.step()  # warnings are errors
+    again = prepared()
+    its = controller_of(again, other := sgd(again))
+    again.load_state_dict(net.state_dict())
+    plain(again, other, 20)
+    with pytest.warns(
+        UserWarning, match=r"from the beginning: to resume the run, load the controller's state_dict\(\)"
+    ):
+        its.step()
 
 
 def test_weights_of_the_model_and_of_a_smaller_network_are_loaded() -> None:

@@ -234,6 +234,17 @@ def test_gradients_that_say_nothing_of_the_gates() -> None:
         controller.step()
 
 
+def test_a_network_that_was_pruned_at_once_is_trained_on() -> None:
+    """Nothing is said of it, also where it goes on from a state."""
+    net, again = prepared(), prepared()
+    fxcat.one_shot(net, fxcat.importance.norm_scale(net), target=HALF)
+    net.shrink()
+    again.load_state_dict(net.state_dict())
+    for each in (net, again):
+        descend(sgd(each), F.cross_entropy(each(batch(0)[0]), batch(0)[1]))
+        check(each)  # warnings are errors
+
+
 def test_removal_by_hand_while_gates_are_trained() -> None:
     """The optimizer follows."""
 
@@ -265,6 +276,11 @@ def test_a_run_of_a_single_step() -> None:
     check(net)
 
 
+def mismatched(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """A difference of classes, without an axis for them."""
+    return (output - targets).square().mean()
+
+
 class Endless(torch.utils.data.IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(zip(X, Y, strict=True))
@@ -277,11 +293,17 @@ class Endless(torch.utils.data.IterableDataset[Any]):
         ([(X[:4].numpy(), Y[:4])], {}, r"NumPy array of shape \(4, 3, 8, 8\)"),
         ([X[:4]], {}, r"no cross-entropy(?s:.*)loss="),
         ([(X[:4], Y[:4] + 9)], {}, "out of bounds"),
+        ([batch(0)], {"loss": mismatched}, r"loss= does not take what train_loader yields: RuntimeError: The size"),
+        (
+            [batch(0)],
+            {"val_loader": [(X[:4, :2], Y[:4])]},
+            "network does not take what val_loader yields: RuntimeError",
+        ),
         ([batch(0)], {"optimizer": torch.optim.LBFGS}, "LBFGS evaluates the loss in its steps"),
     ),
 )
 def test_data_and_optimizers_that_fit_cannot_use(data: Any, options: dict[str, Any], match: str) -> None:
     net = prepared()
-    made = {name: kind(net.weight_parameters()) for name, kind in options.items()}
+    made = {n: kind(net.weight_parameters()) if n == "optimizer" else kind for n, kind in options.items()}
     with pytest.raises(fxcat.InputError, match=match):
         fxcat.fit(net, data, epochs=1, target=HALF, progress=False, **made)

@@ -151,6 +151,8 @@ def test_wrong_use_is_refused() -> None:
         own_loop(None, None, held_out=None)
     with pytest.raises(fxcat.InputError, match="held_out= has no batch"):
         own_loop(None, None, held_out=DataLoader(TensorDataset(torch.empty(0, 3))))
+    with pytest.raises(fxcat.InputError, match="the network does not take a held-out batch: Given groups=1"):
+        own_loop(None, None, held_out=[(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))])
     nan = torch.full((4, 3, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(fxcat.TrainingError, match="held-out batch is nan"):
         own_loop(None, None, held_out=[nan])

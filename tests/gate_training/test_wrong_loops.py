@@ -116,3 +116,73 @@ def test_an_optimizer_of_a_part_of_its_weights() -> None:
     with pytest.raises(fxcat.InputError, match="Divided updates 6 of 12 weights itself"):
         optimizer = Divided(list(net.weight_parameters()))
         fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9)
+
+
+def descended(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss_of(net).backward()
+    optimizer.step()
+
+
+def test_far_more_steps_than_were_said() -> None:
+    """Epochs were taken for steps."""
+    net, optimizer, controller = begun(total_steps=2)
+    with pytest.warns(
+        UserWarning, match=r"made 6 steps(?s:.*)total_steps=2: the gates were decided in the first 1"
+    ) as all_:
+        for _ in range(8):
+            descended(net, optimizer)
+            controller.step()
+    assert len(all_) == 1
+    assert all_[0].filename == __file__
+
+
+def test_gates_that_are_frozen_on_the_way() -> None:
+    net, optimizer, controller = begun()
+    descended(net, optimizer)
+    controller.step()
+    net.requires_grad_(False)
+    net.network.get_submodule("head").requires_grad_(True)
+    descended(net, optimizer)
+    with pytest.raises(fxcat.TrainingError, match=r"take no gradients(?s:.*)gate_vector\.requires_grad_\(True\)"):
+        controller.step()
+    net.requires_grad_(True)
+    descended(net, optimizer)
+    controller.step()
+    assert controller.steps == 2
+
+
+def test_what_nobody_takes_is_not_kept() -> None:
+    """Before there is a controller, and after gates were decided and thawed with the weights."""
+    net, optimizer, _ = begun(total_steps=2)
+    alone, its = copy.deepcopy((net, optimizer))
+    for _ in range(3):
+        descended(alone, its)
+    assert len(alone.gate_vector.draws._seen) <= 1  # pyright: ignore[reportPrivateUsage]
+    controller = fxcat.GateController(alone, its, target=fxcat.Target(flops=0.5), total_steps=2)
+    for _ in range(5):
+        descended(alone, its)
+        controller.step()
+        if controller.phase == "plain":
+            alone.requires_grad_(True)
+    draws = alone.gate_vector.draws
+    assert not draws.used and len(draws._seen) <= 1  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_last_step_that_fails_may_be_made_again() -> None:
+    """An average was not named; its copy is deleted then."""
+    net, optimizer, controller = begun(total_steps=4)
+    average = torch.optim.swa_utils.AveragedModel(net)
+    with pytest.raises(fxcat.InputError, match="a copy of the network is changed"):
+        for _ in range(4):
+            descended(net, optimizer)
+            average.update_parameters(net)
+            controller.step()
+    before = controller.steps
+    assert controller.phase != "plain"
+    del average
+    while controller.phase != "plain":
+        descended(net, optimizer)
+        controller.step()
+    assert before < controller.steps
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs

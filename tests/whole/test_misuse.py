@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -60,6 +61,16 @@ class Things:
 @pytest.fixture(scope="module")
 def things() -> Things:
     return Things()
+
+
+def other_net() -> fxcat.GatedModule:
+    return prepared(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)))
+
+
+def loaded(name: str, value: object) -> None:
+    """A controller's state with another value in one place."""
+    controller = Things().controller()
+    controller.load_state_dict(controller.state_dict() | {name: value})
 
 
 Case = tuple[str, Callable[[Any], object], str]
@@ -132,10 +143,20 @@ CONTROLLER: list[Case] = [
     ("loss=None", lambda t: t.controller(loss=None), "loss= is a NoneType, not a function"),
     ("held_out", lambda t: t.controller(held_out=X), "held_out= is a Tensor, not batches"),
     ("averages", lambda t: t.controller(averages=nn.Identity()), r"averages= is an Identity(?s:.*)averages=\[…\]"),
+    ("average, the network", lambda t: t.controller(averages=[t.net]), "is the network itself, and no copy"),
+    ("average of another", lambda t: t.controller(averages=[other_net()]), "GatedModule among averages= is of another"),
     ("scaler", lambda t: t.controller(scaler=True), "scaler= is a bool, not a GradScaler"),
     ("optimizer class", lambda t: fxcat.GateController(t.net, torch.optim.SGD, target=HALF, total_steps=9), "no torch"),
     ("rewrap", lambda t: fxcat.rewrap(t.net), r"rewrap\(\) got a GatedModule"),
     ("state", lambda t: Things().controller().load_state_dict(3), "state= is an int"),
+    ("state, empty", lambda t: Things().controller().load_state_dict({}), "it has no 'appraisal'"),
+    *(
+        (f"state, {name}", lambda t, name=name, value=value: loaded(name, value), f"its '{name}' {found}")
+        for name, value, found in (
+            *(("steps", "a", "is 'a'"), ("theta", 3, "is 3"), ("schedule", 3, "is 3")),
+            ("theta", torch.ones(3), r"has shape \(3,\), of 16 gates"),
+        )
+    ),
     ("closure", lambda t: Things().controller().step(closure=3), "closure= is an int, not a function"),
 ]
 
@@ -164,6 +185,9 @@ NET: list[Case] = [
     ("shrink, a list", lambda t: t.net.shrink([1]), "keep= is a list"),
     ("shrink, no zeros and ones", lambda t: t.net.shrink(torch.full((16,), 0.7)), "zeros and ones for 16 gates"),
     ("plot", lambda t: fxcat.plot_structure(t.small, "x.png"), r"plot_structure\(\) got a Sequential"),
+    ("latency", lambda t: t.net.use_latency("x.json"), r"table= is a str(?s:.*)LatencyTable\.measure"),
+    ("latency, class", lambda t: t.net.use_latency(fxcat.LatencyTable), "table= is the class LatencyTable"),
+    ("recalibrate, pairs", lambda t: fxcat.recalibrate(t.net, BATCHES), r"(?s:.*)inputs without targets"),
     ("plot to nowhere", lambda t: fxcat.plot_structure(t.net, None), "path=None is no path"),
     ("history to nowhere", lambda t: fxcat.History().save(3), "path=3 is no path"),
     ("history from nowhere", lambda t: fxcat.History.load(None), "path=None is no path"),
@@ -172,6 +196,7 @@ NET: list[Case] = [
 SCORES: list[Case] = [
     ("one_shot, target", lambda t: fxcat.one_shot(t.net, t.scores, target=0.5), "target= is a float"),
     ("one_shot, model", lambda t: fxcat.one_shot(t.model, t.scores, target=HALF), "not a GatedModule"),
+    ("one_shot, a list", lambda t: fxcat.one_shot(t.net, [1.0], target=HALF), r"scores of type list(?s:.*)a tensor"),
     ("one_shot, complex", lambda t: fxcat.one_shot(t.net, t.scores + 0j, target=HALF), "scores= are no numbers"),
     ("compensate", lambda t: fxcat.one_shot(t.net, t.scores, target=HALF, compensate=X), "compensate= is a Tensor"),
     (
@@ -239,7 +264,13 @@ FIT: list[Case] = [
             *(("target", 0.5), ("pressure", 0.5), ("loss", nn.CrossEntropyLoss), ("loss", 3), ("schedule_per", "x")),
             *(("train_loader", None), ("train_loader", X), ("val_loader", 3), ("checkpoint_dir", 3), ("log_dir", "")),
             *(("resume", "yes"), ("teacher", "resnet18"), ("device", "gpu"), ("device", "meta"), ("device", 2.5)),
-            *(("autocast", "bf16"), ("autocast", torch.float64), ("callbacks", [3]), ("metrics", {"a": 3})),
+            *(
+                ("averages", [nn.Identity()]),
+                ("autocast", "bf16"),
+                ("autocast", torch.float64),
+                ("callbacks", [3]),
+                ("metrics", {"a": 3}),
+            ),
         )
     ),
 ]
@@ -276,6 +307,25 @@ def test_right_uses_are_not_refused() -> None:
     check_fit_arguments(
         *(net,), epochs=1, train_loader=iter(BATCHES), loss=nn.CrossEntropyLoss(), device="cpu", autocast=torch.bfloat16
     )
+
+
+def test_infinite_scores_count_as_very_large_ones() -> None:
+    for chosen in (slice(None), slice(0, 8)):
+        net = prepared()
+        scores = torch.ones(16)
+        scores[chosen] = math.inf
+        fxcat.one_shot(net, scores, target=HALF)
+        assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, things: Things) -> None:
+    """A device, for one: `/dev/null`, by the administrator."""
+    pipe = tmp_path / "pipe.py"
+    os.mkfifo(pipe)
+    for write in (fxcat.save, fxcat.export_source, lambda small, path: fxcat.export_onnx(small, path, X)):
+        with pytest.raises(fxcat.StorageError, match="is no file, and would be replaced"):
+            write(things.small, pipe)
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
 
 
 def test_fit_refuses_to_run_without_gradients(things: Things) -> None:
