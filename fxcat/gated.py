@@ -19,7 +19,7 @@ from fxcat.network.cost_model import CostModel
 from fxcat.network.ddp import Wrappers
 from fxcat.network.following import Led, described, left_to_close
 from fxcat.network.gates import Gate, GatesByName, GateVector, check_setting, type_of_gates
-from fxcat.network.latency import LatencyModel, LatencySource, TimedOp
+from fxcat.network.latency import LatencyModel, LatencySource, PredictedLatency, TimedOp, attach_latency
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.network.loaded_state import make_ready
@@ -256,7 +256,16 @@ class GatedModule(CalledAsModel):
         count = self.gate_vector.unit_count
         small = self.program.finalized(self.network, hard[:count], hard[count:])
         attach(small, self._recipe_after(hard))
+        attach_latency(small, self._predicted(hard))
         return small
+
+    def _predicted(self, setting: torch.Tensor) -> PredictedLatency | None:
+        """What the latency table says of a 0/1 setting, shape (gates,)."""
+        if self.latency is None:
+            return None
+        return PredictedLatency(
+            self.latency.start * float(self.latency_share(setting)), self.latency.start, self.latency.label
+        )
 
     def shrink(self, keep: torch.Tensor | None = None) -> Shrunk:
         """Remove units and sections from the network, in place; the rest of θ is kept.

@@ -37,8 +37,9 @@ class OpTable:
     milliseconds of the op, of changes of the order of elements, and how many nodes the runtime ran.
 
     `penalties`: per axis, how many times as long the op takes as those round it in the grid say, if its width is
-    `OFFSETS` less than one of these; nothing where that was not measured. An op with one width per axis lasts as long
-    whatever its widths are.
+    `OFFSETS` less than one of these; nothing where that was not measured. `blocks`: per axis, of how many entries a
+    kernel seems to compute a multiple, whatever the width is. `passes_on`: it only joins, scales or moves values. An op
+    with one width per axis lasts as long whatever its widths are.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -46,6 +47,8 @@ class OpTable:
     layout: tuple[float, ...]
     nodes: tuple[int, ...]
     penalties: tuple[tuple[float, ...], ...] = ()
+    blocks: tuple[int, ...] = ()
+    passes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +73,22 @@ class Trial:
             return None
         start = len(self.instances)
         penalties: list[tuple[float, ...]] = []
+        blocks: list[int] = []
         for axis, instances in enumerate(self.offsets):
             found = measured[start : start + len(instances)]
             start += len(instances)
-            penalties.append(tuple(self._penalty(grid, axis, *each) for each in zip(OFFSETS, found, strict=False)))
+            whole, wanted = self._wanted(grid, axis)
+            times = [m.kernel if m is not None else w for m, w in zip(found, wanted, strict=False)]
+            penalties.append(tuple(round(t / w, 3) if w > 0 else 1.0 for t, w in zip(times, wanted, strict=False)))
+            blocks.append(_block(whole, wanted, times))
         return OpTable(
             self.widths,
             self._ascending([m.kernel for m in grid]),
             self._ascending([m.layout for m in grid]),
             tuple(m.nodes for m in grid),
             tuple(penalties),
+            tuple(blocks) if any(b > 1 for b in blocks) else (),
+            self.op.passes_on,
         )
 
     def _ascending(self, values: Sequence[float]) -> tuple[float, ...]:
@@ -91,14 +100,23 @@ class Trial:
             found = (np.maximum.accumulate(found, axis) + least) / 2
         return tuple(round(float(v), 5) for v in found.reshape(-1))
 
-    def _penalty(self, grid: Sequence[Measured], axis: int, offset: int, measured: Measured | None) -> float:
-        """How many times as long an op takes as one of that width should, going by those of the grid round it."""
+    def _wanted(self, grid: Sequence[Measured], axis: int) -> tuple[float, list[float]]:
+        """Milliseconds at the middle of the grid, and at `OFFSETS` less along an axis, going by the grid round it;
+        none for an axis with one width."""
         widths = self.widths[axis]
+        if len(widths) < 2:
+            return 0.0, []
         place, below = len(widths) // 2, 1 if axis == len(self.widths) - 1 else len(self.widths[1])
         upper, lower = (grid[_middle(self.widths) - below * i].kernel for i in (0, 1))
-        share = offset / (widths[place] - widths[place - 1])
-        wanted = upper + share * (lower - upper)
-        return round(measured.kernel / wanted, 3) if measured is not None and wanted > 0 else 1.0
+        gap = widths[place] - widths[place - 1]
+        return upper, [upper + offset / gap * (lower - upper) for offset in OFFSETS]
+
+
+def _block(whole: float, wanted: Sequence[float], times: Sequence[float]) -> int:
+    """Of how many entries a kernel computes a multiple, by the largest offset at which it takes about as long as at the
+    `whole` width: more than halfway from what is `wanted` of one that computes as many as there are."""
+    found = (2 * o for o, w, t in zip(OFFSETS, wanted, times, strict=False) if whole > w and 2 * t > w + whole)
+    return max(found, default=1)
 
 
 def trial_of(op: TimedOp) -> Trial | None:
