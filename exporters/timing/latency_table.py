@@ -23,7 +23,7 @@ from fxcat.exporters.timing.op_grid import OpTable, Trial, rewarded_step, trial_
 from fxcat.exporters.timing.runtimes import EXTRAS, RUNTIMES, Runtime, timer
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
-from fxcat.network.latency import LatencyModel, OpTimes, TimedOp
+from fxcat.network.latency import OFFSETS, LatencyModel, OpTimes, TimedOp
 from fxcat.utils.json_file import read_json, write_json
 from fxcat.version import __version__
 
@@ -124,7 +124,7 @@ class LatencyTable:
         c = self.calibration
         kernel = c.passing if op.passes_on else c.kernel
         parts = zip(op.kernel, op.layout, op.nodes, strict=True)
-        return OpTimes(op.widths, tuple(kernel * k + c.layout * o + c.node * n for k, o, n in parts), op.blocks)
+        return OpTimes(op.widths, tuple(kernel * k + c.layout * o + c.node * n for k, o, n in parts), op.rounding)
 
     def with_calibration(self, calibration: Calibration) -> LatencyTable:
         """The same ops, and another sum of them."""
@@ -187,11 +187,13 @@ def _op(content: Any) -> OpTable:
     nodes = tuple(int(n) for n in content["nodes"])
     if {len(kernel), len(layout), len(nodes)} != {size} or len(widths) > 2 or min((*kernel, *layout, *nodes)) < 0:
         raise ValueError("times do not fit their widths")
-    blocks = tuple(int(b) for b in content["blocks"])
-    if len(blocks) not in (0, len(widths)) or min(blocks, default=1) < 1:
-        raise ValueError(f"blocks {blocks} are none")
-    penalties = tuple(tuple(float(p) for p in a) for a in content["penalties"])
-    return OpTable(widths, kernel, layout, nodes, penalties, blocks, passes_on=bool(content["passes_on"]))
+    penalties, rounding = (
+        tuple(tuple(float(p) for p in axis) for axis in content[name]) for name in ("penalties", "rounding")
+    )
+    fits = len(rounding) in (0, len(widths)) and all(len(r) in (0, len(OFFSETS)) for r in rounding)
+    if not fits or min(itertools.chain(*rounding), default=0.0) < 0:
+        raise ValueError("what is rounded up does not fit the widths")
+    return OpTable(widths, kernel, layout, nodes, penalties, rounding, passes_on=bool(content["passes_on"]))
 
 
 def _is_constant(op: TimedOp, trial: Trial | None) -> bool:

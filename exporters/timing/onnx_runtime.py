@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import torch
 from torch import nn
 
 from fxcat.exporters.runtime import CPU, feed
 from fxcat.exporters.timing.files import exported, write_ops
 from fxcat.exporters.timing.op_grid import Measured
-from fxcat.exporters.timing.runs import Run
+from fxcat.exporters.timing.runs import Run, often
 from fxcat.network.latency import Instance
 
 VERSIONS = {"onnxruntime": ort.__version__}
@@ -28,6 +30,8 @@ _PASSES = 3
 """So often every file is loaded and run, one after another."""
 _FASTEST = 0.5
 """Share of the runs, the fastest, that count: what else the machine does only ever adds."""
+_LEAST = 1e-4
+"""Milliseconds of a node: none takes no time."""
 _LARGEST = 1 << 28
 """Bytes of the weights and inputs of one file, so that it fits into memory, and not into any cache."""
 _MOST = 160
@@ -71,11 +75,12 @@ def _chunks(instances: Sequence[Instance]) -> list[list[Instance]]:
 
 
 class _File:
-    """Ops side by side in an optimised ONNX file, and how long each of its nodes took in every run."""
+    """Ops side by side in an optimised ONNX file, and how long each of its nodes took in every run; beside them one
+    that does next to nothing, which tells how much of every time is that of writing it down."""
 
     def __init__(self, instances: Sequence[Instance], folder: Path, threads: int) -> None:
         path, self._path = folder / "ops.onnx", folder / "fused.onnx"
-        names = write_ops(instances, path)
+        names = write_ops([*instances, (nn.ReLU(), (torch.empty(1, device="meta"),))], path)
         ort.InferenceSession(str(path), _session_options(threads, optimized=self._path), providers=[CPU])
         path.unlink()
         model = onnx.load(str(self._path))
@@ -89,7 +94,7 @@ class _File:
         options = _session_options(threads, profile=self._path.with_name("profile"))
         session = ort.InferenceSession(str(self._path), options, providers=[CPU])
         rng = np.random.default_rng(0)
-        _run_often(session, {i.name: _values(i, rng) for i in session.get_inputs()}, _WARM_UP + repeats)
+        _run_often(session, {i.name: _values(i, rng) for i in session.get_inputs()}, repeats)
         told = Path(session.end_profiling())
         durations: dict[str, list[float]] = defaultdict(list)
         for event in json.loads(told.read_text()):
@@ -101,14 +106,20 @@ class _File:
 
     def measured(self) -> list[Measured]:
         """Of every op."""
+        times = {name: self._time(name) for name in self._owners if name in self._taken}
+        idle = min((taken for name, taken in times.items() if self._owners[name] == self._count), default=0.0)
         kernel, layout, nodes = [0.0] * self._count, [0.0] * self._count, [0] * self._count
-        for name, i in self._owners.items():
-            if name in self._taken:
-                taken = sorted(self._taken[name])[: max(1, math.ceil(_FASTEST * len(self._taken[name])))]
-                is_layout = self._kinds[name] in _LAYOUT
-                (layout if is_layout else kernel)[i] += sum(taken) / len(taken)
+        for name, taken in times.items():
+            i, is_layout = self._owners[name], self._kinds[name] in _LAYOUT
+            if i < self._count:
+                (layout if is_layout else kernel)[i] += max(_LEAST, taken - idle)
                 nodes[i] += not is_layout
         return [Measured(*each) for each in zip(kernel, layout, nodes, strict=True)]
+
+    def _time(self, name: str) -> float:
+        """Milliseconds of a node."""
+        taken = sorted(self._taken[name])[: max(1, math.ceil(_FASTEST * len(self._taken[name])))]
+        return sum(taken) / len(taken)
 
 
 def _files(instances: Sequence[Instance], folder: Path, threads: int, repeats: int) -> list[_File | None]:
@@ -124,8 +135,14 @@ def _files(instances: Sequence[Instance], folder: Path, threads: int, repeats: i
     return [f for part in (instances[:half], instances[half:]) for f in _files(part, folder, threads, repeats)]
 
 
-def _run_often(session: Any, values: dict[str, Any], times: int) -> None:
-    for _ in range(times):
+def _run_often(session: Any, values: dict[str, Any], repeats: int) -> None:
+    """Run `repeats` times, quick ones more often, after a warm-up."""
+    seconds = 0.0
+    for _ in range(_WARM_UP):
+        start = time.perf_counter()
+        session.run(None, values)
+        seconds = time.perf_counter() - start
+    for _ in range(often(repeats, seconds)):
         session.run(None, values)
 
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxcat.network.cost_model import Axis
-from fxcat.network.latency import Instance, TimedOp
+from fxcat.network.latency import OFFSETS, Instance, TimedOp
 
 _OF_ONE = tuple(i / 8 for i in range(1, 9))
 _OF_TWO = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Widths of the grid as shares of the whole, for an op with one width, and for those with two."""
-OFFSETS = (1, 2, 4, 8)
-"""By so many entries less than in the grid widths are measured, to see which multiples the hardware rewards."""
 _PENALTY = 1.05
 """From this factor on widths are said to be penalised."""
 
@@ -37,9 +35,9 @@ class OpTable:
     milliseconds of the op, of changes of the order of elements, and how many nodes the runtime ran.
 
     `penalties`: per axis, how many times as long the op takes as those round it in the grid say, if its width is
-    `OFFSETS` less than one of these; nothing where that was not measured. `blocks`: per axis, of how many entries a
-    kernel seems to compute a multiple, whatever the width is. `passes_on`: it only joins, scales or moves values. An op
-    with one width per axis lasts as long whatever its widths are.
+    `OFFSETS` less than one of these; nothing where that was not measured. `rounding`: how many entries
+    more it seems to compute there, from 0 to as many as there are less. `passes_on`: it only joins, scales or moves
+    values. An op with one width per axis lasts as long whatever its widths are.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -47,7 +45,7 @@ class OpTable:
     layout: tuple[float, ...]
     nodes: tuple[int, ...]
     penalties: tuple[tuple[float, ...], ...] = ()
-    blocks: tuple[int, ...] = ()
+    rounding: tuple[tuple[float, ...], ...] = ()
     passes_on: bool = False
 
 
@@ -73,21 +71,21 @@ class Trial:
             return None
         start = len(self.instances)
         penalties: list[tuple[float, ...]] = []
-        blocks: list[int] = []
+        rounding: list[tuple[float, ...]] = []
         for axis, instances in enumerate(self.offsets):
             found = measured[start : start + len(instances)]
             start += len(instances)
-            whole, wanted = self._wanted(grid, axis)
+            slope, wanted = self._wanted(grid, axis)
             times = [m.kernel if m is not None else w for m, w in zip(found, wanted, strict=False)]
             penalties.append(tuple(round(t / w, 3) if w > 0 else 1.0 for t, w in zip(times, wanted, strict=False)))
-            blocks.append(_block(whole, wanted, times))
+            rounding.append(tuple(_more(*each, slope) for each in zip(OFFSETS, times, wanted, strict=False)))
         return OpTable(
             self.widths,
             self._ascending([m.kernel for m in grid]),
             self._ascending([m.layout for m in grid]),
             tuple(m.nodes for m in grid),
             tuple(penalties),
-            tuple(blocks) if any(b > 1 for b in blocks) else (),
+            tuple(rounding),
             self.op.passes_on,
         )
 
@@ -101,22 +99,20 @@ class Trial:
         return tuple(round(float(v), 5) for v in found.reshape(-1))
 
     def _wanted(self, grid: Sequence[Measured], axis: int) -> tuple[float, list[float]]:
-        """Milliseconds at the middle of the grid, and at `OFFSETS` less along an axis, going by the grid round it;
-        none for an axis with one width."""
+        """Milliseconds of one entry of an axis at the middle of the grid, and of the op with `OFFSETS` less, going by
+        the grid round it; none for an axis with one width."""
         widths = self.widths[axis]
         if len(widths) < 2:
             return 0.0, []
         place, below = len(widths) // 2, 1 if axis == len(self.widths) - 1 else len(self.widths[1])
         upper, lower = (grid[_middle(self.widths) - below * i].kernel for i in (0, 1))
-        gap = widths[place] - widths[place - 1]
-        return upper, [upper + offset / gap * (lower - upper) for offset in OFFSETS]
+        slope = (upper - lower) / (widths[place] - widths[place - 1])
+        return slope, [upper - offset * slope for offset in OFFSETS]
 
 
-def _block(whole: float, wanted: Sequence[float], times: Sequence[float]) -> int:
-    """Of how many entries a kernel computes a multiple, by the largest offset at which it takes about as long as at the
-    `whole` width: more than halfway from what is `wanted` of one that computes as many as there are."""
-    found = (2 * o for o, w, t in zip(OFFSETS, wanted, times, strict=False) if whole > w and 2 * t > w + whole)
-    return max(found, default=1)
+def _more(offset: int, taken: float, wanted: float, slope: float) -> float:
+    """How many entries more than there are an op seems to compute, which has `offset` less than a round number."""
+    return round(min(max((taken - wanted) / slope, 0.0), float(offset)), 2) if slope > 0 else 0.0
 
 
 def trial_of(op: TimedOp) -> Trial | None:

@@ -17,6 +17,9 @@ from fxcat.errors import InputError
 from fxcat.network.cost_model import Axis, CostModel, CostTerm, Holding
 from fxcat.utils.constant_tables import Table
 
+OFFSETS = (1, 2, 4, 8)
+"""Powers of two, of which every number of channels less than a multiple of 16 is a sum."""
+
 Instance = tuple[nn.Module, tuple[torch.Tensor, ...]]
 """An op as a module of its own, and inputs for it, on the meta device."""
 
@@ -49,12 +52,13 @@ class TimedOp:
 class OpTimes:
     """Milliseconds of an op over a grid: `widths` per axis, ascending; `milliseconds` in the order of nested loops.
 
-    `blocks`: per axis, of how many channels a kernel computes a multiple, whatever the width is; nothing where all 1.
+    `rounding`: per axis, as how many more a width counts that is one of `OFFSETS` less than a multiple of 16: as many
+    where a kernel rounds up, 0 where it computes what there is; nothing where that is not known.
     """
 
     widths: tuple[tuple[int, ...], ...]
     milliseconds: tuple[float, ...]
-    blocks: tuple[int, ...] = ()
+    rounding: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,8 @@ class LatencySource(Protocol):
 class LatencyModel:
     """Milliseconds of a network, differentiable in θ: at the expected widths of every op, times the probability that it
     lives. Gates are those of the start network, of which `counts` are units and sections. Computes on the device of θ.
-    Where nothing is open to chance, widths count as the next multiple of what a kernel computes at once; an expected
-    width is between such, and so is its time.
+    Where nothing is open to chance, widths count as what the kernels compute for them; an expected width is between
+    such, and so is its time.
 
     Raises `InputError` if an op is not in the table.
     """
@@ -120,7 +124,9 @@ class LatencyModel:
         times = [t for op in ops if (t := found[op.key]) is not None]
         knots, grids, sizes = _padded(times)
         self._knots, self._grids, self._counts = Table(knots), Table(grids), Table(sizes)
-        self._blocks = Table(torch.tensor([[*t.blocks, 1, 1][:2] for t in times], dtype=torch.float64))
+        none = (0.0,) * len(OFFSETS)
+        known = [[r or none for r in (*t.rounding, none, none)[:2]] for t in times]
+        self._rounding = Table(torch.tensor(known, dtype=torch.float64))
         self._repeats = Table(torch.tensor([op.repeats for op in ops], dtype=torch.float64))
         self._per_run, self._counts_of_gates = source.per_run, counts
         self.start = float(self(*(torch.ones(n) for n in counts)))
@@ -147,8 +153,8 @@ class LatencyModel:
         exists = widths[0].clamp(max=1) * widths[1].clamp(max=1) * alive
         if bool(((units == 0) | (units == 1)).all()):
             most = knots.gather(2, (counts - 1)[..., None])[..., 0]
-            blocks = self._blocks.on(device)
-            widths = [_computed(w, blocks[:, i], most[:, i]) for i, w in enumerate(widths)]
+            rounding = self._rounding.on(device)
+            widths = [_computed(w, rounding[:, i], most[:, i]) for i, w in enumerate(widths)]
         lower, upper, share = zip(*[_cell(knots[:, i], counts[:, i], w) for i, w in enumerate(widths)], strict=True)
         every = torch.arange(len(grids), device=device)
         near = grids[every, lower[0], lower[1]].lerp(grids[every, upper[0], lower[1]], share[0])
@@ -177,10 +183,12 @@ def _padded(times: Sequence[OpTimes]) -> tuple[torch.Tensor, torch.Tensor, torch
     return knots, grids, counts
 
 
-def _computed(width: torch.Tensor, block: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
-    """How many channels are computed for widths: whole blocks, but not more than there are at the start."""
-    whole = torch.minimum((width.detach() / block).ceil() * block, most)
-    return width + torch.where(width.detach() < whole, whole - width.detach(), 0.0)
+def _computed(width: torch.Tensor, rounding: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+    """How many channels kernels seem to compute, but not more than there are at the start; `rounding`: (ops, 4)."""
+    offsets = torch.tensor(OFFSETS, device=width.device)
+    missing = (-width.detach().long()).remainder(2 * OFFSETS[-1])
+    more = ((missing[:, None] & offsets).bool() * rounding).sum(1)
+    return width + torch.minimum(more, (most - width.detach()).clamp(min=0))
 
 
 def _cell(

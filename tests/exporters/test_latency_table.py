@@ -14,7 +14,7 @@ import fxcat
 from fxcat.exporters.timing.calibration import calibrated
 from fxcat.exporters.timing.op_grid import Measured, OpTable, rewarded_step, trial_of
 
-REST = {"penalties": [], "blocks": [], "passes_on": False}
+REST = {"penalties": [], "rounding": [], "passes_on": False}
 
 
 class Net(nn.Module):
@@ -61,20 +61,20 @@ def test_times_ascend_with_the_widths_whatever_noise_says() -> None:
     assert all(bool((grid.diff(dim=d) >= 0).all()) for d in range(grid.dim()))
 
 
-def test_the_block_is_that_of_a_kernel_which_rounds_up() -> None:
+def test_how_far_a_kernel_rounds_up() -> None:
     op = next(op for op in prepared().timed_ops(1) if op.name == "block")
     trial = trial_of(op)
     assert trial is not None
 
-    def found(block: int) -> tuple[int, ...]:
+    def found(block: int) -> tuple[float, ...]:
         shapes = [inputs[0].shape[1] for _, inputs in trial.all]
         table = trial.table([Measured(float(-(-width // block) * block), 0.0, 1) for width in shapes])
         assert table is not None
-        return table.blocks
+        return table.rounding[0]
 
-    assert found(1) == ()
-    assert found(4) == (4,)
-    assert found(8) == (8,)
+    assert found(1) == (0, 0, 0, 0)
+    assert found(4) == (1, 2, 0, 0)
+    assert found(8) == (1, 2, 4, 0)
 
 
 def test_the_step_is_the_smallest_that_is_not_penalised() -> None:

@@ -96,17 +96,21 @@ def test_ops_that_state_sizes_can_be_had_at_others_and_what_is_known_before_is_n
     assert (moved["roll"], moved["permute"], moved["layer_norm"], moved["matmul"]) == (True, True, False, False)
 
 
-def test_widths_count_as_whole_blocks_once_all_is_decided() -> None:
+@pytest.mark.parametrize(
+    "rounding, left, counted", (((1, 2, 4, 0), 43, 48), ((1, 2, 0, 0), 37, 40), ((0, 1, 2, 4), 34, 41))
+)
+def test_widths_count_as_what_is_computed_once_all_is_decided(
+    rounding: tuple[float, ...], left: int, counted: int
+) -> None:
     net = prepared()
     table = table_for(net, step=1)
-    blocks = {key: replace(op, blocks=(8,) * len(op.widths)) for key, op in table.ops.items()}
-    net.use_latency(replace(table, ops=blocks))
-    closed(net, 32, 43)
-    assert net.expected_latency().item() == pytest.approx(expected(32, 48))
-    net.gates["first"].theta[42] = 0.5
-    assert net.expected_latency().item() == pytest.approx(
-        expected(32, 42) + 0.5 * (expected(32, 43) - expected(32, 42))
-    )
+    rounded = {key: replace(op, rounding=(rounding,) * len(op.widths)) for key, op in table.ops.items()}
+    net.use_latency(replace(table, ops=rounded))
+    closed(net, 32, left)
+    assert net.expected_latency().item() == pytest.approx(expected(32, counted))
+    net.gates["first"].theta[left - 1] = 0.5
+    less, whole = expected(32, left - 1), expected(32, left)
+    assert net.expected_latency().item() == pytest.approx((less + whole) / 2)
 
 
 @pytest.mark.parametrize("gates", ("units", "units+layers"))
