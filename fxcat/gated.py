@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxcat.checks import check_instance
+from fxcat.choosing.widths import group_widths
 from fxcat.errors import InputError
 from fxcat.network.appraisal import Appraisal
 from fxcat.network.called_as_model import CalledAsModel
@@ -303,11 +304,12 @@ class GatedModule(CalledAsModel):
         """Count milliseconds beside MACs and parameters, with a `LatencyTable` for this network; before it is trained.
 
         `Target(latency=…)` and `Pressure(latency=…)` can be given then, and widths, where no limit says otherwise, will
-        be multiples of what pays on that machine (`table.step`). Raises `InputError` for a table of other ops.
+        be multiples of what pays on that machine (`table.step`; in narrow groups of a half of it, and so on). Raises
+        `InputError` for a table of other ops.
         """
         check_instance(table, LatencySource, "table", remedy="give fxcat.LatencyTable.measure(net)")
         self.latency = LatencyModel(self.timed_ops(table.batch), table, self.gate_vector.counts_at_start)
-        self.limits = self.limits.in_steps(table.step)
+        self.limits = self.limits.in_steps(table.step, [w.units * w.channels for w in group_widths(self)])
 
     def expected_latency(self) -> torch.Tensor:
         """Milliseconds of a run at the expected widths, differentiable in θ; a double scalar.

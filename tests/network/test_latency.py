@@ -174,6 +174,7 @@ def test_widths_become_multiples_of_what_pays_where_nothing_else_is_said() -> No
     net = with_latency(fxcat.prepare(model, torch.zeros(1, 3, 8, 8), limits=limits, round_to=1, verbose=False))
     assert [g.multiple_of for g in net.limits.groups] == [8, 4]
     assert not with_latency(prepared(), step=1).limits
+    assert [g.multiple_of for g in with_latency(prepared(width=16, hidden=6), step=16).limits.groups] == [8, 2]
 
 
 def test_a_table_of_another_network_is_refused() -> None:
