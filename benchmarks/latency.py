@@ -4,8 +4,8 @@
 
 On the CPU, one thread; `--runtime openvino` or `torch` in place of ONNX Runtime. A table is measured for every network
 and batch; then of random structures, and of what `one_shot` leaves for `Target(latency=0.5)`, for `Target(flops=0.5)`
-and the same with `round_to=8`, the networks run in alternation with the dense one. All times are medians, all ratios
-those of medians; the weights are random.
+and the same with `round_to=8`, the networks run in alternation with the dense one. All times are medians of the faster
+half of the runs, which nothing else on the machine disturbed, as those of the table; the weights are random.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models import well_scaled
 
 import fxcat
 from fxcat.exporters.timing.measuring import random_setting
-from fxcat.exporters.timing.runs import milliseconds
+from fxcat.exporters.timing.runs import milliseconds, undisturbed
 from fxcat.exporters.timing.runtimes import RUNTIMES, Runtime, timer
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
@@ -32,10 +32,10 @@ STEP = 8
 def ratios(
     networks: list[torch.nn.Module], example: torch.Tensor, runtime: Runtime, batch: int, repeats: int
 ) -> list[float]:
-    """Of every network its median time ÷ that of the first."""
+    """Of every network its time ÷ that of the first."""
     runs = [timer(runtime).network_run(network, example, batch=batch, threads=1) for network in networks]
-    medians = [statistics.median(taken) for taken in milliseconds(runs, repeats)]
-    return [median / medians[0] for median in medians]
+    times = [undisturbed(taken) for taken in milliseconds(runs, repeats)]
+    return [time / times[0] for time in times]
 
 
 def row(name: str, runtime: Runtime, batch: int, structures: int, repeats: int) -> dict[str, Any]:

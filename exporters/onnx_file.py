@@ -23,6 +23,7 @@ from fxcat.exporters.staging import staged
 from fxcat.exporters.tidy import finish
 from fxcat.exporters.tracing import OLDEST_CAPTURED, trace_program
 from fxcat.exporters.verify import BATCHES, FileFacts, check_file, compare_outputs, trials
+from fxcat.network.latency import latency_of
 from fxcat.utils.exclusive import ONE_AT_A_TIME
 
 _log = logging.getLogger(__name__)
@@ -48,12 +49,15 @@ def write_file(
         facts = _facts(temporary, form.opset)
         size = sum(f.stat().st_size for f in temporary.parent.iterdir())
         report = ExportReport(target, size, facts.opset, facts.operators)
+        predicted = latency_of(module)
+        if predicted is not None:
+            report = replace(report, predicted_latency_ms=predicted.milliseconds, predicted_for=predicted.label)
         if verify:
             # a copy of its own: the exporter has run the other one
             agreement = compare_outputs(temporary, inference_copy(module), inputs, provider_for(module), half=form.half)
             latency, dense = _latencies(temporary, arguments, agreement.provider, compare, form)
-            report = ExportReport(
-                *(target, size, facts.opset, facts.operators),
+            report = replace(
+                report,
                 batches=BATCHES if form.dynamic_batch else (batch_of(arguments),),
                 max_error=agreement.max_error,
                 provider=agreement.provider,

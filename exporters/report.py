@@ -15,6 +15,8 @@ class ExportReport:
     difference from PyTorch over all `batches`, relative to max(1, max |output|); one batch means that it is fixed.
     `latency_ms`: median milliseconds at the first batch in ONNX Runtime on `provider`; `compared_latency_ms`: of the
     module to compare with. Without verification there are no batches, and the others are None.
+    `predicted_latency_ms`: what the `LatencyTable` says that the network had when it was finalized, of a run as in
+    `predicted_for` (runtime, device, threads, batch); None without a table.
     """
 
     path: Path
@@ -26,3 +28,5 @@ class ExportReport:
     provider: str | None = None
     latency_ms: float | None = None
     compared_latency_ms: float | None = None
+    predicted_latency_ms: float | None = None
+    predicted_for: str | None = None

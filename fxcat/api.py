@@ -106,7 +106,7 @@ def prepare(
     net.limits = GateLimits.resolved(limits, net.structure.groups, net.structure.sections)
     if net.limits.aligned:
         check_multiples(net)
-    unasked = round_to is None and has_grouped_convolutions(net.network)
+    unasked = round_to is None and has_grouped_convolutions(net)
     if unasked:
         net.limits = limits_with_blocks(net)
     unverified = False

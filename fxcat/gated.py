@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fxcat.checks import check_instance
+from fxcat.choosing.widths import group_widths
 from fxcat.errors import InputError
 from fxcat.network.appraisal import Appraisal
 from fxcat.network.called_as_model import CalledAsModel
@@ -19,7 +20,7 @@ from fxcat.network.cost_model import CostModel
 from fxcat.network.ddp import Wrappers
 from fxcat.network.following import Led, described, left_to_close
 from fxcat.network.gates import Gate, GatesByName, GateVector, check_setting, type_of_gates
-from fxcat.network.latency import LatencyModel, LatencySource, TimedOp
+from fxcat.network.latency import LatencyModel, LatencySource, PredictedLatency, TimedOp, attach_latency
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
 from fxcat.network.loaded_state import make_ready
@@ -262,7 +263,16 @@ class GatedModule(CalledAsModel):
         count = self.gate_vector.unit_count
         small = self.program.finalized(self.network, hard[:count], hard[count:])
         attach(small, self._recipe_after(hard))
+        attach_latency(small, self._predicted(hard))
         return small
+
+    def _predicted(self, setting: torch.Tensor) -> PredictedLatency | None:
+        """What the latency table says of a 0/1 setting, shape (gates,)."""
+        if self.latency is None:
+            return None
+        return PredictedLatency(
+            self.latency.start * float(self.latency_share(setting)), self.latency.start, self.latency.label
+        )
 
     def shrink(self, keep: torch.Tensor | None = None) -> Shrunk:
         """Remove units and sections from the network, in place; the rest of θ is kept.
@@ -300,11 +310,12 @@ class GatedModule(CalledAsModel):
         """Count milliseconds beside MACs and parameters, with a `LatencyTable` for this network; before it is trained.
 
         `Target(latency=…)` and `Pressure(latency=…)` can be given then, and widths, where no limit says otherwise, will
-        be multiples of what pays on that machine (`table.step`). Raises `InputError` for a table of other ops.
+        be multiples of what pays on that machine (`table.step`; in narrow groups of a half of it, and so on). Raises
+        `InputError` for a table of other ops.
         """
         check_instance(table, LatencySource, "table", remedy="give fxcat.LatencyTable.measure(net)")
         self.latency = LatencyModel(self.timed_ops(table.batch), table, self.gate_vector.counts_at_start)
-        self.limits = self.limits.in_steps(table.step)
+        self.limits = self.limits.in_steps(table.step, [w.units * w.channels for w in group_widths(self)])
 
     def expected_latency(self) -> torch.Tensor:
         """Milliseconds of a run at the expected widths, differentiable in θ; a double scalar.

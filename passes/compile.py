@@ -138,6 +138,9 @@ class Compiled(Program):
         found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
         return compiled, CostModel(compiled.analysis.terms), found
 
+    def calls_grouped_convolutions(self) -> bool:
+        return any(rule is not None and rule.groups(node) > 1 for node, rule in self.analysis.labels.rules.items())
+
     def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
         twin = meta_twin(network)
         remove_gates(twin, self.gatings)

@@ -23,11 +23,11 @@ from fxcat.exporters.timing.op_grid import OpTable, Trial, rewarded_step, trial_
 from fxcat.exporters.timing.runtimes import EXTRAS, RUNTIMES, Runtime, timer
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
-from fxcat.network.latency import LatencyModel, OpTimes, TimedOp
+from fxcat.network.latency import OFFSETS, LatencyModel, OpTimes, TimedOp
 from fxcat.utils.json_file import read_json, write_json
 from fxcat.version import __version__
 
-_FORMAT = "fxcat latency table 1"
+_FORMAT = "fxcat latency table 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +122,23 @@ class LatencyTable:
         if op is None:
             return None
         c = self.calibration
+        kernel = c.passing if op.passes_on else c.kernel
         parts = zip(op.kernel, op.layout, op.nodes, strict=True)
-        return OpTimes(op.widths, tuple(c.kernel * k + c.layout * o + c.node * n for k, o, n in parts))
+        return OpTimes(op.widths, tuple(kernel * k + c.layout * o + c.node * n for k, o, n in parts), op.rounding)
 
     def with_calibration(self, calibration: Calibration) -> LatencyTable:
         """The same ops, and another sum of them."""
         return replace(self, calibration=calibration)
 
-    def sums(self, ops: Sequence[TimedOp], setting: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float, float]:
-        """Of a 0/1 setting (units, sections): milliseconds of its ops by themselves, of changes of the order of
-        elements, and how many nodes there are."""
-        parts = [Calibration(1, 0, 0), Calibration(0, 1, 0), Calibration(0, 0, 1)]
+    def sums(
+        self, ops: Sequence[TimedOp], setting: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[float, float, float, float]:
+        """Of a 0/1 setting (units, sections): milliseconds of its ops by themselves, of those that only pass values on,
+        and of changes of the order of elements, and how many nodes there are."""
         counts = len(setting[0]), len(setting[1])
-        kernel, layout, nodes = (float(LatencyModel(ops, self.with_calibration(c), counts)(*setting)) for c in parts)
-        return kernel, layout, nodes
+        parts = (Calibration(*(float(i == k) for k in range(4))) for i in range(4))
+        a, b, c, d = (float(LatencyModel(ops, self.with_calibration(part), counts)(*setting)) for part in parts)
+        return a, b, c, d
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON. Raises `StorageError` if the path cannot be written."""
@@ -184,7 +187,13 @@ def _op(content: Any) -> OpTable:
     nodes = tuple(int(n) for n in content["nodes"])
     if {len(kernel), len(layout), len(nodes)} != {size} or len(widths) > 2 or min((*kernel, *layout, *nodes)) < 0:
         raise ValueError("times do not fit their widths")
-    return OpTable(widths, kernel, layout, nodes, tuple(tuple(float(p) for p in a) for a in content["penalties"]))
+    penalties, rounding = (
+        tuple(tuple(float(p) for p in axis) for axis in content[name]) for name in ("penalties", "rounding")
+    )
+    fits = len(rounding) in (0, len(widths)) and all(len(r) in (0, len(OFFSETS)) for r in rounding)
+    if not fits or min(itertools.chain(*rounding), default=0.0) < 0:
+        raise ValueError("what is rounded up does not fit the widths")
+    return OpTable(widths, kernel, layout, nodes, penalties, rounding, passes_on=bool(content["passes_on"]))
 
 
 def _is_constant(op: TimedOp, trial: Trial | None) -> bool:

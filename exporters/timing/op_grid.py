@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxcat.network.cost_model import Axis
-from fxcat.network.latency import Instance, TimedOp
+from fxcat.network.latency import OFFSETS, Instance, TimedOp
 
 _OF_ONE = tuple(i / 8 for i in range(1, 9))
 _OF_TWO = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Widths of the grid as shares of the whole, for an op with one width, and for those with two."""
-OFFSETS = (1, 2, 4, 8)
-"""By so many entries less than in the grid widths are measured, to see which multiples the hardware rewards."""
 _PENALTY = 1.05
 """From this factor on widths are said to be penalised."""
 
@@ -37,8 +35,9 @@ class OpTable:
     milliseconds of the op, of changes of the order of elements, and how many nodes the runtime ran.
 
     `penalties`: per axis, how many times as long the op takes as those round it in the grid say, if its width is
-    `OFFSETS` less than one of these; nothing where that was not measured. An op with one width per axis lasts as long
-    whatever its widths are.
+    `OFFSETS` less than one of these; nothing where that was not measured. `rounding`: how many entries
+    more it seems to compute there, from 0 to as many as there are less. `passes_on`: it only joins, scales or moves
+    values. An op with one width per axis lasts as long whatever its widths are.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -46,6 +45,8 @@ class OpTable:
     layout: tuple[float, ...]
     nodes: tuple[int, ...]
     penalties: tuple[tuple[float, ...], ...] = ()
+    rounding: tuple[tuple[float, ...], ...] = ()
+    passes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +71,22 @@ class Trial:
             return None
         start = len(self.instances)
         penalties: list[tuple[float, ...]] = []
+        rounding: list[tuple[float, ...]] = []
         for axis, instances in enumerate(self.offsets):
             found = measured[start : start + len(instances)]
             start += len(instances)
-            penalties.append(tuple(self._penalty(grid, axis, *each) for each in zip(OFFSETS, found, strict=False)))
+            slope, wanted = self._wanted(grid, axis)
+            times = [m.kernel if m is not None else w for m, w in zip(found, wanted, strict=False)]
+            penalties.append(tuple(round(t / w, 3) if w > 0 else 1.0 for t, w in zip(times, wanted, strict=False)))
+            rounding.append(tuple(_more(*each, slope) for each in zip(OFFSETS, times, wanted, strict=False)))
         return OpTable(
             self.widths,
             self._ascending([m.kernel for m in grid]),
             self._ascending([m.layout for m in grid]),
             tuple(m.nodes for m in grid),
             tuple(penalties),
+            tuple(rounding),
+            self.op.passes_on,
         )
 
     def _ascending(self, values: Sequence[float]) -> tuple[float, ...]:
@@ -91,14 +98,21 @@ class Trial:
             found = (np.maximum.accumulate(found, axis) + least) / 2
         return tuple(round(float(v), 5) for v in found.reshape(-1))
 
-    def _penalty(self, grid: Sequence[Measured], axis: int, offset: int, measured: Measured | None) -> float:
-        """How many times as long an op takes as one of that width should, going by those of the grid round it."""
+    def _wanted(self, grid: Sequence[Measured], axis: int) -> tuple[float, list[float]]:
+        """Milliseconds of one entry of an axis at the middle of the grid, and of the op with `OFFSETS` less, going by
+        the grid round it; none for an axis with one width."""
         widths = self.widths[axis]
+        if len(widths) < 2:
+            return 0.0, []
         place, below = len(widths) // 2, 1 if axis == len(self.widths) - 1 else len(self.widths[1])
         upper, lower = (grid[_middle(self.widths) - below * i].kernel for i in (0, 1))
-        share = offset / (widths[place] - widths[place - 1])
-        wanted = upper + share * (lower - upper)
-        return round(measured.kernel / wanted, 3) if measured is not None and wanted > 0 else 1.0
+        slope = (upper - lower) / (widths[place] - widths[place - 1])
+        return slope, [upper - offset * slope for offset in OFFSETS]
+
+
+def _more(offset: int, taken: float, wanted: float, slope: float) -> float:
+    """How many entries more than there are an op seems to compute, which has `offset` less than a round number."""
+    return round(min(max((taken - wanted) / slope, 0.0), float(offset)), 2) if slope > 0 else 0.0
 
 
 def trial_of(op: TimedOp) -> Trial | None:

@@ -22,9 +22,10 @@ BLOCK = 8
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def has_grouped_convolutions(network: nn.Module) -> bool:
-    """Whether a network has depthwise convolutions, or others of several groups."""
-    return any(isinstance(m, _CONVOLUTIONS) and m.groups > 1 for m in network.modules())
+def has_grouped_convolutions(net: GatedNetwork) -> bool:
+    """Whether a network has depthwise convolutions, or others of several groups, as modules or as functions."""
+    modules = any(isinstance(m, _CONVOLUTIONS) and m.groups > 1 for m in net.network.modules())
+    return modules or net.program.calls_grouped_convolutions()
 
 
 def limits_with_blocks(net: GatedNetwork) -> GateLimits:

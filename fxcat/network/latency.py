@@ -5,8 +5,9 @@ Per op a grid of widths with milliseconds, interpolated; the sum over the ops th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -15,6 +16,9 @@ from torch import nn
 from fxcat.errors import InputError
 from fxcat.network.cost_model import Axis, CostModel, CostTerm, Holding
 from fxcat.utils.constant_tables import Table
+
+OFFSETS = (1, 2, 4, 8)
+"""Powers of two, of which every number of channels less than a multiple of 16 is a sum."""
 
 Instance = tuple[nn.Module, tuple[torch.Tensor, ...]]
 """An op as a module of its own, and inputs for it, on the meta device."""
@@ -26,7 +30,8 @@ class TimedOp:
 
     `key`: the same for ops that take the same time at the same widths. `axes`: up to two, whose live entries are its
     widths; all other sizes are constant, or scale with the first of them. `holding`: while what it lives; it runs
-    `repeats` times. `build(widths)`: the op at other widths, None if it cannot be had at these.
+    `repeats` times. `passes_on`: it only joins, scales or moves values, which a runtime may do along with what gives or
+    reads them. `build(widths)`: the op at other widths, None if it cannot be had at these.
     """
 
     key: str
@@ -34,6 +39,7 @@ class TimedOp:
     axes: tuple[Axis, ...]
     holding: Holding
     repeats: int
+    passes_on: bool
     build: Callable[[Sequence[int]], Instance | None]
 
     @property
@@ -44,10 +50,25 @@ class TimedOp:
 
 @dataclass(frozen=True, slots=True)
 class OpTimes:
-    """Milliseconds of an op over a grid: `widths` per axis, ascending; `milliseconds` in the order of nested loops."""
+    """Milliseconds of an op over a grid: `widths` per axis, ascending; `milliseconds` in the order of nested loops.
+
+    `rounding`: per axis, as how many more a width counts that is one of `OFFSETS` less than a multiple of 16: as many
+    where a kernel rounds up, 0 where it computes what there is; nothing where that is not known.
+    """
 
     widths: tuple[tuple[int, ...], ...]
     milliseconds: tuple[float, ...]
+    rounding: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedLatency:
+    """What a latency table says of a finalized module: the milliseconds of a run, and of one of the start network;
+    `label`: what was measured, in few words."""
+
+    milliseconds: float
+    start: float
+    label: str
 
 
 @runtime_checkable
@@ -82,6 +103,8 @@ class LatencySource(Protocol):
 class LatencyModel:
     """Milliseconds of a network, differentiable in θ: at the expected widths of every op, times the probability that it
     lives. Gates are those of the start network, of which `counts` are units and sections. Computes on the device of θ.
+    Where nothing is open to chance, widths count as what the kernels compute for them; an expected width is between
+    such, and so is its time.
 
     Raises `InputError` if an op is not in the table.
     """
@@ -101,6 +124,9 @@ class LatencyModel:
         times = [t for op in ops if (t := found[op.key]) is not None]
         knots, grids, sizes = _padded(times)
         self._knots, self._grids, self._counts = Table(knots), Table(grids), Table(sizes)
+        none = (0.0,) * len(OFFSETS)
+        known = [[r or none for r in (*t.rounding, none, none)[:2]] for t in times]
+        self._rounding = Table(torch.tensor(known, dtype=torch.float64))
         self._repeats = Table(torch.tensor([op.repeats for op in ops], dtype=torch.float64))
         self._per_run, self._counts_of_gates = source.per_run, counts
         self.start = float(self(*(torch.ones(n) for n in counts)))
@@ -124,11 +150,15 @@ class LatencyModel:
         alive, *widths = self._live.per_term(units, sections).reshape(-1, 3).unbind(1)
         device = units.device
         knots, grids, counts = (t.on(device) for t in (self._knots, self._grids, self._counts))
+        exists = widths[0].clamp(max=1) * widths[1].clamp(max=1) * alive
+        if bool(((units == 0) | (units == 1)).all()):
+            most = knots.gather(2, (counts - 1)[..., None])[..., 0]
+            rounding = self._rounding.on(device)
+            widths = [_computed(w, rounding[:, i], most[:, i]) for i, w in enumerate(widths)]
         lower, upper, share = zip(*[_cell(knots[:, i], counts[:, i], w) for i, w in enumerate(widths)], strict=True)
         every = torch.arange(len(grids), device=device)
         near = grids[every, lower[0], lower[1]].lerp(grids[every, upper[0], lower[1]], share[0])
         far = grids[every, lower[0], upper[1]].lerp(grids[every, upper[0], upper[1]], share[0])
-        exists = widths[0].clamp(max=1) * widths[1].clamp(max=1) * alive
         return near.lerp(far, share[1]) * exists * self._repeats.on(device)
 
 
@@ -153,6 +183,14 @@ def _padded(times: Sequence[OpTimes]) -> tuple[torch.Tensor, torch.Tensor, torch
     return knots, grids, counts
 
 
+def _computed(width: torch.Tensor, rounding: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+    """How many channels kernels seem to compute, but not more than there are at the start; `rounding`: (ops, 4)."""
+    offsets = torch.tensor(OFFSETS, device=width.device)
+    missing = (-width.detach().long()).remainder(2 * OFFSETS[-1])
+    more = ((missing[:, None] & offsets).bool() * rounding).sum(1)
+    return width + torch.minimum(more, (most - width.detach()).clamp(min=0))
+
+
 def _cell(
     knots: torch.Tensor, count: torch.Tensor, width: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -164,3 +202,20 @@ def _cell(
     start, end = (knots.gather(1, i[:, None])[:, 0] for i in (lower, upper))
     share = (width - start) / torch.where(end > start, end - start, 1.0)
     return lower, upper, torch.where(width < start, 0.0, share)  # `clamp` passes no derivative on at its bounds
+
+
+_PREDICTED = "_fxcat_latency"
+"""Of a finalized module: what a table says of it, as JSON. A text: it is copied with the module, and is not code."""
+
+
+def attach_latency(module: nn.Module, predicted: PredictedLatency | None) -> None:
+    """Note what a table says of a module, or that none does."""
+    vars(module).pop(_PREDICTED, None)
+    if predicted is not None:
+        setattr(module, _PREDICTED, json.dumps(asdict(predicted)))
+
+
+def latency_of(module: nn.Module) -> PredictedLatency | None:
+    """What a table said of a module when it was finalized; None if there was no table."""
+    text = vars(module).get(_PREDICTED)
+    return PredictedLatency(**json.loads(text)) if isinstance(text, str) else None

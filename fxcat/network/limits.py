@@ -73,9 +73,13 @@ class GateLimits:
         of_groups, of_sections = ([_joined(limits, name) for name in part] for part in names)
         return cls(tuple(of_groups), tuple(of_sections))
 
-    def in_steps(self, step: int) -> GateLimits:
-        """The same, and widths that are no multiple of anything yet are multiples of so many channels."""
-        stepped = [g if g.multiple_of is not None or step == 1 else replace(g, multiple_of=step) for g in self.groups]
+    def in_steps(self, step: int, widths: Sequence[int]) -> GateLimits:
+        """The same, and widths that are no multiple of anything yet are multiples of so many channels; in groups that
+        have not twice as many, of the half, and so on. `widths`: channels of every group."""
+        stepped = (
+            limits if limits.multiple_of is not None else replace(limits, multiple_of=_step_for(step, width))
+            for limits, width in zip(self.groups, widths, strict=True)
+        )
         return replace(self, groups=tuple(stepped))
 
     def __bool__(self) -> bool:
@@ -85,6 +89,12 @@ class GateLimits:
     def aligned(self) -> bool:
         """Whether some width has to be a multiple of something."""
         return any((limit.multiple_of or 1) > 1 for limit in self.groups)
+
+
+def _step_for(step: int, width: int) -> int | None:
+    while 2 * step > width and step > 1:
+        step //= 2
+    return step if step > 1 else None
 
 
 def _joined(limits: Mapping[str, Limits], name: str) -> Limits:

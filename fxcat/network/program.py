@@ -98,6 +98,10 @@ class Program(Protocol):
         then nothing has changed."""
         ...
 
+    def calls_grouped_convolutions(self) -> bool:
+        """Whether functions, not modules, convolve groups of channels by themselves."""
+        ...
+
     def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
         """What a runtime takes time for, with so many examples in a run. The network is not changed."""
         ...

@@ -14,6 +14,7 @@ from collections.abc import Container
 import torch
 from torch import fx, nn
 
+from fxcat.network.latency import attach_latency
 from fxcat.network.recipe import ATTRIBUTE
 from fxcat.passes.bypasses.place import Bypass, Bypasses
 from fxcat.passes.capture.capture import Captured
@@ -35,6 +36,7 @@ def with_bypasses(model: nn.Module, captured: Captured, bypasses: Bypasses) -> n
         add_buffer(network, name, constant, persistent=False)
     # how the structure of a finalized module came about says nothing of its bypasses
     vars(network).pop(ATTRIBUTE, None)
+    attach_latency(network, None)
     container = _free(CONTAINER, dir(network))
     added = nn.ModuleDict()
     device = next((p.device for p in network.parameters()), None)

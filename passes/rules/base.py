@@ -143,6 +143,10 @@ class Rule:
         """Labels of the output; unites what must be removed together, freezes what cannot be removed."""
         raise NotImplementedError
 
+    def groups(self, node: fx.Node) -> int:
+        """Of a convolution that is called as a function: how many groups of channels it takes by themselves."""
+        return 1
+
     def returns_input(self, node: fx.Node, module: nn.Module | None, training: bool) -> bool:
         """Whether the result is the input itself, and not a new tensor."""
         return False

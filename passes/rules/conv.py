@@ -136,6 +136,10 @@ def _gated_conv(base: type[nn.Module]) -> type[nn.Module] | None:
 class ConvFunction(WeightedFunction):
     """F.conv1d, F.conv2d, F.conv3d."""
 
+    def groups(self, node: fx.Node) -> int:
+        given = _of_conv(node)
+        return 1 if is_of_batch(given.get("groups")) else _given_sizes(given).groups
+
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         return parameter_weight(_of_conv(node)["weight"])
 

@@ -66,6 +66,11 @@ class Pad(Rule):
         return Replacement((source, new, *node.args[2:]), {k: v for k, v in node.kwargs.items() if k != "pad"})
 
 
+def pads_nothing(node: fx.Node) -> bool:
+    """Whether a padding adds and cuts nothing."""
+    return not any(_pad_amounts(node))
+
+
 def _pad_mode(node: fx.Node) -> Any:
     return node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
 

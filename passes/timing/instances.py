@@ -1,7 +1,8 @@
 """An op of a graph, and what follows it, as a module of its own at other widths: to be measured.
 
 In: nodes of an analysed graph, which widths vary. Out: a module and its inputs on the meta device. Sizes come from the
-labels: what carries them is as wide as asked for. An op whose numbers state other sizes than that cannot be built.
+labels: what carries them is as wide as asked for, and numbers that state sizes follow as they do after removal. An op
+with numbers that cannot follow cannot be built.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fxcat.network.cost_model import Axis
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.copy_model import meta_twin
 from fxcat.passes.graph.meta import value_of
+from fxcat.passes.rules.base import Moved, Rule, Share, Size
 from fxcat.passes.rules.table import module_rule
 
 Sizes: TypeAlias = "tuple[int | Axis, ...]"
@@ -34,12 +36,29 @@ _OUT_OF_PLACE = {
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What an op is made of: its `nodes`, one after another; the values that enter them, and the constants that they
-    read, with their types; `tensors`: parameters and buffers of the modules that are called."""
+    read, with their types; `tensors`: parameters and buffers of the modules that are called. `results`: the values that
+    the nodes give, where these are single tensors; `rules`: of the nodes."""
 
     nodes: tuple[fx.Node, ...]
     entries: Mapping[fx.Node, Sizes]
     constants: Mapping[fx.Node, Sizes]
     tensors: Mapping[fx.Node, Mapping[str, Sizes]]
+    results: Mapping[fx.Node, Sizes]
+    rules: Mapping[fx.Node, Rule | None]
+
+    def sizes(self, node: fx.Node) -> Sizes | None:
+        """Of the tensor that a node gives."""
+        return next((of[node] for of in (self.entries, self.constants, self.results) if node in of), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A node with the arguments that fit its widths."""
+
+    node: fx.Node
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 def build(parts: Parts, network: nn.Module, widths: Mapping[int, int]) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -52,11 +71,13 @@ def build(parts: Parts, network: nn.Module, widths: Mapping[int, int]) -> tuple[
     held = {n: _empty(n, sizes, widths) for n, sizes in parts.constants.items()}
     values: dict[fx.Node, Any] = {**sized, **held}
     modules: dict[fx.Node, nn.Module] = {}
-    for node in parts.nodes:
+    calls = [_call(parts, node, widths) for node in parts.nodes]
+    for call in calls:
+        node = call.node
         if node.op == "call_module":
             modules[node] = _resized(network.get_submodule(str(node.target)), node, parts.tensors[node], widths, values)
-        values[node] = _run(node, modules, values)
-    return OneOp(parts.nodes, modules, tuple(sized), held), tuple(sized.values())
+        values[node] = _run(call, modules, values)
+    return OneOp(calls, modules, tuple(sized), held), tuple(sized.values())
 
 
 class OneOp(nn.Module):
@@ -64,13 +85,13 @@ class OneOp(nn.Module):
 
     def __init__(
         self,
-        nodes: Sequence[fx.Node],
+        calls: Sequence[_Call],
         modules: Mapping[fx.Node, nn.Module],
         entries: Sequence[fx.Node],
         held: Mapping[fx.Node, torch.Tensor],
     ) -> None:
         super().__init__()
-        self._nodes, self._entries, self._held = nodes, entries, tuple(held)
+        self._calls, self._entries, self._held = calls, entries, tuple(held)
         self.layers = nn.ModuleList(modules.values())
         self._numbers = {node: i for i, node in enumerate(modules)}
         for i, tensor in enumerate(held.values()):
@@ -80,9 +101,41 @@ class OneOp(nn.Module):
         values: dict[fx.Node, Any] = dict(zip(self._entries, inputs, strict=True))
         values |= {node: self.get_buffer(f"constant_{i}") for i, node in enumerate(self._held)}
         modules = {node: self.layers[i] for node, i in self._numbers.items()}
-        for node in self._nodes:
-            values[node] = _run(node, modules, values)
-        return values[self._nodes[-1]]
+        for call in self._calls:
+            values[call.node] = _run(call, modules, values)
+        return values[self._calls[-1].node]
+
+
+def _call(parts: Parts, node: fx.Node, widths: Mapping[int, int]) -> _Call:
+    """Numbers among the arguments that state sizes are those at these widths, and for the examples of a run."""
+    whole = _Call(node, node.target, node.args, node.kwargs)
+    rule, after = parts.rules.get(node), parts.results.get(node)
+    source = next((s for i in node.all_input_nodes if (s := parts.sizes(i)) is not None), None)
+    if rule is None or after is None or source is None or type(rule).reshaped is Rule.reshaped:
+        return whole
+    shape = tuple(_shape(after, widths))
+    has_units = tuple(isinstance(size, Axis) for size in after)
+    moved = Moved(_left(source, widths), _left(after, widths), shape, has_units, value_of)
+    if shape == value_of(node).shape and all(x is None for x in moved.source):
+        return whole
+    new = rule.reshaped(node, moved)
+    return whole if new is None else _Call(node, new.target or node.target, _plain(new.args), new.kwargs)
+
+
+def _left(sizes: Sizes, widths: Mapping[int, int]) -> tuple[torch.Tensor | None, ...]:
+    """Per axis which indices there are, None where it has all."""
+    axes = ((size, widths[id(size)]) if isinstance(size, Axis) else None for size in sizes)
+    return tuple(None if a is None or a[0].width == a[1] else torch.arange(a[1]) for a in axes)
+
+
+def _plain(argument: Any) -> Any:
+    """With numbers in place of what would be computed in a graph."""
+    if isinstance(argument, Size):
+        return value_of(argument.shape)[argument.axis]
+    if isinstance(argument, Share):
+        return argument.live
+    is_sequence = isinstance(argument, tuple | list)
+    return tuple(_plain(a) for a in argument) if is_sequence else argument  # pyright: ignore[reportUnknownVariableType]
 
 
 def _empty(node: fx.Node, sizes: Sizes, widths: Mapping[int, int]) -> torch.Tensor:
@@ -114,14 +167,13 @@ def _resized(
     return found
 
 
-def _run(node: fx.Node, modules: Mapping[fx.Node, nn.Module], values: Mapping[fx.Node, Any]) -> Any:
+def _run(call: _Call, modules: Mapping[fx.Node, nn.Module], values: Mapping[fx.Node, Any]) -> Any:
     """A node's value, made out of place: what enters an op is used again."""
-    args = thaw(node.args, values)
-    kwargs = {k: v for k, v in thaw(node.kwargs, values).items() if k != "inplace"}
-    if node.op == "call_module":
-        return modules[node](*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target).removesuffix("_"))(*args[1:], **kwargs)
-    target: Any = node.target
-    function: Any = _OUT_OF_PLACE.get(target, target)
+    args = thaw(call.args, values)
+    kwargs = {k: v for k, v in thaw(call.kwargs, values).items() if k != "inplace"}
+    if call.node.op == "call_module":
+        return modules[call.node](*args, **kwargs)
+    if isinstance(call.target, str):
+        return getattr(args[0], call.target.removesuffix("_"))(*args[1:], **kwargs)
+    function: Any = _OUT_OF_PLACE.get(call.target, call.target)
     return function(*args, **kwargs)

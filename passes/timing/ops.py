@@ -1,7 +1,8 @@
 """The ops of an analysed graph that a runtime takes time for in inference, with what fuses into them.
 
 A norm or activation that alone reads a value, and nothing else, belongs to the op that gives it. What is computed from
-parameters alone is done before, and a view of the same memory in the same order takes no time.
+parameters and sizes alone is done before; a view of the same memory in the same order, and what does nothing in
+inference, take no time.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from torch import fx, nn
 from fxcat.network.cost_model import Axis, Holding
 from fxcat.network.latency import Instance, TimedOp
 from fxcat.passes.analysis.costing import Axes, Context, own_tensors, parameter_axes, section_contexts
-from fxcat.passes.analysis.sections import constant_nodes
 from fxcat.passes.graph.meta import VALUE, value_of
+from fxcat.passes.nodes.effects import FACTS
 from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction
+from fxcat.passes.rules.boundary import region_input, region_output
+from fxcat.passes.rules.creation import Creation
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.moved_labels import move
+from fxcat.passes.rules.padding import Pad, pads_nothing
+from fxcat.passes.rules.sizes import asked_sizes
 from fxcat.passes.timing.instances import Parts, Sizes, build
 from fxcat.passes.work import Analysis
 
@@ -40,7 +45,7 @@ class _Finder:
     def __init__(self, analysis: Analysis, network: nn.Module, batch: int) -> None:
         self._analysis, self._network, self._batch = analysis, network, batch
         self._axes = Axes(analysis.units)
-        self._constants = constant_nodes(analysis.graph)
+        self._constants = _known_before(analysis)
         self._contexts = section_contexts(analysis.sections, analysis.inference)
         self._joined = {s.join: i for i, s in enumerate(analysis.sections)}
 
@@ -73,6 +78,7 @@ class _Finder:
             asked,
             Holding.of_uses(self._uses(first)),
             self._analysis.labels.repeats.get(first, 1),
+            all(self._passes_on(node) for node in chain),
             partial(_built, parts, self._network, axes, asked),
         )
 
@@ -87,7 +93,7 @@ class _Finder:
             return False
         value = value_of(node)
         if isinstance(value, torch.Tensor):
-            return value.numel() > 0 and not self._is_view(node)
+            return value.numel() > 0 and not self._is_view(node) and not self._does_nothing(node)
         return isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value)
 
     def _is_view(self, node: fx.Node) -> bool:
@@ -105,6 +111,19 @@ class _Finder:
         places = torch.arange(before.numel(), dtype=torch.int32)
         moved = move(node, {sources[0]: places.reshape(before.shape)}, self._network)
         return isinstance(moved, torch.Tensor) and torch.equal(moved.reshape(-1), places)
+
+    def _does_nothing(self, node: fx.Node) -> bool:
+        """Whether a node gives what it is given, in inference."""
+        rule = self._analysis.labels.rules.get(node)
+        if isinstance(rule, Pad):
+            return pads_nothing(node)
+        module = self._network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return rule is not None and rule.returns_input(node, module, False)
+
+    def _passes_on(self, node: fx.Node) -> bool:
+        """Whether a node only joins, scales or moves values."""
+        rule = self._analysis.labels.rules.get(node)
+        return rule is not None and (rule.movement or isinstance(rule, Elementwise | Pad))
 
     def _fused(self, node: fx.Node) -> fx.Node | None:
         """What reads the value of a node alone, and fuses into it."""
@@ -128,13 +147,14 @@ class _Finder:
         entries: dict[fx.Node, Sizes] = {}
         constants: dict[fx.Node, Sizes] = {}
         tensors: dict[fx.Node, Mapping[str, Sizes]] = {}
+        results = {node: self._sizes(node) for node in chain if _is_tensor(node)}
         for node in chain:
             for source in node.all_input_nodes:
                 if source not in chain and _is_tensor(source):
                     (constants if source in self._constants else entries)[source] = self._sizes(source)
             if node.op == "call_module":
                 tensors[node] = self._of_module(node)
-        return Parts(chain, entries, constants, tensors)
+        return Parts(chain, entries, constants, tensors, results, self._analysis.labels.rules)
 
     def _sizes(self, node: fx.Node) -> Sizes:
         known = self._analysis.labels
@@ -169,8 +189,29 @@ class _Finder:
         return tuple(sizes)
 
     def _counted(self, labels: torch.Tensor, size: int) -> int | Axis:
+        """What varies of an axis: nothing if it has at most one unit, which goes as a whole or not at all."""
         found = self._axes.of(labels.contiguous())
-        return found if found.runs.size and found.width == size else size
+        starts, stops, _ = found.runs
+        return found if (stops - starts).sum() > 1 and found.width == size else size
+
+
+def _known_before(analysis: Analysis) -> set[fx.Node]:
+    """Nodes whose values a runtime knows before it runs: parameters, buffers, what is made of sizes, and what is
+    computed from these alone."""
+    found: set[fx.Node] = set()
+    for node in analysis.graph.nodes:
+        inputs = [i for i in node.all_input_nodes if not isinstance(VALUE.get(i), FACTS)]
+        made = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
+        new = isinstance(analysis.labels.rules.get(node), Creation) and node.target not in (torch.rand, torch.randn)
+        if node.op == "get_attr" or (made and all(i in found or new for i in inputs) and not _of_batch(node, found)):
+            found.add(node)
+    return found
+
+
+def _of_batch(node: fx.Node, known: Collection[fx.Node]) -> bool:
+    """Whether a number that a node reads depends on how many examples there are."""
+    facts = [i for i in node.all_input_nodes if isinstance(VALUE.get(i), FACTS)]
+    return any(axis in (0, None) and tensor not in known for i in facts for tensor, axis in asked_sizes(i))
 
 
 def _is_tensor(node: fx.Node) -> bool:

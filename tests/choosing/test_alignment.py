@@ -102,6 +102,19 @@ class Depthwise(nn.Module):
         return self.head(self.narrow(self.wide(self.stem(x))).mean((2, 3)))
 
 
+class DepthwiseCalled(Depthwise):
+    """The same, with the depthwise convolution called as a function."""
+
+    def __init__(self) -> None:
+        super().__init__(groups=1)
+        self.wide[2] = nn.Identity()
+        self.kernel = nn.Parameter(torch.randn(40, 1, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.conv2d(self.wide(self.stem(x)), self.kernel, padding=1, groups=40)
+        return self.head(self.narrow(x).mean((2, 3)))
+
+
 def pruned(net: fxcat.GatedModule) -> list[int]:
     fxcat.one_shot(
         net, torch.rand(net.gate_vector.theta.shape, generator=torch.Generator().manual_seed(0)), target=HALF
@@ -109,8 +122,11 @@ def pruned(net: fxcat.GatedModule) -> list[int]:
     return [*net.live_units().values()]
 
 
-def test_where_convolutions_are_grouped_widths_are_aligned_unasked(capsys: pytest.CaptureFixture[str]) -> None:
-    net = fxcat.prepare(Depthwise(), EXAMPLE)
+@pytest.mark.parametrize("kind", (Depthwise, DepthwiseCalled))
+def test_where_convolutions_are_grouped_widths_are_aligned_unasked(
+    kind: type[nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = fxcat.prepare(kind(), EXAMPLE)
     assert "multiples of 8 channels in 2 groups" in capsys.readouterr().out
     stem, wide, narrow = pruned(net)
     assert (stem % 8, wide % 8) == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
+from artificial_latency import with_latency
 from export_nets import EXAMPLE, Small, TwoInputs, close, run
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import nn
@@ -104,8 +106,17 @@ def test_quantisers_take_the_file(tmp_path: Path, opset: int | None) -> None:
     assert float((found - small.eval()(x)).detach().abs().max()) < 0.1
 
 
+def test_the_report_tells_what_the_table_says(tmp_path: Path) -> None:
+    net = with_latency(fxcat.prepare(Stem(), EXAMPLE, verbose=False), step=2)
+    fxcat.one_shot(net, fxcat.importance.norm_scale(net), target=fxcat.Target(latency=0.6))
+    report = fxcat.export_onnx(copy.deepcopy(fxcat.finalize(net)), tmp_path / "net.onnx", verify=False)
+    assert report.predicted_latency_ms == pytest.approx(net.expected_latency().item())
+    assert report.predicted_for == "torch, cpu, 1 thread, batch 1"
+
+
 def test_latency_beside_that_of_another_module(tmp_path: Path) -> None:
     report = fxcat.export_onnx(pruned(EXAMPLE), tmp_path / "net.onnx", compare=Stem())
+    assert report.predicted_latency_ms is report.predicted_for is None
     assert report.latency_ms is not None and report.compared_latency_ms is not None
     assert report.latency_ms > 0 < report.compared_latency_ms
     assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]

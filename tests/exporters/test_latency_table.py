@@ -14,6 +14,8 @@ import fxcat
 from fxcat.exporters.timing.calibration import calibrated
 from fxcat.exporters.timing.op_grid import Measured, OpTable, rewarded_step, trial_of
 
+REST = {"penalties": [], "rounding": [], "passes_on": False}
+
 
 class Net(nn.Module):
     def __init__(self) -> None:
@@ -59,6 +61,22 @@ def test_times_ascend_with_the_widths_whatever_noise_says() -> None:
     assert all(bool((grid.diff(dim=d) >= 0).all()) for d in range(grid.dim()))
 
 
+def test_how_far_a_kernel_rounds_up() -> None:
+    op = next(op for op in prepared().timed_ops(1) if op.name == "block")
+    trial = trial_of(op)
+    assert trial is not None
+
+    def found(block: int) -> tuple[float, ...]:
+        shapes = [inputs[0].shape[1] for _, inputs in trial.all]
+        table = trial.table([Measured(float(-(-width // block) * block), 0.0, 1) for width in shapes])
+        assert table is not None
+        return table.rounding[0]
+
+    assert found(1) == (0, 0, 0, 0)
+    assert found(4) == (1, 2, 0, 0)
+    assert found(8) == (1, 2, 4, 0)
+
+
 def test_the_step_is_the_smallest_that_is_not_penalised() -> None:
     def table(*penalties: float) -> OpTable:
         return OpTable(((64,),), (1.0,), (0.0,), (1,), (penalties,))
@@ -72,12 +90,14 @@ def test_the_step_is_the_smallest_that_is_not_penalised() -> None:
 
 def test_a_calibration_is_found_again_and_never_negative() -> None:
     generator = torch.Generator().manual_seed(0)
-    sums = [(10 * float(a) + 1, 3 * float(b), 40 + 30 * float(c)) for a, b, c in torch.rand(8, 3, generator=generator)]
-    measured = [0.9 * k + 0.4 * o + 0.003 * n + 0.05 for k, o, n in sums]
+    drawn = torch.rand(8, 4, generator=generator).tolist()
+    sums = [(10 * a + 1, 4 * d, 3 * b, 40 + 30 * c) for a, b, c, d in drawn]
+    measured = [0.9 * k + 0.1 * p + 0.4 * o + 0.003 * n + 0.05 for k, p, o, n in sums]
     found = calibrated(sums, measured)
-    for (k, o, n), ms in zip(sums, measured, strict=True):
-        assert found.kernel * k + found.layout * o + found.node * n + found.run == pytest.approx(ms, rel=0.02)
-    assert min(calibrated(sums, [0.5 * k for k, _, _ in sums]).numbers) >= 0
+    for each, ms in zip(sums, measured, strict=True):
+        parts = zip(found.numbers, (*each, 1.0), strict=True)
+        assert sum(factor * part for factor, part in parts) == pytest.approx(ms, rel=0.02)
+    assert min(calibrated(sums, [0.5 * each[0] for each in sums]).numbers) >= 0
 
 
 @pytest.mark.parametrize(
@@ -88,8 +108,8 @@ def test_a_calibration_is_found_again_and_never_negative() -> None:
         {"step": 0},
         {"calibration": {"kernel": -1.0}},
         {"threads": "many"},
-        {"ops": {"x": {"widths": [[8, 4]], "kernel": [1, 1], "layout": [0, 0], "nodes": [1, 1], "penalties": []}}},
-        {"ops": {"x": {"widths": [[4, 8]], "kernel": [1], "layout": [0], "nodes": [1], "penalties": []}}},
+        {"ops": {"x": {"widths": [[8, 4]], "kernel": [1, 1], "layout": [0, 0], "nodes": [1, 1]} | REST}},
+        {"ops": {"x": {"widths": [[4, 8]], "kernel": [1], "layout": [0], "nodes": [1]} | REST}},
     ),
 )
 def test_what_is_no_table_is_refused(change: dict[str, object], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -59,6 +60,57 @@ def test_ops_are_what_a_runtime_computes_at_once() -> None:
     assert ops["stem"].key.endswith("relu(·)")
     assert [ops[n].widths for n in ("stem", "first", "second", "depthwise")] == [(32,), (32, 48), (48, 32), (32,)]
     assert [bool(ops[n].holding.sections) for n in ops] == [False, True, True, True, False, False, False, False]
+
+
+class Stated(nn.Module):
+    """Heads, a norm with its size among the arguments, a mask that is made of sizes, and what does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(12, 16)
+        self.dropout = nn.Dropout(0.5)
+        self.qkv = nn.Linear(16, 48)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.layer_norm(self.stem(x), (16,))
+        x = nn.functional.pad(self.dropout(x.roll(1, 1)), (0, 0, 0, 0))
+        q, k, v = self.qkv(x).reshape(x.shape[0], 6, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        mask = x.new_zeros(6, 6)
+        mask[:3] = 1.0
+        weights = (q @ k.transpose(-2, -1) + mask).softmax(-1)
+        return self.head((weights @ v).transpose(1, 2).reshape(x.shape[0], 6, 16))
+
+
+def test_ops_that_state_sizes_can_be_had_at_others_and_what_is_known_before_is_none() -> None:
+    net = fxcat.prepare(Stated(), torch.zeros(1, 6, 12), verbose=False)
+    for batch in (1, 3):
+        ops = net.timed_ops(batch)
+        keys = " ".join(op.key for op in ops)
+        assert not any(word in keys for word in ("pad", "zeros", "setitem", "slice_scatter"))
+        for op in ops:
+            assert len(op.axes) <= 2
+            if op.axes:
+                assert op.build([max(1, w // 2) for w in op.widths]) is not None, op.key
+    moved = {op.key.partition("(")[0]: op.passes_on for op in ops}
+    assert (moved["roll"], moved["permute"], moved["layer_norm"], moved["matmul"]) == (True, True, False, False)
+
+
+@pytest.mark.parametrize(
+    "rounding, left, counted", (((1, 2, 4, 0), 43, 48), ((1, 2, 0, 0), 37, 40), ((0, 1, 2, 4), 34, 41))
+)
+def test_widths_count_as_what_is_computed_once_all_is_decided(
+    rounding: tuple[float, ...], left: int, counted: int
+) -> None:
+    net = prepared()
+    table = table_for(net, step=1)
+    rounded = {key: replace(op, rounding=(rounding,) * len(op.widths)) for key, op in table.ops.items()}
+    net.use_latency(replace(table, ops=rounded))
+    closed(net, 32, left)
+    assert net.expected_latency().item() == pytest.approx(expected(32, counted))
+    net.gates["first"].theta[left - 1] = 0.5
+    less, whole = expected(32, left - 1), expected(32, left)
+    assert net.expected_latency().item() == pytest.approx((less + whole) / 2)
 
 
 @pytest.mark.parametrize("gates", ("units", "units+layers"))
@@ -122,6 +174,7 @@ def test_widths_become_multiples_of_what_pays_where_nothing_else_is_said() -> No
     net = with_latency(fxcat.prepare(model, torch.zeros(1, 3, 8, 8), limits=limits, round_to=1, verbose=False))
     assert [g.multiple_of for g in net.limits.groups] == [8, 4]
     assert not with_latency(prepared(), step=1).limits
+    assert [g.multiple_of for g in with_latency(prepared(width=16, hidden=6), step=16).limits.groups] == [8, 2]
 
 
 def test_a_table_of_another_network_is_refused() -> None:
