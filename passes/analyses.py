@@ -17,6 +17,7 @@ from fxcat.passes.analysis.sections import Section, find_sections
 from fxcat.passes.analysis.tables import with_tables
 from fxcat.passes.analysis.units import resolve_units
 from fxcat.passes.analysis.units_before import keep_units
+from fxcat.passes.analysis.weights import settle
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.gating.made_values import with_selections
 from fxcat.passes.graph.label_arrays import place
@@ -70,6 +71,9 @@ def _pinned(work: Work) -> Work:
 
 def _rectangular(work: Work) -> Work:
     chains = keep_rectangular(work.flow, work.graph)
+    if work.flow.weights or work.flow.doubtful:
+        settle(work.flow)  # which axes have units is known when all are rectangular, but may freeze some
+        chains = keep_rectangular(work.flow, work.graph)
     if not work.options.units:
         for block in work.flow.unions.blocks:
             work.flow.unions.freeze_block(block, "gates='layers': units are not gated")

@@ -137,6 +137,10 @@ SPECIAL: dict[Any, tuple[Call, ...]] = {
         Call("NLC", ("...c,dc->...d", X, Slot("kernel", (8, WIDTH))), {}),
         Call("NC", ("bc,bc->b", X, Y), {}),
     ),
+    F.bilinear: (
+        Call("NC", (X, Y, Slot("kernel", (4, WIDTH, WIDTH))), {}),
+        Call("NLC", (X, Y), {"weight": Slot("kernel", (4, WIDTH, WIDTH)), "bias": Slot("vector", (4,))}),
+    ),
     F.local_response_norm: (Call("NCHW", (X, 3), {}), Call("NCL", (X, 2), {"alpha": 0.1, "k": 2.0})),
     operator.getitem: tuple(
         Call("NCHW", (X, index), {})

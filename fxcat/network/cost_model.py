@@ -1,6 +1,6 @@
 """The cost graph: what every op and parameter costs as a polynomial in the gates.
 
-Each cost is coefficient × (live entries of up to two axes) × (one use at least in open sections only). An axis counts
+Each cost is coefficient × (live entries of up to three axes) × (one use at least in open sections only). An axis counts
 its live entries as a constant plus a weighted sum of units, so the expected cost under independent gates is a
 multilinear polynomial in θ: two axes that share a unit contribute E[ξ²] = θ, not θ².
 """
@@ -137,19 +137,34 @@ class CostModel(nn.Module):
         holdings = _by_depth(terms)
         pairs: dict[tuple[int, int], int] = {}
         shared: list[Integers] = [np.zeros((3, 1), dtype=np.int32)]
+        thirds: list[tuple[int, ...]] = []
+        triples: list[Integers] = []
         index = np.zeros((max(1, len(terms)), 4), dtype=np.int64)
-        for i, term in enumerate(terms):
-            a, b = (*term.axes, one, one)[:2]
+
+        def overlap(a: Axis, b: Axis) -> int:
             pair = rows.setdefault(a, len(rows)), rows.setdefault(b, len(rows))
             if pair not in pairs:
                 found = _shared_units(a, b, len(shared))
                 pairs[pair] = 0 if found is None else len(shared)
-                shared += [] if found is None else [found]
-            index[i] = (*pair, pairs[pair], holdings[term.holding])
+                shared.extend([] if found is None else [found])
+            return pairs[pair]
+
+        for i, term in enumerate(terms):
+            a, b, *more = (*term.axes, one, one)[: max(2, len(term.axes))]
+            found = overlap(a, b)
+            index[i] = (rows[a], rows[b], found, holdings[term.holding])
+            for c in more:
+                assert len(more) == 1, f"{term.owner}: a cost over more than three axes"
+                triples += _units_of_all(a, b, c, len(thirds))
+                thirds.append((i, overlap(a, c), overlap(b, c), rows[c]))
         numbers = np.repeat(np.arange(len(rows), dtype=np.int32), [axis.runs.shape[1] for axis in rows])
         self._store("runs", np.vstack([numbers, np.concatenate([axis.runs for axis in rows], axis=1)]))
         self._store("shared", np.concatenate(shared, axis=1))
         self._store("index", index)
+        self._thirds = len(thirds)
+        if thirds:
+            self._store("thirds", np.asarray(thirds, dtype=np.int64))
+            self._store("triples", np.concatenate([np.zeros((3, 0), dtype=np.int32), *triples], axis=1))
         # sections count from 1 here: 0 fills the rows, and stands for what is always open
         self._store("holdings", _padded([[s + 1 for s in h.sections] for h in holdings], 0))
         self._levels = max(h.depth for h in holdings)
@@ -183,11 +198,20 @@ class CostModel(nn.Module):
         live = self._table("constants", units).double().index_add(0, row, (before[stop] - before[start]) * weight)
         first, second, overlap, holding = self._table("index", units).unbind(1)
         combinations = live[first] * live[second]
+        extra = padded.new_zeros(self._overlaps)
+        variance = padded * (1 - padded)
         if self._overlaps > 1:
             pair, unit, weight = self._table("shared", units).unbind(0)
-            variance = padded * (1 - padded)
-            extra = variance.new_zeros(self._overlaps).index_add(0, pair, variance[unit] * weight)
+            extra = extra.index_add(0, pair, variance[unit] * weight)
             combinations = combinations + extra[overlap]
+        if self._thirds:
+            # E[XYZ] of sums of independent gates, by the covariances of two and the joint cumulant of all three
+            term, with_first, with_second, third = self._table("thirds", units).unbind(1)
+            row, unit, weight = self._table("triples", units).unbind(0)
+            skew = variance * (1 - 2 * padded)
+            of_all = extra.new_zeros(self._thirds).index_add(0, row, skew[unit] * weight)
+            of_two = live[second[term]] * extra[with_first] + live[first[term]] * extra[with_second]
+            combinations = combinations.index_copy(0, term, combinations[term] * live[third] + of_two + of_all)
         if sections.numel():
             combinations = combinations * self._alive(sections)[holding]
         return combinations
@@ -235,6 +259,16 @@ def _shared_units(a: Axis, b: Axis, row: int) -> Integers | None:
     (of_a, weights_a), (of_b, weights_b) = a.units, b.units
     units, at_a, at_b = np.intersect1d(of_a, of_b, assume_unique=True, return_indices=True)
     return np.stack([np.full_like(units, row), units, weights_a[at_a] * weights_b[at_b]]) if len(units) else None
+
+
+def _units_of_all(a: Axis, b: Axis, c: Axis, row: int) -> list[Integers]:
+    """Units of three axes with the products of their weights, if there are any."""
+    found = _shared_units(a, b, row)
+    (of_c, weights) = c.units
+    if found is None:
+        return []
+    units, at, at_c = np.intersect1d(found[1], of_c, assume_unique=True, return_indices=True)
+    return [np.stack([np.full_like(units, row), units, found[2][at] * weights[at_c]])] if len(units) else []
 
 
 def cost_graph(

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.unions import Freeze
-from fxcat.passes.analysis.weights import find_weights, flow_weight, settle
+from fxcat.passes.analysis.weights import find_weights, flow_weight
 from fxcat.passes.graph.label_arrays import Grid, Labels, along, leaves, place, unlabelled
 from fxcat.passes.graph.meta import HOOKED, NO_GRAD, TABLE, VALUE, value_of
 from fxcat.passes.nodes.effects import FACTS, changed_part_of, is_inplace
@@ -42,8 +42,6 @@ def flow_labels(
     for name, axes in flow.weight_axes.items():
         for axis, labels in axes.items():
             flow.bind_axis(name, axis, labels)
-    if flow.weights or flow.doubtful:
-        settle(flow)
     return flow
 
 

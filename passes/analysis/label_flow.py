@@ -51,6 +51,8 @@ class LabelFlow:
     contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
     outer: dict[fx.Node, torch.Tensor] = field(default_factory=dict[fx.Node, torch.Tensor])
     """Labels of contractions whose input has units along axes that they leave alone."""
+    folded: set[fx.Node] = field(default_factory=set[fx.Node])
+    """Values in which examples lie beside each other along the axis of the channels."""
     ties: dict[fx.Node, list[fx.Node]] = field(default_factory=dict[fx.Node, list[fx.Node]])
     """Other values that stand for a node's input at times."""
     repeats: dict[fx.Node, int] = field(default_factory=dict[fx.Node, int])
@@ -70,7 +72,9 @@ class LabelFlow:
     """Values made of nothing but numbers of channels: see `with_tables`."""
     meetings: list[Meeting] = field(default_factory=list["Meeting"])
     """Where values without units meet units."""
-    doubtful: list[tuple[torch.Tensor, fx.Node, str]] = field(default_factory=list[tuple[torch.Tensor, fx.Node, str]])
+    doubtful: list[tuple[torch.Tensor, fx.Node | str, str]] = field(
+        default_factory=list[tuple[torch.Tensor, "fx.Node | str", str]]
+    )
     """What `freeze_if_units` was given."""
     unions: Unions = field(default_factory=Unions)
     """What goes together, so far."""

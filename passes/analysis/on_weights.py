@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxcat.passes.graph.label_arrays import Grid, Labels, along, frozen
+from fxcat.passes.graph.label_arrays import Grid, Labels, along, frozen, varying_axis
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.flow import Flow
@@ -80,24 +81,64 @@ class _ProductOfWeights(OnWeights):
         found = rule.operands(node)
         assert found is not None
         operands, result = found
+        whole = {n: flow.values[n] for n, _ in operands}
+        more = _beside(flow, operands, result)
         factors = [weight_factor(flow, *operand) for operand in operands]
-        dims, known = len(result), dict[str, torch.Tensor]()
+        flow.values.update(whole)
+        dims, known, own = len(result), dict[str, torch.Tensor](), [n for n, _ in operands if n not in flow.of_weights]
         for item in factors:
             for letter, labels in item.lines.items():
                 if letter in known:
                     flow.unite(known[letter], labels)
                 known[letter] = labels
-        for letter in [x for x in known if x not in result] + [x for x in result if x in known][2:]:
+        # experts that a value weighs: it is zero where they are dead
+        weighed = {x: n for n, f in zip([n for n, _ in operands], factors, strict=True) if n in own for x in f.lines}
+        summed = [x for x in known if x not in result]
+        for letter in [x for x in summed if x not in weighed] + [x for x in result if x in known][2:]:
             flow.freeze_if_units(known[letter], node, "units along another axis of a product of weights")
         for letter, labels in known.items():
             if len([f for f in factors if f.size(letter) > 1]) > len([f for f in factors if letter in f.lines]):
                 flow.freeze_if_units(labels, node, "an axis with units meets one without")
         by_vector = len(operands[-1][1]) == 1  # which torch does not count
-        flow.contractions[node] = Contraction(() if by_vector else multiplied(factors, known), (), ())
-        return Grid(tuple(along(known[x], axis, dims) for axis, x in enumerate(result) if x in known))
+        mixed = tuple(dict.fromkeys(weighed[x] for x in summed if x in weighed))
+        both = {x: labels.unique() if x in more else labels for x, labels in known.items()}
+        both |= {f"{x} {i}": labels.unique() for x in more for i, labels in enumerate(more[x])}
+        flow.contractions[node] = Contraction(() if by_vector else multiplied(factors, both), mixed, ())
+        pairs = [(axis, known[x]) for axis, x in enumerate(result) if x in known]
+        pairs += [(axis, labels) for axis, x in enumerate(result) for labels in more.get(x, ())]
+        return Grid(tuple(along(labels, axis, dims) for axis, labels in pairs))
+
+    def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
+        return flow.contractions[node].mixed
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms
+
+
+def _beside(flow: Flow, operands: Sequence[tuple[fx.Node, str]], result: str) -> dict[str, list[torch.Tensor]]:
+    """Labels of merged axes of a weight, by letter: of all layers along an axis but the first, which stays alone there.
+
+    An entry goes with either; their labels have as many entries each, so that those left are a product."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for node, letters in operands:
+        grid = flow.values[node]
+        if not isinstance(grid, Grid):
+            continue
+        alone: dict[int, torch.Tensor] = {}
+        kept = list[torch.Tensor]()
+        for layer in grid.layers:
+            axis = varying_axis(layer)
+            assert axis is not None
+            even = layer.numel() == layer.shape[axis] and len(layer.unique(return_counts=True)[1].unique()) == 1
+            passes = letters[axis] in result and sum(letters[axis] in x for _, x in operands) == 1
+            if even and passes and axis in alone:
+                found.setdefault(letters[axis], []).append(layer.reshape(-1))
+                continue
+            kept.append(layer)
+            if even:
+                alone[axis] = layer
+        flow.values[node] = Grid(tuple(kept))
+    return found
 
 
 class _Padded(OnWeights):
@@ -140,4 +181,18 @@ class _Joined(OnWeights):
         return Grid(tuple(along(x, axis, dims) for axis, x in enumerate(found) if x is not None))
 
 
+class _AsComplex(OnWeights):
+    """Pairs along the last axis as complex numbers."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        kept = list[torch.Tensor]()
+        for layer in layers(flow.values[node.all_input_nodes[0]]):
+            if layer.shape[-1] > 1:
+                flow.freeze_if_units(layer, node, "units along an axis that is the two parts of complex numbers")
+            else:
+                kept.append(layer.squeeze(-1))
+        return Grid(tuple(kept))
+
+
 POINTWISE, PRODUCT, PADDED, JOINED = _Pointwise(), _ProductOfWeights(), _Padded(), _Joined()
+AS_COMPLEX = _AsComplex()

@@ -25,7 +25,14 @@ def keep_units(flow: LabelFlow, before: UnitsBefore) -> None:
             units = before.get(name, {}).get(axis)
             if units is None:
                 continue
-            flow.freeze(labels[units == NO_UNIT], name, "frozen before the network shrank")
+            others = labels[units == NO_UNIT]
+            if flow.has_units(others) or axis not in flow.weight_axes.get(name, {}):
+                flow.freeze(others, name, _REASON)
+            else:
+                flow.doubtful.append((others, name, _REASON))  # whether they are any is known later
             labels, units = labels[units != NO_UNIT], units[units != NO_UNIT].long()
             first[units] = torch.where(first[units] < 0, labels.to(first), first[units])
             flow.unite(labels, first[units].to(labels))
+
+
+_REASON = "frozen before the network shrank"

@@ -1,4 +1,5 @@
-"""Weights that are computed from parameters, as in `conv2d(x, weight * 0.3)` or `linear(x, proj.t())`.
+"""Weights that are computed from parameters, as in `conv2d(x, weight * 0.3)` or `linear(x, proj.t())`; of convolutions
+with kernels for every example, from parameters and values.
 
 In: a graph. Out: the values that nothing reads but layers, as their weights, and the rules of the ops that compute
 them. Their labels are `Grid`s: rows and columns of a weight belong to different units. A dead unit need not be zero in
@@ -15,6 +16,7 @@ from torch import fx
 
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.on_weights import (
+    AS_COMPLEX,
     JOINED,
     PADDED,
     POINTWISE,
@@ -30,6 +32,7 @@ from fxcat.passes.graph.meta import value_of
 from fxcat.passes.nodes.effects import is_inplace
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.base import Rule
+from fxcat.passes.rules.conv import ConvFunction
 from fxcat.passes.rules.creation import Alike
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.flow import Flow
@@ -43,6 +46,7 @@ from fxcat.passes.rules.table import find_rule
 def find_weights(graph: fx.Graph) -> dict[fx.Node, Rule | None]:
     """The weights, and what computes them from parameters, in graph order; with the rule of each op."""
     constant: set[fx.Node] = set()
+    of_examples = _made_for_examples(graph)
     found: dict[fx.Node, Rule | None] = {}
     for node in graph.nodes:
         tensors = tensors_of(node)
@@ -50,14 +54,17 @@ def find_weights(graph: fx.Graph) -> dict[fx.Node, Rule | None]:
             constant.add(node)
             if isinstance(value_of(node), torch.Tensor) and value_of(node).numel() > 1:
                 found[node] = None
-        elif tensors and constant.issuperset(tensors):
-            constant.add(node)
+        elif tensors and (constant.issuperset(tensors) or node in of_examples):
+            if constant.issuperset(tensors):
+                constant.add(node)
             rule = _rule_for(node)
             if rule is not None and any(t in found for t in tensors):
                 found[node] = rule
     # what computes a weight is fit if what it reads and what reads it are: each that is not may make others unfit
     while True:
-        unfit = [n for n in found if not (_reads_weights(n, found, constant) and _is_read_as_weight(n, found))]
+        unfit = [
+            n for n in found if not (_reads_weights(n, found, constant) and _is_read_as_weight(n, found, n in constant))
+        ]
         if not unfit:
             return found
         for node in unfit:
@@ -65,7 +72,10 @@ def find_weights(graph: fx.Graph) -> dict[fx.Node, Rule | None]:
 
 
 def _reads_weights(node: fx.Node, found: dict[fx.Node, Rule | None], constant: set[fx.Node]) -> bool:
-    """Whether all that a node reads is weights, or vectors, whose labels are of one axis anyway."""
+    """Whether all that a node reads is weights, or vectors, whose labels are of one axis anyway; of what is made for
+    every example, whether it reads a weight."""
+    if node not in constant:
+        return any(i in found for i in tensors_of(node))
     return all(i in found or (i in constant and _is_vector(i)) for i in tensors_of(node))
 
 
@@ -74,10 +84,37 @@ def _is_vector(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.numel() == max(value.shape, default=1)
 
 
-def _is_read_as_weight(node: fx.Node, found: dict[fx.Node, Rule | None]) -> bool:
-    """Whether all that reads a value is layers, whose weight it is, what computes weights, and what asks for sizes."""
+def _is_read_as_weight(node: fx.Node, found: dict[fx.Node, Rule | None], constant: bool) -> bool:
+    """Whether all that reads a value is layers, whose weight it is, what computes weights, and what asks for sizes.
+
+    `constant`: whether it is the same for all examples; else the layers are convolutions of every example by itself.
+    """
     users = [u for u in node.users if has_tensors(u) or u.op == "output"]
-    return bool(users) and all(u in found or _takes_as_weight(u, node) for u in users)
+    return bool(users) and all(
+        u in found or ((constant or _convolves_one_by_one(u)) and _takes_as_weight(u, node)) for u in users
+    )
+
+
+def _made_for_examples(graph: fx.Graph) -> set[fx.Node]:
+    """What may compute kernels for every example: all between these convolutions and what is no function of entries."""
+    stack = [w for n in graph.nodes if _convolves_one_by_one(n) for w in _weights_of(n)]
+    found: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in found and tensors_of(node) and _rule_for(node) is not None:
+            found.add(node)
+            stack += tensors_of(node)
+    return found
+
+
+def _convolves_one_by_one(node: fx.Node) -> bool:
+    rule = find_rule(node, None) if node.op == "call_function" else None
+    return isinstance(rule, ConvFunction) and rule.is_one_by_one(node)
+
+
+def _weights_of(node: fx.Node) -> tuple[fx.Node, ...]:
+    rule = find_rule(node, None)
+    return () if rule is None else rule.weights(node)
 
 
 def _takes_as_weight(node: fx.Node, weight: fx.Node) -> bool:
@@ -100,6 +137,8 @@ def _rule_for(node: fx.Node) -> Rule | None:
         return POINTWISE
     if node.target is F.pad:
         return PADDED
+    if node.target is torch.view_as_complex:
+        return AS_COMPLEX
     if isinstance(rule, Concatenation):
         return JOINED
     if isinstance(rule, Alike) and node.target in _SAME_FOR_ALL:
@@ -113,6 +152,12 @@ def _rule_for(node: fx.Node) -> Rule | None:
 
 def flow_weight(flow: Flow, node: fx.Node, rule: Rule) -> Labels:
     """Labels of what an op computes from weights."""
+    for other in tensors_of(node):
+        labels = flow.values[other]
+        if other in flow.of_weights or not isinstance(labels, torch.Tensor) or labels.dim() < 2:
+            continue
+        if labels.shape[0] > 1:
+            flow.freeze(labels, node, "units along the first axis of a value, which is no batch")
     if isinstance(rule, OnWeights):
         return ask(rule.flow, flow, node)
     source = node.all_input_nodes[0]

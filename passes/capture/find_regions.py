@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.regions import Call, Pin, Regions, Tracing
-from fxcat.passes.capture.watch_tensors import Watch
+from fxcat.passes.capture.watch_tensors import Watch, is_wrapped, unwrapped
 from fxcat.passes.graph.copy_model import meta_twin, share
 from fxcat.passes.graph.meta import HOOKED, PATH, VALUE, value_of
 from fxcat.passes.graph.nested import CONSTANTS, Slot, fill, leaves
@@ -149,6 +149,7 @@ class _Run:
     def _call(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._pause():
             try:
+                self._check_plain(path, module, (args, kwargs))
                 call = Call.of(module, args, kwargs)
                 return self._leaf(path, module, call) if is_leaf(module) else self._region(path, module, call)
             except CaptureError as error:
@@ -160,6 +161,19 @@ class _Run:
         result = module.forward(*args, **kwargs)
         self._places.pop()
         return result
+
+    def _check_plain(self, path: str, module: nn.Module, given: Any) -> None:
+        """Raises `CaptureError` in a call with what a transform makes of tensors, or with weights that are not those
+        of the module: what it reads is pinned, and its Python runs."""
+        wrapped = [t for t in leaves(given) if is_wrapped(t)]
+        replaced = [n for n, p in module.named_parameters() if not isinstance(p, nn.Parameter) or is_wrapped(p)]
+        reason = "it is called within a transform of torch.func" if wrapped else "it is called with other weights"
+        if not wrapped and not replaced:
+            return
+        for tensor in leaves(given):
+            if isinstance(tensor, torch.Tensor):
+                self.pin(unwrapped(tensor), None, f"{path}: {reason}")
+        raise CaptureError(reason, where=path)
 
     def _own_tensors(self, module: nn.Module) -> None:
         """The module's Python is executed: what it may change in place must not be the caller's."""

@@ -158,7 +158,7 @@ def _assign(node: fx.Node, order: dict[fx.Node, int]) -> None:
 def _scatter(node: fx.Node, order: dict[fx.Node, int]) -> None:
     """`base[index] = value` as a new value; `base[index] += x` has computed the value by an in-place sum."""
     base, index, value = node.args
-    if not isinstance(base, fx.Node) or is_view(base):
+    if not isinstance(base, fx.Node) or (is_view(base) and not _is_last_of(node, base, order)):
         return
     result = assigned(node, base, index, value, order)
     if result is None:
@@ -167,6 +167,13 @@ def _scatter(node: fx.Node, order: dict[fx.Node, int]) -> None:
         make_plain(value)
     _redirect(base, result, order, order[node])
     node.graph.erase_node(node)
+
+
+def _is_last_of(node: fx.Node, view: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether nobody but a view reads the value that it is one of, from a change of the view on."""
+    whole = changed_part_of(node)
+    own = whole is not None and whole.op in ("call_function", "call_method", "call_module")
+    return own and whole is not None and not _is_read(whole, order, order[node], but=view)
 
 
 def _scatter_what_is_seen(node: fx.Node, changed: fx.Node, base: fx.Node, order: dict[fx.Node, int]) -> bool:

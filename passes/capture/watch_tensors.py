@@ -140,6 +140,21 @@ def _is_composite(op: torch._ops.OpOverload[..., Any]) -> bool:
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd  # pyright: ignore[reportPrivateUsage]
 
 
+def is_wrapped(value: Any) -> bool:
+    """Whether a tensor is what a transform of torch.func (`vmap`, `grad`, `jvp`) makes of another."""
+    return isinstance(value, torch.Tensor) and _functorch.is_functorch_wrapped_tensor(value)
+
+
+def unwrapped(value: Any) -> Any:
+    """The tensor that transforms were given."""
+    while is_wrapped(value):
+        value = _functorch.get_unwrapped(value)
+    return value
+
+
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+
+
 class Watch(TorchFunctionMode):
     """Notes what Python does with regions' results."""
 
@@ -157,9 +172,10 @@ class Watch(TorchFunctionMode):
         name = func.__name__
         if name == "__get__":
             name = func.__self__.__name__
-        used = [t for t in leaves((args, kwargs)) if run.is_known(t)]
+        given = list(leaves((args, kwargs)))
+        used = [t for t in map(unwrapped, given) if run.is_known(t)]
         args, kwargs = tuple(map(_plain, args)), {k: _plain(v) for k, v in kwargs.items()}
-        if never_counts(func):
+        if never_counts(func) and not any(map(is_wrapped, given)):  # of many vectors, `dot` is a product of matrices
             result = func(*args, **kwargs)
         else:
             with _Macs() as macs:

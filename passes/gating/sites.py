@@ -189,7 +189,10 @@ class _Demand:
         return self._carriers[node]
 
     def _is_folded(self, node: fx.Node) -> bool:
-        """Whether units lie along the batch axis: heads that were folded into it."""
+        """Whether units share an axis with the batch: heads that were folded into it, or channels that it was folded
+        into."""
+        if node in self.flow.folded:
+            return True
         labels = self.flow.values.get(node)
         computed = node.op not in ("get_attr", "placeholder")
         if not computed or not isinstance(labels, torch.Tensor) or labels.dim() < 2 or labels.shape[0] == 1:

@@ -45,17 +45,20 @@ def adapt_literals(analysis: Analysis, setting: Setting, copies: Mapping[fx.Node
         new_inputs = dict(paired_inputs(old, new))
         args = [_with_sizes(setting, copies, old, a) for a in replacement.args]
         new.args = fx.map_arg(tuple(args), lambda n: new_inputs.get(n, n))
-        new.kwargs = fx.map_arg(replacement.kwargs, lambda n: new_inputs[n])
+        kwargs = {k: _with_sizes(setting, copies, old, a) for k, a in replacement.kwargs.items()}
+        new.kwargs = fx.map_arg(kwargs, lambda n: new_inputs.get(n, n))
         if replacement.target is not None:
             new.target = replacement.target
 
 
 def _with_sizes(setting: Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node, argument: Any) -> Any:
     """An argument with a node of the new graph for every `Size` and `Share` in it."""
-    if not isinstance(argument, tuple | list):
+    if not isinstance(argument, tuple | list | Size | Share):
         return argument
     new = copies[old]
     with new.graph.inserting_before(new):
+        if isinstance(argument, Size | Share):
+            return _computed(setting, copies, new.graph, argument)
         return tuple(_computed(setting, copies, new.graph, a) for a in argument)  # pyright: ignore[reportUnknownVariableType]
 
 

@@ -81,6 +81,7 @@ def make_plan(
     cleanup.remove_dead(graph)
     for old in _remaining(graph, copies):
         adapt_literals(analysis, setting, copies, old)
+    cleanup.remove_dead(graph)  # numbers that nothing is computed with any more, and may have none: heads by width
     cleanup.remove_repeated(graph, twin)
     origin = {copies[old]: old for old in _remaining(graph, copies)}
     plain = cleanup.make_out_of_place(graph, origin, twin)

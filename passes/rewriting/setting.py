@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -95,11 +96,14 @@ class Setting:
         if node not in self._numbers:
             args = fx.map_arg(node.args, self.number)
             kwargs = fx.map_arg(node.kwargs, self.number)
-            if node.op == "call_method":
-                self._numbers[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            else:
-                assert callable(node.target)
-                self._numbers[node] = node.target(*args, **kwargs)
+            try:
+                if node.op == "call_method":
+                    self._numbers[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                else:
+                    assert callable(node.target)
+                    self._numbers[node] = node.target(*args, **kwargs)
+            except ArithmeticError:  # of a width that is divided by more heads than it has channels left
+                self._numbers[node] = math.nan
         return self._numbers[node]
 
     def _shape_bound(self, node: fx.Node) -> tuple[int, ...]:

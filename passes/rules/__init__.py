@@ -4,6 +4,7 @@ from fxcat.passes.graph.label_arrays import Labels
 from fxcat.passes.rules import (
     attention,
     batch_norm,
+    bilinear,
     boundary,
     channels,
     checkpointing,
@@ -45,6 +46,7 @@ __all__ = [
     "Zero",
     "attention",
     "batch_norm",
+    "bilinear",
     "boundary",
     "channels",
     "checkpointing",

@@ -69,7 +69,8 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """A call that replaces a node's: None keeps the target. Sequences in `args` may hold `Size`s and `Share`s."""
+    """A call that replaces a node's: None keeps the target. Arguments, and sequences of them, may hold `Size`s and
+    `Share`s."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

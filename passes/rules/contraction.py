@@ -108,7 +108,7 @@ class WeightedFunction(Rule):
     zero = Zero.BREAKS
 
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
-        return (node.all_input_nodes[0],)
+        return flow.contractions[node].mixed
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms

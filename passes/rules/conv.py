@@ -13,7 +13,7 @@ from torch import fx, nn
 from fxcat.passes.graph.arguments import arguments, thaw
 from fxcat.passes.graph.label_arrays import Grid, Labels, along, frozen
 from fxcat.passes.graph.meta import path_of, value_of
-from fxcat.passes.rules.base import Folding, Moved, Replacement, Rule, Sample, Zero
+from fxcat.passes.rules.base import Folding, Moved, Replacement, Rule, Sample, Share, Zero
 from fxcat.passes.rules.contraction import (
     WeightedFunction,
     computed,
@@ -25,7 +25,8 @@ from fxcat.passes.rules.contraction import (
     unite_bias,
 )
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.kernels import Sizes, bind_kernel, convolved_one_by_one, is_of_batch, kernel_labels, kernel_macs
+from fxcat.passes.rules.kernels import Sizes, bind_kernel, kernel_labels, kernel_macs
+from fxcat.passes.rules.one_by_one import convolved_one_by_one, is_of_batch
 from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term
 from fxcat.utils.made_classes import gated_class
@@ -136,9 +137,14 @@ def _gated_conv(base: type[nn.Module]) -> type[nn.Module] | None:
 class ConvFunction(WeightedFunction):
     """F.conv1d, F.conv2d, F.conv3d."""
 
+    @staticmethod
+    def is_one_by_one(node: fx.Node) -> bool:
+        """Whether every example has kernels of its own."""
+        return is_of_batch(_of_conv(node).get("groups"))
+
     def groups(self, node: fx.Node) -> int:
         given = _of_conv(node)
-        return 1 if is_of_batch(given.get("groups")) else _given_sizes(given).groups
+        return 1 if self.is_one_by_one(node) else _given_sizes(given).groups
 
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         return parameter_weight(_of_conv(node)["weight"])
@@ -149,8 +155,8 @@ class ConvFunction(WeightedFunction):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = _of_conv(node)
-        if is_of_batch(given.get("groups")):
-            return convolved_one_by_one(flow, node)
+        if self.is_one_by_one(node):
+            return convolved_one_by_one(flow, node, given)
         weight, bias, sizes = given["weight"], given.get("bias"), _given_sizes(given)
         channels = 1 - value_of(weight).dim()
         entering, outer = consumed(flow, node, channels)
@@ -184,11 +190,16 @@ class ConvFunction(WeightedFunction):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_conv(node)
-        if is_of_batch(given.get("groups")):
-            return None
         sizes = _given_sizes(given)
         channels = moved.shape[1 - value_of(given["weight"]).dim()]
-        given["groups"] = channels // sizes.leaving if sizes.whole else sizes.groups
+        if self.is_one_by_one(node):
+            groups: Any = given["groups"]
+            left = moved.number(given["input"]).shape[1] // moved.number(given["weight"]).shape[1]
+            if left == moved.number(groups):
+                return None
+            given["groups"] = Share(groups, left)
+        else:
+            given["groups"] = channels // sizes.leaving if sizes.whole else sizes.groups
         return Replacement((given.pop("input"), given.pop("weight")), given)
 
 

@@ -23,7 +23,8 @@ from fxcat.passes.rules.contraction import (
 )
 from fxcat.passes.rules.conv import TRANSPOSED, Conv, module_sizes
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.kernels import Sizes, convolved_one_by_one, is_of_batch
+from fxcat.passes.rules.kernels import Sizes
+from fxcat.passes.rules.one_by_one import frozen_one_by_one, is_of_batch
 from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term
 
@@ -104,7 +105,7 @@ class ConvTransposeFunction(WeightedFunction):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = _of_transposed(node)
         if is_of_batch(given.get("groups")):
-            return convolved_one_by_one(flow, node)
+            return frozen_one_by_one(flow, node)
         weight, (groups, width_in, width_out) = given["weight"], _transposed_sizes(given)
         channels = 1 - value_of(weight).dim()
         entering, outer = consumed(flow, node, channels)

@@ -27,6 +27,8 @@ class Flow(Protocol):
     contractions: dict[fx.Node, Contraction]
     outer: dict[fx.Node, torch.Tensor]
     """Labels of contractions whose input has units along axes that they leave alone."""
+    folded: set[fx.Node]
+    """Values in which examples lie beside each other along the axis of the channels."""
     ties: dict[fx.Node, list[fx.Node]]
     """Other values that stand for a node's input at times."""
     orders: Mapping[str, torch.Tensor]

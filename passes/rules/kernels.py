@@ -9,13 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from fxcat.passes.graph.label_arrays import Labels, frozen
-from fxcat.passes.graph.meta import value_of
-from fxcat.passes.rules.contraction import (
-    per_slice,
-)
+from fxcat.passes.rules.contraction import per_slice
 from fxcat.passes.rules.flow import Flow
-from fxcat.passes.rules.terms import Contraction, Term
+from fxcat.passes.rules.terms import Term
 
 
 class Sizes(NamedTuple):
@@ -71,21 +67,3 @@ def kernel_macs(
         )
     assert entering is not None
     return per_slice(flow, node, Term(positions * kernel, (entering, out)))
-
-
-def is_of_batch(number: object) -> bool:
-    """Whether a number is computed from the first size of a value: from that of the batch."""
-    if not isinstance(number, fx.Node):
-        return False
-    sources = number.all_input_nodes
-    if any(isinstance(value_of(s), torch.Tensor | torch.Size) for s in sources):
-        return any(type(a) is int and a == 0 for a in (*number.args, *number.kwargs.values()))
-    return any(is_of_batch(source) for source in sources)
-
-
-def convolved_one_by_one(flow: Flow, node: fx.Node) -> Labels:
-    """Every example has a kernel of its own, and the batch lies along the axis of the channels: none of them goes."""
-    for source in node.all_input_nodes:
-        flow.freeze(flow.values[source], node, "a convolution with as many groups as there are examples")
-    flow.contractions[node] = Contraction(None, (), ())
-    return frozen((1,) * value_of(node).dim())

@@ -59,7 +59,7 @@ class Factor:
 def weight_factor(flow: Flow, node: fx.Node, letters: str) -> Factor:
     """A weight: it has units along every axis."""
     lines = {x: line for x, line in zip(letters, flow.lines(node), strict=True) if line is not None}
-    return Factor(letters, lines, tuple(value_of(node).shape), None, is_weight=True)
+    return Factor(letters, lines, tuple(value_of(node).shape), None, is_weight=True, one=tuple(flow.one(node).shape))
 
 
 def factors_of(flow: Flow, operands: Sequence[tuple[fx.Node, str]], result: str) -> list[Factor]:
@@ -107,11 +107,12 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
         for letter, labels in item.lines.items():
             found.setdefault(letter, []).append((item, labels))
     known: dict[str, torch.Tensor] = {}
+    lacking = {x for x, holders in found.items() if len(holders) < sum(f.size(x) > 1 for f in factors)}
     for letter, holders in found.items():
         known[letter] = holders[0][1]
         for _, labels in holders[1:]:
             flow.unite(labels, known[letter])
-        if len(holders) < sum(f.size(letter) > 1 for f in factors):
+        if letter in lacking:
             _freeze_unless_weight(flow, node, holders, "an axis with units meets one without")
         if letter not in result and all(f.is_weight for f, _ in holders):
             flow.freeze_if_units(known[letter], node, "units that a product of weights sums over")
@@ -120,7 +121,7 @@ def multiply(flow: Flow, node: fx.Node, factors: Sequence[Factor], result: str) 
     # what a value has stays rather than what a weight makes; of values the longest axis, of a weight the first (heads)
     made = {x for x in known if all(f.is_weight for f, _ in found[x])}
     kept = [x for x in result if x in known]
-    kept.sort(key=lambda x: (x in made, x == result[0] if x in made else -len(known[x])))
+    kept.sort(key=lambda x: (x in lacking, x in made, x == result[0] if x in made else -len(known[x])))
     for letter in kept[1:]:
         _freeze_unless_weight(flow, node, found[letter], "the product of two values that both have units")
         del known[letter]

@@ -31,6 +31,8 @@ class Repeat(Movement):
             found = [(a, units) for a in single if (units := units_of_size(flow, counts[a])) is not None]
             if len(found) == 1 and len(counts) == value.dim():
                 return along(found[0][1], found[0][0], value.dim())
+            if 1 in single and len(counts) == value.dim() and _is_for_heads(node, counts[1]):
+                return along(flow.fresh(value.shape[1], str(node), producer=False), 1, value.dim())
         return move(node, flow.values, flow.root)
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
@@ -62,12 +64,24 @@ class Repeat(Movement):
 
 @rule(torch.repeat_interleave, "repeat_interleave")
 class RepeatEach(Movement):
-    """Every slice several times. How long the result is need not be said."""
+    """Every slice several times. How long the result is need not be said.
+
+    Every example as often as there are heads, which are folded into the batch, is a copy for each of them."""
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        given, value = arguments(node, "input", "repeats", "dim"), value_of(node)
+        count: Any = given["repeats"]
+        labels = flow.of(node.all_input_nodes[0])
+        if given.get("dim") == 0 and type(count) is int and count > 1 and labels.numel() == 1 and value.dim() > 2:
+            return along(flow.fresh(count, str(node), producer=False).repeat(len(value) // count), 0, value.dim())
+        return move(node, flow.values, flow.root)
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = arguments(node, "input", "repeats", "dim")
         given.pop("output_size", None)
         count: Any = given.pop("repeats")
+        if moved.has_units[0] and given.get("dim") == 0 and moved.source[0] is None:
+            count = count * moved.shape[0] // len(value_of(node))
         if isinstance(count, fx.Node) and isinstance(value_of(count), int):
             count = Repeat.kept(count, moved)
         return Replacement((given.pop("input"), count), given)
@@ -92,6 +106,8 @@ class Expand(Movement):
         grown = [a for a in range(value.dim()) if a < new or value_of(source).shape[a - new] == 1 < value.shape[a]]
         found = [(a, units) for a in grown if (units := units_of_size(flow, given[a])) is not None]
         # as often as another value has units: it has the same
+        if not found and 1 in grown and new == 0 and _is_for_heads(node, given[1]):
+            return along(flow.fresh(value.shape[1], str(node), producer=False), 1, value.dim())
         return along(found[0][1], found[0][0], value.dim()) if len(found) == 1 else labels
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
@@ -102,6 +118,15 @@ class Expand(Movement):
             (node.args[0], tuple(-1 if u and h else s for u, h, s in zip(moved.has_units, held, sizes, strict=True))),
             {},
         )
+
+
+def _is_for_heads(node: fx.Node, count: Any) -> bool:
+    """Whether a value is copied so many times along its second axis, and this is then folded into the batch, as heads
+    are: what it meets there may tell that each copy is that of a head."""
+    value = value_of(node)
+    folded = (value.shape[0] * value.shape[1], *value.shape[2:])
+    users = [u for u in node.users if isinstance(value_of(u), torch.Tensor)]
+    return type(count) is int and count > 1 and bool(users) and all(value_of(u).shape == folded for u in users)
 
 
 def _sizes_of_expand(node: fx.Node) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxcat.passes.graph.arguments import thaw
-from fxcat.passes.graph.label_arrays import FROZEN
+from fxcat.passes.graph.label_arrays import FROZEN, Grid
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.rules.base import Moved, Share, Size
 from fxcat.passes.rules.flow import Flow
@@ -44,6 +44,8 @@ def units_of_size(flow: Flow, size: Any) -> torch.Tensor | None:
         return None
     tensor, axis = found
     labels = flow.values.get(tensor)
+    if isinstance(labels, Grid):
+        return flow.lines(tensor)[axis]
     if not isinstance(labels, torch.Tensor) or labels.numel() == 1 or labels.numel() != labels.shape[axis]:
         return None
     return flow.axis(tensor, axis)
@@ -56,11 +58,29 @@ def sizes_left(given: Any, shape: tuple[int, ...], moved: Moved) -> tuple[Any, .
         return tuple(Size(given, axis) if number == size else size for axis, (number, size) in wanted)
     sizes: list[Any] = list(given) if isinstance(given, tuple | list) else [given]
     for axis, size in enumerate(sizes):
-        if isinstance(size, fx.Node) and moved.number(size) != shape[axis]:
+        if isinstance(size, fx.Node) and (moved.number(size) != shape[axis] or _is_right_by_chance(size, moved)):
             sizes[axis] = Share(size, shape[axis])
         elif not isinstance(size, fx.Node) and size != -1:
             sizes[axis] = shape[axis]
     return tuple(sizes)
+
+
+def _is_right_by_chance(size: fx.Node, moved: Moved) -> bool:
+    """Whether a size counts the batch, and is rounded from a width that has changed (batch · width // 2): what it is
+    for the examples it need not be for other batches."""
+    if all(axis not in (0, None) for _, axis in asked_sizes(size)):
+        return False
+    stack, seen = [size], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        numbers = [i for i in node.all_input_nodes if isinstance(VALUE.get(i), int)]
+        if node.target in (operator.floordiv, operator.truediv) and any(
+            moved.number(i) != value_of(i) for i in numbers
+        ):
+            return True
+        seen.add(node)
+        stack += [i for i in numbers if i not in seen]
+    return False
 
 
 def is_width(flow: Flow, tensor: fx.Node, axis: int | None) -> bool:

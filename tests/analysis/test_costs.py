@@ -335,3 +335,35 @@ def test_costs_of_products(kind: str) -> None:
         small = fxcat.finalize(net)
         assert net.hard_cost().macs == counted_macs(small, (example,))
         torch.testing.assert_close(small(example), net(example))
+
+
+class _ThreeAxes(nn.Module):
+    """Weights with units along three axes, of which two or all have the same."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(2, 3), nn.Linear(2, 2), nn.Linear(3, 1)
+        self.layer = nn.Bilinear(3, 2 if kind == "apart" else 3, 3)
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x).relu()
+        y = self.layer(a, self.b(x).relu() if self.kind == "apart" else a)
+        return self.last(a + y if self.kind == "one" else y.relu())
+
+
+@pytest.mark.parametrize("kind", ["apart", "two", "one"])
+def test_expected_cost_over_three_axes_is_the_mean_over_settings(kind: str) -> None:
+    net = fxcat.prepare(_ThreeAxes(kind).double(), torch.randn(1, 2).double(), gates="units", verbose=False).eval()
+    theta = net.gate_vector.theta
+    values = torch.linspace(0.2, 0.9, len(theta), dtype=theta.dtype)
+    with torch.no_grad():
+        theta.copy_(values)
+    told, mean = net.expected_cost(), 0.0
+    for setting in itertools.product((0.0, 1.0), repeat=len(theta)):
+        chosen = torch.tensor(setting, dtype=theta.dtype)
+        with torch.no_grad():
+            theta.copy_(chosen)
+        mean += net.hard_cost().params * (values * chosen + (1 - values) * (1 - chosen)).prod().item()
+    assert len(theta) == {"apart": 8, "two": 6, "one": 3}[kind]
+    assert told.params.item() == pytest.approx(mean)

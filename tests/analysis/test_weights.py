@@ -283,3 +283,52 @@ def test_transposed_convolutions(groups: int) -> None:
     randomise(model, 0)
     report = check(model, "depthwise", (1, 3, 5, 5), (3, 3, 6, 6))
     assert (report.failures, report.units) == ([], 8)
+
+
+class Splines(nn.Module):
+    """A layer of splines, as KANs have it: what it is made of at each place along a table's axis that is merged."""
+
+    places: torch.Tensor
+
+    def __init__(self, entering: int, leaving: int) -> None:
+        super().__init__()
+        self.register_buffer("places", (torch.arange(6.0) - 3.0).expand(entering, -1).contiguous())
+        self.weight = nn.Parameter(torch.randn(leaving, entering, 5))
+        self.scale = nn.Parameter(torch.rand(leaving, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.unsqueeze(-1)
+        parts = ((x >= self.places[:, :-1]) & (x < self.places[:, 1:])).to(x.dtype) * (x - self.places[:, :-1])
+        return F.linear(parts.view(x.shape[0], -1), (self.weight * self.scale).view(len(self.weight), -1))
+
+
+def test_weights_whose_units_another_table_tells() -> None:
+    """Along which axis units lie is known when all values are rectangular, and not before."""
+    model = nn.Sequential(nn.Linear(3, 4), Splines(4, 6), nn.Tanh(), Splines(6, 2)).double()
+    randomise(model, 0)
+    report = check(model, "splines", (1, 3), (4, 3))
+    assert (report.failures, report.units, report.coverage) == ([], 4 + 6, 1.0)
+
+
+class Spectral(nn.Module):
+    """A product with complex weights for each low frequency, as Fourier neural operators have it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6, 2, 2))
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, seen = torch.view_as_complex(self.weight), torch.fft.rfft(x)
+        width = 6 if self.kind == "stated" else self.weight.shape[1]
+        result = torch.zeros(x.shape[0], width, seen.shape[-1], dtype=seen.dtype)
+        result[:, :, :2] = torch.einsum("bix,iox->box", seen[:, :, :2], weight)
+        return torch.fft.irfft(result, n=x.shape[-1])
+
+
+@pytest.mark.parametrize("kind", ["stated", "read"])
+def test_complex_weights(kind: str) -> None:
+    model = nn.Sequential(nn.Conv1d(2, 4, 1), nn.ReLU(), Spectral(kind), nn.ReLU(), nn.Conv1d(6, 2, 1)).double()
+    randomise(model, 0)
+    report = check(model, "spectral", (1, 2, 8), (3, 2, 8))
+    assert (report.failures, report.units, report.coverage) == ([], 4 + 6, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,37 @@ def test_training_and_shrinking_in_regions() -> None:
     assert 0.4 < net.hard_cost().macs / net.start_cost.macs <= 0.5
     assert torch.allclose(small(x), net.eval()(x), atol=1e-5)
     assert isinstance(small, Branching)
+
+
+class Transformed(nn.Module):
+    """A layer that Python calls in a transform of torch.func, or with other weights, between others."""
+
+    def __init__(self, form: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 6))
+        self.inner = nn.Linear(6, 6)
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.head = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 2))
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.form(self, self.stem(x)).relu())
+
+
+TRANSFORMS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "vmap": lambda m, x: torch.vmap(m.inner)(x),
+    "vmap of a function": lambda m, x: torch.func.vmap(lambda v: m.inner(v).relu())(x),
+    "vmap of a product": lambda m, x: torch.vmap(torch.dot)(x, x).unsqueeze(1) * m.inner(x),
+    "vmap over weights": lambda m, x: torch.vmap(lambda w: x @ w)(m.weight[None]).sum(0) + m.inner(x),
+    "grad": lambda m, x: torch.func.grad(lambda v: (m.inner(v) ** 2).sum())(x),
+    "jvp": lambda m, x: torch.func.jvp(m.inner, (x,), (x,))[1],
+    "other weights": lambda m, x: torch.func.functional_call(m.inner, {"weight": m.weight * 2}, (x,)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.jit, which jvp uses
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_layers_called_within_transforms(kind: str) -> None:
+    report = checked(Transformed(TRANSFORMS[kind]), 5)
+    assert report.units >= 12 + 10
+    assert any("captured" in p.reason for p in report.pinned)

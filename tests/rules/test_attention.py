@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import check, randomise
+from exactness import check, check_on, randomise
 from torch import nn
+
+import fxcat
 
 
 class Reading(nn.Module):
@@ -138,6 +140,48 @@ def test_a_mask_of_each_head_keeps_the_heads() -> None:
     randomise(model, 0)
     report = check(model, "own mask", (1, 5, 3), (3, 5, 3))
     assert (report.failures, report.units) == ([], 12)
+
+
+REPEATED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "repeat": lambda m: m.unsqueeze(1).repeat(1, 3, 1, 1).flatten(0, 1),
+    "expand": lambda m: m[:, None].expand(-1, 3, -1, -1).reshape(len(m) * 3, 5, 5),
+    "repeat_interleave": lambda m: m.repeat_interleave(3, dim=0),
+    "function": lambda m: torch.repeat_interleave(m, 3, 0),
+    "set where none is let through": lambda m: let_through(m.unsqueeze(1).repeat(1, 3, 1, 1).flatten(0, 1) < 0.5),
+}
+
+
+def let_through(mask: torch.Tensor) -> torch.Tensor:
+    """As Mask2Former has it."""
+    mask = mask.bool().detach()
+    mask[torch.where(mask.sum(-1) == mask.shape[-1])] = False
+    return mask
+
+
+@pytest.mark.parametrize("kind", REPEATED)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_mask_that_is_repeated_for_every_head_goes_with_the_heads(kind: str, batch: int) -> None:
+    def form(m: Any, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        each = (x.sum(-1, keepdim=True) - x.sum(-1)[:, None]).sigmoid()
+        return m.attention(t + m.pos, t, t, attn_mask=REPEATED[kind](each))[0]
+
+    model = Reading(form, batch_first=True).double()
+    randomise(model, 0)
+    net = fxcat.prepare(model, torch.randn(batch, 5, 3, dtype=torch.float64), verbose=False)
+    example, others = torch.randn(1, 5, 3, dtype=torch.float64), torch.randn(3, 5, 3, dtype=torch.float64)
+    report = check_on(model, kind, (example,), (others,), (others,), net=net, settings=2)
+    assert (report.failures, report.units, report.coverage) == ([], 12 + 3, 1.0)
+
+
+def test_fewer_channels_than_there_were_heads() -> None:
+    """The scale is that of the width of a head, which is computed from a width that has become smaller."""
+    model = Reading(lambda m, t, x: m.narrow(t, t, t)[0])
+    model.narrow = nn.MultiheadAttention(12, 6, batch_first=True)
+    x = torch.randn(1, 5, 3, dtype=torch.float64)
+    net = fxcat.prepare(model.double(), x, verbose=False).eval()
+    (heads,) = (g for g in net.gates.values() if g.kind == "units" and g.count == 6)
+    heads.theta[1:] = 0.0
+    fxcat.finalize(net, verify=x)
 
 
 class Placed(nn.Module):

@@ -48,6 +48,7 @@ UNTRIED = {
     **{f"{owner}.heaviside": "has no derivative" for owner in ("torch", "Tensor")},
     **{f"F.max_unpool{n}d": "takes the places that a pooling gives: test_ops" for n in (1, 2, 3)},
     **{f"torchvision.ops.roi_{n}.roi_{n}": "takes boxes of a batch: test_regions" for n in ("align", "pool")},
+    "nn.linear.Bilinear": "takes two values: test_bilinear",
     "Tensor.new_tensor": "copies a tensor as a constant: warns, and is used on numbers",
 }
 """Keys that cannot be called here, and why."""
