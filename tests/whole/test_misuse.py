@@ -5,38 +5,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
-import pickle
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from wrong_use_nets import HALF, X, made, prepared
 
 import fxcat
 from fxcat.gate_training.arguments import check_fit_arguments
 from fxcat.rules import Elementwise, Rule, Zero, rule
 from fxcat.utils.constant_tables import Table
 
-X = torch.zeros(2, 3, 8, 8)
-HALF = fxcat.Target(flops=0.5)
 BATCHES = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
-
-
-def made() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
-    )
-
-
-def prepared(model: Any = None, example: Any = X, **options: Any) -> fxcat.GatedModule:
-    return fxcat.prepare(made() if model is None else model, example, **{"verbose": False, **options})
 
 
 class Things:
@@ -367,83 +352,3 @@ def test_a_rule_that_is_refused_leaves_nothing_behind() -> None:
         zero = Zero.PRESERVES
 
     assert issubclass(rule(own)(Doubling), Rule)
-
-
-def test_gates_that_were_taken_before_a_shrink_are_refused() -> None:
-    net = prepared()
-    first, second = net.gates.values()
-    first.theta[3:] = 0.0
-    net.shrink()
-    with pytest.raises(fxcat.InputError, match=r"become smaller since(?s:.*)where: 3"):
-        second.set(0.0)
-    assert net.gates["3"].theta.shape == (8,)
-
-
-def steps(net: fxcat.GatedModule, sgd: torch.optim.Optimizer, controller: fxcat.GateController, count: int) -> None:
-    for _ in range(count):
-        sgd.zero_grad()
-        net(torch.randn(4, 3, 8, 8)).square().mean().backward()
-        sgd.step()
-        controller.step()
-
-
-def test_two_controllers_of_one_network() -> None:
-    net = prepared()
-    sgd = torch.optim.SGD(net.weight_parameters(), lr=0.1)
-
-    def controller() -> fxcat.GateController:
-        return fxcat.GateController(net, sgd, target=HALF, total_steps=8, warmup=0.25)
-
-    unused, second = controller(), controller()  # the first has done nothing
-    with pytest.raises(fxcat.InputError, match="another GateController was made"):
-        unused.step()
-    steps(net, sgd, second, 1)
-    with pytest.raises(fxcat.InputError, match="another GateController trains"):
-        controller()
-    steps(net, sgd, second, 4)
-    assert second.phase == "plain"
-
-
-@pytest.fixture
-def _switching() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    import sys
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("_switching")
-def test_threads_share_a_network() -> None:
-    """Values, and gradients, are those of one thread alone."""
-    net = prepared().eval()
-    inputs = torch.randn(2, 3, 8, 8)
-    expected = net(inputs)
-    wanted = torch.autograd.grad(expected.sum(), net.network[0].weight)[0]  # pyright: ignore[reportIndexIssue]
-    wrong: list[object] = []
-
-    def work() -> None:
-        try:
-            for _ in range(25):
-                found = net(inputs)
-                gradient = torch.autograd.grad(found.sum(), net.network[0].weight)[0]  # pyright: ignore[reportIndexIssue]
-                if not torch.equal(found, expected) or not torch.equal(gradient, wanted):
-                    wrong.append(found)
-        except Exception as error:
-            wrong.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-
-
-def test_copies_have_gate_values_of_their_own() -> None:
-    net = prepared().eval()
-    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        other.gates["0"].set(torch.tensor([1.0] * 4 + [0.0] * 4))
-        assert torch.equal(fxcat.finalize(other)(X), other(X))
