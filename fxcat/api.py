@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fxcat.checks import as_names, check_choice, check_flag, check_instance, check_integer, check_module, shown
-from fxcat.choosing.alignment import has_grouped_convolutions, limits_with_blocks, note_of_blocks
+from fxcat.choosing.alignment import limits_with_blocks, note_of_blocks
 from fxcat.choosing.widths import check_multiples
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
 from fxcat.gated import GatedModule, Policy
@@ -106,7 +106,7 @@ def prepare(
     net.limits = GateLimits.resolved(limits, net.structure.groups, net.structure.sections)
     if net.limits.aligned:
         check_multiples(net)
-    unasked = round_to is None and has_grouped_convolutions(net)
+    unasked = round_to is None and net.program.has_grouped_convolutions(net.network)
     if unasked:
         net.limits = limits_with_blocks(net)
     unverified = False

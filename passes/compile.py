@@ -138,8 +138,10 @@ class Compiled(Program):
         found = replace(describe(compiled.analysis), pinned=describe(before).pinned)
         return compiled, CostModel(compiled.analysis.terms), found
 
-    def calls_grouped_convolutions(self) -> bool:
-        return any(rule is not None and rule.groups(node) > 1 for node, rule in self.analysis.labels.rules.items())
+    def has_grouped_convolutions(self, network: nn.Module) -> bool:
+        rules = ((node, rule) for node, rule in self.analysis.labels.rules.items() if rule is not None)
+        called = {n: network.get_submodule(str(n.target)) for n in self.analysis.graph.nodes if n.op == "call_module"}
+        return any(rule.groups(node, called.get(node)) > 1 for node, rule in rules)
 
     def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
         twin = meta_twin(network)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from fxcat.choosing.widths import group_widths
 from fxcat.network.gated_network import GatedNetwork
@@ -19,13 +18,6 @@ from fxcat.network.limits import GateLimits
 
 BLOCK = 8
 """Channels of a block."""
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def has_grouped_convolutions(net: GatedNetwork) -> bool:
-    """Whether a network has depthwise convolutions, or others of several groups, as modules or as functions."""
-    modules = any(isinstance(m, _CONVOLUTIONS) and m.groups > 1 for m in net.network.modules())
-    return modules or net.program.calls_grouped_convolutions()
 
 
 def limits_with_blocks(net: GatedNetwork) -> GateLimits:

@@ -98,8 +98,8 @@ class Program(Protocol):
         then nothing has changed."""
         ...
 
-    def calls_grouped_convolutions(self) -> bool:
-        """Whether functions, not modules, convolve groups of channels by themselves."""
+    def has_grouped_convolutions(self, network: nn.Module) -> bool:
+        """Whether there are depthwise convolutions, or others of several groups, as modules or as functions."""
         ...
 
     def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:

@@ -144,8 +144,8 @@ class Rule:
         """Labels of the output; unites what must be removed together, freezes what cannot be removed."""
         raise NotImplementedError
 
-    def groups(self, node: fx.Node) -> int:
-        """Of a convolution that is called as a function: how many groups of channels it takes by themselves."""
+    def groups(self, node: fx.Node, module: nn.Module | None) -> int:
+        """Of a convolution: how many groups of channels it takes by themselves. `module`: what a node calls, if any."""
         return 1
 
     def returns_input(self, node: fx.Node, module: nn.Module | None, training: bool) -> bool:

@@ -56,6 +56,10 @@ class Conv(Rule):
             return None  # run it: it says that the image is too small
         return value.new_empty((value.shape[0], module.out_channels, *sizes))
 
+    def groups(self, node: fx.Node, module: nn.Module | None) -> int:
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        return module.groups
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         module = self._module(flow, node)
         channels = -module.weight.dim() + 1
@@ -142,7 +146,7 @@ class ConvFunction(WeightedFunction):
         """Whether every example has kernels of its own."""
         return is_of_batch(_of_conv(node).get("groups"))
 
-    def groups(self, node: fx.Node) -> int:
+    def groups(self, node: fx.Node, module: nn.Module | None) -> int:
         given = _of_conv(node)
         return 1 if self.is_one_by_one(node) else _given_sizes(given).groups
 

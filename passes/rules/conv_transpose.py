@@ -94,7 +94,7 @@ class ConvTranspose(Conv):
 class ConvTransposeFunction(WeightedFunction):
     """F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d; with groups only where these are units."""
 
-    def groups(self, node: fx.Node) -> int:
+    def groups(self, node: fx.Node, module: nn.Module | None) -> int:
         given = _of_transposed(node)
         return 1 if is_of_batch(given.get("groups")) else _transposed_sizes(given).groups
 
