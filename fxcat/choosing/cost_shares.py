@@ -73,4 +73,5 @@ def cost_gradients(net: GatedNetwork, theta: torch.Tensor) -> tuple[torch.Tensor
 
 def marginal_macs(net: GatedNetwork) -> torch.Tensor:
     """What every gate adds to the MACs while all are open, as fractions of the start network; double, (gates,)."""
-    return cost_gradients(net, torch.ones_like(net.gate_vector.theta))[1][0]
+    added = cost_gradients(net, torch.ones_like(net.gate_vector.theta))[1][0]
+    return added.clamp(min=0.0)  # of what only training computes, sums of shares leave a little less than nothing

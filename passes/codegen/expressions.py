@@ -73,9 +73,9 @@ class Writer:
 
     def _operator(self, target: Any, args: tuple[Any, ...]) -> Text | None:
         """A call of a function that Python has a sign for; None for others."""
+        if target is operator.not_ or (target is operator.eq and len(args) == 2 and args[1] is False):
+            return Text(f"not {self.argument(args[0]).within(_COMPARES)}", _COMPARES - 1)
         if target in _INFIX and len(args) == 2:
-            if target is operator.eq and args[1] is False:
-                return Text(f"not {self.argument(args[0]).within(_COMPARES)}", _COMPARES - 1)
             sign, strength = _INFIX[target]
             left, right = strength, strength + 1
             if strength == _COMPARES:

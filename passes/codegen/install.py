@@ -8,11 +8,12 @@ cannot says so when it is. Inference and training may have graphs of their own o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NoReturn
 
+import torch
 from torch import fx, nn
 
 from fxcat.errors import InputError
@@ -30,7 +31,7 @@ from fxcat.passes.codegen.shown import hide, left_out
 from fxcat.passes.codegen.signatures import Head, name_of_module, parameters_of, signature_of
 from fxcat.passes.codegen.ways import Way, split_phases
 from fxcat.passes.graph.invocations import Invocations
-from fxcat.passes.graph.meta import COUNTS, LINES, NO_GRAD, UNCAST
+from fxcat.passes.graph.meta import COUNTS, LINES, NO_GRAD, UNCAST, VALUE
 from fxcat.passes.rules.boundary import NO_REGION, region_output
 from fxcat.utils.made_classes import make_class
 
@@ -188,6 +189,7 @@ def _silent_class(base: type[nn.Module], calls: bool = True) -> type[nn.Module]:
     """A subclass for a module that the network does not call: it takes no hooks, which would not run. `calls`: it can
     be called by itself; else what it computes is a part of the code around it."""
 
+    @torch.jit.unused
     def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> NoReturn:
         raise InputError(
             f"this {base.__name__} is not called any more: what it computes is a part of the code around it",
@@ -268,8 +270,7 @@ def _class_of(
     source = f"{base.__module__}.{base.__qualname__}"
     head = heads[0]
     if len(graphs) == 1:
-        start = (f"if {head.fails}:", f"    return _as_written({this}, {head.passed})") if head.fails else ()
-        methods = [compiled(graphs[0], this, f"def forward({head.text}):", source, start, names)]
+        methods = [compiled(graphs[0], this, f"def forward({head.text}):", source, head.start, names)]
     else:
         methods = _dispatched(ways, given, heads, source, names)
     return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in known}))
@@ -286,13 +287,14 @@ def _dispatched(
     `heads` are single."""
     methods: list[Generated] = []
     head = heads[0]
-    lines = [f"def forward({head.text}):"]
+    lines = [f"def forward({head.text}):", "    if _is_scripting():"]
+    lines += [f"        {line}" for line in (*head.checks, *_scripted(ways[0], given, head.this))]
     for number, way in enumerate(ways):
         if len(heads) == 1:
             lines.append(f"    if {head.fits(way.absent)}:")
         for phase in reversed(range(len(way.graphs))):
             taken = [name for name in given[phase % len(given)] if name not in way.absent]
-            values, parameters = ", ".join(taken), ", ".join([head.this, *taken])
+            values, parameters = ", ".join(taken), ", ".join([head.this, *map(head.typed, taken)])
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
             methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
             if len(heads) == 1:
@@ -306,3 +308,27 @@ def _dispatched(
 
 
 _PHASES = ("inference", "training")
+
+
+def _scripted(way: Way, given: Sequence[Mapping[str, fx.Node]], this: str) -> Iterator[str]:
+    """What TorchScript is to do of a `forward` that chooses. A function of its has results of one kind."""
+    kinds = {_kind_of(next(reversed(graph.nodes)).args[0]) for graph in way.graphs}
+    for phase in reversed(range(len(way.graphs))):
+        values = ", ".join(name for name in given[phase % len(given)] if name not in way.absent)
+        call = f"return {this}._forward_{_PHASES[phase]}({values})"
+        if not phase:
+            yield call
+        elif len(kinds) == 1:
+            yield f"if {this}.training: {call}"
+        else:
+            yield f"assert not {this}.training, 'in training its results are others, which TorchScript cannot tell'"
+
+
+def _kind_of(result: Any) -> Any:
+    """What kind of a result a graph returns."""
+    if isinstance(result, fx.Node):
+        return _kind_of(VALUE.get(result, result.op))
+    if isinstance(result, tuple | list | Mapping):
+        parts: list[Any] = list(result.values() if isinstance(result, Mapping) else result)
+        return type(result), *map(_kind_of, parts)
+    return type(result)

@@ -39,6 +39,15 @@ def with_random_scales(model: nn.Module) -> nn.Module:
     return model
 
 
+def test_what_only_training_computes_has_scores_of_nothing() -> None:
+    """Its MACs are 0: sums of many shares had left less, and scores are not negative."""
+    model = torchvision.models.googlenet(weights=None, init_weights=False)
+    net = prepared(model, 224)
+    scores = importance.norm_scale(net)
+    assert float(scores.min()) == 0.0
+    fxcat.one_shot(net, scores, target=HALF)
+
+
 def of_gate(net: GatedModule, name: str, scores: torch.Tensor) -> torch.Tensor:
     gate = net.gates[name]
     return scores[gate.start : gate.start + gate.count]
