@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from distributed_worker import in_own_process
 from forked import all_end_well, free_port
@@ -55,6 +56,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         assert torch.equal(weight, second["weights"][name])
 
 
+@pytest.mark.long
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     done = torchrun(tmp_path, "dies")
     ended = time.time()

@@ -137,6 +137,7 @@ def test_a_wrong_number_of_steps_is_told() -> None:
     assert run.controller.finish()
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     """And go on from states that are loaded after Accelerate has wrapped the network."""
     done = in_two_processes("accelerate_task", "train_together", tmp_path)

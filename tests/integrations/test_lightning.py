@@ -160,6 +160,7 @@ def test_checkpoints_are_loaded_into_new_networks(whole: Lit, tmp_path: Path) ->
         Lit.load_from_checkpoint(early, net=copy.deepcopy(module.net))
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_goes_on(whole: Lit, tmp_path: Path) -> None:
     worker = Path(__file__).parents[1] / "lightning_task.py"
     command = [sys.executable, str(worker), str(tmp_path), "dies"]
@@ -285,6 +286,7 @@ def test_the_other_package_of_the_same_trainer(whole: Lit, tmp_path: Path) -> No
         assert same(module, whole)
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     """With and without the search for unused parameters; and go on from checkpoints before and after the shrink."""
     done = in_two_processes("lightning_task", "train_together", tmp_path)

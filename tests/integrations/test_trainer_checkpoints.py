@@ -36,6 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[fxcat.GatedModule, 
     return resumed(folder, False), folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [8, 24])
 def test_a_run_that_was_killed_goes_on(at: int, whole: Any, tmp_path: Path) -> None:
     """Before and after the network has become smaller."""

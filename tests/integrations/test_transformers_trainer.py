@@ -302,6 +302,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         trainer(prepared(), tmp_path, gates, restore_callback_states_from_checkpoint=True)
 
 
+@pytest.mark.long
 def test_processes_do_not_part(tmp_path: Path) -> None:
     """Two of them, as the Trainer wraps the network by default and in the other way."""
     done = in_two_processes("trainer_task", "train_together", tmp_path)
