@@ -84,6 +84,7 @@ def same_in_one_and_two(folder: Path, what: str) -> dict[str, Any]:
     return one
 
 
+@pytest.mark.long
 def test_fit_does_in_two_processes_what_it_does_in_one_and_goes_on_in_another_number(tmp_path: Path) -> None:
     one = same_in_one_and_two(tmp_path, "fits")
     for before, after in ((2, 1), (1, 2)):
