@@ -95,6 +95,7 @@ def test_fit_does_in_two_processes_what_it_does_in_one_and_goes_on_in_another_nu
         same(one, load(folder / f"resumes-{after}-0.pt"))
 
 
+@pytest.mark.long
 def test_a_teacher_is_the_same_in_all_processes(tmp_path: Path) -> None:
     assert float(same_in_one_and_two(tmp_path, "taught")["figures"][-1]) > 0
     assert "differ between the processes" in started(tmp_path, 2, "untaught")
