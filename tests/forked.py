@@ -62,7 +62,8 @@ def work(module: str, function: str, folder: str, rank: int, port: int) -> None:
 def main() -> None:
     module, function, folder = sys.argv[1:]
     importlib.import_module(module)
-    context, port = multiprocessing.get_context("fork"), free_port()
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    port = free_port()
     made = [context.Process(target=work, args=(module, function, folder, rank, port)) for rank in range(2)]
     for process in made:
         process.start()
