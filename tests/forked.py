@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def work(module: str, function: str, folder: str, rank: int, port: int) -> None:
 def main() -> None:
     module, function, folder = sys.argv[1:]
     importlib.import_module(module)
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
+    context: Any = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     port = free_port()
     made = [context.Process(target=work, args=(module, function, folder, rank, port)) for rank in range(2)]
     for process in made:
