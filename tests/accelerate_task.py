@@ -1,9 +1,8 @@
-"""Somebody's loop with Accelerate; run as a script, what two processes do."""
+"""Somebody's loop with Accelerate, and what two processes do."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,8 @@ class Run:
         return self
 
 
-def in_two_processes(folder: Path) -> None:
+def train_together(folder: Path) -> None:
+    """What each of two processes does."""
     run = Run()
     sizes, same = [], []
     for epoch in run.epochs():
@@ -89,8 +89,3 @@ def in_two_processes(folder: Path) -> None:
     # together: a process that ends while the other still talks to it may be aborted
     distributed.barrier()
     distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    in_two_processes(Path(sys.argv[1]))

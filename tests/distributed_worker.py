@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from forked import take_place
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -115,8 +116,7 @@ def provided_loop(folder: Path, what: str) -> None:
 
 def in_own_process(folder: str, what: str, rank: int, processes: int, port: int) -> None:
     """As one of those that `torchrun` starts; what it says of an error is in a file in the folder."""
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in where.items()})
+    take_place(rank, processes, port)
     with Path(folder, f"errors-{rank}").open("w", encoding="utf-8") as errors:
         os.dup2(errors.fileno(), 2)
     run(Path(folder), what)

@@ -102,13 +102,20 @@ class OnValues(Small):
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+def session(path: Path) -> ort.InferenceSession:
+    """One that is not fxcat's, in one thread: more would only wait for each other, at full speed."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 def runner(path: Path) -> Callable[..., list[torch.Tensor]]:
-    """What computes the outputs of a file from its inputs, by a session that is not fxcat's."""
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """What computes the outputs of a file from its inputs."""
+    made: Any = session(path)
 
     def compute(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
-        return [torch.from_numpy(v) for v in session.run(None, feed)]
+        feed = {i.name: x.numpy() for i, x in zip(made.get_inputs(), inputs, strict=True)}
+        return [torch.from_numpy(v) for v in made.run(None, feed)]
 
     return compute
 

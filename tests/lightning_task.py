@@ -120,8 +120,8 @@ class Compares(Callback):
         self.parted += not torch.equal(everyone[0], everyone[1])
 
 
-def in_two_processes(folder: Path) -> None:
-    """What `torchrun` starts."""
+def train_together(folder: Path) -> None:
+    """What each of two processes does."""
     for strategy in ("ddp", "ddp_find_unused_parameters_true"):
         module, compares = Lit(prepared()), Compares()
         loader = DataLoader(batches(32 * BATCHES), 16)  # the trainer gives every process its share
@@ -151,8 +151,6 @@ def main() -> None:
         module = Lit(prepared())
         trainer(gates(), devices=2, strategy="ddp_spawn").fit(module, data())
         torch.save(fxcat.finalize(module.net).state_dict(), folder / "small.pt")
-    else:
-        in_two_processes(folder)
 
 
 if __name__ == "__main__":

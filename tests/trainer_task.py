@@ -1,5 +1,5 @@
-"""Small networks and data for transformers' `Trainer`, and what a script of `test_transformers_trainer.py` runs in a
-process of its own: `trainer_task.py kill <folder> <step>`, or by torchrun `trainer_task.py differ <folder>`."""
+"""Small networks and data for transformers' `Trainer`, and what tests of it run in
+processes of their own; by itself: `trainer_task.py <folder> <step>` trains and is killed after so many steps."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ class Watching(TrainerCallback):
         self.same.append(all(torch.equal(w, weights) for w in everyone))
 
 
-def differ(folder: Path) -> None:
-    """Train in several processes, as the Trainer wraps it by default and in the other way."""
+def train_together(folder: Path) -> None:
+    """What each of two processes does: train, as the Trainer wraps it by default and in the other way."""
     for unused in (None, False):
         gates = GateCallback(TARGET)
         watching = Watching(gates)
@@ -152,12 +152,8 @@ def leave() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    what, folder = sys.argv[1], Path(sys.argv[2])
-    if what == "differ":
-        differ(folder)
-        return
-    gates = [GateCallback(TARGET), Killed(int(sys.argv[3]))]
-    trainer(prepared(), folder, *gates, save_strategy="steps", save_steps=5).train()
+    gates = [GateCallback(TARGET), Killed(int(sys.argv[2]))]
+    trainer(prepared(), sys.argv[1], *gates, save_strategy="steps", save_steps=5).train()
 
 
 if __name__ == "__main__":

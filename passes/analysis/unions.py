@@ -44,6 +44,9 @@ class Unions:
     freezes: list[Freeze] = field(default_factory=list[Freeze])
     _left: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
     _right: list[torch.Tensor] = field(default_factory=list[torch.Tensor])
+    _roots: Integers = field(default_factory=lambda: np.zeros(1, dtype=np.int32))
+    _joined: int = 0
+    """So many of the pairs `_roots` knows of: who asks again pays for the new ones alone."""
 
     def fresh(self, count: int, owner: str, *, producer: bool = True) -> torch.Tensor:
         """`count` new labels, 1-D. Labels that no producer (a contraction) owns or joins are not units."""
@@ -81,17 +84,26 @@ class Unions:
     def roots(self, *, frozen: bool = True) -> Integers:
         """For every label the smallest label united with it (so 0 for the frozen). `frozen`: whether what is frozen
         counts as united."""
-        parent = np.arange(self.count, dtype=np.int32)
-        start, pending = 0, 0
-        for i, labels in enumerate(self._left):
-            pending += labels.numel()
+        if not frozen:
+            parent = np.arange(self.count, dtype=np.int32)
+            self._join(parent, 0, frozen=False)
+            return parent
+        self._roots = np.concatenate([self._roots, np.arange(len(self._roots), self.count, dtype=np.int32)])
+        self._join(self._roots, self._joined, frozen=True)
+        self._joined = len(self._left)
+        return self._roots.copy()
+
+    def _join(self, parent: Integers, start: int, *, frozen: bool) -> None:
+        """Unite the pairs from `start` on."""
+        pending = 0
+        for i in range(start, len(self._left)):
+            pending += self._left[i].numel()
             if pending >= CHUNK or i == len(self._left) - 1:
                 left, right = (torch.cat(side[start : i + 1]).numpy() for side in (self._left, self._right))
                 if not frozen:
                     left, right = (side[(left != FROZEN) & (right != FROZEN)] for side in (left, right))
                 join(parent, left, right)
                 start, pending = i + 1, 0
-        return parent
 
     def unit_roots(self) -> tuple[Integers, np.ndarray[Any, np.dtype[np.bool_]]]:
         """The roots, and which of them are units, as far as is known by now: not frozen, and a producer's."""
@@ -105,6 +117,8 @@ class Unions:
 
     def has_units(self, labels: torch.Tensor) -> bool:
         """Whether there are units among labels, as far as is known by now."""
+        if not bool((labels != FROZEN).any()):
+            return False
         roots, are_units = self.unit_roots()
         return bool(are_units[roots[labels.reshape(-1).numpy()]].any())
 

@@ -91,6 +91,7 @@ def test_exported_programs_are_saved_and_loaded(tmp_path: Path, small: nn.Module
     assert error(torch.export.load(tmp_path / "small.pt2").module()(x), small, x) < 1e-6
 
 
+@pytest.mark.long
 def test_int8_after_training_and_in_training(small: nn.Module) -> None:
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e

@@ -82,10 +82,12 @@ def test_other_precisions_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_quantisers_can_be_imported_afterwards(tmp_path: Path) -> None:
+def test_the_libraries_are_loaded_by_an_export_alone_and_quantisers_afterwards(tmp_path: Path) -> None:
     """Both come with ONNX Runtime, and one changes where Python looks for the other's modules."""
     code = (
-        "import fxcat, torch; net = torch.nn.Linear(4, 2)\n"
+        "import sys, fxcat\n"
+        "assert not {'onnx', 'onnxscript', 'onnxruntime'} & sys.modules.keys()\n"
+        "import torch; net = torch.nn.Linear(4, 2)\n"
         "fxcat.export_onnx(net, 'net.onnx', torch.zeros(1, 4), half=True)\n"
         "import onnxruntime.quantization\n"
     )

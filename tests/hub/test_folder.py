@@ -120,46 +120,52 @@ sys.modules["timm"] = None  # as if it were not installed
 assert importlib.util.find_spec("their_nets") is None
 import fxcat
 
-pair = torch.load(sys.argv[2])
-try:
-    fxcat.load_folder(sys.argv[1])
-except fxcat.InputError as error:
-    assert "trust_source=True" in str(error) and "network.py" in str(error), error
-else:
-    raise AssertionError("nothing was trusted")
-net = fxcat.load_folder(sys.argv[1], trust_source=True)
-assert not net.training and torch.equal(net(pair["x"]), pair["y"])
-net = fxcat.prepare(net.train(), pair["x"], verbose=False)  # it can become smaller again
-assert net.start_cost.params == fxcat.Report.of(net).left.params
+for folder in sys.argv[1:]:
+    pair = torch.load(folder + ".pt")
+    try:
+        fxcat.load_folder(folder)
+    except fxcat.InputError as error:
+        assert "trust_source=True" in str(error) and "network.py" in str(error), error
+    else:
+        raise AssertionError(f"nothing was trusted in {folder}")
+    net = fxcat.load_folder(folder, trust_source=True)
+    assert not net.training and torch.equal(net(pair["x"]), pair["y"]), folder
+    net = fxcat.prepare(net.train(), pair["x"], verbose=False)  # it can become smaller again
+    assert net.start_cost.params == fxcat.Report.of(net).left.params, folder
 """
 
 
 def their_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.nn.Module, fxcat.Architecture]:
-    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs").mkdir(exist_ok=True)
     (tmp_path / "theirs" / "their_nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(str(tmp_path / "theirs"))
     made = fxcat.Architecture("their_nets:Net", arguments={"width": 12})
     return fxcat.named_model(made.name, arguments=made.arguments), made
 
 
-@pytest.mark.parametrize("kind", ["module of somebody", "timm", "not said"])
-def test_a_process_without_the_class_loads_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def saved(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a network whose class another process does not have; what it computes lies beside it."""
     torch.manual_seed(0)
     if kind == "timm":
         made = fxcat.Architecture("timm:test_resnet", classes=4)
         model, example = fxcat.named_model(made.name, classes=4), torch.zeros(1, 3, 32, 32)
     else:
-        model, made = their_net(tmp_path, monkeypatch)
+        model, made = their_net(folder, monkeypatch)
         example = torch.zeros(1, 1, 8, 8)
     small, _ = pruned(model, example)
-    fxcat.save_folder(small, tmp_path / "folder", architecture=None if kind == "not said" else made)
+    fxcat.save_folder(small, folder / kind, architecture=None if kind == "not said" else made)
     x = torch.rand(3, *example.shape[1:])
-    torch.save({"x": x, "y": small(x)}, tmp_path / "pair.pt")
+    torch.save({"x": x, "y": small(x)}, folder / f"{kind}.pt")
     monkeypatch.delitem(sys.modules, "their_nets", raising=False)
-    arguments = [sys.executable, "-c", LOADING, tmp_path / "folder", tmp_path / "pair.pt"]
-    subprocess.run(arguments, check=True, cwd=tmp_path)
-    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
-    assert "largest difference of network.py from the network | 0.0e+00" in card
+    return folder / kind
+
+
+def test_a_process_without_the_classes_loads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [saved(kind, tmp_path, monkeypatch) for kind in ("module of somebody", "timm", "not said")]
+    subprocess.run([sys.executable, "-c", LOADING, *folders], check=True, cwd=tmp_path)
+    for folder in folders:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "largest difference of network.py from the network | 0.0e+00" in card, folder
 
 
 def test_the_code_of_the_card_runs(folder: Path, small: tuple[torch.nn.Module, fxcat.Report]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate_task import BATCHES, EPOCHS, TARGET, Run, prepared
+from forked import in_two_processes
 from small_task import Net, batches
 from torch import nn
 from torch.utils.data import DataLoader
@@ -138,11 +137,10 @@ def test_a_wrong_number_of_steps_is_told() -> None:
     assert run.controller.finish()
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     """And go on from states that are loaded after Accelerate has wrapped the network."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(Path(__file__).parents[1] / "accelerate_task.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = in_two_processes("accelerate_task", "train_together", tmp_path)
     assert done.returncode == 0, done.stderr
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert found[0] == found[1]

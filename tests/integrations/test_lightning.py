@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import in_two_processes
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
@@ -159,6 +160,7 @@ def test_checkpoints_are_loaded_into_new_networks(whole: Lit, tmp_path: Path) ->
         Lit.load_from_checkpoint(early, net=copy.deepcopy(module.net))
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_goes_on(whole: Lit, tmp_path: Path) -> None:
     worker = Path(__file__).parents[1] / "lightning_task.py"
     command = [sys.executable, str(worker), str(tmp_path), "dies"]
@@ -284,12 +286,10 @@ def test_the_other_package_of_the_same_trainer(whole: Lit, tmp_path: Path) -> No
         assert same(module, whole)
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     """With and without the search for unused parameters; and go on from checkpoints before and after the shrink."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    worker = Path(__file__).parents[1] / "lightning_task.py"
-    command = [*launcher, str(worker), str(tmp_path), "trains"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    done = in_two_processes("lightning_task", "train_together", tmp_path)
     assert done.returncode == 0, done.stderr
     for strategy in ("ddp", "ddp_find_unused_parameters_true"):
         found = [torch.load(tmp_path / f"{strategy}-{rank}.pt", weights_only=True) for rank in (0, 1)]

@@ -74,6 +74,7 @@ def test_a_run_that_was_interrupted_before_it_shrank_goes_on(whole: Run, tmp_pat
     assert same(again.net, whole.net) and same(again.average.module, whole.average.module)
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on(whole: Run, tmp_path: Path) -> None:
     """After the network has become smaller."""
     command = [sys.executable, str(WORKER), str(tmp_path), str((EPOCHS - 2) * PER_EPOCH + 1)]

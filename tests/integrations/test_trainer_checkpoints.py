@@ -36,10 +36,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[fxcat.GatedModule, 
     return resumed(folder, False), folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [8, 24])
 def test_a_run_that_was_killed_goes_on(at: int, whole: Any, tmp_path: Path) -> None:
     """Before and after the network has become smaller."""
-    command = [sys.executable, str(WORKER), "kill", str(tmp_path), str(at)]
+    command = [sys.executable, str(WORKER), str(tmp_path), str(at)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert same(resumed(tmp_path, True), whole[0])

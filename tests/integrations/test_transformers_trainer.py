@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import DistributedType, PartialState
+from forked import in_two_processes
 from small_task import Net
 from torch import nn
 from trainer_task import BEST, IMAGES, STEPS, TARGET, Growing, Images, arguments, macs, prepared, same, trainer, vit
@@ -29,8 +28,6 @@ from fxcat.integrations.lightning import GateCallback as CallbackOfLightning
 from fxcat.integrations.transformers import GateCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-WORKER = Path(__file__).parents[1] / "trainer_task.py"
 
 
 def accuracy(predicted: Any) -> dict[str, float]:
@@ -305,11 +302,10 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         trainer(prepared(), tmp_path, gates, restore_callback_states_from_checkpoint=True)
 
 
+@pytest.mark.long
 def test_processes_do_not_part(tmp_path: Path) -> None:
     """Two of them, as the Trainer wraps the network by default and in the other way."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, str(WORKER), "differ", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = in_two_processes("trainer_task", "train_together", tmp_path)
     assert done.returncode == 0, done.stderr
     for unused in (None, False):
         found = [torch.load(tmp_path / f"{unused}-{rank}.pt") for rank in range(2)]

@@ -111,6 +111,7 @@ def test_exported_files_compute_the_same(trained: Any) -> None:
     assert difference(torch.from_numpy(result), expected) < 1e-5
 
 
+@pytest.mark.long
 def test_a_small_model_is_trained_on_as_it_is(place: Place, trained: Any) -> None:
     small = place.model("run/weights/best.pt")
     count = sum(p.numel() for p in small.model.parameters())
@@ -122,6 +123,7 @@ def test_a_small_model_is_trained_on_as_it_is(place: Place, trained: Any) -> Non
     assert not torch.equal(small.model.model[0].conv.weight, trained.model.model[0].conv.weight)
 
 
+@pytest.mark.long
 def test_a_run_that_ends_early_meets_its_target(place: Place) -> None:
     model = place.model()
     attach(model, target=TARGET)

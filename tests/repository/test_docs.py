@@ -91,7 +91,15 @@ def run_page(found: list[Block], folder: Path, **given: Any) -> None:
                 pytest.fail(f"line {block.line}: {_OUTPUT.output_difference(example, got, doctest.ELLIPSIS)}", False)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+LONG = ("deployment", "hugging_face", "iterative", "pretrained", "ultralytics")
+"""Recipes that take the longest: of other people's tools, and with several trainings."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.long) if p.stem in LONG else p for p in PAGES],
+    ids=lambda p: str(p.relative_to(DOCS)),
+)
 def test_a_page_runs_as_it_is_written(page: Path, alone: Path) -> None:
     run_page(blocks(page.read_text(encoding="utf-8")), alone)
 

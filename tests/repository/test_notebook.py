@@ -20,6 +20,7 @@ def test_it_is_stored_without_outputs() -> None:
     assert code and not any(cell.outputs or cell.execution_count for cell in code)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the client's sockets
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

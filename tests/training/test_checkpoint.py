@@ -325,7 +325,7 @@ def test_killed_while_a_file_is_put_in_its_place(
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-@pytest.mark.parametrize("times", [8, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [pytest.param(8, marks=pytest.mark.long), pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(times: int, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
     """Writing takes about half of the time. A run that comes to its end is compared, and another one begins."""
     expected, duration = undisturbed
