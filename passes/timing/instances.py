@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from fxcat.network.cost_model import Axis
 from fxcat.passes.graph.arguments import thaw
@@ -173,7 +174,7 @@ def _plain(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
         known = isinstance(leaf, fx.Node) and isinstance(VALUE.get(leaf), FACTS)
         return thaw(leaf, values) if known else leaf
 
-    return fx.node.map_aggregate(argument, number)
+    return map_aggregate(argument, number)
 
 
 def _empty(node: fx.Node, sizes: Sizes, widths: Mapping[int, int]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxcat.errors import InputError
 from fxcat.network.cost_model import Axis, Holding
-from fxcat.network.latency import Instance, TimedOp
+from fxcat.network.latency import Instance, Kind, TimedOp
 from fxcat.passes.analysis.costing import Axes, Context, own_tensors, parameter_axes, section_contexts
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes.effects import FACTS
@@ -48,6 +48,7 @@ class _Finder:
     def __init__(self, analysis: Analysis, network: nn.Module, batch: int) -> None:
         self._analysis, self._network = analysis, network
         self._axes = Axes(analysis.units)
+        self._products = {term.owner for term in analysis.terms if term.macs}
         self._of_one: dict[tuple[int, int], Axis | None] = {}
         self._values = _values(analysis, network, batch)
         self._constants = _known_before(analysis, network)
@@ -83,7 +84,7 @@ class _Finder:
             asked,
             Holding.of_uses(self._uses(first)),
             self._analysis.labels.repeats.get(first, 1),
-            all(self._passes_on(node) for node in chain),
+            self._kind(chain),
             partial(_built, parts, self._network, axes, asked),
         )
 
@@ -128,6 +129,11 @@ class _Finder:
             return pads_nothing(node)
         module = self._network.get_submodule(str(node.target)) if node.op == "call_module" else None
         return rule is not None and rule.returns_input(node, module, False)
+
+    def _kind(self, chain: Sequence[fx.Node]) -> Kind:
+        if any(node.name in self._products for node in chain):
+            return "product"
+        return "passing" if all(self._passes_on(node) for node in chain) else "value"
 
     def _passes_on(self, node: fx.Node) -> bool:
         """Whether a node only joins, scales or moves values."""

@@ -11,10 +11,9 @@ from artificial_latency import table_for
 from torch import nn
 
 import fxcat
-from fxcat.exporters.timing.calibration import calibrated
 from fxcat.exporters.timing.op_grid import Measured, OpTable, rewarded_step, trial_of
 
-REST = {"penalties": [], "rounding": [], "passes_on": False}
+REST = {"penalties": [], "rounding": [], "kind": "product"}
 
 
 class Net(nn.Module):
@@ -88,25 +87,14 @@ def test_the_step_is_the_smallest_that_is_not_penalised() -> None:
     assert rewarded_step([table()]) == 1
 
 
-def test_a_calibration_is_found_again_and_never_negative() -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.rand(8, 4, generator=generator).tolist()
-    sums = [(10 * a + 1, 4 * d, 3 * b, 40 + 30 * c) for a, b, c, d in drawn]
-    measured = [0.9 * k + 0.1 * p + 0.4 * o + 0.003 * n + 0.05 for k, p, o, n in sums]
-    found = calibrated(sums, measured)
-    for each, ms in zip(sums, measured, strict=True):
-        parts = zip(found.numbers, (*each, 1.0), strict=True)
-        assert sum(factor * part for factor, part in parts) == pytest.approx(ms, rel=0.02)
-    assert min(calibrated(sums, [0.5 * each[0] for each in sums]).numbers) >= 0
-
-
 @pytest.mark.parametrize(
     "change",
     (
         {"format": "another"},
         {"ops": {"x": {}}},
         {"step": 0},
-        {"calibration": {"kernel": -1.0}},
+        {"calibration": {"product": -1.0}},
+        {"ops": {"x": {"widths": [[4]], "kernel": [1], "layout": [0], "nodes": [1]} | REST | {"kind": "another"}}},
         {"threads": "many"},
         {"ops": {"x": {"widths": [[8, 4]], "kernel": [1, 1], "layout": [0, 0], "nodes": [1, 1]} | REST}},
         {"ops": {"x": {"widths": [[4, 8]], "kernel": [1], "layout": [0], "nodes": [1]} | REST}},
