@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fxcat.network.latency import KINDS
+from fxcat.network.latency import KINDS, Kind
 
 Sums: TypeAlias = "tuple[float, ...]"
 """Of a network: milliseconds of its ops of each of `KINDS` by themselves, and of changes of the order of elements; how
@@ -47,7 +47,7 @@ class Calibration:
         """The six."""
         return astuple(self)
 
-    def factor(self, kind: str) -> float:
+    def factor(self, kind: Kind) -> float:
         """Of ops of a kind."""
         return dict(zip(KINDS, self.numbers, strict=False))[kind]
 
