@@ -21,7 +21,7 @@ def table_for(net: fxcat.GatedModule, *, step: int = 8, batch: int = 1) -> fxcat
         widths = tuple(tuple(sorted({*range(step, w, step), w})) for w in op.widths)
         kernel = [math.prod(-(-w // step) * step for w in each) / 1000 for each in itertools.product(*widths)]
         ops[op.key] = OpTable(widths, tuple(kernel), (0.0,) * len(kernel), (1,) * len(kernel))
-    return fxcat.LatencyTable("torch", "cpu", 1, batch, step, Calibration(1.0, 1.0, 0.0, OVERHEAD, 0.0), ops)
+    return fxcat.LatencyTable("torch", "cpu", 1, batch, step, Calibration(layout=0.0, node=OVERHEAD), ops)
 
 
 def with_latency(net: fxcat.GatedModule, *, step: int = 8) -> fxcat.GatedModule:

@@ -9,7 +9,7 @@ import itertools
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ import torch
 
 from fxcat.checks import check_choice, check_integer
 from fxcat.errors import ExportError
-from fxcat.exporters.timing.calibration import Calibration, calibrated
+from fxcat.exporters.timing.calibration import Calibration, Sums, calibrated, left_out
 from fxcat.exporters.timing.measuring import measured_networks, measured_ops
 from fxcat.exporters.timing.op_grid import OpTable, Trial, rewarded_step, trial_of
 from fxcat.exporters.timing.runtimes import EXTRAS, RUNTIMES, Runtime, timer
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
-from fxcat.network.latency import OFFSETS, LatencyModel, OpTimes, TimedOp
+from fxcat.network.latency import KINDS, OFFSETS, LatencyModel, OpTimes, TimedOp
 from fxcat.utils.json_file import read_json, write_json
 from fxcat.version import __version__
 
-_FORMAT = "fxcat latency table 2"
+_TITLE = "fxcat latency table"
+_FORMAT = f"{_TITLE} 3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,9 @@ class LatencyTable:
 
     `machine`, `versions`: where, and with what, it was measured. `step`: of how many channels widths should be a
     multiple there. `ops`: by what they are. `as_they_are`: ops that could not be had at other widths, and count the
-    same at any; `unmeasured`: those that could not be measured, which count as nothing.
+    same at any; `unmeasured`: those that could not be measured, which count as nothing. `held_out`: of the small
+    networks that were measured the predicted share of the dense network's time ÷ the measured, each while the others
+    calibrate.
     """
 
     runtime: Runtime
@@ -48,6 +51,7 @@ class LatencyTable:
     ops: Mapping[str, OpTable]
     as_they_are: tuple[str, ...] = ()
     unmeasured: tuple[str, ...] = ()
+    held_out: tuple[float, ...] = ()
     machine: Mapping[str, str] = field(default_factory=dict[str, str])
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -61,7 +65,7 @@ class LatencyTable:
         threads: int = 1,
         device: str = "cpu",
         repeats: int = 15,
-        networks: int = 5,
+        networks: int = 8,
         seed: int = 0,
     ) -> LatencyTable:
         """Measure every distinct op of a network that was just prepared, on this machine, which should do nothing else
@@ -101,7 +105,8 @@ class LatencyTable:
             versions={"fxcat": __version__, "torch": torch.__version__, **by.VERSIONS},
         )
         found = measured_networks(net, table, by, count=networks, repeats=repeats, seed=seed)
-        return table.with_calibration(calibrated([table.sums(ops, s) for s, _ in found], [ms for _, ms in found]))
+        sums, times = [table.sums(ops, s) for s, _ in found], [ms for _, ms in found]
+        return replace(table, calibration=calibrated(sums, times), held_out=left_out(sums, times))
 
     @property
     def label(self) -> str:
@@ -122,23 +127,19 @@ class LatencyTable:
         if op is None:
             return None
         c = self.calibration
-        kernel = c.passing if op.passes_on else c.kernel
+        factor = c.factor(op.kind)
         parts = zip(op.kernel, op.layout, op.nodes, strict=True)
-        return OpTimes(op.widths, tuple(kernel * k + c.layout * o + c.node * n for k, o, n in parts), op.rounding)
+        return OpTimes(op.widths, tuple(factor * k + c.layout * o + c.node * n for k, o, n in parts), op.rounding)
 
     def with_calibration(self, calibration: Calibration) -> LatencyTable:
         """The same ops, and another sum of them."""
         return replace(self, calibration=calibration)
 
-    def sums(
-        self, ops: Sequence[TimedOp], setting: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[float, float, float, float]:
-        """Of a 0/1 setting (units, sections): milliseconds of its ops by themselves, of those that only pass values on,
-        and of changes of the order of elements, and how many nodes there are."""
+    def sums(self, ops: Sequence[TimedOp], setting: tuple[torch.Tensor, torch.Tensor]) -> Sums:
+        """What a 0/1 setting (units, sections) sums up to."""
         counts = len(setting[0]), len(setting[1])
-        parts = (Calibration(*(float(i == k) for k in range(4))) for i in range(4))
-        a, b, c, d = (float(LatencyModel(ops, self.with_calibration(part), counts)(*setting)) for part in parts)
-        return a, b, c, d
+        alone = (Calibration(*(float(i == k) for k in range(len(fields(Calibration))))) for i in range(len(KINDS) + 2))
+        return tuple(float(LatencyModel(ops, self.with_calibration(part), counts)(*setting)) for part in alone)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table as JSON. Raises `StorageError` if the path cannot be written."""
@@ -152,7 +153,8 @@ class LatencyTable:
     @classmethod
     def _parsed(cls, content: Any) -> LatencyTable:
         if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']!r}")
+            older = ", of another version: measure it again" if str(content["format"]).startswith(_TITLE) else ""
+            raise ValueError(f"its format is {content['format']!r}{older}")
         ops = {str(key): _op(op) for key, op in content["ops"].items()}
         calibration = Calibration(**{k: float(v) for k, v in content["calibration"].items()})
         numbers = {name: int(content[name]) for name in ("threads", "batch", "step")}
@@ -170,6 +172,7 @@ class LatencyTable:
             step=numbers["step"],
             as_they_are=texts["as_they_are"],
             unmeasured=texts["unmeasured"],
+            held_out=tuple(float(x) for x in content["held_out"]),
             machine=facts["machine"],
             versions=facts["versions"],
         )
@@ -193,7 +196,9 @@ def _op(content: Any) -> OpTable:
     fits = len(rounding) in (0, len(widths)) and all(len(r) in (0, len(OFFSETS)) for r in rounding)
     if not fits or min(itertools.chain(*rounding), default=0.0) < 0:
         raise ValueError("what is rounded up does not fit the widths")
-    return OpTable(widths, kernel, layout, nodes, penalties, rounding, passes_on=bool(content["passes_on"]))
+    if content["kind"] not in KINDS:
+        raise ValueError(f"{content['kind']!r} is no kind of op")
+    return OpTable(widths, kernel, layout, nodes, penalties, rounding, content["kind"])
 
 
 def _is_constant(op: TimedOp, trial: Trial | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -47,11 +48,15 @@ def measured_ops(trials: Sequence[Trial], by: Timer, threads: int, repeats: int)
 def measured_networks(
     net: GatedModule, asked: Asked, by: Timer, *, count: int, repeats: int, seed: int
 ) -> list[tuple[Setting, float]]:
-    """Settings (units, sections) of the dense network and of random smaller ones, and their milliseconds."""
+    """Settings (units, sections) of the dense network and of random smaller ones, from narrow to wide, and their
+    milliseconds."""
     generator = torch.Generator().manual_seed(seed)
     units, example = net.gate_vector.unit_count, made_example(net)
     settings = [torch.ones_like(net.gate_vector.theta.detach(), device="cpu")]
-    settings += [random_setting(net, asked.step, generator, closing=bool(i % 2)) for i in range(count - 1)]
+    settings += [
+        random_setting(net, asked.step, generator, closing=bool(i % 2), level=(i + 0.5) / (count - 1))
+        for i in range(count - 1)
+    ]
     with threads_of_torch(asked.threads):
         small = (net.finalized(setting.to(net.gate_vector.theta)).cpu() for setting in settings)
         runs = [by.network_run(s, example, batch=asked.batch, threads=asked.threads) for s in small]
@@ -65,15 +70,18 @@ def made_example(net: GatedModule) -> Any:
     return None if example is None else make_example(example)
 
 
-def random_setting(net: GatedModule, step: int, generator: torch.Generator, *, closing: bool) -> torch.Tensor:
+def random_setting(
+    net: GatedModule, step: int, generator: torch.Generator, *, closing: bool, level: float = 0.5
+) -> torch.Tensor:
     """A 0/1 setting, shape (gates,): of every group the first units, so many that widths are multiples of `step`, and
-    perhaps some sections closed."""
+    perhaps some sections closed. `level`: half of the groups are wider than this, between the least and the whole."""
+    bent = math.log(level) / math.log(0.5)
     setting = torch.ones_like(net.gate_vector.theta.detach(), device="cpu")
     start = 0
     for part in net.parts:
         drawn = float(torch.rand((), generator=generator))
         if part.kind == "units":
-            kept = round((_LEAST + (1 - _LEAST) * drawn) * part.count / step) * step
+            kept = round((_LEAST + (1 - _LEAST) * drawn**bent) * part.count / step) * step
             setting[start + min(part.count, max(1, kept)) : start + part.count] = 0.0
         elif closing and drawn < _CLOSED:
             setting[start] = 0.0

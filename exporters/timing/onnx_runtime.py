@@ -80,7 +80,7 @@ class _File:
 
     def __init__(self, instances: Sequence[Instance], folder: Path, threads: int) -> None:
         path, self._path = folder / "ops.onnx", folder / "fused.onnx"
-        names = write_ops([*instances, (nn.ReLU(), (torch.empty(1, device="meta"),))], path)
+        names = write_ops([*instances, (nn.ReLU(), (torch.empty(1, device="meta"),))], path, inside=True)
         ort.InferenceSession(str(path), _session_options(threads, optimized=self._path), providers=[CPU])
         path.unlink()
         model = onnx.load(str(self._path))
@@ -168,13 +168,30 @@ def _values(entry: Any, rng: np.random.Generator) -> Any:
 
 
 def _owners(graph: onnx.GraphProto, names: Sequence[Sequence[str]]) -> dict[str, int]:
-    """For every node, which gets a name of its own, the op that it is a part of: that whose inputs it reads."""
+    """For every node, which gets a name of its own, the op that it is a part of: that whose inputs it reads. What only
+    shows the result is no part of it."""
     owner = {name: i for i, group in enumerate(names) for name in group}
+    shown = _showing(graph)
     found: dict[str, int] = {}
     for number, node in enumerate(graph.node):
         node.name = f"node_{number}"
         reads = [owner[name] for name in node.input if name in owner]
-        if reads:
+        if reads and node.output[0] not in shown:
             found[node.name] = reads[0]
             owner.update(dict.fromkeys(node.output, reads[0]))
+    return found
+
+
+def _showing(graph: onnx.GraphProto) -> set[str]:
+    """The values that `write_ops` adds to show entries of results."""
+    makers = {node.output[0]: node for node in graph.node}
+    found: set[str] = set()
+    for output in graph.output:
+        node = makers.get(output.name)
+        if node is None or node.op_type != "Slice":
+            continue
+        found.add(output.name)
+        before = makers.get(node.input[0])
+        if before is not None and before.op_type == "Reshape":
+            found.add(before.output[0])
     return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxcat.network.cost_model import Axis
-from fxcat.network.latency import OFFSETS, Instance, TimedOp
+from fxcat.network.latency import OFFSETS, Instance, Kind, TimedOp
 
 _OF_ONE = tuple(i / 8 for i in range(1, 9))
 _OF_TWO = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
@@ -35,9 +35,9 @@ class OpTable:
     milliseconds of the op, of changes of the order of elements, and how many nodes the runtime ran.
 
     `penalties`: per axis, how many times as long the op takes as those round it in the grid say, if its width is
-    `OFFSETS` less than one of these; nothing where that was not measured. `rounding`: how many entries
-    more it seems to compute there, from 0 to as many as there are less. `passes_on`: it only joins, scales or moves
-    values. An op with one width per axis lasts as long whatever its widths are.
+    `OFFSETS` less than one of these; nothing where that was not measured. `rounding`: how many entries more it seems to
+    compute there, from 0 to as many as there are less. `kind`: of the op. One with one width per axis lasts as long
+    whatever its widths are.
     """
 
     widths: tuple[tuple[int, ...], ...]
@@ -46,7 +46,7 @@ class OpTable:
     nodes: tuple[int, ...]
     penalties: tuple[tuple[float, ...], ...] = ()
     rounding: tuple[tuple[float, ...], ...] = ()
-    passes_on: bool = False
+    kind: Kind = "product"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Trial:
             tuple(m.nodes for m in grid),
             tuple(penalties),
             tuple(rounding),
-            self.op.passes_on,
+            self.op.kind,
         )
 
     def _ascending(self, values: Sequence[float]) -> tuple[float, ...]:

@@ -34,12 +34,12 @@ def often(repeats: int, seconds: float) -> int:
 
 
 def milliseconds(runs: Sequence[Run], repeats: int) -> list[list[float]]:
-    """Of every run each time that it was made, `repeats` times or more often; they take turns, in another order every
-    time, so that what else the machine does disturbs all alike."""
+    """Of every run each time that it was made, `repeats` times, or more often if they are quick on average; they take
+    turns, in another order every time, so that what else the machine does disturbs all alike."""
     taken: list[list[float]] = [[] for _ in runs]
     for repeat in range(_WARM_UP):
         _round(runs, taken, repeat)
-    count = often(repeats, sum(each[-1] for each in taken) / 1e3)
+    count = often(repeats, statistics.mean(each[-1] for each in taken) / 1e3)
     taken = [[] for _ in runs]
     for repeat in range(count):
         _round(runs, taken, repeat)

@@ -120,6 +120,9 @@ def _print_slowest(net: GatedModule, model: LatencyModel, table: LatencyTable) -
     rest = f"{len(order) - SLOWEST} ops more" if len(order) > SLOWEST else "no op more"
     unmeasured = f", {len(table.unmeasured)} could not be measured and count as nothing" if table.unmeasured else ""
     click.echo(f"{rest}; {len(table.as_they_are)} ops cannot be had at other widths{unmeasured}")
+    if table.held_out:
+        least, most = min(table.held_out), max(table.held_out)
+        click.echo(f"networks that did not calibrate it: predicted ÷ measured {least:.2f} to {most:.2f}")
 
 
 def _table(first: str, last: str) -> Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import nn
@@ -20,6 +20,11 @@ from fxcat.utils.constant_tables import Table
 OFFSETS = (1, 2, 4, 8)
 """Powers of two, of which every number of channels less than a multiple of 16 is a sum."""
 
+Kind = Literal["product", "value", "passing"]
+"""What an op does: it multiplies and sums up over channels; it works on values in another way (norms, softmax,
+pooling); it only joins, scales or moves values, which a runtime may do along with what gives or reads them."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
 Instance = tuple[nn.Module, tuple[torch.Tensor, ...]]
 """An op as a module of its own, and inputs for it, on the meta device."""
 
@@ -30,8 +35,7 @@ class TimedOp:
 
     `key`: the same for ops that take the same time at the same widths. `axes`: up to two, whose live entries are its
     widths; all other sizes are constant, or scale with the first of them. `holding`: while what it lives; it runs
-    `repeats` times. `passes_on`: it only joins, scales or moves values, which a runtime may do along with what gives or
-    reads them. `build(widths)`: the op at other widths, None if it cannot be had at these.
+    `repeats` times. `build(widths)`: the op at other widths, None if it cannot be had at these.
     """
 
     key: str
@@ -39,7 +43,7 @@ class TimedOp:
     axes: tuple[Axis, ...]
     holding: Holding
     repeats: int
-    passes_on: bool
+    kind: Kind
     build: Callable[[Sequence[int]], Instance | None]
 
     @property

@@ -19,7 +19,7 @@ from fxcat.passes.analysis.weights import find_weights, flow_weight
 from fxcat.passes.graph.label_arrays import Grid, Labels, along, leaves, place, unlabelled
 from fxcat.passes.graph.meta import HOOKED, NO_GRAD, TABLE, VALUE, value_of
 from fxcat.passes.nodes.effects import FACTS, changed_part_of, is_inplace
-from fxcat.passes.nodes.one_example import of_one_example
+from fxcat.passes.nodes.examples import of_one_example
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.table import find_rule
 

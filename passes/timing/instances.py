@@ -14,15 +14,31 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from fxcat.network.cost_model import Axis
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.copy_model import meta_twin
-from fxcat.passes.graph.meta import value_of
+from fxcat.passes.graph.meta import VALUE, value_of
+from fxcat.passes.nodes.effects import FACTS
 from fxcat.passes.rules.base import Moved, Rule, Share, Size
 from fxcat.passes.rules.table import module_rule
 
-Sizes: TypeAlias = "tuple[int | Axis, ...]"
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """The size of an axis with units: the live entries of `axis`, so many `times`: heads that are folded into the batch
+    are there for every example of a run."""
+
+    axis: Axis
+    times: int = 1
+
+    def at(self, widths: Mapping[int, int]) -> int:
+        """For widths by the id of an `Axis`."""
+        return self.times * widths[id(self.axis)]
+
+
+Sizes: TypeAlias = "tuple[int | Width, ...]"
 """Of every axis of a tensor its size, or whose live entries it counts."""
 
 _OUT_OF_PLACE = {
@@ -37,7 +53,8 @@ _OUT_OF_PLACE = {
 class Parts:
     """What an op is made of: its `nodes`, one after another; the values that enter them, and the constants that they
     read, with their types; `tensors`: parameters and buffers of the modules that are called. `results`: the values that
-    the nodes give, where these are single tensors; `rules`: of the nodes."""
+    the nodes give, where these are single tensors; `rules`: of the nodes; `values`: of nodes for the examples of a run,
+    where these are not their example values."""
 
     nodes: tuple[fx.Node, ...]
     entries: Mapping[fx.Node, Sizes]
@@ -45,6 +62,11 @@ class Parts:
     tensors: Mapping[fx.Node, Mapping[str, Sizes]]
     results: Mapping[fx.Node, Sizes]
     rules: Mapping[fx.Node, Rule | None]
+    values: Mapping[fx.Node, Any]
+
+    def value(self, node: fx.Node) -> Any:
+        """A node's value for the examples of a run."""
+        return self.values[node] if node in self.values else value_of(node)
 
     def sizes(self, node: fx.Node) -> Sizes | None:
         """Of the tensor that a node gives."""
@@ -106,36 +128,53 @@ class OneOp(nn.Module):
         return values[self._calls[-1].node]
 
 
+def run_alone(
+    node: fx.Node, network: nn.Module, values: Mapping[fx.Node, Any], given: Mapping[fx.Node, torch.Tensor]
+) -> Any:
+    """What a node gives of other tensors. `values`: of numbers, for the examples of a run."""
+    modules = {node: network.get_submodule(str(node.target))} if node.op == "call_module" else {}
+    args, kwargs = (_plain(a, values) for a in (node.args, node.kwargs))
+    return _run(_Call(node, node.target, args, kwargs), modules, given)
+
+
 def _call(parts: Parts, node: fx.Node, widths: Mapping[int, int]) -> _Call:
     """Numbers among the arguments that state sizes are those at these widths, and for the examples of a run."""
-    whole = _Call(node, node.target, node.args, node.kwargs)
+    args, kwargs = (_plain(a, parts.values) for a in (node.args, node.kwargs))
+    whole = _Call(node, node.target, args, kwargs)
     rule, after = parts.rules.get(node), parts.results.get(node)
     source = next((s for i in node.all_input_nodes if (s := parts.sizes(i)) is not None), None)
     if rule is None or after is None or source is None or type(rule).reshaped is Rule.reshaped:
         return whole
     shape = tuple(_shape(after, widths))
-    has_units = tuple(isinstance(size, Axis) for size in after)
-    moved = Moved(_left(source, widths), _left(after, widths), shape, has_units, value_of)
-    if shape == value_of(node).shape and all(x is None for x in moved.source):
+    has_units = tuple(isinstance(size, Width) for size in after)
+    moved = Moved(_left(source, widths), _left(after, widths), shape, has_units, parts.value)
+    if shape == parts.value(node).shape and all(x is None for x in moved.source):
         return whole
     new = rule.reshaped(node, moved)
-    return whole if new is None else _Call(node, new.target or node.target, _plain(new.args), new.kwargs)
+    if new is None:
+        return whole
+    args, kwargs = (_plain(a, parts.values) for a in (new.args, new.kwargs))
+    return _Call(node, new.target or node.target, args, kwargs)
 
 
 def _left(sizes: Sizes, widths: Mapping[int, int]) -> tuple[torch.Tensor | None, ...]:
     """Per axis which indices there are, None where it has all."""
-    axes = ((size, widths[id(size)]) if isinstance(size, Axis) else None for size in sizes)
-    return tuple(None if a is None or a[0].width == a[1] else torch.arange(a[1]) for a in axes)
+    axes = ((size.axis.width, size.at(widths), size.times) if isinstance(size, Width) else None for size in sizes)
+    return tuple(None if a is None or a[0] * a[2] == a[1] else torch.arange(a[1]) for a in axes)
 
 
-def _plain(argument: Any) -> Any:
-    """With numbers in place of what would be computed in a graph."""
-    if isinstance(argument, Size):
-        return value_of(argument.shape)[argument.axis]
-    if isinstance(argument, Share):
-        return argument.live
-    is_sequence = isinstance(argument, tuple | list)
-    return tuple(_plain(a) for a in argument) if is_sequence else argument  # pyright: ignore[reportUnknownVariableType]
+def _plain(argument: Any, values: Mapping[fx.Node, Any]) -> Any:
+    """An argument with numbers in place of what would be computed in a graph."""
+
+    def number(leaf: Any) -> Any:
+        if isinstance(leaf, Size):
+            return number(leaf.shape)[leaf.axis]
+        if isinstance(leaf, Share):
+            return leaf.live
+        known = isinstance(leaf, fx.Node) and isinstance(VALUE.get(leaf), FACTS)
+        return thaw(leaf, values) if known else leaf
+
+    return map_aggregate(argument, number)
 
 
 def _empty(node: fx.Node, sizes: Sizes, widths: Mapping[int, int]) -> torch.Tensor:
@@ -143,7 +182,7 @@ def _empty(node: fx.Node, sizes: Sizes, widths: Mapping[int, int]) -> torch.Tens
 
 
 def _shape(sizes: Sizes, widths: Mapping[int, int]) -> list[int]:
-    return [widths[id(size)] if isinstance(size, Axis) else size for size in sizes]
+    return [size.at(widths) if isinstance(size, Width) else size for size in sizes]
 
 
 def _resized(

@@ -12,22 +12,23 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
+from fxcat.errors import InputError
 from fxcat.network.cost_model import Axis, Holding
-from fxcat.network.latency import Instance, TimedOp
+from fxcat.network.latency import Instance, Kind, TimedOp
 from fxcat.passes.analysis.costing import Axes, Context, own_tensors, parameter_axes, section_contexts
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes.effects import FACTS
+from fxcat.passes.nodes.examples import of_examples
 from fxcat.passes.rules.batch_norm import BatchNorm, BatchNormFunction
 from fxcat.passes.rules.boundary import region_input, region_output
 from fxcat.passes.rules.creation import Creation
 from fxcat.passes.rules.elementwise import Elementwise
-from fxcat.passes.rules.moved_labels import move
 from fxcat.passes.rules.padding import Pad, pads_nothing
-from fxcat.passes.rules.sizes import asked_sizes
-from fxcat.passes.timing.instances import Parts, Sizes, build
+from fxcat.passes.timing.instances import Parts, Sizes, Width, build, run_alone
 from fxcat.passes.work import Analysis
 
 _OUTSIDE: Collection[Context] = ((),)
@@ -36,16 +37,21 @@ _MOST_AXES = 2
 
 def timed_ops(analysis: Analysis, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
     """All of them, in the order of the graph. `network`: on the meta device, without gates. `batch`: examples in a
-    run."""
+    run.
+
+    Raises `InputError` if the network does not take so many."""
     finder = _Finder(analysis, network, batch)
     return tuple(finder.op(chain) for chain in finder.chains())
 
 
 class _Finder:
     def __init__(self, analysis: Analysis, network: nn.Module, batch: int) -> None:
-        self._analysis, self._network, self._batch = analysis, network, batch
+        self._analysis, self._network = analysis, network
         self._axes = Axes(analysis.units)
-        self._constants = _known_before(analysis)
+        self._products = {term.owner for term in analysis.terms if term.macs}
+        self._of_one: dict[tuple[int, int], Axis | None] = {}
+        self._values = _values(analysis, network, batch)
+        self._constants = _known_before(analysis, network)
         self._contexts = section_contexts(analysis.sections, analysis.inference)
         self._joined = {s.join: i for i, s in enumerate(analysis.sections)}
 
@@ -67,7 +73,7 @@ class _Finder:
         found: dict[int, Axis] = {}
         groups = [parts.entries.values(), parts.constants.values(), *(t.values() for t in parts.tensors.values())]
         for sizes in (s for group in groups for s in group):
-            found |= {id(size): size for size in sizes if isinstance(size, Axis)}
+            found |= {id(size.axis): size.axis for size in sizes if isinstance(size, Width)}
         axes = tuple(found.values())
         together = len(axes) > _MOST_AXES
         asked = (max(axes, key=lambda a: a.width),) if together else axes
@@ -78,7 +84,7 @@ class _Finder:
             asked,
             Holding.of_uses(self._uses(first)),
             self._analysis.labels.repeats.get(first, 1),
-            all(self._passes_on(node) for node in chain),
+            self._kind(chain),
             partial(_built, parts, self._network, axes, asked),
         )
 
@@ -102,15 +108,19 @@ class _Finder:
         sources = [i for i in node.all_input_nodes if not isinstance(VALUE.get(i), int | float | bool)]
         if len(sources) != 1:
             return False
-        before, value = value_of(sources[0]), value_of(node)
+        before, value = self._value(sources[0]), self._value(node)
         if not isinstance(before, torch.Tensor):
             return node.target is operator.getitem
         rule = self._analysis.labels.rules.get(node)
         if rule is None or not rule.movement or before.numel() != value.numel():
             return False
         places = torch.arange(before.numel(), dtype=torch.int32)
-        moved = move(node, {sources[0]: places.reshape(before.shape)}, self._network)
+        moved = run_alone(node, self._network, self._values, {sources[0]: places.reshape(before.shape)})
         return isinstance(moved, torch.Tensor) and torch.equal(moved.reshape(-1), places)
+
+    def _value(self, node: fx.Node) -> Any:
+        """A node's value for the examples of a run."""
+        return self._values[node] if node in self._values else value_of(node)
 
     def _does_nothing(self, node: fx.Node) -> bool:
         """Whether a node gives what it is given, in inference."""
@@ -119,6 +129,11 @@ class _Finder:
             return pads_nothing(node)
         module = self._network.get_submodule(str(node.target)) if node.op == "call_module" else None
         return rule is not None and rule.returns_input(node, module, False)
+
+    def _kind(self, chain: Sequence[fx.Node]) -> Kind:
+        if any(node.name in self._products for node in chain):
+            return "product"
+        return "passing" if all(self._passes_on(node) for node in chain) else "value"
 
     def _passes_on(self, node: fx.Node) -> bool:
         """Whether a node only joins, scales or moves values."""
@@ -154,22 +169,21 @@ class _Finder:
                     (constants if source in self._constants else entries)[source] = self._sizes(source)
             if node.op == "call_module":
                 tensors[node] = self._of_module(node)
-        return Parts(chain, entries, constants, tensors, results, self._analysis.labels.rules)
+        return Parts(chain, entries, constants, tensors, results, self._analysis.labels.rules, self._values)
 
     def _sizes(self, node: fx.Node) -> Sizes:
         known = self._analysis.labels
-        shape = known.one(node).shape
+        shape = self._value(node).shape
         if node.op == "get_attr":
             return self._of_tensor(known.names.read_by(node), shape)
-        sizes: list[int | Axis] = list(shape)
+        sizes: list[int | Width] = list(shape)
         labels = known.values.get(node)
         if isinstance(labels, torch.Tensor):
+            one = known.one(node).shape
             for axis, size in enumerate(labels.shape):
                 if size > 1:
                     line = labels[tuple(slice(None) if a == axis else 0 for a in range(labels.dim()))]
-                    sizes[axis] = self._counted(line, shape[axis])
-        if sizes and node not in self._constants and isinstance(sizes[0], int):
-            sizes[0] *= self._batch
+                    sizes[axis] = self._counted(line, one[axis], shape[axis])
         return tuple(sizes)
 
     def _of_module(self, node: fx.Node) -> dict[str, Sizes]:
@@ -183,35 +197,62 @@ class _Finder:
 
     def _of_tensor(self, name: str, shape: torch.Size) -> Sizes:
         """Of a parameter or buffer of the network."""
-        sizes: list[int | Axis] = list(shape)
+        sizes: list[int | Width] = list(shape)
         for axis, labels in parameter_axes(name, self._analysis.units).items():
-            sizes[axis] = self._counted(labels, shape[axis])
+            sizes[axis] = self._counted(labels, shape[axis], shape[axis])
         return tuple(sizes)
 
-    def _counted(self, labels: torch.Tensor, size: int) -> int | Axis:
-        """What varies of an axis: nothing if it has at most one unit, which goes as a whole or not at all."""
+    def _counted(self, labels: torch.Tensor, one: int, size: int) -> int | Width:
+        """What varies of an axis: nothing if it has at most one unit, which goes as a whole or not at all. `labels`: of
+        the example value; `one`, `size`: of the axis for one example, and for those of a run."""
         found = self._axes.of(labels.contiguous())
         starts, stops, _ = found.runs
-        return found if (stops - starts).sum() > 1 and found.width == size else size
+        if (stops - starts).sum() <= 1 or found.width != len(labels) or len(labels) % one or size % one:
+            return size
+        axis = self._for_one(found, len(labels) // one)
+        return size if axis is None else Width(axis, size // one)
+
+    def _for_one(self, axis: Axis, examples: int) -> Axis | None:
+        """An axis that holds entries of so many examples, for one of them; None if not all have the same."""
+        if examples == 1:
+            return axis
+        key = id(axis), examples
+        if key not in self._of_one:
+            starts, stops, weights = axis.runs
+            fits = axis.constant % examples == 0 and not (weights % examples).any()
+            runs = np.stack([starts, stops, weights // examples])
+            self._of_one[key] = Axis(axis.constant // examples, runs) if fits else None
+        return self._of_one[key]
 
 
-def _known_before(analysis: Analysis) -> set[fx.Node]:
+def _values(analysis: Analysis, network: nn.Module, batch: int) -> Mapping[fx.Node, Any]:
+    """Values of nodes for so many examples, where these are not their example values."""
+    if batch == 1:
+        return analysis.labels.ones
+    found = of_examples(analysis.graph, network, analysis.captured.batch, batch)
+    if found is None:
+        raise InputError(
+            f"the network does not run with {batch} examples",
+            where=analysis.captured.name,
+            remedy="give batch=1, or inputs whose first axis is the batch to prepare()",
+        )
+    return found
+
+
+def _known_before(analysis: Analysis, network: nn.Module) -> set[fx.Node]:
     """Nodes whose values a runtime knows before it runs: parameters, buffers, what is made of sizes, and what is
-    computed from these alone."""
+    computed from these alone, the same for any number of examples."""
     found: set[fx.Node] = set()
+    batch = analysis.captured.batch
+    varying = of_examples(analysis.graph, network, batch, 2 * batch) or analysis.labels.ones
     for node in analysis.graph.nodes:
         inputs = [i for i in node.all_input_nodes if not isinstance(VALUE.get(i), FACTS)]
         made = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
         new = isinstance(analysis.labels.rules.get(node), Creation) and node.target not in (torch.rand, torch.randn)
-        if node.op == "get_attr" or (made and all(i in found or new for i in inputs) and not _of_batch(node, found)):
+        same = node not in varying and not any(i in varying for i in node.all_input_nodes if i not in inputs)
+        if node.op == "get_attr" or (made and same and all(i in found or new for i in inputs)):
             found.add(node)
     return found
-
-
-def _of_batch(node: fx.Node, known: Collection[fx.Node]) -> bool:
-    """Whether a number that a node reads depends on how many examples there are."""
-    facts = [i for i in node.all_input_nodes if isinstance(VALUE.get(i), FACTS)]
-    return any(axis in (0, None) and tensor not in known for i in facts for tensor, axis in asked_sizes(i))
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -240,24 +281,29 @@ def _key(chain: Sequence[fx.Node], parts: Parts, axes: Sequence[Axis], network: 
     for node in chain:
         if node.op == "call_module":
             module = network.get_submodule(str(node.target))
-            held = [_shown(s, letters) for s in parts.tensors[node].values() if any(isinstance(x, Axis) for x in s)]
+            held = [_shown(s, letters) for s in parts.tensors[node].values() if any(isinstance(x, Width) for x in s)]
             name = f"{type(module).__name__}({module.extra_repr()}){' '.join(held[:1])}"
         else:
             name = str(getattr(node.target, "__name__", node.target))
-        given = [_argument(a, shown) for a in node.args] + [
-            f"{k}={_argument(v, shown)}" for k, v in node.kwargs.items()
-        ]
+        given = [_argument(a, shown, parts) for a in node.args]
+        given += [f"{k}={_argument(v, shown, parts)}" for k, v in node.kwargs.items()]
         texts.append(f"{name}({', '.join(given)})")
     return " → ".join(texts)
 
 
 def _shown(sizes: Sizes, letters: Mapping[int, str]) -> str:
-    return f"[{', '.join(letters[id(s)] if isinstance(s, Axis) else str(s) for s in sizes)}]"
+    return f"[{', '.join(_size(s, letters) for s in sizes)}]"
 
 
-def _argument(argument: Any, shown: Mapping[fx.Node, str]) -> str:
+def _size(size: int | Width, letters: Mapping[int, str]) -> str:
+    if not isinstance(size, Width):
+        return str(size)
+    return letters[id(size.axis)] if size.times == 1 else f"{size.times}·{letters[id(size.axis)]}"
+
+
+def _argument(argument: Any, shown: Mapping[fx.Node, str], parts: Parts) -> str:
     if isinstance(argument, fx.Node):
-        return shown.get(argument, "·" if _is_tensor(argument) else str(VALUE.get(argument)))
+        return shown.get(argument, "·" if _is_tensor(argument) else str(parts.value(argument)))
     if isinstance(argument, tuple | list):
-        return f"({', '.join(_argument(a, shown) for a in argument)})"  # pyright: ignore[reportUnknownVariableType]
+        return f"({', '.join(_argument(a, shown, parts) for a in argument)})"  # pyright: ignore[reportUnknownVariableType]
     return str(argument)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from artificial_latency import table_for
 from torch import nn
 
 import fxcat
-from fxcat.exporters.timing.calibration import calibrated
+from fxcat.exporters.timing import onnx_runtime
+from fxcat.exporters.timing.files import exported, write_ops
 from fxcat.exporters.timing.op_grid import Measured, OpTable, rewarded_step, trial_of
 
-REST = {"penalties": [], "rounding": [], "passes_on": False}
+REST = {"penalties": [], "rounding": [], "kind": "product"}
 
 
 class Net(nn.Module):
@@ -48,6 +50,40 @@ def test_every_op_of_a_network_is_measured(runtime: str, tmp_path: Path) -> None
     assert fxcat.LatencyTable.load(tmp_path / "table.json") == table
     net.use_latency(table)
     assert net.expected_latency().item() > 0
+
+
+@pytest.mark.parametrize(
+    "op, shape", ((nn.AdaptiveAvgPool2d(1), (2, 8, 4, 4)), (nn.Hardswish(), (2, 8)), (nn.LayerNorm(8), (2, 3, 8)))
+)
+def test_ops_are_written_as_in_the_files_of_networks(op: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    write_ops([(op, (torch.empty(shape, device="meta"),))], tmp_path / "op.onnx")
+    with exported(op.eval(), torch.zeros(shape), 2) as (path, _):
+        kinds = [[n.op_type for n in onnx.load(str(p)).graph.node] for p in (path, tmp_path / "op.onnx")]
+    assert kinds[0] == kinds[1]
+
+
+class Two(nn.Module):
+    """What is fused into a convolution, and what moves values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.hardswish(self.conv(x))
+
+
+class Moved(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+def test_results_of_ops_are_values_within_the_graph_as_in_a_network() -> None:
+    instances = [(m, (torch.empty(s, device="meta"),)) for m, s in ((Two(), (1, 8, 9, 9)), (Moved(), (1, 8, 9)))]
+    fused, moved = onnx_runtime.measure_ops(instances, threads=1, repeats=1)
+    assert fused is not None
+    assert moved is not None
+    assert (fused.nodes, moved.nodes) == (1, 1), "an activation that would be a result is not fused"
 
 
 def test_times_ascend_with_the_widths_whatever_noise_says() -> None:
@@ -88,25 +124,14 @@ def test_the_step_is_the_smallest_that_is_not_penalised() -> None:
     assert rewarded_step([table()]) == 1
 
 
-def test_a_calibration_is_found_again_and_never_negative() -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.rand(8, 4, generator=generator).tolist()
-    sums = [(10 * a + 1, 4 * d, 3 * b, 40 + 30 * c) for a, b, c, d in drawn]
-    measured = [0.9 * k + 0.1 * p + 0.4 * o + 0.003 * n + 0.05 for k, p, o, n in sums]
-    found = calibrated(sums, measured)
-    for each, ms in zip(sums, measured, strict=True):
-        parts = zip(found.numbers, (*each, 1.0), strict=True)
-        assert sum(factor * part for factor, part in parts) == pytest.approx(ms, rel=0.02)
-    assert min(calibrated(sums, [0.5 * each[0] for each in sums]).numbers) >= 0
-
-
 @pytest.mark.parametrize(
     "change",
     (
         {"format": "another"},
         {"ops": {"x": {}}},
         {"step": 0},
-        {"calibration": {"kernel": -1.0}},
+        {"calibration": {"product": -1.0}},
+        {"ops": {"x": {"widths": [[4]], "kernel": [1], "layout": [0], "nodes": [1]} | REST | {"kind": "another"}}},
         {"threads": "many"},
         {"ops": {"x": {"widths": [[8, 4]], "kernel": [1, 1], "layout": [0, 0], "nodes": [1, 1]} | REST}},
         {"ops": {"x": {"widths": [[4, 8]], "kernel": [1], "layout": [0], "nodes": [1]} | REST}},

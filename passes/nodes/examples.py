@@ -1,7 +1,9 @@
-"""What a graph computes for a batch of one: what costs are told for.
+"""What a graph computes for other numbers of examples than it was captured with: costs are told for one, times for what
+a run has.
 
 What is made once for a whole batch (a table of position biases, embeddings of a grid) costs one example as much as it
-costs many; so costs come from values, not from a division by the batch.
+costs many; and the batch may be any axis of a value, or a part of one (windows, heads). So values are computed from
+inputs of another batch, and none is divided or multiplied by it.
 """
 
 from __future__ import annotations
@@ -19,34 +21,50 @@ from fxcat.passes.rules.execute import run_node
 from fxcat.passes.rules.table import find_rule
 
 
-@torch.no_grad()
 def of_one_example(graph: fx.Graph, root: nn.Module, batch: int) -> Mapping[fx.Node, Any]:
     """Example values of inference for a batch of one, of the nodes where they are not those of the example batch.
 
     None are, if the network does not take a batch of one, or a layer takes its input for one without a batch axis: then
     the inputs as they are are one example.
     """
-    ones: dict[fx.Node, Any] = {}
-    if batch == 1 or any(_takes_no_batch(node, root) for node in graph.nodes):
-        return ones
+    return of_examples(graph, root, batch, 1) or {}
+
+
+@torch.no_grad()
+def of_examples(graph: fx.Graph, root: nn.Module, batch: int, count: int) -> Mapping[fx.Node, Any] | None:
+    """Example values of inference for so many examples, of the nodes where they are not those of the example `batch`.
+
+    None if the network does not take as many, or a layer takes its input for one without a batch axis.
+    """
+    found: dict[fx.Node, Any] = {}
+    if batch == count:
+        return found
+    if any(_takes_no_batch(node, root) for node in graph.nodes):
+        return None
     for node in graph.nodes:
         value: Any = VALUE.get(node)
         if node.op == "placeholder":
             if isinstance(value, torch.Tensor) and value.dim() and len(value) == batch:
-                ones[node] = value[:1]
+                found[node] = _as_many(value, batch, count)
         elif node.target is region_input:
             if _holds(value, batch):
-                ones[node] = value[: len(value) // batch]
-        elif any(i in ones for i in node.all_input_nodes) and _counts(node):
+                found[node] = _as_many(value, batch, count)
+        elif any(i in found for i in node.all_input_nodes) and _counts(node):
             try:
-                one = run_node(node, root, values=ones)
+                other = run_node(node, root, values=found)
             except Exception:
                 if find_rule(node, _module(node, root)) is not None:
-                    return {}
-                one = value[: len(value) // batch] if _holds(value, batch) else value
-            if _differs(one, value):
-                ones[node] = one
-    return ones
+                    return None
+                other = _as_many(value, batch, count) if _holds(value, batch) else value
+            if _differs(other, value):
+                found[node] = other
+    return found
+
+
+def _as_many(value: torch.Tensor, batch: int, count: int) -> torch.Tensor:
+    """A value whose first axis is that of the batch, for so many examples."""
+    one = value[: len(value) // batch]
+    return one if count == 1 else one.repeat(count, *[1] * (value.dim() - 1))
 
 
 def _takes_no_batch(node: fx.Node, root: nn.Module) -> bool:
