@@ -25,7 +25,7 @@ from fxcat.gate_training.arguments import check_controller_arguments
 from fxcat.gate_training.bernoulli import BernoulliPolicy
 from fxcat.gate_training.decisions import DEAD
 from fxcat.gate_training.optimizer_shapes import check_state
-from fxcat.gate_training.optimizers import Optimizers, as_list, check_weights, holding
+from fxcat.gate_training.optimizers import Optimizers, as_list, check_held, check_weights, holding
 from fxcat.gate_training.policy import GatePolicy
 from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
@@ -189,6 +189,7 @@ class GateController:
             self.schedule.check_end(self.steps, self.total_steps)
             return False
         self.net.copies.check(self.net, map(average_net, self.averages))
+        check_held(self.net, self.optimizers)
         theta = self.net.gate_vector.theta
         if theta.numel():  # else all that could go has gone
             if not wants_held_out or held_out is None:
@@ -289,6 +290,7 @@ class GateController:
 
     def _finish(self) -> None:
         """Fix the structure, shrink network and optimizer, and leave the rest of the run to plain training."""
+        self.net.check_weights()
         vector = self.net.gate_vector
         setting = vector.hard()
         if self.target is not None:

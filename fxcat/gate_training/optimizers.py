@@ -104,3 +104,15 @@ def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer])
             remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); pass several in a list; "
             "what shall not be trained: requires_grad_(False)",
         )
+
+
+def check_held(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise `InputError` if weights of a network were replaced by others that no optimizer holds, all of them: a way
+    over the meta device does so. Quick where that is not so."""
+    first = next((p for p in net.network.parameters() if p.requires_grad), None)
+    if first is None or any(p is first for o in optimizers for group in o.param_groups for p in group["params"]):
+        return
+    net.check_weights()
+    held = _held(optimizers)
+    if not any(id(p) in held for p in net.network.parameters() if p.requires_grad):
+        check_weights(net, optimizers)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import InputError
 from fxcat.network.apart import call_whole
@@ -15,6 +16,7 @@ from fxcat.network.ddp import Wrappers
 from fxcat.network.gates import SAMPLES, GateSamples, GateVector
 from fxcat.network.methods import Methods, Turns
 from fxcat.network.program import Program
+from fxcat.network.weight_checks import check_whole
 
 _HELD = ("_modules", "_parameters", "_buffers")
 
@@ -100,4 +102,10 @@ class CalledAsModel(nn.Module):
             )
         self.install()
         self.wrappers.note()
-        return self.gate_vector(arguments)
+        values: torch.Tensor = self.gate_vector(arguments)
+        weight = next(self.network.parameters(), values)
+        if not weight.is_meta:
+            return values
+        if any(isinstance(a, torch.Tensor) and not a.is_meta for a in tree_leaves(arguments)):
+            check_whole(self.network)
+        return values.to(weight.device)
