@@ -96,7 +96,7 @@ class GatedModule(CalledAsModel):
         start, and the parameters that hold it."""
         self.training = network.training  # its modules keep the modes that they are in
         self.gate_vector.train(network.training)
-        self._own = frozenset(self.__dict__)
+        self._own = frozenset((*self.__dict__, *self._modules))
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)

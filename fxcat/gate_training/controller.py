@@ -359,7 +359,7 @@ class GateController:
             "closed": [list(c) for c in stage.closed],
             "steps": self.steps,
             "theta": vector.theta.detach().clone(),
-            "trains": vector.theta.requires_grad,
+            "trains": self.phase != "plain",
             "values": vector.values,
             "random": vector.random_state,
             "appraisal": self.net.appraisal.state(),

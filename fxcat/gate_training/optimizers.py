@@ -83,9 +83,11 @@ def keep_in(group: dict[str, Any], stays: Callable[[Any], bool]) -> None:
 
 
 def holding(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
-    """Those that hold weights of the network: others (of a discriminator beside it) say nothing of its gates."""
+    """Those that hold weights of the network: others (of a discriminator beside it) say nothing of its gates. All where
+    none does: its weights are frozen, and what is beside it is trained."""
     own = {id(p) for p in net.network.parameters()}
-    return [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
+    found = [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
+    return found or list(optimizers)
 
 
 def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:

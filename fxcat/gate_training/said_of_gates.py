@@ -36,9 +36,9 @@ class SaidByTraining:
         Raises `TrainingError` if no loss was made from the network, if a backward pass came too late, and where it has
         said nothing for long."""
         draws = vector.draws
-        if not vector.theta.requires_grad:
-            raise TrainingError(FROZEN, remedy=FREEZE)
         if not draws.made:
+            if not vector.theta.requires_grad:
+                raise TrainingError(FROZEN, remedy=FREEZE)
             raise TrainingError(
                 "no loss was made from the network with gates since the last step",
                 remedy="call controller.step() after optimizer.step() (of several optimizers once, after the last), in "
