@@ -237,7 +237,8 @@ class GateVector(nn.Module):
         if self.values in ("sampled", "spread") and self.theta.requires_grad:
             probability = self._probability()
             # for the gates that have gone too, so that a shrink does not change the others' samples
-            draws = [torch.rand(n, generator=g) for n, g in zip(self.counts_at_start, self._generators, strict=True)]
+            made = zip(self.counts_at_start, self._generators, strict=True)
+            draws = [torch.rand(n, generator=g, device=g.device) for n, g in made]
             return (torch.cat(draws).to(theta.device)[self.numbers] < probability).to(theta.dtype)
         return theta.clone() if self.values == "theta" else self.hard()
 
