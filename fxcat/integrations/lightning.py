@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils._pytree import tree_leaves
 
 from fxcat.checks import check_flag
 from fxcat.choosing.cost_shares import cost_fractions
@@ -197,8 +198,12 @@ def _thaw(net: GatedModule) -> None:
 
 def _forget_names(states: Any, known: Collection[str]) -> None:
     """Take parameters that have gone out of groups of names, as other callbacks keep them of optimizers."""
-    inner: list[Any] = list(states.values()) if isinstance(states, dict) else states if isinstance(states, list) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    for state in inner:
-        if isinstance(state, dict) and isinstance(state.get("params"), list):  # pyright: ignore[reportUnknownMemberType]
-            state["params"] = [n for n in state["params"] if not isinstance(n, str) or n in known]  # pyright: ignore[reportUnknownVariableType]
-        _forget_names(state, known)
+    groups: list[Any] = tree_leaves(states, is_leaf=_is_group)
+    for group in filter(_is_group, groups):
+        names: list[Any] = group["params"]
+        group["params"] = [n for n in names if not isinstance(n, str) or n in known]
+
+
+def _is_group(value: Any) -> bool:
+    names: Any = value.get("params") if isinstance(value, dict) else None
+    return isinstance(names, list)
