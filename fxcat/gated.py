@@ -33,6 +33,7 @@ from fxcat.network.weight_checks import check_own, check_unchanged, check_whole,
 from fxcat.records import Cost, Target, check_target
 from fxcat.show.summary import print_summary
 from fxcat.utils.constant_tables import Table
+from fxcat.utils.usual_modes import usual_modes
 
 Policy = Literal["bernoulli", "ratio"]
 
@@ -96,7 +97,7 @@ class GatedModule(CalledAsModel):
         start, and the parameters that hold it."""
         self.training = network.training  # its modules keep the modes that they are in
         self.gate_vector.train(network.training)
-        self._own = frozenset(self.__dict__)
+        self._own = frozenset((*self.__dict__, *self._modules))
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
@@ -180,6 +181,7 @@ class GatedModule(CalledAsModel):
         """MACs and parameters of what `finalize` would return now."""
         return self.cost_model.cost_of(self.gate_vector.hard(), self.gate_vector.unit_count)
 
+    @usual_modes()
     def live_gates(self) -> torch.Tensor:
         """Which gates of the start network guard something that `finalize` would leave, whether they are still gates or
         not; bool, shape (gates at the start,), on the CPU."""
@@ -199,6 +201,7 @@ class GatedModule(CalledAsModel):
         names = [p.name for p in (*start.groups, *start.sections)]
         return {n: int(part.sum()) for n, part in zip(names, self.live_gates().split(counts), strict=True)}
 
+    @usual_modes()
     def kept_indices(self) -> KeptIndices:
         """Of the network that `finalize` would return now: for every parameter and buffer the indices of the tensor of
         the same name in the model that `prepare` was given; also after shrinks."""
@@ -253,6 +256,7 @@ class GatedModule(CalledAsModel):
         check_target(target, optional=True)
         print_summary(self, target)
 
+    @usual_modes()
     def finalized(self, keep: torch.Tensor | None = None) -> nn.Module:
         """The network without gates and without what is closed; `fxcat.finalize` is the public way.
 
@@ -286,6 +290,7 @@ class GatedModule(CalledAsModel):
         keep = self.gate_vector.hard() if keep is None else keep.to(theta.dtype)
         return self.removed(keep) if self.led.by is None else self.led.by.shrink(keep)
 
+    @usual_modes()
     def removed(self, keep: torch.Tensor) -> Shrunk:
         """The same, and nothing follows."""
         self.check_weights()
@@ -301,6 +306,7 @@ class GatedModule(CalledAsModel):
         self.recipe = self._recipe_after(keep)
         attach(self.network, self.recipe)
         self._is_installed = False
+        torch.clear_autocast_cache()  # of weights in lower precision, as they were
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
         for path, module in self.network.named_modules():
             module.training = modes.get(path, self.training)

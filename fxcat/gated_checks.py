@@ -9,18 +9,21 @@ from torch import nn
 from fxcat.checks import check_instance
 from fxcat.gated import GatedModule
 from fxcat.network.loaded_state import WRAPPED
+from fxcat.network.weight_checks import check_whole
 
 _DEEPEST = 4
 """So many wrappers may lie round each other."""
 
 
 def check_gated(net: Any, name: str) -> None:
-    """Raise `InputError` for anything but a network with gates. `name`: of the function that got it, "fit()"."""
+    """Raise `InputError` for anything but a network with gates, and for one whose weights have no values. `name`: of
+    the function that got it, "fit()"."""
     inside, path = _inside(net)
     if path and inside is not None:
         inside.check_weights()  # what wraps it may have split them
     remedy = f"pass the network inside: net{path}" if path else "pass what fxcat.prepare returned"
     check_instance(net, GatedModule, name, remedy=remedy)
+    check_whole(net.network)
 
 
 def _inside(wrapper: Any) -> tuple[GatedModule | None, str]:

@@ -20,16 +20,16 @@ from fxcat.choosing.select import check_reachable, reachable_with, select_struct
 from fxcat.choosing.widths import nearest_aligned
 from fxcat.data.held_out import HeldOut
 from fxcat.data.losses import Loss, cross_entropy
-from fxcat.errors import FxcatError, InputError
+from fxcat.errors import FxcatError
 from fxcat.gate_training.arguments import check_controller_arguments
 from fxcat.gate_training.bernoulli import BernoulliPolicy
 from fxcat.gate_training.decisions import DEAD
 from fxcat.gate_training.optimizer_shapes import check_state
-from fxcat.gate_training.optimizers import Optimizers, as_list, check_weights, holding
+from fxcat.gate_training.optimizers import Optimizers, as_list, check_held, check_weights, holding
 from fxcat.gate_training.policy import GatePolicy
 from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
-from fxcat.gate_training.said_of_gates import SaidByTraining, said_by_held_out
+from fxcat.gate_training.said_of_gates import SaidByHeldOut, SaidByTraining, held_out_batch, said_by_held_out
 from fxcat.gate_training.schedule import Phase, Schedule
 from fxcat.gate_training.settings import check_settings, check_size, check_stored, settings_of, warn_if_resumed
 from fxcat.gate_training.shrinking import average_net, averages_of, shrink_all
@@ -42,6 +42,7 @@ from fxcat.network.program import Shrunk
 from fxcat.records import Pressure, Target
 from fxcat.utils.processes import from_main
 from fxcat.utils.uninterrupted import uninterrupted
+from fxcat.utils.usual_modes import as_called, usual_modes
 
 Closure = Callable[[], torch.Tensor]
 
@@ -75,6 +76,7 @@ class GateController:
     shrink) and `TargetError` (unreachable).
     """
 
+    @usual_modes()
     def __init__(
         self,
         net: GatedModule,
@@ -174,12 +176,13 @@ class GateController:
         """
         check_callable(closure, "closure", optional=True)
         self.net.led.check_by(self)
-        with uninterrupted(), self._undone():
+        closure, said = None if closure is None else as_called(closure), as_called(said_by_held_out)
+        with usual_modes(), uninterrupted(), self._undone():
             waits = not self._made.have_been_made() and held_out is None
-            return False if waits else self._stepped(closure, held_out)
+            return False if waits else self._stepped(closure, held_out, said)
 
-    def _stepped(self, closure: Closure | None, held_out: tuple[Any, Any] | None) -> bool:
-        """What `step` does where an optimizer has made one."""
+    def _stepped(self, closure: Closure | None, held_out: tuple[Any, Any] | None, said: SaidByHeldOut) -> bool:
+        """What `step` does where an optimizer has made one. `said`: what a held-out batch says of the gates."""
         phase, wants_held_out = self.phase, self.wants_held_out
         self._check_optimizers()
         self.steps += 1
@@ -189,12 +192,13 @@ class GateController:
             self.schedule.check_end(self.steps, self.total_steps)
             return False
         self.net.copies.check(self.net, map(average_net, self.averages))
+        check_held(self.net, self.optimizers)
         theta = self.net.gate_vector.theta
         if theta.numel():  # else all that could go has gone
             if not wants_held_out or held_out is None:
                 self._observe(closure)
             if wants_held_out:
-                self._observe_held_out(held_out)
+                self._observe_held_out(held_out, said)
             if phase == "gated":
                 self.policy.update(self.steps, self.schedule.progress(self.steps))
                 from_main(theta.detach())
@@ -250,16 +254,10 @@ class GateController:
         if closure is not None:
             self.policy.measure(self.steps, closure)
 
-    def _observe_held_out(self, batch: tuple[Any, Any] | None) -> None:
+    def _observe_held_out(self, batch: tuple[Any, Any] | None, said: SaidByHeldOut) -> None:
         """Learn from a batch that the weights do not see."""
-        if batch is None:
-            if self._held_out is None:
-                raise InputError(
-                    'policy="ratio" learns from batches that the weights do not see, and there are none',
-                    remedy="give held_out= a data loader, and loss=, to GateController",
-                )
-            batch = self._held_out.next()
-        self.policy.observe_held_out(said_by_held_out(self.net, batch, self._loss, self.steps))
+        batch = held_out_batch(batch, self._held_out)
+        self.policy.observe_held_out(said(self.net, batch, self._loss, self.steps))
 
     def _shrink_dead(self) -> bool:
         """Remove what is dead, if that makes enough of a difference."""
@@ -275,6 +273,7 @@ class GateController:
         self.shrink(alive)
         return True
 
+    @usual_modes()
     def finish(self) -> bool:
         """End the gated phase now, if it has not ended: the target is met, and what goes leaves the network.
 
@@ -289,6 +288,7 @@ class GateController:
 
     def _finish(self) -> None:
         """Fix the structure, shrink network and optimizer, and leave the rest of the run to plain training."""
+        self.net.check_weights()
         vector = self.net.gate_vector
         setting = vector.hard()
         if self.target is not None:
@@ -325,6 +325,7 @@ class GateController:
         by = str(self.objective) if self.target is None else f"target={self.target}"
         self.net.unfinished = None if self.phase == "plain" else f"GateController({by})"
 
+    @usual_modes()
     @uninterrupted()
     def shrink(self, keep: torch.Tensor, *, loaded: bool = False) -> Shrunk:
         """Remove from network, optimizer state and averages what `keep` (0/1, shape (gates,)) leaves out.
@@ -357,13 +358,14 @@ class GateController:
             "closed": [list(c) for c in stage.closed],
             "steps": self.steps,
             "theta": vector.theta.detach().clone(),
-            "trains": vector.theta.requires_grad,
+            "trains": self.phase != "plain",
             "values": vector.values,
             "random": vector.random_state,
             "appraisal": self.net.appraisal.state(),
         }
         return state | self.policy.state_dict()
 
+    @usual_modes()
     @uninterrupted()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, with a network that has just been prepared and its new optimizer.

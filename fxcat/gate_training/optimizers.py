@@ -83,9 +83,11 @@ def keep_in(group: dict[str, Any], stays: Callable[[Any], bool]) -> None:
 
 
 def holding(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
-    """Those that hold weights of the network: others (of a discriminator beside it) say nothing of its gates."""
+    """Those that hold weights of the network: others (of a discriminator beside it) say nothing of its gates. All where
+    none does: its weights are frozen, and what is beside it is trained."""
     own = {id(p) for p in net.network.parameters()}
-    return [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
+    found = [o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
+    return found or list(optimizers)
 
 
 def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -104,3 +106,15 @@ def check_weights(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer])
             remedy="make it after prepare(): torch.optim.SGD(net.weight_parameters(), lr=…); pass several in a list; "
             "what shall not be trained: requires_grad_(False)",
         )
+
+
+def check_held(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Raise `InputError` if weights of a network were replaced by others that no optimizer holds, all of them: a way
+    over the meta device does so. Quick where that is not so."""
+    first = next((p for p in net.network.parameters() if p.requires_grad), None)
+    if first is None or any(p is first for o in optimizers for group in o.param_groups for p in group["params"]):
+        return
+    net.check_weights()
+    held = _held(optimizers)
+    if not any(id(p) in held for p in net.network.parameters() if p.requires_grad):
+        check_weights(net, optimizers)

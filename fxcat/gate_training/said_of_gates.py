@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from fxcat.data.batches import call, read_batch
+from fxcat.data.held_out import HeldOut
 from fxcat.data.losses import Loss, checked
 from fxcat.errors import InputError, TrainingError
 from fxcat.gated import GatedModule
 from fxcat.network.draws import Draw
 from fxcat.network.gates import GateVector
 from fxcat.utils.processes import from_main, is_same_everywhere
+
+SaidByHeldOut = Callable[[GatedModule, tuple[Any, Any], Loss, int], list[Draw]]
 
 UNSEEN = 30
 """So many steps in a row may say nothing of the gates: a loss scaler finds its scale in half of them."""
@@ -36,9 +40,9 @@ class SaidByTraining:
         Raises `TrainingError` if no loss was made from the network, if a backward pass came too late, and where it has
         said nothing for long."""
         draws = vector.draws
-        if not vector.theta.requires_grad:
-            raise TrainingError(FROZEN, remedy=FREEZE)
         if not draws.made:
+            if not vector.theta.requires_grad:
+                raise TrainingError(FROZEN, remedy=FREEZE)
             raise TrainingError(
                 "no loss was made from the network with gates since the last step",
                 remedy="call controller.step() after optimizer.step() (of several optimizers once, after the last), in "
@@ -74,6 +78,18 @@ def _raise_silent(were_reached: bool) -> None:
         f"in {UNSEEN} steps no optimizer that the controller knows made a step with gradients of the network",
         remedy="pass the controller the optimizers whose step() the loop calls, and clear gradients after it",
     )
+
+
+def held_out_batch(batch: tuple[Any, Any] | None, held_out: HeldOut | None) -> tuple[Any, Any]:
+    """The batch that a step was given, else the next of those given at the start. Raises `InputError` without both."""
+    if batch is not None:
+        return batch
+    if held_out is None:
+        raise InputError(
+            'policy="ratio" learns from batches that the weights do not see, and there are none',
+            remedy="give held_out= a data loader, and loss=, to GateController",
+        )
+    return held_out.next()
 
 
 def said_by_held_out(net: GatedModule, batch: tuple[Any, Any], loss: Loss, step: int) -> list[Draw]:

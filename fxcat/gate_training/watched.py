@@ -77,6 +77,7 @@ class Watched:
         return bool(getattr(type(self._arguments[0]).step, "hooked", False))
 
     def _before(self, *_: Any) -> None:
+        without_gates(self._arguments[1], [self._arguments[0]])  # they may have been added with the weights
         scaler = self._arguments[2] or _scaler_of_step()
         # `update()` comes after the step
         self._scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
@@ -101,6 +102,7 @@ class Watched:
             gates, closed, *_ = parsed(state[KEY])
             self._arguments[1].follow(gates, closed)
         remove_theta(state)
+        without_gates(self._arguments[1], [self._arguments[0]])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
@@ -145,8 +147,10 @@ def watch_all(
 
 def without_gates(net: GatedModule, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Take θ out of optimizers: the controller trains it."""
+    theta = net.gate_vector.theta
     for group in (g for o in optimizers for g in o.param_groups):
-        keep_in(group, lambda p: p is not net.gate_vector.theta)
+        if any(p is theta for p in group["params"]):
+            keep_in(group, lambda p: p is not theta)
 
 
 def _place_of(theta: nn.Parameter, optimizer: torch.optim.Optimizer) -> _Place | None:

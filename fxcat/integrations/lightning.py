@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection
 from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils._pytree import tree_leaves
 
 from fxcat.checks import check_flag
 from fxcat.choosing.cost_shares import cost_fractions
 from fxcat.errors import InputError
 from fxcat.gate_training.controller import GateController
+from fxcat.gated import GatedModule
 from fxcat.integrations.found import copies_in, ended_early, gated_in, of_another_trainer
 from fxcat.network.following import Led
 from fxcat.records import Pressure, Target, check_pressure, check_target
@@ -35,6 +38,8 @@ class GateCallback(Callback):
     Its state is in the trainer's checkpoints. Averaged copies that other callbacks hold become smaller too. When the
     structure is decided, callbacks that monitor a metric (best checkpoint, patience) begin anew: what they have seen is
     of larger networks. A run that ends before, but is not interrupted, is cut to its target then, with a warning.
+
+    Callbacks that freeze a network with gates (`BackboneFinetuning`) freeze its weights alone.
 
     Raises `InputError` when `fit` begins (as `GateController` does; no or several networks with gates; no known number
     of steps; a strategy that shards parameters) and after its first epoch (the network is not called, or so rarely that
@@ -94,6 +99,7 @@ class GateCallback(Callback):
                 return
             state, net.led = before.state_dict(), Led()  # it goes on, with other optimizers
         self._was_called = self._is_on_time = False
+        _thaw(net)
         self.controller = GateController(
             net,
             pl_module.optimizers(),  # pyright: ignore[reportArgumentType]
@@ -103,6 +109,17 @@ class GateCallback(Callback):
         )
         if state is not None:
             self.controller.load_state_dict(state)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What other callbacks remember of the optimizers' groups is of a network that has become smaller since."""
+        _forget_names(checkpoint.get("callbacks", {}), dict(pl_module.named_parameters()).keys())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        """Others freeze and thaw as epochs begin."""
+        controller = self.controller
+        assert controller is not None
+        if controller.phase != "plain":
+            _thaw(controller.net)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """Between optimizer steps the controller does nothing."""
@@ -169,3 +186,24 @@ class GateCallback(Callback):
                 "it would end before the gates are decided",
                 remedy=f"GateCallback(total_steps={expected})",
             )
+
+
+def _thaw(net: GatedModule) -> None:
+    """Let gates that are to be trained take gradients, where they were frozen with the weights."""
+    vector = net.gate_vector
+    if vector.values != "hard" and not vector.theta.requires_grad:
+        vector.theta.requires_grad_(True)
+        net.wrappers.follow(net)
+
+
+def _forget_names(states: Any, known: Collection[str]) -> None:
+    """Take parameters that have gone out of groups of names, as other callbacks keep them of optimizers."""
+    groups: list[Any] = tree_leaves(states, is_leaf=_is_group)
+    for group in filter(_is_group, groups):
+        names: list[Any] = group["params"]
+        group["params"] = [n for n in names if not isinstance(n, str) or n in known]
+
+
+def _is_group(value: Any) -> bool:
+    names: Any = value.get("params") if isinstance(value, dict) else None
+    return isinstance(names, list)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from fxcat.errors import InputError
 from fxcat.network.apart import call_whole
@@ -15,12 +17,14 @@ from fxcat.network.ddp import Wrappers
 from fxcat.network.gates import SAMPLES, GateSamples, GateVector
 from fxcat.network.methods import Methods, Turns
 from fxcat.network.program import Program
-
-_HELD = ("_modules", "_parameters", "_buffers")
+from fxcat.network.weight_checks import check_whole
 
 
 class CalledAsModel(nn.Module):
-    """What `GatedModule` inherits. Every pass, of `forward` or of another method, has gates of its own draw."""
+    """What `GatedModule` inherits. Every pass, of `forward` or of another method, has gates of its own draw.
+
+    Modules, parameters, buffers and hooks that are registered on it are registered on the model inside: they are in
+    what `finalize` returns."""
 
     gate_vector: GateVector
     network: nn.Module
@@ -46,13 +50,50 @@ class CalledAsModel(nn.Module):
         self.install()  # generated classes have methods of their own
         return self._gated(getattr(network, name))
 
+    def _is_own(self, name: str) -> bool:
+        """Whether an attribute is not the model's; before it is made all are."""
+        own = self.__dict__.get("_own")
+        return own is None or name in own or hasattr(type(self), name)
+
     def __setattr__(self, name: str, value: Any) -> None:
-        own = self.__dict__.get("_own")  # not before it is made
-        known = own is None or name in own or hasattr(type(self), name) or any(name in self.__dict__[k] for k in _HELD)
-        if known or not hasattr(self.network, name):
+        if self._is_own(name):
             super().__setattr__(name, value)
-        else:
+        elif isinstance(value, nn.Module | nn.Parameter) or hasattr(self.network, name):
             setattr(self.network, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dict__:
+            super().__delattr__(name)
+        else:
+            delattr(self.network, name)
+
+    # what is registered here is the model's, and stays where the gates leave
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        if self._is_own(name):  # put in its place again, by what replaces modules inside (SyncBatchNorm)
+            super().add_module(name, module)
+        else:
+            self.network.add_module(name, module)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        self.network.register_parameter(name, param)
+
+    def register_buffer(self, name: str, tensor: torch.Tensor | None, persistent: bool = True) -> None:
+        self.network.register_buffer(name, tensor, persistent)
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        return self.network.register_forward_pre_hook(*args, **kwargs)
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        return self.network.register_forward_hook(*args, **kwargs)
+
+    def register_full_backward_pre_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        return self.network.register_full_backward_pre_hook(*args, **kwargs)
+
+    def register_full_backward_hook(self, *args: Any, **kwargs: Any) -> RemovableHandle:
+        return self.network.register_full_backward_hook(*args, **kwargs)
 
     def _gated(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """A method of the model that finds this network, with its gates, where it calls `self` or `self.forward`."""
@@ -100,4 +141,10 @@ class CalledAsModel(nn.Module):
             )
         self.install()
         self.wrappers.note()
-        return self.gate_vector(arguments)
+        values: torch.Tensor = self.gate_vector(arguments)
+        weight = next(self.network.parameters(), values)
+        if not weight.is_meta:
+            return values
+        if any(isinstance(a, torch.Tensor) and not a.is_meta for a in tree_leaves(arguments)):
+            check_whole(self.network)
+        return values.to(weight.device)

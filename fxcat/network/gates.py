@@ -171,6 +171,16 @@ class GateVector(nn.Module):
         decided = "" if self.theta.requires_grad else ", decided"
         return f"{self.unit_count} units, {self.theta.numel() - self.unit_count} sections, {self.values!r}{decided}"
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """θ says how much of the network there is: it has values also where weights have none (`to("meta")`), or none
+        of their own (`to_empty()`)."""
+        values, requires_grad = self.theta.detach().clone(), self.theta.requires_grad
+        super()._apply(fn, recurse)
+        if self.theta.is_meta:
+            self.theta = nn.Parameter(values, requires_grad)
+        self.theta.data.copy_(values)
+        return self
+
     @property
     def units(self) -> torch.Tensor:
         return self.theta[: self.unit_count]
@@ -227,7 +237,8 @@ class GateVector(nn.Module):
         if self.values in ("sampled", "spread") and self.theta.requires_grad:
             probability = self._probability()
             # for the gates that have gone too, so that a shrink does not change the others' samples
-            draws = [torch.rand(n, generator=g) for n, g in zip(self.counts_at_start, self._generators, strict=True)]
+            made = zip(self.counts_at_start, self._generators, strict=True)
+            draws = [torch.rand(n, generator=g, device=g.device) for n, g in made]
             return (torch.cat(draws).to(theta.device)[self.numbers] < probability).to(theta.dtype)
         return theta.clone() if self.values == "theta" else self.hard()
 

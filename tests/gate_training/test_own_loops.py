@@ -44,6 +44,40 @@ def test_two_gated_networks_against_each_other() -> None:
     assert made.hard_cost().macs <= 0.5 * made.start_cost.macs
 
 
+def test_an_opponent_that_is_frozen_while_the_controller_is_called() -> None:
+    """As image translation is trained: thawed for its own steps alone."""
+    judge, made = prepared(), nn.Parameter(torch.zeros(16, 3, 8, 8))
+    optimizer, other = sgd(judge), torch.optim.SGD([made], lr=0.1)
+    controller = controlled(judge, optimizer)
+    for i in range(STEPS):
+        judge.requires_grad_(True)
+        descend(optimizer, F.softplus(-judge(batch(i)[0])).mean() + F.softplus(judge(made.detach())).mean())
+        judge.requires_grad_(False)
+        descend(other, F.softplus(-judge(made)).mean())
+        controller.step()
+        assert controller.state_dict()["trains"] == (controller.phase != "plain")
+    check(judge)
+
+
+def test_gates_that_are_added_to_an_optimizer_with_the_weights() -> None:
+    """As a backbone is thawed on the way; they are the controller's."""
+    net = prepared()
+    net.network.requires_grad_(False)
+    head = net.network.get_submodule("head").requires_grad_(True)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+    controller = controlled(net, optimizer)
+    for i in range(STEPS):
+        if i == 4:
+            net.requires_grad_(True)
+            known = {id(p) for p in head.parameters()}
+            optimizer.add_param_group({"params": [p for p in net.parameters() if id(p) not in known]})
+        descend(optimizer, F.cross_entropy(net(batch(i)[0]), batch(i)[1]))
+        controller.step()
+    check(net)
+    assert all(s["exp_avg"].shape == p.shape for p, s in optimizer.state.items())
+    assert set(optimizer.state) == set(net.weight_parameters())
+
+
 def test_a_slow_copy_that_is_told_of() -> None:
     """BYOL."""
     net, head = prepared(), nn.Linear(4, 4)

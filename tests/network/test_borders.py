@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -130,17 +131,57 @@ def test_optimizers_of_flat_copies_are_refused() -> None:
         controller_of(net, torch.optim.SGD([flat], lr=0.1))
 
 
-def test_weights_without_values_are_refused() -> None:
-    net = prepared().to("meta")
-    for call in (lambda: controller_of(net), lambda: fxcat.finalize(net)):
-        with pytest.raises(fxcat.InputError, match=r"meta device(?s:.*)where: stem\.0\.weight(?s:.*)to_empty"):
-            call()
+WITHOUT_VALUES: dict[str, Callable[[Any, fxcat.GateController], object]] = {
+    "a controller": lambda net, controller: controller_of(net),
+    "a step": lambda net, controller: (controller.optimizers[0].step(), controller.step()),
+    "finish": lambda net, controller: controller.finish(),
+    "shrink": lambda net, controller: net.shrink(),
+    "finalize": lambda net, controller: fxcat.finalize(net),
+    "fit": lambda net, controller: fxcat.fit(net, [(X, Y)], epochs=1, target=HALF, progress=False),
+    "taylor": lambda net, controller: fxcat.importance.taylor(net, [(X, Y)]),
+    "sensitivity": lambda net, controller: fxcat.sensitivity(net, [(X, Y)]),
+    "recalibrate": lambda net, controller: fxcat.recalibrate(net, [X]),
+    "forward": lambda net, controller: net(X),
+    "inference": lambda net, controller: net.eval()(X),
+}
+
+
+@pytest.mark.parametrize("use", WITHOUT_VALUES)
+def test_weights_without_values_are_refused(use: str) -> None:
+    """The gates keep theirs, so that the run goes on when the weights have some again."""
     net = prepared()
     controller = controller_of(net)
+    for _ in range(6):
+        step(net, controller)
+    kept, theta, steps = copy.deepcopy(net.state_dict()), net.gate_vector.theta.detach().clone(), controller.steps
     net.to("meta")
-    controller.optimizers[0].step()
-    with pytest.raises(fxcat.InputError, match="meta device"):
+    with pytest.raises(fxcat.InputError, match=r"meta device(?s:.*)where: stem\.0\.weight(?s:.*)to_empty"):
+        WITHOUT_VALUES[use](net, controller)
+    assert torch.equal(net.gate_vector.theta, theta) and controller.steps == steps
+    net.to_empty(device="cpu").train()
+    net.load_state_dict(kept)
+    with pytest.raises(fxcat.InputError, match="none of the gated network's weights"):
+        step(net, controller)
+    later = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(6):
+        later.zero_grad()
+        F.cross_entropy(net(X[:16]), Y[:16]).backward()
+        later.step()
         controller.step()
+    assert controller.phase == "plain" and net.hard_cost().macs <= 0.5 * net.start_cost.macs
+
+
+def test_gates_keep_their_values_when_weights_lose_theirs() -> None:
+    net = prepared()
+    net.gates["block.0"].theta[:10] = 0.25
+    before = net.gate_vector.theta.detach().clone()
+    for change in (lambda: net.to_empty(device="cpu"), lambda: net.to("meta"), lambda: net.to_empty(device="cpu")):
+        change()
+        assert torch.equal(net.gate_vector.theta, before) and net.gate_vector.theta.requires_grad
+    shapes = net.to("meta")(X.to("meta"))
+    assert shapes.is_meta and shapes.shape == (64, 4)
+    assert net.double().gate_vector.theta.dtype is torch.float64
+    assert 0 < net.hard_cost().macs < net.start_cost.macs
 
 
 class LowRank(nn.Module):
