@@ -61,6 +61,7 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         computed = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
+        computed |= node.op == "call_module" and bool(node.all_input_nodes)
         if node.op == "get_attr" or (computed and all(i in found for i in node.all_input_nodes)):
             found.add(node)
     return found

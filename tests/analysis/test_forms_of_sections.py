@@ -33,6 +33,9 @@ class Residual(nn.Module):
         self.head = nn.Conv2d(8, 4, 1)
         self.register_buffer("mask", torch.rand(8, 8) > 0.5)
         self.register_buffer("order", torch.randperm(8))
+        self.register_buffer("coordinates", torch.randn(8, 2))
+        self.register_buffer("places", torch.arange(8))
+        self.of_coordinates, self.of_places = nn.Linear(2, 8), nn.Embedding(8, 8)
         self.form = form
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,6 +61,8 @@ SECTIONS: dict[str, Form] = {
     "positions": lambda m, y, x: F.grid_sample(m.a(y), m.b(y).tanh()[:, :2].permute(0, 2, 3, 1), align_corners=False),
     "sizes from before": lambda m, y, x: m.a(y).flatten(2).view(-1, 8, x.shape[2], x.size(3)),
     "made of sizes": lambda m, y, x: m.a(y) * torch.arange(x.shape[3], dtype=y.dtype),
+    "layer of a buffer": lambda m, y, x: m.a(y) * m.of_coordinates(m.coordinates).sigmoid().t()[..., None],
+    "rows of a table": lambda m, y, x: m.a(y) + m.of_places(m.places),
     "addcmul": lambda m, y, x: torch.addcmul(m.a(y), m.b(y), m.b(y).sigmoid()),
     "attention": lambda m, y, x: F.scaled_dot_product_attention(
         m.a(y).flatten(2), m.b(y).flatten(2), m.b(y).flatten(2)
