@@ -141,6 +141,12 @@ SPECIAL: dict[Any, tuple[Call, ...]] = {
         Call("NC", (X, Y, Slot("kernel", (4, WIDTH, WIDTH))), {}),
         Call("NLC", (X, Y), {"weight": Slot("kernel", (4, WIDTH, WIDTH)), "bias": Slot("vector", (4,))}),
     ),
+    torch.cdist: (
+        Call("NLC", (X, Y), {}),
+        Call("NLC", (X,), {"x2": Y, "p": 1.0}),
+        Call("NC", (X, Slot("kernel", (4, WIDTH))), {}),
+        Call("NCL", (X, Y, 3.0), {}),
+    ),
     F.local_response_norm: (Call("NCHW", (X, 3), {}), Call("NCL", (X, 2), {"alpha": 0.1, "k": 2.0})),
     operator.getitem: tuple(
         Call("NCHW", (X, index), {})

@@ -1,7 +1,8 @@
 """Residual-bypassable sections, found from the graph.
 
 At every sum of two branches with a common dominator, a branch whose values are used nowhere else is a section if
-the other branch is the identity or dearer nothing: removing it leaves the shortcut.
+the other branch is the identity or dearer nothing: removing it leaves the shortcut. So is one that what the shortcut is
+made of leads to, whatever else it reads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import operator
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -61,6 +63,7 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         computed = node.op in ("call_function", "call_method") and node.target not in (region_input, region_output)
+        computed |= node.op == "call_module" and bool(node.all_input_nodes)
         if node.op == "get_attr" or (computed and all(i in found for i in node.all_input_nodes)):
             found.add(node)
     return found
@@ -134,6 +137,11 @@ def dominators(graph: fx.Graph, constants: Container[fx.Node]) -> dict[fx.Node, 
     return {node: nearest for node, nearest in found.items() if nearest is not None}
 
 
+def _values_of(node: fx.Node) -> list[fx.Node]:
+    """What a node takes, without the sizes, unless it takes nothing else."""
+    return [i for i in node.all_input_nodes if not isinstance(VALUE.get(i), FACTS)] or node.all_input_nodes
+
+
 class _Finder:
     """Finds the section that ends at a sum."""
 
@@ -153,7 +161,53 @@ class _Finder:
         """The section whose branch a sum adds to its shortcut, if it is one."""
         entries = dict.fromkeys((self.beside_sizes.get(join), self.dominators.get(join)))
         found = (self._between(entry, join) for entry in entries if isinstance(entry, fx.Node))
-        return next((s for s in found if s is not None), None)
+        return next((s for s in found if s is not None), None) or self._beside_others(join)
+
+    def _beside_others(self, join: fx.Node) -> Section | None:
+        """Where what one of both values is made of leads to the other, which takes values from elsewhere too: the time
+        of a diffusion step, the memory of a decoder. What of these nothing else reads belongs to the branch."""
+        for shortcut, last in (join.args[:2], join.args[1::-1]):
+            assert isinstance(shortcut, fx.Node) and isinstance(last, fx.Node)
+            entry, cheap = shortcut, set[fx.Node]()
+            while not self._leads_to(entry, last):
+                sources = [i for i in _values_of(entry) if i not in self.constants]
+                if len(sources) != 1:
+                    break
+                cheap.add(entry)
+                entry = sources[0]
+            nodes = self._led_to(entry, last) if self._leads_to(entry, last) else set[fx.Node]()
+            if nodes and self._is_section(join, shortcut, last, nodes, cheap):
+                return Section("", join, entry, last, shortcut, frozenset(nodes))
+        return None
+
+    def _leads_to(self, first: fx.Node, last: fx.Node) -> bool:
+        return bool(self.before[last] >> self.order[first] & 1)
+
+    @cached_property
+    def before(self) -> dict[fx.Node, int]:
+        """For every node itself and those from which values lead to it: a bit for each, in the graph's order."""
+        found: dict[fx.Node, int] = {}
+        for node, number in self.order.items():
+            found[node] = 1 << number
+            for source in _values_of(node):
+                found[node] |= found[source]
+        return found
+
+    def _led_to(self, first: fx.Node, last: fx.Node) -> set[fx.Node]:
+        """What lies on the ways of values from a node to another, and what nothing but that reads."""
+        seen: set[fx.Node] = set()
+        stack = [last]
+        while stack:
+            node = stack.pop()
+            if node not in seen and not self._leads_to(node, first):
+                seen.add(node)
+                stack += [*node.all_input_nodes, *self.changes.get(node, ())]
+        found = sorted(seen, key=self.order.__getitem__)
+        nodes = {node for node in found if self._leads_to(first, node)}
+        for node in reversed(found):
+            if node.op != "placeholder" and all(u in nodes or u in self.unread for u in node.users):
+                nodes.add(node)
+        return nodes
 
     def _between(self, entry: fx.Node, join: fx.Node) -> Section | None:
         a, b = join.args[0], join.args[1]
@@ -161,19 +215,25 @@ class _Finder:
         branches = [(x, self._branch(x, entry)) for x in (a, b)]
         branches.sort(key=lambda item: self._work(item[1]))
         (shortcut, cheap), (last, nodes) = branches
+        if not self._is_section(join, shortcut, last, nodes, cheap):
+            return None
+        return Section("", join, entry, last, shortcut, frozenset(nodes))
+
+    def _is_section(
+        self, join: fx.Node, shortcut: fx.Node, last: fx.Node, nodes: set[fx.Node], cheap: set[fx.Node]
+    ) -> bool:
+        """Whether a branch of these nodes, that ends with `last`, may go where it is added to the shortcut."""
         if shortcut in self.of_one_batch or NO_GRAD.has(last) or last in self.changed:
-            return None  # no gate at the last value makes zero what is written into it afterwards
+            return False  # no gate at the last value makes zero what is written into it afterwards
         work = self._work(nodes)
         if not work or work <= self._work(cheap) or nodes & cheap:
-            return None
+            return False
         unread = self.unread
         leaves_only_by_exit = all(
             u in nodes or u in unread or (n is last and u is join) for n in nodes for u in n.users
         )
         crosses = any(n.target in (region_input, region_output) for n in nodes)
-        if not leaves_only_by_exit or crosses or self._changes_for_others(nodes):
-            return None
-        return Section("", join, entry, last, shortcut, frozenset(nodes))
+        return leaves_only_by_exit and not crosses and not self._changes_for_others(nodes)
 
     def _changes_for_others(self, nodes: Container[fx.Node]) -> bool:
         """Whether nodes change a buffer for a module that has more to compute: then they stay when the section goes."""

@@ -32,7 +32,7 @@ from fxcat.passes.graph.meta import value_of
 from fxcat.passes.nodes.effects import is_inplace
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.base import Rule
-from fxcat.passes.rules.conv import ConvFunction
+from fxcat.passes.rules.contraction import WeightedFunction
 from fxcat.passes.rules.creation import Alike
 from fxcat.passes.rules.elementwise import Elementwise
 from fxcat.passes.rules.flow import Flow
@@ -109,7 +109,7 @@ def _made_for_examples(graph: fx.Graph) -> set[fx.Node]:
 
 def _convolves_one_by_one(node: fx.Node) -> bool:
     rule = find_rule(node, None) if node.op == "call_function" else None
-    return isinstance(rule, ConvFunction) and rule.is_one_by_one(node)
+    return isinstance(rule, WeightedFunction) and rule.is_one_by_one(node)
 
 
 def _weights_of(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -127,8 +127,8 @@ def _takes_as_weight(node: fx.Node, weight: fx.Node) -> bool:
 
 def _rule_for(node: fx.Node) -> Rule | None:
     """What to do with an op on weights; None if there is no exact form."""
-    if node.op not in ("call_function", "call_method") or is_inplace(node):
-        return None
+    if node.op not in ("call_function", "call_method") or is_inplace(node) or isinstance(value_of(node), list):
+        return None  # a list is of Python: `[weight] * batch`
     statistic = STATISTICS.get(node.target)
     if statistic is not None:
         return statistic if statistic.has_form(node) else None

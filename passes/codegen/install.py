@@ -121,6 +121,8 @@ class _Installer:
             block = _inside(module, inner.removeprefix(prefix))
             if block is not None and not is_chain(block, list(graphs.values())):
                 self._set_class(block, self._class_of_block(block, graphs))
+            elif block is not None and type(block).forward is not nn.Sequential.forward:
+                self._set_class(block, nn.Sequential)  # its code, of an earlier network, had a bypass
             if block is not None and inner in folded.uncalled:
                 self._set_class(block, self._uncalled(type(block)))
         for inner in folded.flat:

@@ -25,7 +25,8 @@ from fxcat.utils.made_classes import make_class
 
 
 def takes_apart(cls: type[nn.Module]) -> tuple[str, ...]:
-    """Names of the methods of a class that delete attributes, as they were written: decorators may tidy up."""
+    """Names of the methods of a class that delete attributes which they do not set, as they were written: decorators
+    may tidy up. One that does both keeps something there for a while: LeViT's biases, from `eval()` to `train()`."""
     own = cls.__mro__[: cls.__mro__.index(nn.Module)]
     methods = [v for c in own for v in vars(c).values() if isinstance(v, types.FunctionType)]
     written = [(m.__name__, inspect.unwrap(m)) for m in methods if not m.__name__.startswith("__")]
@@ -35,8 +36,13 @@ def takes_apart(cls: type[nn.Module]) -> tuple[str, ...]:
 
 
 def _deletes(code: types.CodeType) -> bool:
-    named = not {"__delattr__", "delattr"}.isdisjoint(code.co_names)
-    return named or dis.opmap["DELETE_ATTR"] in code.co_code[::2]  # the instructions; their arguments lie between them
+    if not {"__delattr__", "delattr"}.isdisjoint(code.co_names):
+        return True
+    if dis.opmap["DELETE_ATTR"] not in code.co_code[::2]:  # the instructions; their arguments lie between them
+        return False
+    steps = list(dis.get_instructions(code))
+    made = {s.argval for s in steps if s.opname in ("STORE_ATTR", "LOAD_CONST")}  # register_buffer("biases", …)
+    return any(s.opname == "DELETE_ATTR" and s.argval not in made for s in steps)
 
 
 def own_again(base: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:

@@ -26,7 +26,7 @@ def with_selections(captured: Captured, network: nn.Module, flow: LabelFlow) -> 
     taken = {name for name, _ in network.named_buffers()} | orders.keys()
     chosen: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
     for node, source, axis in flow.meetings:
-        if captured.regions or not _is_made(flow, source):
+        if captured.regions or not _is_made(flow, source) or _counts_examples(source, axis):
             continue
         path = path_of(node)
         prefix = f"{path}.channels" if path else "channels"
@@ -51,6 +51,18 @@ def _selection(node: fx.Node, source: fx.Node, axis: int, name: str, order: torc
         stand_beside(new, node)
         PHASE.copy(new, node)
     return select
+
+
+def _counts_examples(source: fx.Node, axis: int) -> bool:
+    """Whether how many entries there are along an axis is a matter of the batch: of groups that are folded into it."""
+    stack, seen = [source] if axis == 0 else [], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node not in seen and any(a in (0, None) for _, a in asked_sizes(node)):
+            return True
+        stack += [] if node in seen else node.all_input_nodes
+        seen.add(node)
+    return False
 
 
 def _is_made(flow: LabelFlow, source: fx.Node) -> bool:

@@ -107,6 +107,10 @@ class WeightedFunction(Rule):
 
     zero = Zero.BREAKS
 
+    def is_one_by_one(self, node: fx.Node) -> bool:
+        """Whether every example has kernels of its own."""
+        return False
+
     def needs_zero(self, flow: Flow, node: fx.Node) -> tuple[fx.Node, ...]:
         return flow.contractions[node].mixed
 

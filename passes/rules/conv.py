@@ -64,9 +64,7 @@ class Conv(Rule):
         module = self._module(flow, node)
         channels = -module.weight.dim() + 1
         entering, outer = consumed(flow, node, channels)
-        if outer is not None and any(size > 1 for size in outer.shape[channels:]):
-            flow.freeze(outer, node, "units along an axis that the convolution runs over")
-            outer = frozen((1,) * outer.dim())
+        outer = left_alone(flow, node, outer, module.kernel_size, module.stride, module.padding)
         out = bind_kernel(flow, flow.parameter_name(node, "weight"), str(node.target), module_sizes(module), entering)
         freeze_outer(flow, node, out, outer)
         flow.bind(node, "bias", 0, out)
@@ -115,6 +113,26 @@ class Conv(Rule):
         return module  # pyright: ignore[reportReturnType]
 
 
+def left_alone(
+    flow: Flow, node: fx.Node, outer: torch.Tensor | None, kernel: tuple[int, ...], stride: Any, padding: Any
+) -> torch.Tensor | None:
+    """Labels along axes that a convolution sums nothing over. It runs over those of its kernel, but where that has one
+    entry, and takes what lies there one by one: tokens mixed by `nn.Conv1d(tokens, hidden, 1)`."""
+    if outer is None:
+        return None
+
+    def of_axis(given: Any, axis: int) -> Any:
+        return given[axis] if isinstance(given, tuple | list) else given
+
+    rank = len(kernel)
+    for axis in range(-rank, 0):
+        apart = kernel[axis] == of_axis(stride, axis) == 1 and (isinstance(padding, str) or not of_axis(padding, axis))
+        if outer.shape[axis] > 1 and not apart:
+            flow.freeze(outer, node, "units along an axis that the convolution runs over")
+            return frozen((1,) * outer.dim())
+    return outer
+
+
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -141,9 +159,7 @@ def _gated_conv(base: type[nn.Module]) -> type[nn.Module] | None:
 class ConvFunction(WeightedFunction):
     """F.conv1d, F.conv2d, F.conv3d."""
 
-    @staticmethod
-    def is_one_by_one(node: fx.Node) -> bool:
-        """Whether every example has kernels of its own."""
+    def is_one_by_one(self, node: fx.Node) -> bool:
         return is_of_batch(_of_conv(node).get("groups"))
 
     def groups(self, node: fx.Node, module: nn.Module | None) -> int:
@@ -183,14 +199,15 @@ class ConvFunction(WeightedFunction):
                 flow.freeze(flow.of(weight), node, "a computed weight of a grouped convolution")
             out = first = computed(flow, node, weight, entering)
             second = entering
-        if outer is not None:
-            flow.freeze((outer, out), node, "units along an axis that the convolution runs over")
+        kernel = tuple(value_of(weight).shape[2:])
+        outer = left_alone(flow, node, outer, kernel, thaw(given.get("stride", 1)), thaw(given.get("padding", 0)))
+        freeze_outer(flow, node, out, outer)
         unite_bias(flow, node, out, bias)
         terms = None  # groups with computed weights may be those of the examples of a batch
         if sizes.groups == 1 or isinstance(flow.values[weight], Grid) or self.binds(node):
-            terms = kernel_macs(flow, node, sizes, math.prod(value_of(weight).shape[2:]), second, first)
+            terms = kernel_macs(flow, node, sizes, math.prod(kernel), second, first)
         flow.contractions[node] = Contraction(terms, (node.all_input_nodes[0],), ())
-        return along(out, channels, value_of(node).dim())
+        return along(out, channels, value_of(node).dim()) if outer is None else outer
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_conv(node)

@@ -24,7 +24,7 @@ from fxcat.passes.rules.contraction import (
 from fxcat.passes.rules.conv import TRANSPOSED, Conv, module_sizes
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.kernels import Sizes
-from fxcat.passes.rules.one_by_one import frozen_one_by_one, is_of_batch
+from fxcat.passes.rules.one_by_one import convolved_one_by_one, is_of_batch
 from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term
 
@@ -94,9 +94,12 @@ class ConvTranspose(Conv):
 class ConvTransposeFunction(WeightedFunction):
     """F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d; with groups only where these are units."""
 
+    def is_one_by_one(self, node: fx.Node) -> bool:
+        return is_of_batch(_of_transposed(node).get("groups"))
+
     def groups(self, node: fx.Node, module: nn.Module | None) -> int:
         given = _of_transposed(node)
-        return 1 if is_of_batch(given.get("groups")) else _transposed_sizes(given).groups
+        return 1 if self.is_one_by_one(node) else _transposed_sizes(given).groups
 
     def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
         given = _of_transposed(node)
@@ -104,8 +107,8 @@ class ConvTransposeFunction(WeightedFunction):
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         given = _of_transposed(node)
-        if is_of_batch(given.get("groups")):
-            return frozen_one_by_one(flow, node)
+        if self.is_one_by_one(node):
+            return convolved_one_by_one(flow, node, given, transposed=True)
         weight, (groups, width_in, width_out) = given["weight"], _transposed_sizes(given)
         channels = 1 - value_of(weight).dim()
         entering, outer = consumed(flow, node, channels)
@@ -144,7 +147,7 @@ class ConvTransposeFunction(WeightedFunction):
 
     def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
         given = _of_transposed(node)
-        if is_of_batch(given.get("groups")):
+        if self.is_one_by_one(node):
             return None
         groups, _, width_out = _transposed_sizes(given)
         if groups == 1:

@@ -267,6 +267,11 @@ def gated_normalize(input: torch.Tensor, *args: Any, gate: torch.Tensor, **optio
     return F.normalize(input * gate, *args, **options)
 
 
+def gated_distances(x1: torch.Tensor, x2: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`torch.cdist` over what a gate leaves open."""
+    return torch.cdist(x1 * gate, x2 * gate, *args, **options)
+
+
 def gated_weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0, *, gate: torch.Tensor) -> torch.Tensor:
     """`torch._weight_norm`, v · g / ‖v‖ for every slice along an axis, over what a gate leaves open; zero elsewhere."""
     v = v * gate

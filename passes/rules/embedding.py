@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.graph.label_arrays import Labels, along
+from fxcat.passes.graph.arguments import arguments
+from fxcat.passes.graph.label_arrays import Grid, Labels, along, frozen
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.flow import Flow
@@ -32,3 +36,31 @@ class Embedding(Rule):
     def resize(self, module: nn.Module, entering: tuple[int, ...]) -> None:
         assert isinstance(module, nn.Embedding) and isinstance(module.weight, torch.Tensor)
         module.embedding_dim = module.weight.shape[1]
+
+
+@rule(F.embedding)
+class EmbeddingFunction(Rule):
+    """The same of a table that is given: a parameter, or computed from parameters. Its rows stay."""
+
+    def weights(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return (_of_lookup(node)["weight"],)
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        given = _of_lookup(node)
+        table, dims = given["weight"], value_of(node).dim()
+        labels = flow.values[table]
+        if given.get("max_norm") is not None:
+            flow.freeze(labels, node, "an embedding whose norms are bounded")
+            return frozen((1,) * dims)
+        if not isinstance(labels, Grid):
+            first = flow.of(table)
+            flow.unite(first, first[:1])
+            return along(flow.line(first[:1], value_of(table).shape[1]), -1, dims)
+        rows, columns = flow.lines(table)
+        if rows is not None:
+            flow.freeze_if_units(rows, node, "rows of a table that are looked up")
+        return frozen((1,) * dims) if columns is None else along(columns, -1, dims)
+
+
+def _of_lookup(node: fx.Node) -> dict[str, Any]:
+    return arguments(node, "input", "weight", "padding_idx", "max_norm")

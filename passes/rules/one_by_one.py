@@ -1,8 +1,8 @@
 """Convolutions in which every example has kernels of its own: examples lie beside each other along the channels.
 
 `conv2d(x.view(1, batch * channels, h, w), kernels.view(batch * out, channels, k, k), groups=batch)`, as StyleGAN2 and
-CondConv have it. Units are those of one example; a gate is put before the examples are laid beside each other, or
-behind where they are apart again, since none there would fit another batch.
+CondConv have it, and `conv_transpose2d` likewise. Units are those of one example; a gate is put before the examples are
+laid beside each other, or behind where they are apart again, since none there would fit another batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fxcat.passes.rules.kernels import Sizes, kernel_labels, kernel_macs
 from fxcat.passes.rules.movement import Axes, Copy, Reshape, Reshaping
 from fxcat.passes.rules.padding import Pad
 from fxcat.passes.rules.table import find_rule
-from fxcat.passes.rules.terms import Contraction
+from fxcat.passes.rules.terms import Contraction, Term
 
 
 def is_of_batch(number: object) -> bool:
@@ -35,22 +35,27 @@ def is_of_batch(number: object) -> bool:
     return any(is_of_batch(source) for source in sources)
 
 
-def sizes_of_one(flow: Flow, node: fx.Node, groups: fx.Node, weight: fx.Node) -> Sizes:
+def sizes_of_one(flow: Flow, groups: fx.Node, weight: fx.Node, transposed: bool) -> Sizes:
     """Groups of the convolution of one example, and the channels of a group."""
-    rows, entering = value_of(weight).shape[:2]
-    return Sizes(flow.one(groups), entering, rows // value_of(groups))
+    rows, columns = value_of(weight).shape[:2]
+    rows //= value_of(groups)
+    return Sizes(flow.one(groups), *((rows, columns) if transposed else (columns, rows)))
 
 
-def convolved_one_by_one(flow: Flow, node: fx.Node, given: dict[str, Any]) -> Labels:
-    """Labels of the result, which has those of one example for every example."""
+def convolved_one_by_one(flow: Flow, node: fx.Node, given: dict[str, Any], *, transposed: bool = False) -> Labels:
+    """Labels of the result, which has those of one example for every example. `transposed`: the kernels have their
+    input channels along the first axis, beside each other for the examples, and their output channels along the next.
+    """
     weight, groups = given["weight"], given["groups"]
     source = _before_folding(node, given["input"])
     apart = _unfolding(node)
     if source is None or apart is None or not isinstance(flow.values[weight], Grid):
         return frozen_one_by_one(flow, node)
-    sizes = sizes_of_one(flow, node, groups, weight)
+    sizes = sizes_of_one(flow, groups, weight, transposed)
+    if transposed and sizes.groups > 1:
+        return frozen_one_by_one(flow, node)
     examples = value_of(groups) // sizes.groups
-    _keep_longer_side(flow, weight, sizes)
+    _keep_longer_side(flow, weight, sizes, transposed)
     lines = flow.lines(weight)
     entering, outer = consumed(flow, node, 1)
     if outer is not None:
@@ -58,27 +63,32 @@ def convolved_one_by_one(flow: Flow, node: fx.Node, given: dict[str, Any]) -> La
     entering = _of_each(flow, entering, examples)
 
     def bind(axis: int, labels: torch.Tensor) -> None:
-        line = lines[axis]
+        own = 1 - axis if transposed else axis
+        line = lines[own]
         if line is None:
             flow.freeze(labels, node, f"kernels whose {'input' if axis else 'output'} channels share an axis")
         else:
-            flow.unite(labels, line if axis else _of_each(flow, line, examples))
+            flow.unite(labels, line if own else _of_each(flow, line, examples))
 
     out = kernel_labels(flow, path_of(node), sizes, entering, None, bind)
     unite_bias(flow, node, out.repeat(examples), given.get("bias"))
     kernel = math.prod(value_of(weight).shape[2:])
-    terms = kernel_macs(flow, node, sizes, kernel, entering[: sizes.entering], out)
+    if transposed:
+        positions = flow.one(given["input"]).numel() // sizes.entering
+        terms: tuple[Term, ...] = (Term(positions * kernel, (entering, out)),)
+    else:
+        terms = kernel_macs(flow, node, sizes, kernel, entering[: sizes.entering], out)
     flow.contractions[node] = Contraction(terms, (source,), ())
     flow.folded.update((node, *apart))
     return along(out.repeat(examples), 1, value_of(node).dim())
 
 
-def _keep_longer_side(flow: Flow, weight: fx.Node, sizes: Sizes) -> None:
+def _keep_longer_side(flow: Flow, weight: fx.Node, sizes: Sizes, transposed: bool) -> None:
     """Kernels that are rows of a matrix have input and output channels along one axis of it, where an entry can only be
     of one unit: of those that are more."""
     grid = flow.values[weight]
     assert isinstance(grid, Grid)
-    kept = int(sizes.groups == 1 and sizes.entering > sizes.leaving)
+    kept = int(sizes.groups == 1 and (sizes.entering > sizes.leaving) is not transposed)
     found: list[torch.Tensor] = []
     for layer in grid.layers:
         first = layer

@@ -152,10 +152,20 @@ class SumWithProduct(Elementwise):
 
 @rule(*(operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"))
 class Product(Elementwise):
-    """Products: one zero is enough."""
+    """Products: one zero is enough. Of a list of values and a number (`[weight] * batch`): the same again and again."""
 
-    zero = Zero.ANY
     keeps_infinity = True
+
+    def flow(self, flow: Flow, node: fx.Node) -> Labels:
+        value = value_of(node)
+        if isinstance(value, torch.Tensor):
+            return super().flow(flow, node)
+        given: Any = next(a for a in node.args if isinstance(a, list | tuple))
+        labels = [flow.values[source] for source in given]
+        return tuple(labels[i % len(labels)] for i in range(len(value)))
+
+    def zero_at(self, node: fx.Node) -> Zero:
+        return Zero.ANY if isinstance(value_of(node), torch.Tensor) else Zero.PRESERVES
 
 
 @rule("copy_")

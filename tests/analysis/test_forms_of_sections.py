@@ -33,6 +33,9 @@ class Residual(nn.Module):
         self.head = nn.Conv2d(8, 4, 1)
         self.register_buffer("mask", torch.rand(8, 8) > 0.5)
         self.register_buffer("order", torch.randperm(8))
+        self.register_buffer("coordinates", torch.randn(8, 2))
+        self.register_buffer("places", torch.arange(8))
+        self.of_coordinates, self.of_places = nn.Linear(2, 8), nn.Embedding(8, 8)
         self.form = form
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,6 +61,8 @@ SECTIONS: dict[str, Form] = {
     "positions": lambda m, y, x: F.grid_sample(m.a(y), m.b(y).tanh()[:, :2].permute(0, 2, 3, 1), align_corners=False),
     "sizes from before": lambda m, y, x: m.a(y).flatten(2).view(-1, 8, x.shape[2], x.size(3)),
     "made of sizes": lambda m, y, x: m.a(y) * torch.arange(x.shape[3], dtype=y.dtype),
+    "layer of a buffer": lambda m, y, x: m.a(y) * m.of_coordinates(m.coordinates).sigmoid().t()[..., None],
+    "rows of a table": lambda m, y, x: m.a(y) + m.of_places(m.places),
     "addcmul": lambda m, y, x: torch.addcmul(m.a(y), m.b(y), m.b(y).sigmoid()),
     "attention": lambda m, y, x: F.scaled_dot_product_attention(
         m.a(y).flatten(2), m.b(y).flatten(2), m.b(y).flatten(2)
@@ -70,6 +75,36 @@ def test_sections_close_at_what_makes_them_zero(form: str) -> None:
     failed, _, sections = failures(Residual(SECTIONS[form]), *IMAGES)
     assert not failed
     assert sections >= 1
+
+
+class Stepped(nn.Module):
+    """Branches that also read what is made of another input, as those of diffusion networks and decoders do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.time = nn.Conv2d(3, 8, 1), nn.Linear(4, 6)
+        self.enter, self.leave = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 1)
+        self.shift, self.again = nn.Linear(6, 6), nn.Linear(6, 8)
+        self.shortcut = nn.Conv2d(8, 8, 1) if how == "projected" else nn.Identity()
+        self.head, self.how = nn.Conv2d(8, 4, 1), how
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        time = F.silu(self.time(step))
+        y = F.relu(self.stem(x))
+        z = F.silu(self.enter(y) + self.shift(time)[..., None, None])
+        z = self.shortcut(y) + self.leave(z)
+        if self.how == "read again":
+            z = z * torch.sigmoid(self.shift(time)).mean(1)[:, None, None, None]
+        if self.how != "nothing else":
+            z = z + self.again(time)[..., None, None]
+        return self.head(z)
+
+
+@pytest.mark.parametrize("how", ["nothing else", "time again", "read again", "projected"])
+def test_branches_that_read_other_inputs(how: str) -> None:
+    """They are sections, which hold what nothing else reads."""
+    failed, units, sections = failures(Stepped(how), ((1, 3, 8, 8), (1, 4)), ((3, 3, 6, 6), (3, 4)))  # pyright: ignore[reportArgumentType]
+    assert (failed, units, sections) == ([], (16 if how == "projected" else 8) + 6 + 6, 1)
 
 
 def test_positions_are_no_shortcut() -> None:

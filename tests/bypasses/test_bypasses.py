@@ -82,6 +82,20 @@ def test_what_is_closed_leaves_its_bypass(closed: tuple[int, ...]) -> None:
     assert set(dict(small.named_children())) == set(dict(model.named_children())) - gone
 
 
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_a_chain_whose_bypass_has_gone_is_a_chain_again(shrunk: bool) -> None:
+    chain = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), chain)
+    x = torch.randn(2, 3, 8, 8)
+    net = fxcat.prepare(fxcat.add_bypasses(model, x, verbose=False), x, verbose=False).eval()
+    next(g for n, g in net.gates.items() if g.kind == "section" and n.startswith("3")).set(0.0)
+    expected = net(x)
+    if shrunk:
+        net.shrink()
+        assert difference(net(x), expected) <= 1e-5
+    assert difference(fxcat.finalize(net)(x), expected) <= 1e-5
+
+
 def test_written_out_activations_pooling_and_the_mode() -> None:
     """In training, too: with the same random numbers, dropout drops the same."""
     model = FunctionalLeNet()

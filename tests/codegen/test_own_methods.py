@@ -233,3 +233,51 @@ def test_layers_whose_weights_other_code_reads_state_their_sizes() -> None:
     for layer in small.modules():
         if isinstance(layer, nn.Linear):
             assert (layer.out_features, layer.in_features) == tuple(layer.weight.shape)
+
+
+class Biased(nn.Module):
+    """Attention that looks its biases up in `train()`, as LeViT does, or, for a buffer, TinyViT."""
+
+    def __init__(self, registered: bool) -> None:
+        super().__init__()
+        self.qkv, self.out, self.registered = nn.Linear(8, 3 * 16), nn.Linear(16, 8), registered
+        self.table = nn.Parameter(torch.randn(4, 9))
+        self.register_buffer("places", torch.randint(9, (16, 16)))
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> Biased:
+        super().train(mode)
+        if mode and hasattr(self, "biases"):
+            del self.biases
+        elif self.registered:
+            self.register_buffer("biases", self.table[:, self.places], persistent=False)
+        else:
+            self.biases = self.table[:, self.places]
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).view(len(x), 16, 4, 12).permute(0, 2, 1, 3).chunk(3, -1)
+        bias = self.table[:, self.places] if self.training else self.biases
+        tokens = F.softmax(q @ k.transpose(-2, -1) + bias, -1) @ v
+        return self.out(tokens.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_what_train_makes_and_takes_away_is_no_part(registered: bool, shrunk: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Biased(registered), nn.Conv2d(8, 2, 1)).double().eval()
+    x = torch.randn(2, 3, 4, 4).double()
+    net = fxcat.prepare(model, x, verbose=False).eval()
+    close_units(net)
+    expected = net(x)
+    if shrunk:
+        net.shrink()
+        assert difference(net.train().eval()(x), expected) <= 1e-10
+    small = fxcat.finalize(net)
+    assert difference(small.train().eval()(x), expected) <= 1e-10
+    with torch.no_grad():
+        small.get_parameter("2.table").add_(1)
+        small.get_parameter("2.table")[:, ::2].sub_(3)
+    assert difference(small.train()(x), small.eval()(x)) <= 1e-10

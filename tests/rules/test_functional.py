@@ -259,6 +259,72 @@ def test_heads_folded_into_the_batch() -> None:
     assert checked(Folded(), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 4 + 8 + 16)
 
 
+def test_groups_folded_into_the_batch_that_meet_what_is_made_for_each() -> None:
+    """How many of them there are is a matter of the batch: nothing is selected from it."""
+
+    class Offsets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batch, _, height, width = x.shape
+            groups = x.reshape(batch * 2, 4, height, width)
+            rows, columns = torch.meshgrid(*(torch.linspace(-1, 1, n).double() for n in (height, width)), indexing="ij")
+            places = torch.stack((columns, rows), -1)[None].expand(batch * 2, -1, -1, -1)
+            places = places + self.offset(groups).permute(0, 2, 3, 1).tanh()
+            return F.grid_sample(groups, places, align_corners=True).reshape(x.shape)
+
+    assert checked(Offsets(), nn.Conv2d(8, 16, 1))[1] >= 16
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_tokens_mixed_by_convolutions_with_kernels_of_one_entry(function: bool) -> None:
+    """Along the axis that such a kernel runs over, which is that of the channels, nothing is summed."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.enter, self.leave = nn.LayerNorm(8), nn.Conv1d(9, 12, 1), nn.Conv1d(12, 9, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = F.adaptive_avg_pool2d(x, 3).flatten(2).transpose(1, 2)
+            if function:
+                hidden = F.conv1d(self.norm(tokens), self.enter.weight, self.enter.bias)
+            else:
+                hidden = self.enter(self.norm(tokens))
+            return (tokens + self.leave(F.gelu(hidden))).transpose(1, 2).unflatten(2, (3, 3))
+
+    assert checked(Mixer(), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 16)
+
+
+@pytest.mark.parametrize(("kernel", "padding", "units"), [((3, 1), (1, 0), 8 + 16), ((1, 3), (0, 1), 16)])
+def test_kernels_of_one_entry_along_one_axis(kernel: tuple[int, int], padding: tuple[int, int], units: int) -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Conv2d(3, 3, kernel, padding=padding)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.adaptive_avg_pool2d(x, 3).permute(0, 2, 3, 1)  # rows as channels, channels as columns
+            return self.rows(x).permute(0, 3, 1, 2)
+
+    assert checked(Turned(), nn.Conv2d(8, 16, 1))[1] == units
+
+
+def test_lists_of_values_again_and_again() -> None:
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(1, 8, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tables = torch.cat([self.table] * x.shape[0])
+            return torch.stack([x] * 2, 1).sum(1) * tables
+
+    assert checked(Copies(), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 16)
+
+
 def test_pieces_put_together_again() -> None:
     class Turned(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,19 @@ class Modulated(nn.Module):
         return x.view(n, -1, height, width) if self.unfold == "batch" else (x + 0.5).view(n, -1, height, width)
 
 
+class Enlarging(Modulated):
+    """The same as a transposed convolution, which has its input channels first."""
+
+    def forward(self, x: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+        n, channels, height, width = x.shape
+        out = self.weight.shape[0]
+        kernels = self.weight[None] * (self.style(code)[:, None, :, None, None] + 1)
+        kernels = kernels * torch.rsqrt(kernels.pow(2).sum((2, 3, 4)) + 1e-8).view(n, out, 1, 1, 1)
+        kernels = kernels.view(n, out, channels, 3, 3).transpose(1, 2).reshape(n * channels, out, 3, 3)
+        x = F.conv_transpose2d(x.view(1, n * channels, height, width), kernels, padding=0, stride=2, groups=n)
+        return x.view(n, out, x.shape[-2], x.shape[-1])
+
+
 class Experts(nn.Module):
     """Kernels that are sums of experts' kernels: a table of any shape, flattened."""
 
@@ -82,6 +95,12 @@ def checked(make: Callable[[int, int], nn.Module], leaving: int = 6, batch: int 
 @pytest.mark.parametrize("unfold", ["channels", "batch"])
 def test_modulated_convolutions(unfold: str, batch: int) -> None:
     report = checked(lambda a, b: Modulated(a, b, unfold=unfold), batch=batch)
+    assert (report.failures, report.units, report.coverage) == ([], 8 + 6 + 5, 1.0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_transposed_convolutions(batch: int) -> None:
+    report = checked(Enlarging, batch=batch)
     assert (report.failures, report.units, report.coverage) == ([], 8 + 6 + 5, 1.0)
 
 

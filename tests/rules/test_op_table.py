@@ -23,6 +23,7 @@ UNTRIED = {
     **{f"torch.view_as_{kind}": "gives or takes complex numbers" for kind in ("real", "complex")},
     **{f"{o}.{name}": "changes the batch axis" for o in _OWNERS for name in ("t", "ravel", "vsplit")},
     "nn.sparse.Embedding": "takes indices, no features: test_user_nets",
+    "F.embedding": "takes indices, no features: test_distances",
     "torchvision.ops.roi_align.RoIAlign": "takes boxes of a batch: test_regions",
     "torchvision.ops.roi_pool.RoIPool": "takes boxes of a batch: test_regions",
     "torchvision.ops.poolers.MultiScaleRoIAlign": "takes a dict of features: test_regions",

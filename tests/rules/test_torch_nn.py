@@ -207,4 +207,4 @@ def test_transformer_decoders() -> None:
     randomise(model, 0)
     report = check(model, "decoder", (1, 3, 8, 8), (3, 3, 8, 8))
     assert not report.failures
-    assert (report.units, report.sections) == (24 + 2 * (4 + 4 + 32), 4)
+    assert (report.units, report.sections) == (24 + 2 * (4 + 4 + 32), 6)
