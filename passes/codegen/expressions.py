@@ -73,9 +73,11 @@ class Writer:
 
     def _operator(self, target: Any, args: tuple[Any, ...]) -> Text | None:
         """A call of a function that Python has a sign for; None for others."""
-        if target is operator.not_ or (target is operator.eq and len(args) == 2 and args[1] is False):
-            return Text(f"not {self.argument(args[0]).within(_COMPARES)}", _COMPARES - 1)
+        if target is operator.not_:
+            return self._not(args[0])
         if target in _INFIX and len(args) == 2:
+            if target is operator.eq and args[1] is False:
+                return self._not(args[0])
             sign, strength = _INFIX[target]
             left, right = strength, strength + 1
             if strength == _COMPARES:
@@ -94,6 +96,9 @@ class Writer:
         if target is builtins.getattr and len(args) == 2 and is_name(args[1]):
             return Text(f"{self.argument(args[0]).within(_ATOM)}.{args[1]}")
         return None
+
+    def _not(self, value: Any) -> Text:
+        return Text(f"not {self.argument(value).within(_COMPARES)}", _COMPARES - 1)
 
     def _given(self, args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
         if not all(map(is_name, kwargs)):

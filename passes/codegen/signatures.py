@@ -45,7 +45,7 @@ class Head:
         self._constants: dict[str, str] = {}
         self._types: dict[str, str] = {}
         self.names |= {"_mapping": Mapping, "_others": _NO_TENSORS, "_is": _is, "_is_empty": _is_empty}
-        self.names |= {"_is_scripting": torch.jit.is_scripting}
+        self.names |= {"_is_scripting": torch.jit.is_scripting}  # pyright: ignore[reportPrivateImportUsage]
         self.names |= {"_isinstance": isinstance, "_len": len, "_sequence": (tuple, list)}
         for name, node in self._given.items():
             if isinstance(PATTERN.get(node, Slot(0)), CONSTANTS):
