@@ -238,6 +238,9 @@ def test_layers_whose_weights_other_code_reads_state_their_sizes() -> None:
 class Biased(nn.Module):
     """Attention that looks its biases up in `train()`, as LeViT does, or, for a buffer, TinyViT."""
 
+    places: torch.Tensor
+    biases: torch.Tensor
+
     def __init__(self, registered: bool) -> None:
         super().__init__()
         self.qkv, self.out, self.registered = nn.Linear(8, 3 * 16), nn.Linear(16, 8), registered

@@ -316,7 +316,7 @@ def test_lists_of_values_again_and_again() -> None:
     class Copies(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table = nn.Parameter(torch.randn(1, 8, 1, 1))
+            self.table: torch.Tensor = nn.Parameter(torch.randn(1, 8, 1, 1))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             tables = torch.cat([self.table] * x.shape[0])
