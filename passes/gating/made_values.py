@@ -58,9 +58,11 @@ def _counts_examples(source: fx.Node, axis: int) -> bool:
     stack, seen = [source] if axis == 0 else [], set[fx.Node]()
     while stack:
         node = stack.pop()
-        if node not in seen and any(a in (0, None) for _, a in asked_sizes(node)):
-            return True
-        stack += [] if node in seen else node.all_input_nodes
+        if isinstance(VALUE.get(node), int | float | torch.Size):
+            if any(asked in (0, None) for _, asked in asked_sizes(node)):
+                return True
+        elif node not in seen:
+            stack += node.all_input_nodes
         seen.add(node)
     return False
 
