@@ -121,7 +121,9 @@ class GatedModule(CalledAsModel):
     def _set_structure(self, structure: Structure, cost_model: CostModel) -> None:
         """What the network is, and what is derived from it."""
         self.structure, self.cost_model = structure, cost_model
-        self._shapes = parameter_shapes(self.network)
+        found = parameter_shapes(self.network)
+        known = vars(self).get("_shapes", found)  # what has been registered since is the user's
+        self._shapes = {name: shape for name, shape in found.items() if name in known}
         self._required, self._inside = Table(structure.required), Table(gates_inside(structure))
 
     def check_weights(self) -> None:

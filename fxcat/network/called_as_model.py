@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
@@ -141,6 +142,8 @@ class CalledAsModel(nn.Module):
             )
         self.install()
         self.wrappers.note()
+        if is_traceable_wrapper_subclass(self.gate_vector.theta):
+            check_whole(self)
         values: torch.Tensor = self.gate_vector(arguments)
         weight = next(self.network.parameters(), values)
         if not weight.is_meta:
