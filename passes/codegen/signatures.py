@@ -59,9 +59,11 @@ class Head:
                 parts.append("*")
                 stars = True
             mark = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(kind, "")
-            kind_of = self._types[name] = self._type(parameter)
-            default = "" if parameter.default is parameter.empty else f"={self._default(parameter)}"
-            parts.append(f"{mark}{name}{kind_of}{default.replace('=', ' = ', 1) if kind_of else default}")
+            of_type = "" if mark else self._type(parameter)
+            self._types[name] = of_type
+            equals = " = " if of_type else "="
+            default = "" if parameter.default is parameter.empty else f"{equals}{self._default(parameter)}"
+            parts.append(f"{mark}{name}{of_type}{default}")
             passed.append(f"{name}={name}" if kind is parameter.KEYWORD_ONLY else mark + name)
             later = parameters[i + 1].kind if i + 1 < len(parameters) else None
             if kind is parameter.POSITIONAL_ONLY and later is not kind:
