@@ -160,8 +160,10 @@ class Product(Elementwise):
         value = value_of(node)
         if isinstance(value, torch.Tensor):
             return super().flow(flow, node)
-        given: Any = next(a for a in node.args if isinstance(a, list | tuple))
-        labels = [flow.values[source] for source in given]
+        given: Any = next(
+            a for a in node.args if isinstance(value_of(a) if isinstance(a, fx.Node) else a, list | tuple)
+        )
+        labels: Any = flow.values[given] if isinstance(given, fx.Node) else [flow.values[source] for source in given]
         return tuple(labels[i % len(labels)] for i in range(len(value)))
 
     def zero_at(self, node: fx.Node) -> Zero:

@@ -325,6 +325,16 @@ def test_lists_of_values_again_and_again() -> None:
     assert checked(Copies(), nn.Conv2d(8, 16, 1)) == (1.0, 8 + 16)
 
 
+def test_the_parts_of_a_value_again_and_again() -> None:
+    class Parts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second, third, _ = x.chunk(2, 1) * 2
+            return torch.cat([first, second + third], 1)
+
+    share, units = checked(Parts(), nn.Conv2d(8, 16, 1))
+    assert share == 1.0 and units >= 16
+
+
 def test_pieces_put_together_again() -> None:
     class Turned(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
