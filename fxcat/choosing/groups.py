@@ -33,19 +33,25 @@ def best_of_groups(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
 def kept_gates(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the gates that never close: of every set of units that must not be emptied those with the highest
     scores, one or as many as `Limits` say, and the sections that are kept."""
-    if not net.limits:
-        return best_of_groups(net, score)
+    units = _least_of_groups(net, score) if net.limits.hold_units else best_of_groups(net, score)
+    if not any(limit.keep for limit in net.limits.sections):
+        return units
+    sections = net.part_limits()[len(net.structure.groups) :]
+    kept = [net.gate_vector.unit_count + i for i, (_, limit) in enumerate(sections) if limit.keep]
+    return torch.cat([units, torch.tensor(kept, dtype=units.dtype).to(units)])
+
+
+def _least_of_groups(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
+    """Numbers of the highest-scored units of every set that must not be emptied, as many as its limits want."""
     row, member = net.required.long()
-    sets, limits = torch.bincount(row), net.part_limits()
+    sets = torch.bincount(row)
     least = torch.ones_like(sets)
-    groups = len(net.structure.groups)
-    for i, (at_start, limit) in enumerate(limits[:groups]):
+    for i, (at_start, limit) in enumerate(net.part_limits()[: len(net.structure.groups)]):
         least[i] = limit.least_of(at_start)
     order = score[member].argsort(descending=True, stable=True)
     order = order[row[order].argsort(stable=True)]
     place = torch.arange(len(order), device=row.device) - (sets.cumsum(0) - sets)[row[order]]
-    kept = [net.gate_vector.unit_count + i for i, (_, limit) in enumerate(limits[groups:]) if limit.keep]
-    return torch.cat([member[order[place < least[row[order]]]].unique(), torch.tensor(kept, dtype=row.dtype).to(row)])
+    return member[order[place < least[row[order]]]].unique()
 
 
 def left_to_lose(net: GatedNetwork, score: torch.Tensor, setting: torch.Tensor) -> torch.Tensor:

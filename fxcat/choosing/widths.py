@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fxcat.choosing.cost_shares import cost_fractions, cost_gradients
@@ -180,10 +181,8 @@ class _Blocks:
 
 def channels_per_unit(net: GatedNetwork) -> torch.Tensor:
     """Of every unit, how many entries it has on the parameter axis where it has fewest; int64, shape (units,)."""
-    count = net.gate_vector.unit_count
-    least = torch.full((count,), torch.iinfo(torch.int64).max)
-    for axes in net.program.unit_axes(net.network).values():
-        for numbers in axes.values():
-            found = torch.bincount(numbers[numbers >= 0].cpu(), minlength=count)
-            least = torch.where(found > 0, torch.minimum(least, found), least)
-    return least.clamp(max=torch.iinfo(torch.int32).max)
+    least = np.full(net.gate_vector.unit_count, np.iinfo(np.int32).max, dtype=np.int64)
+    for axis in {axis for term in net.structure.terms if term.params for axis in term.axes}:
+        for start, stop, weight in axis.runs.T.tolist():
+            np.minimum(least[start:stop], weight, out=least[start:stop])
+    return torch.from_numpy(least)

@@ -86,6 +86,11 @@ class GateLimits:
         return any(limit != NONE for limit in (*self.groups, *self.sections))
 
     @property
+    def hold_units(self) -> bool:
+        """Whether of some group more has to stay than one unit."""
+        return any(x.keep or (x.least or 1) > 1 or x.most_pruned is not None for x in self.groups)
+
+    @property
     def aligned(self) -> bool:
         """Whether some width has to be a multiple of something."""
         return any((limit.multiple_of or 1) > 1 for limit in self.groups)

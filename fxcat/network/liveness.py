@@ -49,24 +49,31 @@ def parameters_of(structure: Structure, gates: Collection[int]) -> dict[int, fro
 def gates_inside(structure: Structure) -> torch.Tensor:
     """For every section the gates that guard nothing outside of it: section numbers and gate numbers, (2, pairs)."""
     units, sections = sum(g.units for g in structure.groups), len(structure.sections)
-    total = np.zeros(units + 1, dtype=np.int32)
-    within = np.zeros((sections, units + 1), dtype=np.int32)
     nested: dict[int, set[int]] = {}
     held: dict[Holding, list[Integers]] = {}  # what lives with the same sections is counted at once
     for term in structure.terms:
         held.setdefault(term.holding, []).extend([axis.runs[:2] for axis in term.axes])
-    for holding, runs in held.items():
+    runs = [np.concatenate([np.empty((2, 0), dtype=np.int32), *found], 1) for found in held.values()]
+    # between two neighbouring bounds all units are in the same axes
+    bounds = np.unique(np.concatenate([np.array([0, units], dtype=np.int32), *(r.reshape(-1) for r in runs)]))
+    total = np.zeros(len(bounds), dtype=np.int32)
+    within = np.zeros((sections, len(bounds)), dtype=np.int32)
+    for holding, found in zip(held, runs, strict=True):
         for use in holding.uses:
             for section in use:
                 nested[section] = nested.get(section, set(use)) & set(use)
-        start, stop = np.concatenate([np.empty((2, 0), dtype=np.int32), *runs], 1)
-        ends = np.bincount(start, minlength=units + 1) - np.bincount(stop, minlength=units + 1)
+        start, stop = np.searchsorted(bounds, found)
+        ends = np.bincount(start, minlength=len(bounds)) - np.bincount(stop, minlength=len(bounds))
         total += ends
         within[list(holding.sections)] += ends
-    total, within = total.cumsum()[:units], within.cumsum(1)[:, :units]
-    pairs = [np.stack(np.nonzero((within == total) & (total > 0)))]
+    total, within = total.cumsum()[:-1], within.cumsum(1)[:, :-1]
+    pairs = [
+        np.stack([np.full(stop - start, section), np.arange(start, stop)])
+        for section, place in zip(*np.nonzero((within == total) & (total > 0)), strict=True)
+        for start, stop in [bounds[place : place + 2]]
+    ]
     pairs += [np.array([[outer], [units + s]]) for s, outers in nested.items() for outer in outers if outer != s]
-    return torch.from_numpy(np.concatenate(pairs, 1).astype(np.int64))
+    return torch.from_numpy(np.concatenate([np.empty((2, 0), dtype=np.int64), *pairs], 1).astype(np.int64))
 
 
 def _opened(setting: torch.Tensor) -> npt.NDArray[np.bool_]:
