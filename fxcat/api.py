@@ -148,9 +148,10 @@ def _check_modules(model: nn.Module) -> None:
             raise InputError(
                 "its forward was replaced by a function that is no method of it", where=where, remedy=remedy
             )
-        if any(is_lazy(t) for t in module.parameters(recurse=False)):
+        weights = [p for p in module._parameters.values() if p is not None]
+        if any(is_lazy(p) for p in weights):
             raise InputError("its weights have no shape yet", where=where, remedy="call the model once")
-        if any(t.is_inference() for t in module.parameters(recurse=False)):
+        if any(p.is_inference() for p in weights):
             remedy = "make the model outside of torch.inference_mode()"
             raise InputError(
                 "its weights were made in inference mode, and cannot be trained", where=where, remedy=remedy

@@ -17,7 +17,6 @@ from torch import nn
 
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.graph.nested import leaves
-from fxcat.passes.rules.leaves import is_leaf
 
 _CACHED: Any = type(functools.cache(len))
 _WITH_FUNCTION = (staticmethod, classmethod, types.MethodType)
@@ -40,10 +39,10 @@ def forgetting(function: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def results_forgotten(root: nn.Module, modules: Iterable[str]) -> Generator[None]:
+def results_forgotten(traced: Iterable[nn.Module], modules: Iterable[str]) -> Generator[None]:
     """While a model is traced: no method of its layers keeps results, nor what decorators hide in a method or in a
     function of these Python modules."""
-    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__ if issubclass(c, nn.Module)}
+    classes = {c for cls in {type(m) for m in traced} for c in cls.__mro__ if issubclass(c, nn.Module)}
     functions: list[Any] = []
     cells = [cell for name in modules for cell in _hidden_in(name, len(vars(sys.modules[name])))]
     with ExitStack() as stack:

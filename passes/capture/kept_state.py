@@ -7,8 +7,6 @@ what becomes of them: generated code does the same.
 from __future__ import annotations
 
 import keyword
-import operator
-from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,11 +15,8 @@ from torch import fx, nn
 from fxcat.errors import CaptureError
 from fxcat.network.module_state import full_name
 from fxcat.passes.capture.merge_phases import key_of
+from fxcat.passes.capture.module_states import State, holds_the_same
 from fxcat.passes.graph.nested import leaves
-
-State: TypeAlias = dict[str, Any]
-"""The attributes of a module."""
-
 
 Count: TypeAlias = tuple[str, str, Any]
 """What a pass does to the state of a module: its path, the name of the attribute, and what that becomes: a constant, or
@@ -57,13 +52,14 @@ class Kept:
     __hash__ = object.__hash__
 
 
-def changed_state(states: Sequence[tuple[State, State]]) -> list[tuple[State, str, Any]]:
-    """What a pass has changed: where, its name, and what it is in the next pass. `states`: attributes now and before.
+def changed_state(states: Sequence[tuple[str, State, State]]) -> list[tuple[State, str, Any]]:
+    """What a pass has changed: where, its name, and what it is in the next pass. `states`: paths of modules, their
+    attributes now and before.
 
     A module that keeps a value of the pass too is left out: it finds that anew, with what it keeps beside it.
     """
     found: list[tuple[State, str, Any]] = []
-    for now, before in states:
+    for _, now, before in states:
         names = [n for n, v in before.items() if n != "training" and n in now and _differs(v, now[n])]
         if names and not any(
             isinstance(v, fx.Proxy) for n in now for v in leaves(now[n]) if now[n] is not before.get(n)
@@ -165,20 +161,9 @@ def _decides(changed: Sequence[tuple[State, str, Any]]) -> CaptureError:
 def _differs(before: Any, now: Any) -> bool:
     if now is before and type(now) not in (list, dict):
         return False
-    if type(before) is type(now) and type(now) in _CONTAINERS and _holds_the_same(before, now):
+    if holds_the_same(before, now):
         return False  # most of what a module has, and a quick test
     return _is_plain(before) and _is_plain(now) and type(before) is type(now) and before != now
-
-
-_CONTAINERS = (list, dict, OrderedDict)
-
-
-def _holds_the_same(before: Any, now: Any) -> bool:
-    if len(before) != len(now):
-        return False
-    if type(now) is list:
-        return all(map(operator.is_, before, now))
-    return all(name in now and now[name] is value for name, value in before.items())
 
 
 def _is_plain(value: Any) -> bool:

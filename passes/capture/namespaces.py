@@ -7,18 +7,15 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
 from torch import nn
 
-from fxcat.passes.rules.leaves import is_leaf
 
-
-def python_modules(root: nn.Module) -> frozenset[str]:
+def python_modules(traced: Sequence[nn.Module]) -> frozenset[str]:
     """Names of the Python modules whose code runs: those of the layers' classes, and of functions that layers hold."""
-    traced = [m for m in root.modules() if not is_leaf(m)]
     names = {c.__module__ for cls in {type(m) for m in traced} for c in cls.__mro__}
     for module in traced:
         held = (v.func if isinstance(v, functools.partial) else v for v in vars(module).values())
@@ -26,9 +23,9 @@ def python_modules(root: nn.Module) -> frozenset[str]:
     return frozenset(n for n in names if n and n.partition(".")[0] not in sys.stdlib_module_names)
 
 
-def loose_namespaces(root: nn.Module) -> list[dict[str, Any]]:
+def loose_namespaces(traced: Sequence[nn.Module]) -> list[dict[str, Any]]:
     """Globals of the layers' code that are no Python module's: of source that was executed in a dict."""
-    classes = {c for m in root.modules() if not is_leaf(m) for c in type(m).__mro__}
+    classes = {c for cls in {type(m) for m in traced} for c in cls.__mro__}
     methods = [f for c in classes for f in vars(c).values() if isinstance(f, types.FunctionType)]
     spaces = {id(f.__globals__): f.__globals__ for f in methods}
     strange = [s for s in spaces.values() if getattr(sys.modules.get(s.get("__name__", "")), "__dict__", None) is not s]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +10,11 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError
-from fxcat.passes.capture.by_size import BySize
 from fxcat.passes.capture.functionalise import detach_without_grad, functionalise
 from fxcat.passes.capture.held import held_buffers
-from fxcat.passes.capture.kept_state import Count, State, changed_state, check_next, left_values
+from fxcat.passes.capture.kept_state import Count, changed_state, check_next, left_values
 from fxcat.passes.capture.mode_watch import Modes
+from fxcat.passes.capture.module_states import ModuleStates, State, hooks_of
 from fxcat.passes.capture.regions import Call
 from fxcat.passes.capture.stale import make_stale
 from fxcat.passes.capture.tracer import ExampleTracer
@@ -66,23 +65,14 @@ def _of_twin(
     twin: nn.Module, device: torch.device, call: Call, results: Results, held: Mapping[str, torch.Tensor]
 ) -> Phases:
     modes, left = Modes(twin), set[str]()
-    states = {path: vars(m) for path, m in twin.named_modules()}
-    before = [(vars(m), {n: _shallow(v) for n, v in vars(m).items()}) for m in twin.modules()]
-
-    def take_back() -> None:
-        for state, known in before:  # what this pass left there is of another graph than the next one
-            kept = {n: v for n, v in state.items() if n not in known and n.startswith("_tensor_constant")}
-            state.clear()
-            state.update({n: _shallow(v) for n, v in known.items()} | kept)
+    states = ModuleStates(twin)
 
     def trace(training: bool) -> _Phase:
         found = _trace(twin, device, call, results, modes, held, training)
-        now = [(path, *pair) for path, pair in zip(states, before, strict=True)]
-        left.update(left_values(now))
-        kinds = ((s, n, v) for s, known in before for n, v in known.items() if type(v) is OrderedDict)
-        hooks = [(s, n, s[n]) for s, n, v in kinds if (v or s[n]) and v != s[n]]
-        found = replace(found, changed=tuple(changed_state(before)), hooks=tuple(hooks))
-        take_back()
+        touched = states.touched()
+        left.update(left_values(touched))
+        found = replace(found, changed=tuple(changed_state(touched)), hooks=tuple(hooks_of(touched)))
+        states.take_back()
         return found
 
     def checked(found: _Phase, training: bool, others: Sequence[_Phase]) -> _Phase:
@@ -95,8 +85,8 @@ def _of_twin(
         for state, name, registered in found.hooks:
             state[name] = registered
         again = lambda: _trace(twin, device, call, results, modes, held, training).graph  # noqa: E731
-        found = replace(found, counts=check_next(found.graph, changed, again, states))
-        take_back()
+        found = replace(found, counts=check_next(found.graph, changed, again, states.by_path))
+        states.take_back()
         return found
 
     found = [trace(False)]
@@ -115,12 +105,6 @@ def _of_twin(
         tuple(f.counts for f in found),
         frozenset(left),
     )
-
-
-def _shallow(value: Any) -> Any:
-    return (
-        value.copy() if type(value) in (list, dict, set, OrderedDict, BySize) else value
-    )  # hooks are in the last kind
 
 
 @dataclass(frozen=True, slots=True)

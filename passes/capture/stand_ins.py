@@ -37,6 +37,7 @@ from fxcat.passes.capture.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.graph.meta import NUMBER
 from fxcat.passes.graph.nested import leaves
+from fxcat.passes.rules.leaves import traced_modules
 
 
 @contextmanager
@@ -57,13 +58,14 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         for name in ASKING_FOR_OVERRIDES:
             stack.enter_context(patch.object(torch.overrides, name, ASKING_FOR_OVERRIDES[name]))
         stack.enter_context(patch.object(torch, "Size", _Shape))
-        loose = loose_namespaces(root)
+        traced = traced_modules(root)
+        loose = loose_namespaces(traced)
         helpers = with_helpers(
-            python_modules(root) | {name for known in loose for name in taken_from(known, codes_in(known))}
+            python_modules(traced) | {name for known in loose for name in taken_from(known, codes_in(known))}
         )
         places = [(vars(sys.modules[module]), functools.partial(only_calls_in, module)) for module in helpers]
         places += [(known, functools.partial(only_called, codes_in(known))) for known in loose]
-        stack.enter_context(results_forgotten(root, helpers))
+        stack.enter_context(results_forgotten(traced, helpers))
         try:
             for known, only_calls in places:
                 for name, value in list(known.items()):

@@ -25,6 +25,8 @@ class Slot:
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same value with every leaf changed."""
+    if _is_atom(value):
+        return change(value)
     if is_record(value):  # first: one that is a mapping too is made from its fields
         return dataclasses.replace(value, **{n: map_leaves(v, change) for n, v in fields_of(value)})
     if isinstance(value, Mapping):
@@ -38,7 +40,7 @@ def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def leaves(value: Any) -> Iterator[Any]:
     """The leaves in order."""
-    if type(value) in _ATOMS:
+    if _is_atom(value):
         yield value
         return
     if is_record(value):
@@ -47,7 +49,7 @@ def leaves(value: Any) -> Iterator[Any]:
         value = list(value.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, tuple | list):
         for item in value:  # pyright: ignore[reportUnknownVariableType]
-            if type(item) in _ATOMS:  # pyright: ignore[reportUnknownArgumentType]
+            if _is_atom(item):
                 yield item
             else:
                 yield from leaves(item)
@@ -56,7 +58,12 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 _ATOMS = frozenset((int, float, bool, str, type(None), torch.Tensor, torch.nn.Parameter))
-"""Types that are quickly told to hold nothing."""
+
+
+def _is_atom(value: Any) -> bool:
+    """Whether a value is quickly told to hold nothing. A proxy is asked for its type, not for what it stands for."""
+    kind = type(value)
+    return kind in _ATOMS or issubclass(kind, fx.Proxy)
 
 
 def template(value: Any, kind: type | tuple[type, ...]) -> tuple[Any, list[Any]]:
@@ -83,6 +90,8 @@ def is_plain(value: Any) -> bool:
 
 def lost_in_copy(value: Any) -> str | None:
     """Which part of a nested value a copy from its class and parts (`map_leaves`) would lack, None if it is whole."""
+    if _is_atom(value):
+        return None
     if isinstance(value, tuple | list):
         return next((lost for v in value if (lost := lost_in_copy(v))), None)
     if not is_record(value) and not isinstance(value, Mapping):

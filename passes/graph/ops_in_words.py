@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import fx, nn
@@ -39,20 +40,38 @@ def _what(node: fx.Node, root: nn.Module) -> str:
 
 def _of_module(module: nn.Module) -> str:
     kind = "BatchNorm" if isinstance(module, _BatchNorm) else type(module).__name__  # also that of several processes
-    declared = getattr(type(module), "__constants__", None)
-    names = sorted(vars(module)) if declared is None else sorted(declared)
-    public = [n for n in names if not n.startswith("_") and n not in _OF_TRAINING]
-    found = {n: getattr(module, n) for n in public if hasattr(module, n)}
-    return f"{kind}({', '.join(f'{n}={_words(v, {})}' for n, v in found.items() if _is_plain(v))})"
+    declared = _declared(type(module))
+    found = ((n, getattr(module, n, _ABSENT)) for n in (_public(vars(module)) if declared is None else declared))
+    return f"{kind}({', '.join(f'{n}={_words(v, {})}' for n, v in found if _is_plain(v))})"
+
+
+_ABSENT = object()
+
+
+@lru_cache(1024)
+def _declared(kind: type[nn.Module]) -> tuple[str, ...] | None:
+    names: Iterable[str] | None = getattr(kind, "__constants__", None)
+    return None if names is None else _public(names)
+
+
+def _public(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(n for n in names if not n.startswith("_") and n not in _OF_TRAINING))
 
 
 def _is_plain(value: Any) -> bool:
+    if type(value) in _SIMPLE:  # most are, and a quick test
+        return True
     if isinstance(value, tuple | list):
         return all(_is_plain(v) for v in value)  # pyright: ignore[reportUnknownVariableType]
     return value is None or isinstance(value, bool | int | float | str)
 
 
+_SIMPLE = frozenset((int, float, bool, str, type(None)))
+
+
 def _words(value: Any, numbers: Mapping[fx.Node, int]) -> str:
+    if type(value) in _SIMPLE:
+        return repr(value)
     if isinstance(value, fx.Node):
         return f"%{numbers[value]}"
     if isinstance(value, slice):

@@ -48,6 +48,11 @@ def is_leaf(module: nn.Module) -> bool:
     return own.startswith("torch.ao") or (own.startswith("torch.nn") and any(t is not None for t in held))
 
 
+def traced_modules(root: nn.Module) -> list[nn.Module]:
+    """The modules whose Python is captured: those that are no leaves."""
+    return [m for m in root.modules() if not is_leaf(m)]
+
+
 def is_of_torch(module: nn.Module) -> bool:
     """Whether torch.nn wrote a module and all that it holds, and it is no container of what a user chose."""
     chosen = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
