@@ -48,7 +48,7 @@ def gated_mean(
 
 def gated_var(
     input: torch.Tensor,
-    dim: int | list[int] | tuple[int, ...] | None = None,
+    dim: int | bool | list[int] | tuple[int, ...] | None = None,
     unbiased: bool = True,
     keepdim: bool = False,
     *,
@@ -56,6 +56,8 @@ def gated_var(
     gate: torch.Tensor,
 ) -> torch.Tensor:
     """`torch.var` over what a gate, broadcastable to the input, leaves open."""
+    if isinstance(dim, bool):  # `x.var(False)`
+        dim, unbiased = None, dim
     centred = input - gated_mean(input, dim, True, gate=gate)
     result = gated_mean(centred * centred, dim, keepdim, gate=gate)
     entries = input.numel() / result.numel() * (_open(gate) / gate.numel())
@@ -108,7 +110,7 @@ def _mean_beside(
 ) -> torch.Tensor:
     """The mean that comes with a variance of these arguments."""
     keepdim = bool(options.get("keepdim", args[1] if len(args) > 1 else False))
-    return gated_mean(input, dim, keepdim, gate=gate)
+    return gated_mean(input, None if isinstance(dim, bool) else dim, keepdim, gate=gate)
 
 
 def gated_logsumexp(input: torch.Tensor, dim: Any, keepdim: bool = False, *, gate: torch.Tensor) -> torch.Tensor:

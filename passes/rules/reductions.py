@@ -14,7 +14,7 @@ from torch import fx
 from fxcat.passes.graph.arguments import arguments
 from fxcat.passes.graph.label_arrays import Labels, frozen
 from fxcat.passes.graph.meta import value_of
-from fxcat.passes.rules.base import Counting, Rule, Zero
+from fxcat.passes.rules.base import Counting, Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.counting import (
     gated_amax,
     gated_amin,
@@ -81,7 +81,7 @@ class _Reduction(Rule):
         given = arguments(node, *self.arguments)
         chosen = given.get("dim", given.get("axis"))
         dims = value_of(node.all_input_nodes[0]).dim()
-        if chosen is None:
+        if chosen is None or isinstance(chosen, bool):  # `x.var(False)`: unbiased or not, of all entries
             return set(range(dims))
         return {int(a) % dims for a in (chosen if isinstance(chosen, tuple | list) else (chosen,))}
 
@@ -253,19 +253,22 @@ class Mean(_OverOneAxis):
 @rule(torch.var, "var", gated=gated_var)
 @rule(torch.std, "std", gated=gated_std)
 class Spread(Mean):
-    """Variances and standard deviations; over units, of the live ones. Unbiased ones of one unit are not defined."""
+    """Variances and standard deviations; over units, of the live ones. An unbiased one of as few entries as it takes
+    off is not defined: then it takes off one less than there are."""
 
     def known_form(self, node: fx.Node) -> bool:
-        given = arguments(node, "input", "dim", "unbiased", "keepdim")
-        named = node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
-        biased = not given.get("correction", int(given.get("unbiased", True)))
-        return named and (biased or self._has_others(node))
+        return node.kwargs.keys() <= {"input", "dim", "unbiased", "correction", "keepdim"}
 
-    def _has_others(self, node: fx.Node) -> bool:
-        """Whether each unit has several entries along the axes."""
-        shape = value_of(node.all_input_nodes[0]).shape
-        longest = max(shape[a] for a in self.axes(node))
-        return math.prod(shape[a] for a in self.axes(node)) > longest
+    def reshaped(self, node: fx.Node, moved: Moved) -> Replacement | None:
+        source = node.all_input_nodes[0]
+        sizes, left = value_of(source).shape, moved.source
+        given, axes = arguments(node, "input", "dim", "unbiased", "keepdim"), self.axes(node)
+        entries = math.prod(sizes[a] if (live := left[a]) is None else len(live) for a in axes)
+        unbiased = given["dim"] if isinstance(given.get("dim"), bool) else given.get("unbiased", True)
+        if not 0 < entries <= given.get("correction", int(unbiased)):
+            return None
+        kept = {"keepdim": given.get("keepdim", False), "correction": entries - 1}
+        return Replacement((source,), {"dim": sorted(axes), **kept})
 
 
 @rule(torch.var_mean, gated=gated_var_mean)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from exactness import check, randomise
 from torch import nn
 
+import fxcat
 from fxcat.passes.rules import counting
 
 
@@ -207,7 +208,8 @@ def test_norms_of_vectors(power: float, units: int) -> None:
         ("mean", {}, 8 + 16),
         ("var", {"correction": 0}, 8 + 16),
         ("std", {"unbiased": False}, 8 + 16),
-        ("std", {}, 16),  # that of one channel is not defined
+        ("std", {}, 8 + 16),
+        ("var", {"correction": 3}, 8 + 16),
         ("mean", {"dtype": torch.float64}, 16),
     ],
 )
@@ -217,6 +219,35 @@ def test_statistics_over_channels(kind: str, options: dict[str, Any], units: int
             return x + getattr(torch, kind)(x, dim=1, keepdim=True, **options)
 
     assert checked(Scaled(), nn.Conv2d(8, 16, 1))[1] == units
+
+
+class SimpleNorm(nn.Module):
+    """That of timm's ConvNeXts for small devices: no mean is taken off, and the variance is unbiased."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(torch.var(x, dim=(1,), keepdim=True) + 0.1)
+
+
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_unbiased_variances_over_as_few_channels_as_are_left(left: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), SimpleNorm(), nn.Conv2d(8, 4, 1)).double().eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    net = fxcat.prepare(model, x, verbose=False)
+    with torch.no_grad():
+        net.gate_vector.theta[left:8] = 0.0
+        expected = net.eval()(x)
+        small = fxcat.finalize(net)
+        torch.testing.assert_close(small(x), expected, rtol=1e-12, atol=1e-12)
+    assert small[0].out_channels == left
+    assert bool(expected.isfinite().all())
+
+
+def test_variances_of_all_entries_by_a_flag_alone() -> None:
+    class Whole(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x.std(False) + torch.var(x, True) + torch.var_mean(x, False)[0]
+
+    assert checked(Whole(), nn.Conv2d(8, 16, 1))[0] == 1.0
 
 
 def test_sums_over_channels() -> None:
