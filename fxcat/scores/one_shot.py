@@ -17,6 +17,7 @@ from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.records import COSTS, Target, check_target
 from fxcat.scores.compensation import measure
+from fxcat.scores.importance import norm_scale
 
 LEAST = 0.55
 """Initial θ of the least important gate. Above ½: `eval()` is still the whole network, and so is the warm-up."""
@@ -27,15 +28,16 @@ TIE = 1e-6
 
 
 def one_shot(
-    net: GatedModule, scores: torch.Tensor, *, target: Target, compensate: Iterable[Any] | None = None
+    net: GatedModule, scores: torch.Tensor | None = None, *, target: Target, compensate: Iterable[Any] | None = None
 ) -> None:
     """Prune without gated training: set θ to 0 and 1, so that `finalize(net)` meets the target.
 
     What scores least per cost is closed until the cost is within 1 % below the target (as far as the widths allow),
     and never above it. The cost of a gate is what it adds to the whole network: by costs that follow what has been
     closed already, the layers next to narrow ones would be kept wide. `scores`: one per gate, from
-    `fxcat.importance` or your own, ≥ 0; `target.layers` shifts them between sections and units. The weights are not
-    touched, unless you ask for it. Fine-tune what `finalize` returns.
+    `fxcat.importance` or your own, ≥ 0, by default those of `norm_scale`, which needs no data; `target.layers` shifts
+    them between sections and units. The weights are not touched, unless you ask for it. Fine-tune what `finalize`
+    returns.
 
     `compensate`: a few batches of `(inputs, targets)`; the targets are not used. What the units that close gave on
     average over these, in the whole network in `eval()`, then goes into the biases of the convolutions and linear
@@ -67,13 +69,13 @@ def one_shot(
     net.gate_vector.theta.data.copy_(chosen)
 
 
-def warm_start(net: GatedModule, scores: torch.Tensor, *, target: Target) -> None:
+def warm_start(net: GatedModule, scores: torch.Tensor | None = None, *, target: Target) -> None:
     """Let gated training of a pretrained network start from scores: set θ, before `fit` or `GateController`.
 
-    What `one_shot` would close gets θ from 0.55 upwards, in the order of score per cost; the others, and the best unit
-    of each group, 1. Scores decide where training starts, not where it ends: during the warm-up θ above ½ is as
-    good as 1, and worth is measured as ever; then sampling begins at these θ, the target's schedule begins at their
-    expected cost, and worth decides.
+    `scores`: as for `one_shot`. What that would close gets θ from 0.55 upwards, in the order of score per cost; the
+    others, and the best unit of each group, 1. Scores decide where training starts, not where it ends: during the
+    warm-up θ above ½ is as good as 1, and worth is measured as ever; then sampling begins at these θ, the target's
+    schedule begins at their expected cost, and worth decides.
 
     Raises as `one_shot` does; then nothing has changed.
     """
@@ -84,11 +86,11 @@ def warm_start(net: GatedModule, scores: torch.Tensor, *, target: Target) -> Non
     net.gate_vector.theta.data.copy_(theta)
 
 
-def _ranked(net: GatedModule, scores: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+def _ranked(net: GatedModule, scores: torch.Tensor | None, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
     """Checked scores, and the gates that have to close for the target, least score per cost first."""
     check_gated(net, "one_shot() or warm_start()")
     check_target(target)
-    scores = emphasized(net, checked_scores(net, scores), target.layers)
+    scores = emphasized(net, checked_scores(net, norm_scale(net) if scores is None else scores), target.layers)
     check_reachable(net, target)
     order = closing_order(net, scores, target)
     wanted = wanted_of(net, target)

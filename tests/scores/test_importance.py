@@ -224,6 +224,16 @@ def test_one_shot_meets_the_target_from_below(make: Any, scorer: str) -> None:
         assert torch.allclose(small.eval()(batch[0]), net.eval()(batch[0]), atol=1e-4)
 
 
+@pytest.mark.parametrize("start", [fxcat.one_shot, fxcat.warm_start])
+def test_scores_of_the_weights_are_the_default(start: Any) -> None:
+    by_default, given = (prepared(with_random_scales(trained_net())) for _ in range(2))
+    given.load_state_dict(by_default.state_dict())
+    start(by_default, target=HALF)
+    start(given, importance.norm_scale(given), target=HALF)
+    assert torch.equal(by_default.gate_vector.theta, given.gate_vector.theta)
+    assert bool((given.gate_vector.theta < 1).any())
+
+
 def test_equal_scores_prune_evenly() -> None:
     net = prepared(torchvision.models.resnet18())
     fxcat.one_shot(net, importance.norm_scale(net), target=HALF)
