@@ -2,10 +2,11 @@
 
     python benchmarks/latency.py resnet18 mobilenet_v3_small
 
-On the CPU, one thread; `--runtime openvino` or `torch` in place of ONNX Runtime. A table is measured for every network
-and batch; then of random structures, and of what `one_shot` leaves for `Target(latency=0.5)`, for `Target(flops=0.5)`
-and the same with `round_to=8`, the networks run in alternation with the dense one. All times are medians of the faster
-half of the runs, which nothing else on the machine disturbed, as those of the table; the weights are random.
+On the CPU, one thread; `--runtime openvino`, `torch` or `torch.compile` in place of ONNX Runtime. A table is measured
+for every network and batch; then of random structures, and of what `one_shot` leaves for `Target(latency=0.5)`, for
+`Target(flops=0.5)` and the same with `round_to=8`, the networks run in alternation with the dense one. All times are
+medians of the faster half of the runs, which nothing else on the machine disturbed, as those of the table; the weights
+are random.
 """
 
 from __future__ import annotations

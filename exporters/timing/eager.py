@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +27,15 @@ def measure_ops(instances: Sequence[Instance], *, threads: int, repeats: int) ->
 
 def network_run(module: nn.Module, example: Any, *, batch: int, threads: int) -> Run:
     """One run of the module itself, in inference mode."""
-    values = at_batch(example_arguments(module, example), batch, seed=0)
-    module = module.eval()
+    return inference_run(module.eval(), at_batch(example_arguments(module, example), batch, seed=0))
+
+
+def inference_run(network: Callable[..., Any], values: Sequence[Any]) -> Run:
+    """One run of what is called with these values, in inference mode."""
 
     def run() -> object:
         with torch.inference_mode():
-            return module(*values)
+            return network(*values)
 
     return run
 

@@ -71,7 +71,8 @@ class LatencyTable:
         """Measure every distinct op of a network that was just prepared, on this machine, which should do nothing else
         meanwhile; a minute or so.
 
-        `runtime`: what will serve: ONNX Runtime, OpenVINO, or PyTorch as it is ("torch"). `device`: "cpu" so far.
+        `runtime`: what will serve: ONNX Runtime, OpenVINO, or PyTorch, as it is ("torch") or compiled
+        ("torch.compile", which compiles the whole networks: minutes). `device`: "cpu" so far.
         `threads`: that it may use. `batch`: examples in one run. `repeats`: runs of every op. `networks`: how many
         whole networks, the dense one and random smaller ones (`seed`), calibrate the sum of the ops. The network is not
         changed.

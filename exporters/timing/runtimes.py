@@ -11,7 +11,7 @@ from fxcat.exporters.timing.op_grid import Measured
 from fxcat.exporters.timing.runs import Run
 from fxcat.network.latency import Instance
 
-Runtime = Literal["onnxruntime", "openvino", "torch"]
+Runtime = Literal["onnxruntime", "openvino", "torch", "torch.compile"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 EXTRAS: dict[Runtime, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
 """What of fxcat's extras installs a runtime."""
@@ -41,6 +41,10 @@ def timer(runtime: Runtime) -> Timer:
         from fxcat.exporters.timing import openvino_runtime
 
         return openvino_runtime
+    if runtime == "torch.compile":
+        from fxcat.exporters.timing import compiled
+
+        return compiled
     from fxcat.exporters.timing import eager
 
     return eager

@@ -36,7 +36,9 @@ def prepared() -> fxcat.GatedModule:
     return fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
 
 
-@pytest.mark.parametrize("runtime", ("onnxruntime", "openvino", "torch"))
+@pytest.mark.parametrize(
+    "runtime", ("onnxruntime", "openvino", "torch", pytest.param("torch.compile", marks=pytest.mark.long))
+)
 def test_every_op_of_a_network_is_measured(runtime: str, tmp_path: Path) -> None:
     net = prepared()
     table = fxcat.LatencyTable.measure(net, runtime, batch=2, repeats=2, networks=2)  # type: ignore[arg-type]
