@@ -33,6 +33,7 @@ def pytest_collection_finish() -> None:
     _list_ops_of_the_exporter_once()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5000, 10, 10)  # networks and graphs are thousands of objects, which live as long as a test
 
 
 def _list_ops_of_the_exporter_once() -> None:
@@ -55,7 +56,10 @@ def _list_ops_of_the_exporter_once() -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(0)
+    # what `torch.manual_seed` sets here; it also keeps a stack trace for every kind of device that is not in use
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(scope="module")

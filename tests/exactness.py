@@ -41,6 +41,7 @@ class Report:
     groups: int = 0
     units: int = 0
     sections: int = 0
+    regions: int = 0
     coverage: float = 0.0
     prepare_seconds: float = 0.0
     pinned: tuple[Pinned, ...] = ()
@@ -268,6 +269,8 @@ def check_on(
     report.pinned = net.structure.pinned
     report.groups, report.sections = len(net.structure.groups), len(net.structure.sections)
     report.units = sum(g.units for g in net.structure.groups)
+    program: Any = net.program
+    report.regions = len(program.analysis.regions)
     report.coverage = net.structure.coverage
     base = Counter(type(m).__name__ for m in model.modules())
     _check_open(report, model, net, {"eval": inputs, "train": training}, tolerance)

@@ -89,13 +89,13 @@ class Branch(nn.Module):
 
 
 class Branches(nn.Module):
-    """All ways to call an op beside each other, and one without it."""
+    """All ways to call some ops beside each other, and one without them."""
 
-    def __init__(self, kind: str, key: Any, ways: Sequence[Call]) -> None:
+    def __init__(self, ops: Sequence[tuple[str, Any, Sequence[Call]]]) -> None:
         super().__init__()
         self.plain = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(5, 3)
-        self.branches = nn.ModuleList(Branch(kind, key, way) for way in ways)
+        self.branches = nn.ModuleList(Branch(kind, key, way) for kind, key, ways in ops for way in ways)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         result = self.head(self.plain(image))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -122,7 +122,8 @@ def make_example(description: Any) -> Any:
 
 def attach(module: nn.Module, recipe: Recipe) -> None:
     """Note in a finalized module how it was made, and what it was then."""
-    content = {"stages": [asdict(s) for s in recipe], "result": shapes_of(module)}
+    stages = [{field.name: getattr(stage, field.name) for field in fields(stage)} for stage in recipe]
+    content = {"stages": stages, "result": shapes_of(module)}
     setattr(module, ATTRIBUTE, json.dumps(content))
 
 

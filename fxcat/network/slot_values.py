@@ -19,6 +19,9 @@ class GateSlot:
     scales: tuple[str, str] | None = None
     """Path of a module, and the name of its parameter."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> GateSlot:
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class GateLayout:

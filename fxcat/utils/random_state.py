@@ -30,9 +30,9 @@ def random_states() -> dict[str, Any]:
 def set_random_states(states: Mapping[str, Any]) -> None:
     """Go on from them; states of CUDA devices that are not there are left out."""
     torch.set_rng_state(states["torch"])
-    count = torch.cuda.device_count()
-    for device, state in enumerate(states["cuda"][:count]):
-        torch.cuda.set_rng_state(state, device)
+    if states["cuda"]:  # without any, looking for devices takes most of the time
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
     random.setstate(states["python"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

@@ -73,11 +73,17 @@ class _Placing:
         spread = None if function is None else spread_of(self._flow, node.all_input_nodes[0], counting.labels)
         labels = counting.labels if spread is None else self._flow.of(spread.source)
         live = self._slot(Site(self._units.of_label[labels]), f"{node.name}_live", tuple(labels.shape))
-        sections = Site(None, site.sections) if site is not None and site.sections else None
-        factor = None if sections is None else self._slot(sections, f"{node.name}_gate", (1,))
+        factor = None if site is None else self._beside(node, self._units.of_label[counting.labels], site)
         if isinstance(counting.target, type):
             self.folded[str(node.target)] = counting.target
         self.found[node] = Gating(counted=live, function=function, factor=factor, spread=spread)
+
+    def _beside(self, node: fx.Node, counted: torch.Tensor, site: Site) -> GateSlot | None:
+        """What a result is multiplied by besides: for sections, and for units that are not those that were counted."""
+        others = None if site.units is None else site.units.masked_fill(torch.isin(site.units, counted), NO_UNIT)
+        if others is not None and bool((others != NO_UNIT).any()):
+            return self._slot(Site(others, site.sections), f"{node.name}_gate", tuple(others.shape))
+        return self._slot(Site(None, site.sections), f"{node.name}_gate", (1,)) if site.sections else None
 
     def gate(self, node: fx.Node, site: Site) -> None:
         """A site is gated in its affine parameters if it has any, else by a multiplication."""

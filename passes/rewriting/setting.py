@@ -34,20 +34,19 @@ class Setting:
         if not labels.numel():
             return (None,) * len(shape)  # of a layer of width 0
         alive = self.open[self.analysis.units.of_label[labels]]
+        if bool(alive.all()):
+            return (None,) * alive.dim()
         if not bool(alive.any()):
             axes = self.analysis.units.of(labels).shape  # only along axes with units nothing is left
             return tuple(torch.empty(0, dtype=torch.long) if size > 1 else None for size in axes)
-        result: list[torch.Tensor | None] = []
-        for axis, size in enumerate(alive.shape):
-            others = tuple(a for a in range(alive.dim()) if a != axis)
-            some = alive.any(dim=others) if others else alive
-            some = some.expand(shape[axis]) if size == 1 else some
-            result.append(None if bool(some.all()) else some.nonzero().reshape(-1))
+        result: list[torch.Tensor | None] = [None] * alive.dim()
+        long = [axis for axis, size in enumerate(alive.shape) if size > 1]  # units lie along these alone
         kept = 1
-        for axis, size in enumerate(alive.shape):
-            if size > 1:
-                index = result[axis]
-                kept *= size if index is None else len(index)
+        for axis in long:
+            others = tuple(a for a in long if a != axis)
+            some = (alive.any(dim=others) if others else alive).reshape(-1)
+            index = result[axis] = None if bool(some.all()) else some.nonzero().reshape(-1)
+            kept *= len(some) if index is None else len(index)
         if int(alive.sum()) != kept:
             raise PlanError("the surviving part of a value is not a rectangle", where=place(node))
         return tuple(result)

@@ -56,6 +56,22 @@ def test_tables_of_prototypes(looked_up: bool, units: int) -> None:
     assert (report.failures, report.units) == ([], units)
 
 
+class Compared(nn.Module):
+    """Distances to prototypes, which a layer reads as they are: what counts live channels keeps its own gate too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.table, self.leave = nn.Linear(3, 6), nn.Parameter(torch.randn(9, 6)), nn.Linear(9, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.leave(torch.cdist(self.enter(x.mean((2, 3))), self.table))
+
+
+def test_distances_that_a_layer_reads() -> None:
+    report = checked(Compared())
+    assert (report.failures, report.units) == ([], 6 + 9)
+
+
 class Looked(nn.Module):
     """Rows of a table that is a parameter, or computed from some."""
 
