@@ -51,6 +51,8 @@ class LabelFlow:
     contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
     outer: dict[fx.Node, torch.Tensor] = field(default_factory=dict[fx.Node, torch.Tensor])
     """Labels of contractions whose input has units along axes that they leave alone."""
+    tied: Collection[fx.Node] = ()
+    """Values with groups of channels folded into the batch, of which the same channels go in every group."""
     folded: set[fx.Node] = field(default_factory=set[fx.Node])
     """Values in which examples lie beside each other along the axis of the channels."""
     ties: dict[fx.Node, list[fx.Node]] = field(default_factory=dict[fx.Node, list[fx.Node]])
