@@ -67,7 +67,7 @@ def test_a_number_that_has_to_be_fixed_is_told(tmp_path: Path) -> None:
             rows = torch.stack([x, x.flip(3)]).flatten(1, 2)
             return nn.functional.conv2d(rows, x.mean(3, keepdim=True), groups=x.shape[0])[0].unsqueeze(1)
 
-    with pytest.raises(ExportError, match="has to be fixed in ONNX(.*\n)*.*dynamic_batch=False"):
+    with pytest.raises(ExportError, match=r"has to be fixed in ONNX(.*\n)*.*dynamic_batch=False"):
         export_onnx(Grouped(), tmp_path / "net.onnx", EXAMPLE)
 
 
