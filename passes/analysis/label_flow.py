@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcat.network.module_state import named_once
 from fxcat.passes.analysis.labelling import Labelling, Names
 from fxcat.passes.analysis.unions import Unions
-from fxcat.passes.graph.label_arrays import Grid, Labels, leaves, place
+from fxcat.passes.graph.label_arrays import Grid, Labels, compress, leaves, place
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.terms import Contraction
@@ -130,6 +130,10 @@ class LabelFlow:
     def has_units(self, labels: torch.Tensor) -> bool:
         """Whether there are units among labels, as far as is known by now."""
         return self.unions.has_units(labels)
+
+    def settled(self, labels: torch.Tensor) -> torch.Tensor:
+        """The same labels, of size 1 along every axis along which all goes together, as far as is known by now."""
+        return compress(torch.from_numpy(self.unions.roots())[labels])
 
     def of(self, node: fx.Node) -> torch.Tensor:
         """Labels of a node whose value is one tensor."""
