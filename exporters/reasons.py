@@ -12,6 +12,7 @@ import torch
 
 from fxcat.errors import ExportError
 from fxcat.exporters.form import Form
+from fxcat.passes.graph.meta import MODULES
 
 
 def first_line(error: BaseException) -> str:
@@ -66,8 +67,8 @@ def _node_called(name: str, target: str, exported: torch.export.ExportedProgram)
 
 def _place(node: torch.fx.Node) -> str | None:
     """The module that calls an op, and the line of the user's code."""
-    modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    modules = [path for path, _ in MODULES.get(node, {}).values()]
+    lines = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
     lines = [line for line in lines if not line[0].startswith(os.path.dirname(torch.__file__))]
     parts = [modules[-1] if modules else "", ":".join(lines[-1]) if lines else ""]
     return ", ".join(filter(None, parts)) or None
