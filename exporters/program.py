@@ -21,8 +21,9 @@ from fxcat.exporters.chunks import EqualChunks
 from fxcat.exporters.form import Form
 from fxcat.exporters.forward import flat_outputs
 from fxcat.exporters.inputs import at_batch, tensors_of
+from fxcat.exporters.kernels import PlainKernels
 from fxcat.exporters.outputs import output_names
-from fxcat.exporters.reasons import first_line, source_line
+from fxcat.exporters.reasons import first_line, source_line, untranslated
 from fxcat.exporters.silence import quiet
 
 _TRACE_BATCH = 2
@@ -53,7 +54,7 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], form: Form) 
     shapes = form.dynamic_shapes(inputs)
     with flat_outputs(reference), quiet(), torch.no_grad():
         try:
-            with EqualChunks():
+            with EqualChunks(), PlainKernels():
                 exported = torch.export.export(reference, inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             reason = first_line(error)
@@ -84,10 +85,7 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], form: Form) 
                 verbose=False,
             )
         except Exception as error:
-            raise ExportError(
-                f"torch.onnx cannot translate {type(reference).__name__}: {first_line(error)}",
-                remedy="see the cause above: an operator has no ONNX form in this opset, or one that is not supported",
-            ) from error
+            raise untranslated(error, exported, type(reference).__name__, form) from error
 
 
 def _new_names(names: list[str], taken: Collection[Any]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import fx, nn
 
+from fxcat.passes.analysis.folded_groups import kept_folds, tied, weights_that_may_go
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.unions import Freeze
 from fxcat.passes.analysis.weights import find_weights, flow_weight
@@ -27,12 +28,29 @@ from fxcat.passes.rules.table import find_rule
 def flow_labels(
     graph: fx.Graph, root: nn.Module, batch: int, ignored: Sequence[str], orders: Mapping[str, torch.Tensor]
 ) -> LabelFlow:
-    """Run every node's rule once, in graph order. `batch`: examples in the example inputs; `orders`: see `Captured`."""
-    flow = LabelFlow(root, ones=of_one_example(graph, root, batch), orders=orders)
+    """Run every node's rule, in graph order. `batch`: examples in the example inputs; `orders`: see `Captured`.
+
+    Where groups of channels are folded into the batch, whole groups go, or the same channels of every one: these where
+    what lies behind suits no groups (layers and norms that all groups share), and more can go so.
+    """
+    ones = of_one_example(graph, root, batch)
+    flow = LabelFlow(root, ones=ones, orders=orders)
+    _run_rules(flow, graph, ignored)
+    folds = kept_folds(flow)
+    if not folds:
+        return flow
+    other = LabelFlow(root, ones=ones, orders=orders, tied=folds)
+    _run_rules(other, graph, ignored)
+    return max(flow, other, key=lambda f: weights_that_may_go(f, graph))
+
+
+def _run_rules(flow: LabelFlow, graph: fx.Graph, ignored: Sequence[str]) -> None:
     flow.weights = find_weights(graph)
     for node in graph.nodes:
         start = flow.unions.count
         flow.values[node] = _flow_node(flow, node)
+        if node in flow.tied:
+            flow.values[node] = tied(flow, node)
         if NO_GRAD.has(node):
             made = torch.arange(start, flow.unions.count, dtype=torch.int32)
             flow.freeze(made, node, "computed under torch.no_grad(): gates would get no gradients")
@@ -42,7 +60,6 @@ def flow_labels(
     for name, axes in flow.weight_axes.items():
         for axis, labels in axes.items():
             flow.bind_axis(name, axis, labels)
-    return flow
 
 
 def _settle_doubly_used(flow: LabelFlow) -> None:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxcat.network.module_state import named_once
 from fxcat.passes.analysis.labelling import Labelling, Names
 from fxcat.passes.analysis.unions import Unions
-from fxcat.passes.graph.label_arrays import Grid, Labels, leaves, place
+from fxcat.passes.graph.label_arrays import Grid, Labels, compress, leaves, place
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.terms import Contraction
@@ -51,6 +51,8 @@ class LabelFlow:
     contractions: dict[fx.Node, Contraction] = field(default_factory=dict[fx.Node, Contraction])
     outer: dict[fx.Node, torch.Tensor] = field(default_factory=dict[fx.Node, torch.Tensor])
     """Labels of contractions whose input has units along axes that they leave alone."""
+    tied: Collection[fx.Node] = ()
+    """Values with groups of channels folded into the batch, of which the same channels go in every group."""
     folded: set[fx.Node] = field(default_factory=set[fx.Node])
     """Values in which examples lie beside each other along the axis of the channels."""
     ties: dict[fx.Node, list[fx.Node]] = field(default_factory=dict[fx.Node, list[fx.Node]])
@@ -128,6 +130,10 @@ class LabelFlow:
     def has_units(self, labels: torch.Tensor) -> bool:
         """Whether there are units among labels, as far as is known by now."""
         return self.unions.has_units(labels)
+
+    def settled(self, labels: torch.Tensor) -> torch.Tensor:
+        """The same labels, of size 1 along every axis along which all goes together, as far as is known by now."""
+        return compress(torch.from_numpy(self.unions.roots())[labels])
 
     def of(self, node: fx.Node) -> torch.Tensor:
         """Labels of a node whose value is one tensor."""

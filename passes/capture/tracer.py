@@ -30,7 +30,7 @@ from fxcat.passes.capture.proxy import ExampleProxy, instruction, is_tensor
 from fxcat.passes.capture.stand_ins import stand_ins
 from fxcat.passes.capture.tensor_methods import instead_of_method
 from fxcat.passes.capture.texts import forget
-from fxcat.passes.capture.true_places import TruePlaces, asks_for_places
+from fxcat.passes.capture.true_places import TruePlaces, asks_for_places, tells_unknown_number, unknown_number
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.meta import CHANGES, HOOKED, SAME, VALUE, value_of
 from fxcat.passes.graph.nested import leaves
@@ -99,6 +99,8 @@ class ExampleTracer(NodeTracer):
             raise
         except Exception as error:
             check_none_left(self.graph)
+            if tells_unknown_number(error):
+                raise unknown_number(self.location(error)) from error
             raise CaptureError(
                 f"the model cannot be captured: {type(error).__name__}: {error}",
                 where=self.location(error),

@@ -131,6 +131,10 @@ class _Demand:
         values = [n for n in given if self._can_be_gated(n)]
         if any(n in self._changed for n in values):
             return None
+        # no gate multiplies several values at once, but each of them where it is taken
+        several = (n for n in values if not isinstance(value_of(n), torch.Tensor) and n is not node)
+        if any(self._sources(n, inside) is None for n in several):
+            return None
         # a section closes as a whole, and is a question of all values; units are one of those along the same labels
         if inside is not None:
             enough = len(values) == len(given) or (values and rule.zero_at(node) is Zero.ANY)

@@ -98,6 +98,9 @@ NEW: MetaKey[bool] = MetaKey("new", "capture.assignments")
 NUMBER: MetaKey[Any] = MetaKey("number", "capture.numbers_of_tensors")
 """The node's value stands for a number of Python: one of its type. The tracer's stand-in for `isinstance` asks."""
 
+MODULES: MetaKey[Mapping[str, tuple[str, Any]]] = MetaKey("nn_module_stack")
+"""`torch.export` writes it: paths and classes of the modules whose `forward` makes the node, the innermost last."""
+
 # Of nodes that call a module --------------------------------------------------------------------------------------
 
 CHANGES: MetaKey[bool] = MetaKey("changes", "capture.tracer")

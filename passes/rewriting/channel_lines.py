@@ -83,7 +83,8 @@ class ChannelLines:
                 yield from self._found(item, part)
         elif isinstance(labels, Grid):
             numbers = [self.resolved(layer).numpy().reshape(-1) for layer in labels.layers]
-            yield Line(-1, np.unique(np.concatenate(numbers)), False)
+            # a number that is computed of a weight has no channels
+            yield Line(-1, np.unique(np.concatenate(numbers)), False) if numbers else None
         elif labels is not None:
             resolved = self.resolved(labels)
             axes = [a for a, size in enumerate(resolved.shape) if size > 1]

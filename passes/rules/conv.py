@@ -63,10 +63,10 @@ class Conv(Rule):
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         module = self._module(flow, node)
         channels = -module.weight.dim() + 1
-        entering, outer = consumed(flow, node, channels)
-        outer = left_alone(flow, node, outer, module.kernel_size, module.stride, module.padding)
+        entering, found = consumed(flow, node, channels)
+        outer = left_alone(flow, node, found, module.kernel_size, module.stride, module.padding)
         out = bind_kernel(flow, flow.parameter_name(node, "weight"), str(node.target), module_sizes(module), entering)
-        freeze_outer(flow, node, out, outer)
+        freeze_outer(flow, node, out, found)
         flow.bind(node, "bias", 0, out)
         return along(out, channels, value_of(node).dim()) if outer is None else outer
 
@@ -179,7 +179,7 @@ class ConvFunction(WeightedFunction):
             return convolved_one_by_one(flow, node, given)
         weight, bias, sizes = given["weight"], given.get("bias"), _given_sizes(given)
         channels = 1 - value_of(weight).dim()
-        entering, outer = consumed(flow, node, channels)
+        entering, found = consumed(flow, node, channels)
         name = flow.attribute_name(weight)
         if self.binds(node) and flow.values[weight] is None:
             out = bind_kernel(flow, name, name.removesuffix(".weight"), sizes, entering)
@@ -200,8 +200,8 @@ class ConvFunction(WeightedFunction):
             out = first = computed(flow, node, weight, entering)
             second = entering
         kernel = tuple(value_of(weight).shape[2:])
-        outer = left_alone(flow, node, outer, kernel, thaw(given.get("stride", 1)), thaw(given.get("padding", 0)))
-        freeze_outer(flow, node, out, outer)
+        outer = left_alone(flow, node, found, kernel, thaw(given.get("stride", 1)), thaw(given.get("padding", 0)))
+        freeze_outer(flow, node, out, found)
         unite_bias(flow, node, out, bias)
         terms = None  # groups with computed weights may be those of the examples of a batch
         if sizes.groups == 1 or isinstance(flow.values[weight], Grid) or self.binds(node):

@@ -1,4 +1,5 @@
-"""Products of several values as einsums of two: what has an ellipsis, no result or more operands, tensordot, inner."""
+"""Products of several values as einsums of two: what has an ellipsis, no result or more operands, tensordot, inner,
+outer."""
 
 from __future__ import annotations
 
@@ -93,6 +94,15 @@ def inner(input: Any, other: Any) -> Any:
     if not (_rank(input) and _rank(other)):
         return NotImplemented
     return tensordot(input, other, ([-1], [-1]))
+
+
+@decomposition(torch.outer)
+@decomposition(torch.ger)
+@decomposition(torch.Tensor.outer)
+@decomposition(torch.Tensor.ger)
+def outer(input: Any, vec2: Any) -> Any:
+    """Every entry of one vector times every one of another."""
+    return input[:, None] * vec2[None]
 
 
 @decomposition(torch.linalg.norm)

@@ -76,6 +76,10 @@ class Flow(Protocol):
         """Labels along each axis of a weight, 1-D and full length, None for axes without."""
         ...
 
+    def settled(self, labels: torch.Tensor) -> torch.Tensor:
+        """The same labels, of size 1 along every axis along which all goes together, as far as is known by now."""
+        ...
+
     def unite(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """What `a` and `b` (broadcastable to each other) label at the same place goes together."""
         ...

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.label_arrays import Labels, frozen
+from fxcat.passes.graph.label_arrays import Labels, frozen, is_wide
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Counting, Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.counting import (
@@ -62,13 +62,19 @@ class _Reduction(Rule):
     def apart(self, flow: Flow, node: fx.Node) -> torch.Tensor:
         """Labels of the input. Where axes that stay have units, a unit is all that lies along those that go: so it
         is where values are stacked."""
-        labels = first = flow.of(node.all_input_nodes[0])
+        labels = first = self.labels(flow, node)
         for axis in self.axes(node):
             first = first.narrow(axis, 0, 1)
         if first.numel() == 1 or first.shape == labels.shape:
             return labels
         flow.unite(labels, first)
         return first
+
+    def labels(self, flow: Flow, node: fx.Node) -> torch.Tensor:
+        """Labels of the input. Where they vary along several axes, what goes together by now tells along which units
+        lie: heads, whose entries an attention has tied."""
+        labels = flow.of(node.all_input_nodes[0])
+        return flow.settled(labels) if is_wide(labels) else labels
 
     def over_units(self, flow: Flow, node: fx.Node, labels: torch.Tensor, dims: int) -> torch.Tensor:
         """Labels of the result where the input has units along an axis that is reduced: all are frozen."""
@@ -126,7 +132,7 @@ class _OverOneAxis(_Reduction):
 
     def reduces_units(self, flow: Flow, node: fx.Node) -> bool:
         """Whether the op reduces the one axis with units, in a form in which they may go."""
-        labels = flow.of(node.all_input_nodes[0])
+        labels = self.labels(flow, node)
         reduced = any(labels.shape[a] > 1 for a in self.axes(node))
         return reduced and labels.numel() == max(labels.shape) and self.known_form(node)
 
@@ -142,7 +148,7 @@ class LogSumExp(_OverOneAxis):
     zero = Zero.BREAKS
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        return Counting(gated_logsumexp, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+        return Counting(gated_logsumexp, self.labels(flow, node)) if self.reduces_units(flow, node) else None
 
 
 @rule(torch.amax, "amax", gated=gated_amax)
@@ -154,7 +160,7 @@ class Extremum(_OverOneAxis):
         self.gated = gated
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+        return Counting(self.gated, self.labels(flow, node)) if self.reduces_units(flow, node) else None
 
 
 @rule(torch.max, "max", gated=gated_max)
@@ -244,7 +250,7 @@ class Mean(_OverOneAxis):
         self.gated = gated
 
     def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
-        return Counting(self.gated, flow.of(node.all_input_nodes[0])) if self.reduces_units(flow, node) else None
+        return Counting(self.gated, self.labels(flow, node)) if self.reduces_units(flow, node) else None
 
     def known_form(self, node: fx.Node) -> bool:
         return node.kwargs.keys() <= {"input", "dim", "keepdim"}

@@ -85,6 +85,8 @@ FORMS: dict[str, Form] = {
     "repeated as often as a size": lambda m, y, x: (
         y * y.mean((2, 3)).repeat_interleave(y.shape[1], 1)[:, ::8, None, None]
     ),
+    "outer product": lambda m, y, x: y * torch.outer(m.rows, torch.linspace(0, 1, y.shape[-1]))[..., None],
+    "outer product as a method": lambda m, y, x: y + m.several[0].ger(torch.arange(y.shape[-1]).to(y))[..., None],
     "divided by its norm": lambda m, y, x: y / (y.norm(dim=1, keepdim=True) + 0.1),
 }
 

@@ -68,9 +68,22 @@ def test_values_are_set_where_a_condition_holds(form: str) -> None:
     assert units == 8
 
 
-def test_what_is_found_where_a_condition_holds_is_not_captured() -> None:
-    with pytest.raises(fxcat.CaptureError, match="depends on the values"):
-        fxcat.prepare(Between(lambda m, y, x: y * len(torch.where(y > 0)[0])), torch.rand(IMAGES[0]), verbose=False)
+OF_VALUES: dict[str, Form] = {
+    "where": lambda m, y, x: y * len(torch.where(y > 0)[0]),
+    "nonzero": lambda m, y, x: y * len(torch.nonzero(y > 0)),
+    "method": lambda m, y, x: y * (y > 0).nonzero().shape[0],
+    "argwhere": lambda m, y, x: y * len(torch.argwhere(y > 0)),
+    "masked_select": lambda m, y, x: y * y.masked_select(y > 0).mean(),
+    "unique": lambda m, y, x: y * torch.unique(y).mean(),
+    "repeat_interleave": lambda m, y, x: y * y.flatten().repeat_interleave((y > 0).flatten().long()).mean(),
+}
+
+
+@pytest.mark.parametrize("form", OF_VALUES)
+def test_what_is_found_where_a_condition_holds_is_not_captured(form: str) -> None:
+    with pytest.raises(fxcat.CaptureError, match="how many entries a value has depends on the values") as caught:
+        fxcat.prepare(Between(OF_VALUES[form]), torch.rand(IMAGES[0]), verbose=False)
+    assert "forms.py" in str(caught.value)
 
 
 def add_to(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

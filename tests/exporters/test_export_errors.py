@@ -48,6 +48,29 @@ def test_failure_leaves_no_file(tmp_path: Path, net: type[Small], message: str, 
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([b"older"] if older else [])
 
 
+def test_an_op_without_an_onnx_form_is_named(tmp_path: Path) -> None:
+    class Spectrum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvalsh(x @ x.mT)
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Spectrum())
+    with pytest.raises(ExportError, match=r"translate aten\._linalg_eigh.* in Sequential.*\n  where: 1, .*:\d+\n"):
+        export_onnx(net, tmp_path / "net.onnx", EXAMPLE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_that_has_to_be_fixed_is_told(tmp_path: Path) -> None:
+    class Grouped(nn.Module):
+        """Of a batch and its mirror image: two rows of as many groups as there are examples."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = torch.stack([x, x.flip(3)]).flatten(1, 2)
+            return nn.functional.conv2d(rows, x.mean(3, keepdim=True), groups=x.shape[0])[0].unsqueeze(1)
+
+    with pytest.raises(ExportError, match=r"has to be fixed in ONNX(.*\n)*.*dynamic_batch=False"):
+        export_onnx(Grouped(), tmp_path / "net.onnx", EXAMPLE)
+
+
 def test_a_branch_on_the_batch_that_removal_keeps_is_named(tmp_path: Path) -> None:
     small = fxcat.finalize(fxcat.prepare(OtherTogether(), EXAMPLE, verbose=False))
     with pytest.raises(ExportError, match=r"Constraints violated .*<= 100"):

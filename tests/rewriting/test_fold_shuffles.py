@@ -154,6 +154,20 @@ def test_one_permutation_behind_another() -> None:
     assert not list(small.buffers()) and "index_select" not in body(small)
 
 
+def test_beside_a_number_that_is_computed_of_a_weight() -> None:
+    class Normalised(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(6, 6, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.conv2d(self.first(x), self.kernel / self.kernel.norm())
+            return self.head(self.pool(self.bn(self.depthwise(shuffled(x, 2)))).flatten(1))
+
+    closed = {"kernel": [0, 3, 4]}
+    assert pruned(Normalised(), X, closed)[1] <= 1e-14
+
+
 def test_shufflenet() -> None:
     """Nothing but the model's own ops is left, whose files every runtime computes rightly."""
     model = shufflenet().double()

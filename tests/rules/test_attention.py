@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exactness import check, check_on, randomise
+from forms import failures
 from torch import nn
 
 import fxcat
@@ -260,3 +261,32 @@ def test_linear_attention_with_a_row_of_ones(heads: int, units: int) -> None:
     report = check(model, "linear attention", (1, 5, 3), (3, 5, 3))
     assert (report.failures, report.coverage) == ([], 1.0)
     assert report.units == 8 + units
+
+
+OVER_HEADS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda k: k.mean(1),
+    "sum": lambda k: k.sum(1, keepdim=True).squeeze(1),
+    "max": lambda k: k.max(1)[0],
+    "logsumexp": lambda k: k.logsumexp(1),
+    "var": lambda k: k.var(1, unbiased=False),
+    "norm": lambda k: k.norm(dim=1),
+}
+
+
+@pytest.mark.parametrize("form", OVER_HEADS)
+def test_heads_that_are_reduced_go(form: str) -> None:
+    """As token merging takes the mean of the keys of all heads for a measure of likeness."""
+
+    class Measured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.qkv, self.last = nn.Linear(3, 12), nn.Linear(12, 36), nn.Linear(12, 12)
+            self.side, self.head = nn.Linear(4, 12), nn.Linear(12, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            t = self.tokens(x)
+            q, k, v = self.qkv(t).unflatten(2, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            y = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+            return self.head(t + self.last(y) + self.side(OVER_HEADS[form](k)))
+
+    assert failures(Measured(), (1, 5, 3), (3, 6, 3)) == ([], 12 + 3, 1)

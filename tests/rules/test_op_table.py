@@ -29,6 +29,7 @@ UNTRIED = {
     "torchvision.ops.roi_align.RoIAlign": "takes boxes of a batch: test_regions",
     "torchvision.ops.roi_pool.RoIPool": "takes boxes of a batch: test_regions",
     "torchvision.ops.poolers.MultiScaleRoIAlign": "takes a dict of features: test_regions",
+    "torch._ops.torchvision.deform_conv2d": "takes offsets: test_deformed",
     "fxcat.passes.rules.boundary.region_input": "no op: the border of a region",
     "fxcat.passes.rules.boundary.region_output": "no op: the border of a region",
     **{
