@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxcat.checks import check_integer
+from fxcat.checks import check_integer, plain_number
 from fxcat.data.batches import Repeated, Unpack
 from fxcat.data.losses import Loss, cross_entropy, own_loss
 from fxcat.errors import FxcatError, InputError, StorageError, located
@@ -135,7 +135,8 @@ def fit(
     finite). Source: arXiv 2411.09127; 2010.12021 for `policy="ratio"`.
     """
     check_fit_arguments(**locals())
-    epochs, seed, accumulate = int(epochs), int(seed), int(accumulate)  # of numpy, too
+    epochs, seed, accumulate, lr = int(epochs), int(seed), int(accumulate), float(lr)  # of NumPy, too
+    clip_norm, distillation_weight = plain_number(clip_norm), float(distillation_weight)
     if steps_per_epoch is not None:
         train_loader = Repeated(train_loader, int(steps_per_epoch))
     batches = Batches(train_loader, val_loader, held_out, unpack, accumulate)

@@ -101,3 +101,13 @@ def test_gradients_by_autograd_grad_to_the_end() -> None:
         controller.step()
     assert controller.phase == "plain"
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+
+
+def test_numbers_of_numpy_are_stored(tmp_path: Path) -> None:
+    """They come from `np.linspace`."""
+    half: Any = np.float32(0.5)
+    options: dict[str, Any] = {"lr": half, "until": half, "warmup": np.float32(0.1), "clip_norm": half}
+    options |= {"distillation_weight": half, "teacher": True, "target": fxcat.Target(flops=half)}
+    options |= {"epochs": np.int64(1), "checkpoint_dir": tmp_path, "resume": True}
+    fitted(prepared(), **options)
+    assert len(fitted(prepared(), **options).epochs) == 1

@@ -98,6 +98,7 @@ RECORDS: list[Case] = [
         for value in ("a", True, [0.5], torch.tensor(0.5))
     ),
     ("Target(layers)", lambda t: fxcat.Target(flops=0.5, layers=None), r"Target\(layers=None\) is no number"),
+    ("Limits(most_pruned), large", lambda t: fxcat.Limits(most_pruned=10**400), "is no share"),
     ("Pressure(nu) text", lambda t: fxcat.Pressure(nu="a"), r"Pressure\(nu='a'\) is no number"),
     ("Pressure(params)", lambda t: fxcat.Pressure(1.0, params=None), r"Pressure\(params=None\)"),
     ("Limits(least)", lambda t: fxcat.Limits(least=True), r"Limits\(least=True\) is no number of channels"),
@@ -119,7 +120,7 @@ CONTROLLER: list[Case] = [
     ("shrinks", lambda t: t.controller(shrinks=2.5), "shrinks=2.5 is no whole number"),
     *(
         (f"gate_lr={value!r}", lambda t, value=value: t.controller(gate_lr=value), "gate_lr=")
-        for value in (-1, 0, math.nan, math.inf, "a")
+        for value in (-1, 0, math.nan, math.inf, "a", 10**400)
     ),
     ("warmup", lambda t: t.controller(warmup="a"), "warmup='a' is no number"),
     ("until", lambda t: t.controller(until=None), "until=None is no number"),
