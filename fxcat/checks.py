@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -166,7 +167,7 @@ def check_batches(value: Any, name: str, *, optional: bool = False) -> None:
     if optional and value is None:
         return
     yields = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
-    if not yields or isinstance(value, torch.Tensor | Mapping | str | bytes | nn.Module):
+    if not yields or isinstance(value, torch.Tensor | np.generic | np.ndarray | Mapping | str | bytes | nn.Module):
         raise InputError(
             f"{_got(name)} {_kind_of(value)}, not batches",
             remedy="give a data loader, or a list of batches: [(inputs, targets), …]",

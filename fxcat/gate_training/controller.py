@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import check_callable, plain_number
+from fxcat.checks import check_callable, check_instance, plain_number
 from fxcat.choosing.cost_shares import cost_fractions, wanted_of
 from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
@@ -37,6 +37,7 @@ from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
 from fxcat.network.ddp import check_same_weights
 from fxcat.network.following import Led
+from fxcat.network.gates import check_setting
 from fxcat.network.notices import BEFORE_STEPS
 from fxcat.network.program import Shrunk
 from fxcat.records import Pressure, Target
@@ -328,6 +329,8 @@ class GateController:
 
         Raises `PlanError` and `InputError`; then nothing has changed.
         """
+        check_instance(keep, torch.Tensor, "keep")
+        check_setting(keep, self.net.gate_vector.theta)
         units = self.net.gate_vector.unit_count
         shrunk = shrink_all(self.net, keep, self.optimizers, self.averages, loaded=loaded)
         self.net.wrappers.follow(self.net)

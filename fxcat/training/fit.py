@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -216,10 +217,21 @@ def _train(
             run.weights.after_epoch(record.loss)
             if checkpoints is not None:
                 _save(run, state, checkpoints)
-            if any([callback(record, run.net) for callback in callbacks]):
+            if any([_ends(callback(record, run.net)) for callback in callbacks]):
                 break
     run.finish()
     run.net.eval()
+
+
+def _ends(said: Any) -> bool:
+    """Whether a callback has asked for the end. Raises `InputError` for what is neither True nor False nor None: what
+    a last line happens to return (`net.eval()`) must not end the training."""
+    if said is not None and not isinstance(said, bool | np.bool_):
+        raise InputError(
+            f"one of callbacks= returned a {type(said).__name__}",
+            remedy="return True where the training shall end, else False or nothing",
+        )
+    return bool(said)
 
 
 def _begin(run: TrainingRun, state: RunState, checkpoints: Checkpoints, *, resume: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -137,8 +138,22 @@ CONTROLLER: list[Case] = [
     ("state", lambda t: Things().controller().load_state_dict(3), "state= is an int"),
     ("state, empty", lambda t: Things().controller().load_state_dict({}), "it has no 'appraisal'"),
     *(
-        (f"state, {name}", lambda t, name=name, value=value: loaded(name, value), f"its '{name}' {found}")
+        (f"controller.shrink({value!r})", lambda t, value=value: Things().controller().shrink(value), "keep= is a")
+        for value in (None, True, [1], torch.tensor(1.0), torch.full((16,), 0.5))
+    ),
+    (
+        "averages, a number",
+        lambda t: t.controller(averages=X[0, 0, 0, 0]),
+        r"averages= is a Tensor(?s:.*)averages=\[…\]",
+    ),
+    *(
+        (f"state, {name}={value!r}", lambda t, name=name, value=value: loaded(name, value), f"its '{name}' {found}")
         for name, value, found in (
+            *(("schedule", [1], "is"), ("schedule", (1, None), "is"), ("gates", [1], "is"), ("closed", [None], "is")),
+            *(("values", "odd", "is 'odd'"), ("random", torch.ones(()), "is"), ("random", torch.ones(2, 2), "is")),
+            *(("appraisal", None, "is None"), ("slopes", 1, "is 1"), ("slopes", torch.ones(3), "has shape")),
+            *(("worth.mean", None, "is None"), ("worth.mean", torch.ones(3), r"has shape \(3,\), and its 'theta'")),
+            *(("worth.norm", -1.0, "is -1.0"), ("worth.norm", math.nan, "is nan"), ("worth.steps", "a", "is 'a'")),
             *(("steps", "a", "is 'a'"), ("theta", 3, "is 3"), ("schedule", 3, "is 3")),
             ("theta", torch.ones(3), r"has shape \(3,\), of 16 gates"),
         )
@@ -173,6 +188,10 @@ NET: list[Case] = [
     ("plot", lambda t: fxcat.plot_structure(t.small, "x.png"), r"plot_structure\(\) got a Sequential"),
     ("latency", lambda t: t.net.use_latency("x.json"), r"table= is a str(?s:.*)LatencyTable\.measure"),
     ("latency, class", lambda t: t.net.use_latency(fxcat.LatencyTable), "table= is the class LatencyTable"),
+    *(
+        (f"recalibrate, {value!r}", lambda t, value=value: fxcat.recalibrate(t.net, value), "batches= are|not batches")
+        for value in ([1], [X[:, :1]], np.float32(1), np.ones(2))
+    ),
     ("recalibrate, pairs", lambda t: fxcat.recalibrate(t.net, BATCHES), r"(?s:.*)inputs without targets"),
     ("plot to nowhere", lambda t: fxcat.plot_structure(t.net, None), "path=None is no path"),
     ("history to nowhere", lambda t: fxcat.History().save(3), "path=3 is no path"),
