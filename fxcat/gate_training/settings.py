@@ -56,7 +56,7 @@ def check_stored(state: Any, own: Mapping[str, Any]) -> None:
         except ValueError as error:
             found = shown(state[name])
             raise InputError(f"this is no state of a GateController: its {name!r} is {found}", remedy=remedy) from error
-    if list(map(list, state["closed"])) == own["closed"]:
+    if all(list(map(list, state[name])) == own[name] for name in ("gates", "closed")):
         check_size(state, own["theta"])
     gates = state["theta"].shape
     for name, value in sorted(own.items()):

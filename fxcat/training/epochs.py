@@ -274,7 +274,7 @@ class TrainingRun:
         if not joined.examples:
             raise InputError(
                 "val_loader yields nothing, or nothing more",
-                remedy="give what can be iterated over anew in every epoch (a data loader or a list, no generator), or none",
+                remedy="give what can be iterated over anew in every epoch (loaders, lists, no generator), or none",
             )
         means = (sum_over_processes(values) / joined.examples).tolist()
         return joined, dict(zip(sums, means, strict=True))
