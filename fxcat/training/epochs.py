@@ -219,9 +219,12 @@ class TrainingRun:
                     remedy="lower the learning rate or check the data; the last checkpoint, if any, is intact",
                 )
         objective = self._objective(losses)
-        if not objective.requires_grad:
+        depends = objective.requires_grad
+        if depends:
+            self.weights.backward(objective / parts if parts > 1 else objective)
+            depends = bool(self.recent) or any(p.grad is not None for p in self.net.weight_parameters())
+        if not depends:
             raise InputError("loss= returned a number that no weight depends on", remedy="do not detach it")
-        self.weights.backward(objective / parts if parts > 1 else objective)
         self.recent.append(batch.inputs)
         totals.add(values[0], count_correct(output, batch.targets), batch.size, sum(values[1:]))
 

@@ -137,3 +137,9 @@ def test_values_that_there_are_not() -> None:
         fitted(prepared(), loss=lambda o, t: F.cross_entropy(o, t) * 1j)
     with pytest.raises(fxcat.InputError, match=r"val_loader yields nothing(?s:.*)no generator"):
         fitted(prepared(), epochs=2, val_loader=(pair for pair in [(X, Y)]))
+
+
+def test_a_loss_of_something_else() -> None:
+    other = nn.Parameter(torch.ones(()))
+    with pytest.raises(fxcat.InputError, match="no weight depends on"):
+        fitted(prepared(), loss=lambda *_: other * 2)
