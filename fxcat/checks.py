@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -86,12 +87,20 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{_given(name, value)} is no {kind or 'number'}", remedy=remedy or "give a number")
     low = least if above is None else above
-    inside = math.isfinite(value) and low <= float(value) <= most and value != above
+    try:
+        inside = math.isfinite(value) and low <= float(value) <= most and value != above
+    except OverflowError:  # an integer beyond all floating-point numbers
+        inside = False
     if not inside:
         left = "[" if above is None and math.isfinite(low) else "("
         interval = f"{left}{_bound(low)}, {_bound(most)}{']' if math.isfinite(most) else ')'}"
         what = f"is outside {interval}" if kind is None else f"is no {kind}"
         raise error(f"{_given(name, value)} {what}", remedy=remedy or f"give a number in {interval}")
+
+
+def plain_number(value: float | None) -> float | None:
+    """A number that was checked, as one of Python's own, which can be stored and read without NumPy; None stays."""
+    return None if value is None else float(value)
 
 
 def check_integer(
@@ -158,7 +167,7 @@ def check_batches(value: Any, name: str, *, optional: bool = False) -> None:
     if optional and value is None:
         return
     yields = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
-    if not yields or isinstance(value, torch.Tensor | Mapping | str | bytes | nn.Module):
+    if not yields or isinstance(value, torch.Tensor | np.generic | np.ndarray | Mapping | str | bytes | nn.Module):
         raise InputError(
             f"{_got(name)} {_kind_of(value)}, not batches",
             remedy="give a data loader, or a list of batches: [(inputs, targets), …]",

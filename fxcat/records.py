@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from fxcat.checks import check_instance, check_number
+from fxcat.checks import check_instance, check_number, plain_number
 from fxcat.errors import TargetError
 
 N = TypeVar("N", int, float, torch.Tensor)
@@ -86,9 +86,11 @@ class Target:
         for name, value in given.items():
             remedy = f"give the fraction of the start network to keep, for example Target({name}=0.5)"
             check_number(value, f"Target({name})", above=0, most=1, error=TargetError, remedy=remedy, optional=True)
+            object.__setattr__(self, name, plain_number(value))
         check_number(
             self.layers, "Target(layers)", least=0, most=1, error=TargetError, remedy="give 0.5 for the balance"
         )
+        object.__setattr__(self, "layers", float(self.layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class Pressure:
         for name in COSTS[1:]:
             check_number(getattr(self, name), f"Pressure({name})", least=0, most=left, error=TargetError)
             left -= getattr(self, name)
+        for field in fields(self):
+            object.__setattr__(self, field.name, float(getattr(self, field.name)))
 
 
 def check_target(value: Any, *, optional: bool = False) -> None:

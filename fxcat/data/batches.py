@@ -43,7 +43,13 @@ def read_batch(found: Any, net: GatedModule, unpack: Unpack | None = None) -> Ba
     """
     if unpack is not None:
         found = unpack(found)
-    arrays = [x for x in pytree.tree_leaves(found) if isinstance(x, np.ndarray)]
+    leaves = pytree.tree_leaves(found)
+    if any(isinstance(x, torch.Tensor) and x.is_meta for x in leaves):
+        raise InputError(
+            "a data loader yields a tensor on the meta device, which holds no values",
+            remedy="make the data outside of torch.device('meta')",
+        )
+    arrays = [x for x in leaves if isinstance(x, np.ndarray)]
     if arrays:
         raise InputError(
             f"a data loader yields a NumPy array of shape {arrays[0].shape}",

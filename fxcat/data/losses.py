@@ -70,9 +70,11 @@ def own_loss(output: Any, _: Any) -> torch.Tensor:
 
 def checked(loss: Any) -> torch.Tensor:
     """What a loss function has returned. Raises `InputError` for anything but one number in a tensor."""
-    if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+    if isinstance(loss, torch.Tensor) and loss.numel() == 1 and not loss.is_complex():
         return loss.reshape(())
-    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"a {type(loss).__name__}"
+    what = f"a {type(loss).__name__}"
+    if isinstance(loss, torch.Tensor):
+        what = "a complex number" if loss.is_complex() else f"a tensor of shape {tuple(loss.shape)}"
     raise InputError(
         f"loss= returned {what}",
         remedy="return one number in a tensor: the mean over the batch, as nn.CrossEntropyLoss()",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,6 +45,12 @@ def _instance(name: str, *kinds: Any, **options: Any) -> Callable[[Any], None]:
     return partial(check_instance, kinds=kinds, name=name, **options)
 
 
+def _check_several(value: Any, name: str) -> None:
+    """Some of what there may be several of; a tensor can be iterated over, and holds none."""
+    kinds = (Iterable,) if not isinstance(value, torch.Tensor | np.ndarray) else (list,)
+    check_instance(value, kinds, name, remedy=f"write {name}=[…]")
+
+
 _OPTIONAL: dict[str, Any] = {"optional": True}
 _CHECKS: dict[str, Callable[[Any], None]] = {
     "target": partial(check_target, optional=True),
@@ -72,8 +79,8 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "progress": partial(check_flag, name="progress"),
     "section_differences": partial(check_flag, name="section_differences"),
     "metrics": _instance("metrics", Mapping, **_OPTIONAL),
-    "averages": _instance("averages", Iterable, remedy="write averages=[…]"),
-    "callbacks": _instance("callbacks", Iterable, remedy="write callbacks=[…]"),
+    "averages": partial(_check_several, name="averages"),
+    "callbacks": partial(_check_several, name="callbacks"),
     "teacher": _instance("teacher", nn.Module, bool, **_OPTIONAL),
     "scaler": _instance("scaler", torch.amp.GradScaler, **_OPTIONAL),
 }

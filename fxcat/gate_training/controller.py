@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import check_callable
+from fxcat.checks import check_callable, check_instance, plain_number
 from fxcat.choosing.cost_shares import cost_fractions, wanted_of
 from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
@@ -37,6 +37,7 @@ from fxcat.gate_training.watched import Steps, watch_all, without_gates
 from fxcat.gated import GatedModule
 from fxcat.network.ddp import check_same_weights
 from fxcat.network.following import Led
+from fxcat.network.gates import check_setting
 from fxcat.network.notices import BEFORE_STEPS
 from fxcat.network.program import Shrunk
 from fxcat.records import Pressure, Target
@@ -95,11 +96,9 @@ class GateController:
         scaler: torch.amp.GradScaler | None = None,
         seed: int = 0,
     ) -> None:
-        check_controller_arguments(
-            **{"net": net, "target": target, "pressure": pressure, "total_steps": total_steps, "warmup": warmup},
-            **{"until": until, "shrinks": shrinks, "gate_lr": gate_lr, "averages": averages, "held_out": held_out},
-            **{"loss": loss, "scaler": scaler, "seed": seed},
-        )
+        check_controller_arguments(**locals())
+        total_steps, shrinks, seed, until = int(total_steps), int(shrinks), int(seed), float(until)
+        warmup, gate_lr = plain_number(warmup), plain_number(gate_lr)
         self.schedule = Schedule.of(total_steps, warmup, until, shrinks)
         net.led.check_free()
         found = as_list(optimizer)
@@ -178,7 +177,7 @@ class GateController:
         self.net.led.check_by(self)
         closure, said = None if closure is None else as_called(closure), as_called(said_by_held_out)
         with usual_modes(), uninterrupted(), self._undone():
-            waits = not self._made.have_been_made() and held_out is None
+            waits = not self._made.have_been_made(may_wait=self.phase == "plain") and held_out is None
             return False if waits else self._stepped(closure, held_out, said)
 
     def _stepped(self, closure: Closure | None, held_out: tuple[Any, Any] | None, said: SaidByHeldOut) -> bool:
@@ -225,17 +224,13 @@ class GateController:
 
     def notice(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer, any one, is about to make a step: one with weights of the network follows it from now on."""
-        if (
-            self.phase == "plain"
-            or self.net.led.by is not self
-            or any(o.state is optimizer.state for o in self.optimizers)
-        ):
+        if self.net.led.by is not self or any(o.state is optimizer.state for o in self.optimizers):
             return
         weights = {id(p) for p in self.net.network.parameters()}
         if any(id(p) in weights for group in optimizer.param_groups for p in group["params"]):
             self.optimizers.append(optimizer)
             self._made.watch(*watch_all([optimizer], self.net, self._scaler))
-            self._is_checked = False
+            self._is_checked = self.phase == "plain"  # in which nothing becomes smaller any more
 
     def _check_optimizers(self) -> None:
         """Once, when they have state: whether they can follow when weights become smaller."""
@@ -334,6 +329,8 @@ class GateController:
 
         Raises `PlanError` and `InputError`; then nothing has changed.
         """
+        check_instance(keep, torch.Tensor, "keep")
+        check_setting(keep, self.net.gate_vector.theta)
         units = self.net.gate_vector.unit_count
         shrunk = shrink_all(self.net, keep, self.optimizers, self.averages, loaded=loaded)
         self.net.wrappers.follow(self.net)

@@ -40,7 +40,8 @@ class Schedule:
                 remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
             )
         first = round(share * total_steps)
-        return cls(first, max(first + 1, round(until * total_steps)), shrinks)
+        plain = max(first + 1, round(until * total_steps))
+        return cls(first, plain, min(shrinks, plain - first))  # at most after every step
 
     def phase(self, step: int) -> Phase:
         """Where a step belongs."""

@@ -5,17 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from fxcat.checks import check_instance, shown
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
+from fxcat.network.gates import Values
+from fxcat.network.recipe_schema import CLOSED, GATES
 from fxcat.records import Pressure, Target
+from fxcat.utils import schema
 
-PLAIN = ("settings", "schedule", "gates", "closed", "steps", "theta", "trains", "values", "random")
-"""What every state of a controller has, always of the same kind."""
+_COUNT = schema.integer(1 << 53)
+_KINDS: dict[str, schema.Check] = {
+    **{"settings": schema.named(schema.anything), "schedule": schema.row(_COUNT, _COUNT), "steps": _COUNT},
+    **{"gates": GATES, "closed": CLOSED, "trains": schema.flag, "values": schema.choice(*get_args(Values))},
+}
+"""What is no tensor and no number in the state of a controller."""
+OPTIONAL = ("slopes", "shared")
+"""Tensors that are not there at first."""
 
 
 def settings_of(net: GatedModule, target: Target | None, pressure: Pressure | None) -> dict[str, Any]:
@@ -42,9 +51,38 @@ def check_stored(state: Any, own: Mapping[str, Any]) -> None:
     for name, value in sorted(own.items()):
         if name not in state:
             raise InputError(f"this is no state of a GateController: it has no {name!r}", remedy=remedy)
-        found = state[name]
-        if name in PLAIN and not isinstance(found, list | tuple if isinstance(value, list) else type(value)):
-            raise InputError(f"this is no state of a GateController: its {name!r} is {shown(found)}", remedy=remedy)
+        try:
+            _kind_of(name, value)(state[name], name)
+        except ValueError as error:
+            found = shown(state[name])
+            raise InputError(f"this is no state of a GateController: its {name!r} is {found}", remedy=remedy) from error
+    if all(list(map(list, state[name])) == own[name] for name in ("gates", "closed")):
+        check_size(state, own["theta"])
+    gates = state["theta"].shape
+    for name, value in sorted(own.items()):
+        is_per_gate = isinstance(value, torch.Tensor) and value.shape == own["theta"].shape
+        if (is_per_gate or name in OPTIONAL) and state[name] is not None and state[name].shape != gates:
+            found = f"its {name!r} has shape {tuple(state[name].shape)}, and its 'theta' {tuple(gates)}"
+            raise InputError(f"this is no state of a GateController: {found}", remedy=remedy)
+
+
+def _kind_of(name: str, own: Any) -> schema.Check:
+    """What a value of a state may be, where one's own is this."""
+
+    def like(value: Any, where: str) -> None:
+        schema.tensor(value, where)
+        types = (own.dtype, value.dtype)
+        if value.dim() != own.dim() or (types[0] != types[1] and not all(t.is_floating_point for t in types)):
+            raise ValueError(f"{where} is of another form")
+
+    def count(value: Any, where: str) -> None:
+        schema.number(value, where)
+        if value < 0:
+            raise ValueError(f"{where} is negative")
+
+    if name in _KINDS:
+        return _KINDS[name]
+    return schema.optional(schema.tensor) if name in OPTIONAL else like if isinstance(own, torch.Tensor) else count
 
 
 def check_size(state: Mapping[str, Any], theta: torch.Tensor) -> None:

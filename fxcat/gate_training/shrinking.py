@@ -31,7 +31,7 @@ def shrink_all(
     to which; then nothing has changed.
     """
     copied = [average_net(average) for average in averages]
-    net.copies.check(net, copied)
+    net.copies.check(net, copied, now=True)
     following = _following(net, copied, keep, loaded)
     before = dict(net.network.named_parameters())
     shapes = {name: p.shape for name, p in before.items()}

@@ -119,15 +119,15 @@ class Steps:
         """Some that have come later."""
         self._watched += others
 
-    def have_been_made(self) -> bool:
+    def have_been_made(self, *, may_wait: bool) -> bool:
         """Whether one has made a step since this was asked last, or may have: not of all they are noticed.
 
-        Raises `TrainingError` if none does for too long."""
+        Raises `TrainingError` if none does for too long, unless it may: no gate is trained any more."""
         if self._net.gate_vector.draws.have_stepped() or not all(w.is_heard for w in self._watched):
             self._waited = 0
             return True
         self._waited += 1
-        if self._waited == self._waits:
+        if self._waited >= self._waits and not may_wait:
             raise TrainingError(
                 f"in {self._waits} calls of the controller's step() no optimizer that it knows made a step",
                 remedy="pass the controller the optimizers whose step() the loop calls",

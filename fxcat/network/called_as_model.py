@@ -133,7 +133,9 @@ class CalledAsModel(nn.Module):
         finally:
             samples.clear()
 
-    @torch.compiler.disable  # a random generator and generated code: torch.compile shall see the network alone
+    @torch.compiler.disable(  # a random generator and generated code: torch.compile shall see the network alone
+        reason="fxcat draws gates in plain Python: compile without fullgraph=True, the network is one graph anyway"
+    )
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
         if "_is_replica" in self.__dict__:
             raise InputError(

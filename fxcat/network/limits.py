@@ -35,6 +35,9 @@ class Limits:
         check_integer(self.multiple_of, "Limits(multiple_of)", least=1, kind="number of channels", optional=True)
         check_number(self.most_pruned, "Limits(most_pruned)", least=0, most=1, kind="share", optional=True)
         check_flag(self.keep, "Limits(keep)", optional=True)
+        for name, plain in (("least", int), ("multiple_of", int), ("most_pruned", float)):  # of NumPy, too
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, plain(getattr(self, name)))
 
     def then(self, other: Limits) -> Limits:
         """These limits, and in place of what another one sets that."""

@@ -39,7 +39,10 @@ def make_ready(net: Loading, state: dict[str, Any], prefix: str) -> bool:
     """
     names = list(net.network.state_dict())
     if is_of_plain_model(state, prefix, names):
-        _check_shapes(state, prefix, _shapes(net.network), "the state is that of a smaller network without gates")
+        said = "the state is that of a smaller network without gates"
+        if net.recipe[-1].closed:
+            said = "the state is that of a network without gates, and this one has become smaller"
+        _check_shapes(state, prefix, _shapes(net.network), said)
         for name in [n for n in names if prefix + n in state]:
             state[f"{prefix}network.{name}"] = state.pop(prefix + name)
         state.setdefault(f"{prefix}gate_vector.theta", net.gate_vector.theta.detach())
@@ -72,8 +75,8 @@ def _check_shapes(state: Mapping[str, Any], prefix: str, wanted: Mapping[str, to
             raise InputError(
                 f"{said}: a shape {tuple(given.shape)} where {tuple(shape)} belongs; nothing has been loaded",
                 where=name,
-                remedy="load the state_dict() of a network with gates, or that of the model at full size; what "
-                "finalize() returned goes through fxcat.save and fxcat.load",
+                remedy="load the state_dict() of a network with gates, or, before anything has left, that of the model "
+                "at full size; what finalize() returned goes through fxcat.save and fxcat.load",
             )
 
 

@@ -36,9 +36,12 @@ def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
     check_batches(batches, "batches")
     try:
         found = replace_statistics(net, list(batches))
-    except InputError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (InputError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        said = error if isinstance(error, InputError) else InputError(f"the network does not take a batch: {error}")
         remedy = "batches= are inputs without targets, for example [x for x, _ in loader]"
-        raise InputError(error.what, where=error.where, remedy=remedy) from error
+        raise InputError(said.what, where=said.where, remedy=remedy) from error
     if not found:
         raise InputError("there are no batches to take statistics from", remedy="give inputs of some")
 

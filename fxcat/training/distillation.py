@@ -32,6 +32,7 @@ def distillation_loss(output: Any, teacher_output: Any, *, temperature: float = 
     Raises `InputError`, with both shapes, if a match is no pair of logits of one shape, or nothing matches.
     """
     check_number(temperature, "temperature", above=0)
+    temperature = float(temperature)
     main, *auxiliary = [
         _divergence(name, ours, theirs, temperature) for name, ours, theirs in _matches(output, teacher_output)
     ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from fxcat.data.batches import Batch, Unpack, call, moved, read_batch
 from fxcat.data.held_out import HeldOut
@@ -131,6 +132,8 @@ class TrainingRun:
         self.metrics = dict(metrics or {})
         self._frozen = Frozen(self.net)
         self._model = parallel(self.net)
+        self._taken: set[tuple[torch.Size, ...]] = set()
+        """Shapes of inputs that the network has taken in training."""
 
     def restored(self, recent: Iterable[Any]) -> None:
         """Go on after network and controller have taken over a stored state; `recent`: inputs seen before."""
@@ -181,7 +184,8 @@ class TrainingRun:
 
     @contextmanager
     def _taking(self, what: str, loader: str = "train_loader", *, first: bool | None = None) -> Generator[None]:
-        """What goes wrong with the very first batch is a mistake in what is passed, and no fault of the training."""
+        """What goes wrong with the first batch of its shapes is a mistake in what is passed, and no fault of the
+        training."""
         try:
             yield
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -191,14 +195,19 @@ class TrainingRun:
             reason = str(error).splitlines()[0] if str(error) else "no reason given"
             raise InputError(
                 f"{what} does not take what {loader} yields: {type(error).__name__}: {reason}",
-                remedy="call it with what one batch holds; targets come last in a batch (see unpack=)",
+                remedy="call it with what one batch holds; targets come last in a batch (see unpack=)"
+                if not self.recent
+                else "leave out batches of shapes that it cannot be trained with: DataLoader(…, drop_last=True), if it "
+                "is the last and smaller",
             ) from error
 
     def _backward(self, batch: Batch, taught: Any, parts: int, totals: Totals, where: str) -> None:
         """Add the gradients of a batch, one of several parts of a step, and note its losses."""
         with torch.enable_grad(), self.weights.cast():
-            with self._taking("the network"):
+            shapes = tuple(t.shape for t in tree_leaves(batch.inputs) if isinstance(t, torch.Tensor))
+            with self._taking("the network", first=shapes not in self._taken):
                 output = call(self._model, self.net, batch.inputs)
+            self._taken.add(shapes)
             with self._taking("loss="):
                 losses = self._losses(output, batch.targets, taught)
         values = [loss.item() for loss in losses]
@@ -210,9 +219,12 @@ class TrainingRun:
                     remedy="lower the learning rate or check the data; the last checkpoint, if any, is intact",
                 )
         objective = self._objective(losses)
-        if not objective.requires_grad:
+        depends = objective.requires_grad
+        if depends:
+            self.weights.backward(objective / parts if parts > 1 else objective)
+            depends = bool(self.recent) or any(p.grad is not None for p in self.net.weight_parameters())
+        if not depends:
             raise InputError("loss= returned a number that no weight depends on", remedy="do not detach it")
-        self.weights.backward(objective / parts if parts > 1 else objective)
         self.recent.append(batch.inputs)
         totals.add(values[0], count_correct(output, batch.targets), batch.size, sum(values[1:]))
 
@@ -263,7 +275,10 @@ class TrainingRun:
         values = torch.tensor([*sums.values()], dtype=torch.float64, device=self.device)
         joined = totals.joined(self.device)
         if not joined.examples:
-            raise InputError("val_loader yields nothing", remedy="give a loader with batches, or none")
+            raise InputError(
+                "val_loader yields nothing, or nothing more",
+                remedy="give what can be iterated over anew in every epoch (loaders, lists, no generator), or none",
+            )
         means = (sum_over_processes(values) / joined.examples).tolist()
         return joined, dict(zip(sums, means, strict=True))
 

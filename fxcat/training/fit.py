@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from fxcat.checks import check_integer
+from fxcat.checks import check_integer, plain_number
 from fxcat.data.batches import Repeated, Unpack
 from fxcat.data.losses import Loss, cross_entropy, own_loss
 from fxcat.errors import FxcatError, InputError, StorageError, located
@@ -135,7 +136,8 @@ def fit(
     finite). Source: arXiv 2411.09127; 2010.12021 for `policy="ratio"`.
     """
     check_fit_arguments(**locals())
-    epochs, seed, accumulate = int(epochs), int(seed), int(accumulate)  # of numpy, too
+    epochs, seed, accumulate, lr = int(epochs), int(seed), int(accumulate), float(lr)  # of NumPy, too
+    clip_norm, distillation_weight = plain_number(clip_norm), float(distillation_weight)
     if steps_per_epoch is not None:
         train_loader = Repeated(train_loader, int(steps_per_epoch))
     batches = Batches(train_loader, val_loader, held_out, unpack, accumulate)
@@ -215,10 +217,21 @@ def _train(
             run.weights.after_epoch(record.loss)
             if checkpoints is not None:
                 _save(run, state, checkpoints)
-            if any([callback(record, run.net) for callback in callbacks]):
+            if any([_ends(callback(record, run.net)) for callback in callbacks]):
                 break
     run.finish()
     run.net.eval()
+
+
+def _ends(said: Any) -> bool:
+    """Whether a callback has asked for the end. Raises `InputError` for what is neither True nor False nor None: what
+    a last line happens to return (`net.eval()`) must not end the training."""
+    if said is not None and not isinstance(said, bool | np.bool_):
+        raise InputError(
+            f"one of callbacks= returned a {type(said).__name__}",
+            remedy="return True where the training shall end, else False or nothing",
+        )
+    return bool(said)
 
 
 def _begin(run: TrainingRun, state: RunState, checkpoints: Checkpoints, *, resume: bool) -> None:

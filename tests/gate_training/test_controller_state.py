@@ -6,6 +6,7 @@ import io
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,31 @@ def own_loop(state: bytes | None, moments: tuple[int, ...]) -> tuple[fxcat.Gated
         average.update_parameters(net)
         controller.step()
     return net, saved
+
+
+@pytest.mark.parametrize("given", [{"target": fxcat.Target}, {"pressure": fxcat.Pressure}])
+def test_a_state_holds_no_numbers_of_numpy(given: dict[str, Any]) -> None:
+    """Targets come from `np.linspace`; `torch.load` and JSON read plain numbers only."""
+    limits = {"*": fxcat.Limits(least=np.int64(2), most_pruned=np.float32(0.9))}  # pyright: ignore[reportArgumentType]
+    net = fxcat.prepare(Net(), EXAMPLE, limits=limits, verbose=False)
+    optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
+    options: dict[str, Any] = {name: kind(np.float32(0.5)) for name, kind in given.items()}
+    options |= {"total_steps": np.int64(9), "seed": np.int64(3), "shrinks": np.int32(2)}
+    options |= {"warmup": np.float32(0.1), "until": np.float32(0.5), "gate_lr": np.float32(0.1)}
+    controller = fxcat.GateController(net, optimizer, **options)
+    file = io.BytesIO()
+    torch.save(controller.state_dict(), file)
+    file.seek(0)
+    controller.load_state_dict(torch.load(file, weights_only=True))
+    json.dumps(controller.state_dict()["settings"])
+
+
+def test_shrinks_may_be_as_many_as_there_are_numbers() -> None:
+    """At most one after every step."""
+    net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+    optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9, shrinks=2**70)
+    assert not controller.schedule.may_shrink(0)
 
 
 def test_an_average_has_the_final_structure() -> None:

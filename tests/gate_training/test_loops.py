@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -209,35 +208,6 @@ def test_an_average_of_all_buffers_corrupts_nothing() -> None:
     averaged: Any = average.module
     torch.testing.assert_close(averaged.eval()(X[:4]), net.eval()(X[:4]))
     assert averaged.hard_cost() == net.hard_cost()
-
-
-class Keeping:
-    """Copies of a network that somebody makes on the way, or changes."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind, self.copies = kind, list[Any]()
-
-    def __call__(self, net: fxcat.GatedModule, optimizer: torch.optim.Optimizer, step: int) -> None:
-        plain(net, optimizer, step)
-        if not self.copies or (self.kind == "snapshots" and step % 20 == 0):
-            self.copies.append(AveragedModel(net) if self.kind == "average" else copy.deepcopy(net))
-        if self.kind == "loaded":
-            self.copies[0].load_state_dict(net.state_dict())
-        if self.kind == "trained apart":
-            F.cross_entropy(self.copies[0](X[:8]), Y[:8]).backward()
-            torch.optim.SGD(self.copies[0].weight_parameters(), lr=0.01).step()
-        if self.kind == "average":
-            self.copies[0].update_parameters(net)
-
-
-@pytest.mark.parametrize("kind", ["snapshots", "loaded", "trained apart"])
-def test_copies_that_are_no_averages_may_stay(kind: str) -> None:
-    assert same(trained(Keeping(kind)), trained(plain))
-
-
-def test_an_average_that_is_not_named_is_an_error() -> None:
-    with pytest.raises(fxcat.InputError, match="a copy of the network is changed while it trains"):
-        trained(Keeping("average"), steps=2)
 
 
 def test_a_target_of_everything_removes_nothing() -> None:

@@ -206,6 +206,13 @@ def test_compiled_training_is_the_same(autocast: bool) -> None:
     assert plain[-1] < 0.5 * plain[0]
 
 
+def test_what_cannot_be_compiled_whole_says_so() -> None:
+    torch._dynamo.reset()
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="without fullgraph=True"):
+        torch.compile(net, backend="eager", fullgraph=True)(torch.zeros(2, 3, 8, 8))
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("training", (False, True))
 @pytest.mark.parametrize("gradients", (False, True))

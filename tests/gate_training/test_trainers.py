@@ -92,6 +92,27 @@ def test_an_optimizer_that_never_makes_a_step_is_told() -> None:
     assert controller.steps == 0
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_when_the_structure_is_decided_other_optimizers_may_train_on(by_hand: bool) -> None:
+    """Without any optimizer there is nothing to count, and nothing to complain of."""
+    net = prepared()
+    optimizer = sgd(net)
+    controller = controller_of(net, optimizer)
+    while controller.phase != "plain":
+        backward(net, controller.steps)
+        optimizer.step()
+        controller.step()
+    steps, later = controller.steps, sgd(net)
+    for i in range(10):
+        backward(net, i)
+        if not by_hand:
+            later.step()
+        controller.step()
+    for _ in range(500 if by_hand else 0):
+        controller.step()
+    assert controller.steps == (steps if by_hand else steps + 10)
+
+
 def test_steps_of_a_loss_scaler() -> None:
     """Those that it leaves out are none."""
     AcceleratorState._reset_state(True)

@@ -80,6 +80,13 @@ def test_nothing_changes(change: Callable[[State], State], message: str) -> None
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
+def test_the_model_does_not_fit_when_something_has_left() -> None:
+    net = prepared()
+    net.load_state_dict(shrunk().state_dict())
+    with pytest.raises(fxcat.InputError, match="without gates, and this one has become smaller"):
+        net.load_state_dict(Net().state_dict())
+
+
 def test_a_part_of_a_state_may_be_loaded() -> None:
     net = prepared()
     left = net.load_state_dict(without_a_bias(dict(shrunk().state_dict())), strict=False)

@@ -101,3 +101,45 @@ def test_gradients_by_autograd_grad_to_the_end() -> None:
         controller.step()
     assert controller.phase == "plain"
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+
+
+def test_numbers_of_numpy_are_stored(tmp_path: Path) -> None:
+    """They come from `np.linspace`."""
+    half: Any = np.float32(0.5)
+    options: dict[str, Any] = {"lr": half, "until": half, "warmup": np.float32(0.1), "clip_norm": half}
+    options |= {"distillation_weight": half, "teacher": True, "target": fxcat.Target(flops=half)}
+    options |= {"epochs": np.int64(1), "checkpoint_dir": tmp_path, "resume": True}
+    fitted(prepared(), **options)
+    assert len(fitted(prepared(), **options).epochs) == 1
+
+
+def test_callbacks_return_whether_to_end() -> None:
+    """What their last line happens to give is no word of it."""
+    others: tuple[Any, ...] = (lambda _, net: net.eval(), lambda r, _: r.train_loss, lambda *_: torch.ones(2))
+    for callback in others:
+        with pytest.raises(fxcat.InputError, match="one of callbacks= returned a"):
+            fitted(prepared(), callbacks=[callback])
+    for said, epochs in ((None, 2), (False, 2), (np.True_, 1)):
+        assert len(fitted(prepared(), epochs=2, callbacks=[lambda *_, said=said: said]).epochs) == epochs
+
+
+def test_a_last_batch_that_cannot_be_trained_with() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    net = fxcat.prepare(model, X[:2], verbose=False)
+    with pytest.raises(fxcat.InputError, match=r"Expected more than 1 value per channel(?s:.*)drop_last=True"):
+        fitted(net, [(X[:8], Y[:8]), (X[:8], Y[:8]), (X[:1], Y[:1])])
+
+
+def test_values_that_there_are_not() -> None:
+    with pytest.raises(fxcat.InputError, match="a tensor on the meta device"):
+        fitted(prepared(), [(X.to("meta"), Y)])
+    with pytest.raises(fxcat.InputError, match="returned a complex number"):
+        fitted(prepared(), loss=lambda o, t: F.cross_entropy(o, t) * 1j)
+    with pytest.raises(fxcat.InputError, match=r"val_loader yields nothing(?s:.*)no generator"):
+        fitted(prepared(), epochs=2, val_loader=(pair for pair in [(X, Y)]))
+
+
+def test_a_loss_of_something_else() -> None:
+    other = nn.Parameter(torch.ones(()))
+    with pytest.raises(fxcat.InputError, match="no weight depends on"):
+        fitted(prepared(), loss=lambda *_: other * 2)

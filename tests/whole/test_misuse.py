@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,6 +99,7 @@ RECORDS: list[Case] = [
         for value in ("a", True, [0.5], torch.tensor(0.5))
     ),
     ("Target(layers)", lambda t: fxcat.Target(flops=0.5, layers=None), r"Target\(layers=None\) is no number"),
+    ("Limits(most_pruned), large", lambda t: fxcat.Limits(most_pruned=10**400), "is no share"),
     ("Pressure(nu) text", lambda t: fxcat.Pressure(nu="a"), r"Pressure\(nu='a'\) is no number"),
     ("Pressure(params)", lambda t: fxcat.Pressure(1.0, params=None), r"Pressure\(params=None\)"),
     ("Limits(least)", lambda t: fxcat.Limits(least=True), r"Limits\(least=True\) is no number of channels"),
@@ -119,7 +121,7 @@ CONTROLLER: list[Case] = [
     ("shrinks", lambda t: t.controller(shrinks=2.5), "shrinks=2.5 is no whole number"),
     *(
         (f"gate_lr={value!r}", lambda t, value=value: t.controller(gate_lr=value), "gate_lr=")
-        for value in (-1, 0, math.nan, math.inf, "a")
+        for value in (-1, 0, math.nan, math.inf, "a", 10**400)
     ),
     ("warmup", lambda t: t.controller(warmup="a"), "warmup='a' is no number"),
     ("until", lambda t: t.controller(until=None), "until=None is no number"),
@@ -136,8 +138,22 @@ CONTROLLER: list[Case] = [
     ("state", lambda t: Things().controller().load_state_dict(3), "state= is an int"),
     ("state, empty", lambda t: Things().controller().load_state_dict({}), "it has no 'appraisal'"),
     *(
-        (f"state, {name}", lambda t, name=name, value=value: loaded(name, value), f"its '{name}' {found}")
+        (f"controller.shrink({value!r})", lambda t, value=value: Things().controller().shrink(value), "keep= is a")
+        for value in (None, True, [1], torch.tensor(1.0), torch.full((16,), 0.5))
+    ),
+    (
+        "averages, a number",
+        lambda t: t.controller(averages=X[0, 0, 0, 0]),
+        r"averages= is a Tensor(?s:.*)averages=\[…\]",
+    ),
+    *(
+        (f"state, {name}={value!r}", lambda t, name=name, value=value: loaded(name, value), f"its '{name}' {found}")
         for name, value, found in (
+            *(("schedule", [1], "is"), ("schedule", (1, None), "is"), ("gates", [1], "is"), ("closed", [None], "is")),
+            *(("values", "odd", "is 'odd'"), ("random", torch.ones(()), "is"), ("random", torch.ones(2, 2), "is")),
+            *(("appraisal", None, "is None"), ("slopes", 1, "is 1"), ("slopes", torch.ones(3), "has shape")),
+            *(("worth.mean", None, "is None"), ("worth.mean", torch.ones(3), r"has shape \(3,\), and its 'theta'")),
+            *(("worth.norm", -1.0, "is -1.0"), ("worth.norm", math.nan, "is nan"), ("worth.steps", "a", "is 'a'")),
             *(("steps", "a", "is 'a'"), ("theta", 3, "is 3"), ("schedule", 3, "is 3")),
             ("theta", torch.ones(3), r"has shape \(3,\), of 16 gates"),
         )
@@ -172,6 +188,10 @@ NET: list[Case] = [
     ("plot", lambda t: fxcat.plot_structure(t.small, "x.png"), r"plot_structure\(\) got a Sequential"),
     ("latency", lambda t: t.net.use_latency("x.json"), r"table= is a str(?s:.*)LatencyTable\.measure"),
     ("latency, class", lambda t: t.net.use_latency(fxcat.LatencyTable), "table= is the class LatencyTable"),
+    *(
+        (f"recalibrate, {value!r}", lambda t, value=value: fxcat.recalibrate(t.net, value), "batches= are|not batches")
+        for value in ([1], [X[:, :1]], np.float32(1), np.ones(2))
+    ),
     ("recalibrate, pairs", lambda t: fxcat.recalibrate(t.net, BATCHES), r"(?s:.*)inputs without targets"),
     ("plot to nowhere", lambda t: fxcat.plot_structure(t.net, None), "path=None is no path"),
     ("history to nowhere", lambda t: fxcat.History().save(3), "path=3 is no path"),
