@@ -133,7 +133,8 @@ class CalledAsModel(nn.Module):
         finally:
             samples.clear()
 
-    @torch.compiler.disable(  # a random generator and generated code: torch.compile shall see the network alone
+    # a random generator and generated code: torch.compile shall see the network alone
+    @torch.compiler.disable(  # pyright: ignore[reportUntypedFunctionDecorator]
         reason="fxcat draws gates in plain Python: compile without fullgraph=True, the network is one graph anyway"
     )
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:

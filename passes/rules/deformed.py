@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  # it registers the op
+import torchvision  # noqa: F401  # pyright: ignore[reportUnusedImport]  # it registers the op
 from torch import fx
 
 from fxcat.passes.graph.arguments import arguments

@@ -13,6 +13,7 @@ import torchvision
 from exactness import random_gates, randomise
 from small_task import EXAMPLE, Deep, Net, batches, loader
 from torch import nn
+from torch._dynamo.exc import Unsupported
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision_nets import shufflenet
 
@@ -209,7 +210,7 @@ def test_compiled_training_is_the_same(autocast: bool) -> None:
 def test_what_cannot_be_compiled_whole_says_so() -> None:
     torch._dynamo.reset()
     net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="without fullgraph=True"):
+    with pytest.raises(Unsupported, match="without fullgraph=True"):
         torch.compile(net, backend="eager", fullgraph=True)(torch.zeros(2, 3, 8, 8))
 
 

@@ -28,7 +28,7 @@ class Called(Deformed):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.stem(x)
-        return self.head(deform_conv2d(y, self.offset(y), weight=self.deformed.weight, padding=1))
+        return self.head(deform_conv2d(y, self.offset(y), weight=self.deformed.weight, padding=(1, 1)))
 
 
 @pytest.mark.parametrize(
