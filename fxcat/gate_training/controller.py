@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import check_callable, check_instance, plain_number
+from fxcat.checks import check_callable, check_instance, check_integer, plain_number
 from fxcat.choosing.cost_shares import cost_fractions, wanted_of
 from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
@@ -220,6 +220,7 @@ class GateController:
 
     def ends_within(self, steps: int) -> bool:
         """Whether the gated phase ends in one of the next `steps` steps."""
+        check_integer(steps, "steps")
         return self.steps < self.schedule.first_plain <= self.steps + steps
 
     def notice(self, optimizer: torch.optim.Optimizer) -> None:

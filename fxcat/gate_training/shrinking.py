@@ -86,7 +86,12 @@ def average_net(average: Any) -> GatedModule:
     inside = [average] if isinstance(average, nn.Module) else getattr(average, "__dict__", {}).values()
     holders = [v for v in inside if isinstance(v, nn.Module)]
     found = list({id(m): m for holder in holders for m in holder.modules() if isinstance(m, GatedModule)}.values())
-    if len(found) != 1:
+    if len(found) > 1:
+        raise InputError(
+            f"a {type(average).__name__} among averages= holds {len(found)} gated networks",
+            remedy="give the averaged one itself, such as ema.ema_model",
+        )
+    if not found:
         raise InputError(
             f"a {type(average).__name__} among averages= holds no gated network",
             remedy="make it from the network that prepare() returned: AveragedModel(net)",

@@ -37,6 +37,9 @@ def make_ready(net: Loading, state: dict[str, Any], prefix: str) -> bool:
 
     Raises `InputError` for a state that does not fit; then the network is as it was.
     """
+    others = [key for key in state if not isinstance(key, str)]  # pyright: ignore[reportUnnecessaryIsInstance]
+    if others:
+        raise InputError(f"this is no state of a network: it has a key {others[0]!r}", remedy="give a state_dict()")
     names = list(net.network.state_dict())
     if is_of_plain_model(state, prefix, names):
         said = "the state is that of a smaller network without gates"

@@ -147,6 +147,7 @@ def fit(
         batches.check_split()
         weights = WeightTraining.begin(
             *(net, batches.steps * epochs, place, optimizer, scheduler, lr, autocast),
+            epochs=epochs,
             schedule_per=schedule_per,
             clip_norm=clip_norm,
             averages=averages,

@@ -48,11 +48,13 @@ class WeightTraining:
         lr: float,
         autocast: torch.dtype | None,
         *,
+        epochs: int,
         schedule_per: Literal["epoch", "step"] = "epoch",
         clip_norm: float | None = None,
         averages: Sequence[Any] = (),
     ) -> WeightTraining:
-        """Move the network to the device; without an optimizer make the default of `fit`, for so many steps.
+        """Move the network to the device; without an optimizer make the default of `fit`, for so many steps in all
+        epochs. Warns of a scheduler that is made for steps and follows epochs.
 
         Raises `InputError` for a scheduler without its optimizer, and an optimizer that evaluates the loss itself.
         """
@@ -82,6 +84,12 @@ class WeightTraining:
             scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=warm_up)
         scaler = torch.amp.GradScaler(device.type, enabled=autocast is torch.float16)
         per_step = is_default or schedule_per == "step"
+        if not per_step and steps > epochs and _length(scheduler) >= steps:
+            warnings.warn(
+                f"{type(scheduler).__name__} is made for as many steps as the run has, and makes one an epoch: say "
+                'schedule_per="step"',
+                stacklevel=3,
+            )
         return cls(optimizer, scheduler, is_default, device, autocast, scaler, per_step, clip_norm, tuple(averages))
 
     def cast(self) -> torch.autocast:
@@ -147,6 +155,12 @@ class WeightTraining:
             "clip_norm": self.clip_norm,
             "averages": len(self.averages),
         }
+
+
+def _length(scheduler: Any) -> int:
+    """How many steps a scheduler is made for, where it says so; 0 else."""
+    found = (getattr(scheduler, name, None) for name in ("total_steps", "T_max"))
+    return next((n for n in found if isinstance(n, int)), 0)
 
 
 def _needs_closure(optimizer: Any) -> bool:

@@ -252,6 +252,27 @@ def test_several_optimizers_share_the_weights() -> None:
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has it from 2.9 on")
+def test_muon_takes_the_matrices_and_another_optimizer_the_rest() -> None:
+    net = prepared()
+    matrices = [p for p in net.weight_parameters() if p.dim() == 2]
+    rest = [p for p in net.weight_parameters() if p.dim() != 2]
+    optimizers = [torch.optim.Muon(matrices, lr=0.01), torch.optim.AdamW(rest, lr=1e-3)]
+    controller = controller_of(net, optimizers, pressure=None, target=fxcat.Target(flops=0.25))
+    width = matrices[0].shape[1]
+    for i in range(STEPS):
+        x, y = batch(i)
+        F.cross_entropy(net(x), y).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        controller.step()
+    assert net.hard_cost().macs <= 0.25 * net.start_cost.macs
+    (matrix,) = optimizers[0].param_groups[0]["params"]
+    assert optimizers[0].state[matrix]["momentum_buffer"].shape == matrix.shape
+    assert matrix.shape[1] < width
+
+
 class Matrices(torch.optim.Optimizer):
     """Keeps a square matrix per parameter, in an object of its own."""
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from small_task import Net, batches, loader
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -131,6 +132,24 @@ def test_schedules_per_step_and_by_plateau() -> None:
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1e9)
     fxcat.fit(net, loader(), loader(64), optimizer=optimizer, scheduler=plateau, **QUIET)
     assert optimizer.param_groups[0]["lr"] < 0.05
+
+
+@pytest.mark.parametrize(
+    "make", [lambda o: OneCycleLR(o, 0.05, total_steps=3 * 8), lambda o: CosineAnnealingLR(o, T_max=3 * 8)]
+)
+def test_a_schedule_of_steps_that_follows_epochs_is_told_of(make: Any) -> None:
+    net = prepared()
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05)
+    with pytest.warns(UserWarning, match='schedule_per="step"'):
+        fxcat.fit(net, loader(), optimizer=optimizer, scheduler=make(optimizer), **QUIET)
+
+
+def test_a_schedule_of_as_many_epochs_as_steps_is_not() -> None:
+    net = prepared()
+    optimizer = torch.optim.SGD(net.weight_parameters(), lr=0.05)
+    schedule = CosineAnnealingLR(optimizer, T_max=3)
+    fxcat.fit(net, loader(), optimizer=optimizer, scheduler=schedule, steps_per_epoch=1, **QUIET)
+    assert schedule.last_epoch == 3
 
 
 def test_clipping_and_accumulation() -> None:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,6 +138,13 @@ CONTROLLER: list[Case] = [
     ("optimizer class", lambda t: fxcat.GateController(t.net, torch.optim.SGD, target=HALF, total_steps=9), "no torch"),
     ("rewrap", lambda t: fxcat.rewrap(t.net), r"rewrap\(\) got a GatedModule"),
     ("state", lambda t: Things().controller().load_state_dict(3), "state= is an int"),
+    ("ends_within", lambda t: Things().controller().ends_within(None), "steps=None"),
+    ("keys of a state", lambda t: t.net.load_state_dict({1: 2}), "it has a key 1"),
+    (
+        "several averages",
+        lambda t: t.controller(averages=[SimpleNamespace(a=t.net, b=copy.deepcopy(t.net))]),
+        "holds 2 gated networks",
+    ),
     ("state, empty", lambda t: Things().controller().load_state_dict({}), "it has no 'appraisal'"),
     *(
         (f"controller.shrink({value!r})", lambda t, value=value: Things().controller().shrink(value), "keep= is a")
