@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from common import print_table, write_json
-from exactness import difference
+from differences import difference
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))

@@ -100,7 +100,7 @@ def start_network(
 
 
 def macs_of(model: nn.Module, example: torch.Tensor) -> int:
-    return fxcat.prepare(model, example, verbose=False).start_cost.macs
+    return fxcat.prepare(model, example, verify=False, verbose=False).start_cost.macs
 
 
 def width_for(macs: float, build: Callable[[float], nn.Module], example: torch.Tensor) -> float:

@@ -6,7 +6,8 @@ import torch
 from detectors import build as build_detector
 from detectors import calibrate as calibrate_detector
 from detectors import inputs as detector_inputs
-from exactness import Inputs, calibrate, randomise
+from differences import Inputs
+from exactness import calibrate, randomise
 from torch import nn
 from zoo import DETECTION, FLOW, build, shapes
 

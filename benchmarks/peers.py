@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from common import finished_or_run, finished_rows, print_table
-from exactness import difference
+from differences import difference
 from models import well_scaled
 from torch import nn
 from zoo import trainable

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from common import library
-from exactness import DOUBLE_TOLERANCE, SINGLE_TOLERANCE, check_on, difference, fixed_seed, randomise
+from differences import DOUBLE_TOLERANCE, SINGLE_TOLERANCE, difference, fixed_seed
+from exactness import check_on, randomise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -156,7 +157,9 @@ def _checked(
         training = None
     model.load_state_dict(state)
     try:
-        report = check_on(model, "", example, others, training, settings=SETTINGS, net=net, tolerance=tolerance)
+        report = check_on(
+            model, "", example, others, training, settings=SETTINGS, net=net, tolerance=tolerance, conditioning=True
+        )
     except Exception as error:
         return {"reason": _line(error)} | ({} if _lacks_memory(error) else {"exact": False, "costs": False})
     failures = report.failures + ([] if unchanged else ["prepare changed the caller's model"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from exactness import difference, fixed_seed
+from differences import difference, fixed_seed
 from torch import nn
 
 import fxcat

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torchvision
-from exactness import Inputs
+from differences import Inputs
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from exactness import DOUBLE_TOLERANCE, check_on, counted_macs, difference, fixed_seed, random_gates, randomise
+from differences import DOUBLE_TOLERANCE, difference, fixed_seed
+from exactness import check_on, counted_macs, random_gates, randomise
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 

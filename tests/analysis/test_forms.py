@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import difference
+from differences import difference
 from forms import IMAGES, Between, Form, failures
 from helper_functions import whole_batch
 from helper_types import kind_of_number

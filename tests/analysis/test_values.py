@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import check_on, difference, randomise
+from differences import difference
+from exactness import check_on, randomise
 from forms import IMAGES, Between, Form, failures
 from part_nets import PartNet
 from torch import nn

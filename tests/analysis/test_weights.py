@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import DOUBLE_TOLERANCE, Report, check, difference, randomise
+from differences import DOUBLE_TOLERANCE, difference
+from exactness import Report, check, randomise
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 

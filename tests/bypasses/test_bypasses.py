@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from exactness import check, counted_macs, difference, randomise
+from differences import difference
+from exactness import check, counted_macs, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_nets import CLASSES, LARGE, PLAIN, FunctionalLeNet, SmallVGG

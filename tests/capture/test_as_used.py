@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from exactness import DOUBLE_TOLERANCE, fixed_seed, randomise
+from differences import DOUBLE_TOLERANCE, fixed_seed
+from exactness import randomise
 from torch import nn
 from torch.fx.proxy import TraceError
 from torch.nn import functional

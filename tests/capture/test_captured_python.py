@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from between import Between, Middle, X, check, close_some
-from exactness import difference
+from differences import difference
 from torch import nn
 
 import fxcat

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from exactness import fixed_seed
+from differences import fixed_seed
 from torch import nn
 from transformers_forms import X, assert_exact, prepared
 

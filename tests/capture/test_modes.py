@@ -7,7 +7,8 @@ import inspect
 
 import torch
 import torch.nn.functional as F
-from exactness import Report, check, difference, fixed_seed, random_gates, randomise
+from differences import difference, fixed_seed
+from exactness import Report, check, random_gates, randomise
 from torch import nn
 
 import fxcat

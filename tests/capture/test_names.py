@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from between import X, check
-from exactness import difference
+from differences import difference
 from torch import nn
 
 import fxcat

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import difference
+from differences import difference
 from torch import nn
 
 import fxcat

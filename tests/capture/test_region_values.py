@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from branching_nets import block
-from exactness import SINGLE_TOLERANCE, check, difference, randomise
+from differences import SINGLE_TOLERANCE, difference
+from exactness import check, randomise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from branching_nets import block
-from exactness import SINGLE_TOLERANCE, Report, check_on, difference, randomise
+from differences import SINGLE_TOLERANCE, difference
+from exactness import Report, check_on, randomise
 from torch import nn
 
 import fxcat

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import DOUBLE_TOLERANCE, difference, fixed_seed, random_gates
+from differences import DOUBLE_TOLERANCE, difference, fixed_seed
+from exactness import random_gates
 from torch import nn
 from torch.utils._pytree import tree_leaves
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from exactness import DOUBLE_TOLERANCE, check, difference, randomise
+from differences import DOUBLE_TOLERANCE, difference
+from exactness import check, randomise
 from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 

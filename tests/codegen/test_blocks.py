@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from exactness import difference, random_gates, randomise
+from differences import difference
+from exactness import random_gates, randomise
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.feature_extraction import create_feature_extractor

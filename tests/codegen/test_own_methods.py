@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import difference, randomise
+from differences import difference
+from exactness import randomise
 from torch import nn
 
 import fxcat

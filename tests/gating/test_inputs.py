@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from exactness import difference, random_gates, randomise
+from differences import difference
+from exactness import random_gates, randomise
 from torch import nn
 
 import fxcat

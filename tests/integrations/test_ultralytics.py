@@ -16,7 +16,8 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from exactness import counted_macs, difference, randomise
+from differences import difference
+from exactness import counted_macs, randomise
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics_task import TARGET, Place

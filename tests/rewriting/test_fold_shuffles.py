@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from exactness import counted_macs, difference, random_gates, randomise
+from differences import difference
+from exactness import counted_macs, random_gates, randomise
 from torch import nn
 from torchvision_nets import shufflenet
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from exactness import difference, random_gates, randomise
+from differences import difference
+from exactness import random_gates, randomise
 from torch import nn
 
 import fxcat

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checking_layers import checked_width
-from exactness import check, difference, random_gates, randomise
+from differences import difference
+from exactness import check, random_gates, randomise
 from torch import nn
 
 import fxcat
