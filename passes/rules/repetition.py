@@ -80,7 +80,7 @@ class RepeatEach(Movement):
         given = arguments(node, "input", "repeats", "dim")
         given.pop("output_size", None)
         count: Any = given.pop("repeats")
-        if moved.has_units[0] and given.get("dim") == 0 and moved.source[0] is None:
+        if type(count) is int and moved.has_units[0] and given.get("dim") == 0 and moved.source[0] is None:
             count = count * moved.shape[0] // len(value_of(node))
         if isinstance(count, fx.Node) and isinstance(value_of(count), int):
             count = Repeat.kept(count, moved)

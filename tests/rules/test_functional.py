@@ -250,6 +250,27 @@ def test_variances_of_all_entries_by_a_flag_alone() -> None:
     assert checked(Whole(), nn.Conv2d(8, 16, 1))[0] == 1.0
 
 
+class Positions(nn.Module):
+    """Encodings of rows and of columns, each repeated as often as the input has of the others (MViT's)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = (nn.Parameter(torch.randn(4, 8)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        positions = torch.repeat_interleave(self.rows, width, dim=0) + self.columns.repeat(height, 1)
+        tokens = x.flatten(2).transpose(1, 2) + positions
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def test_encodings_that_are_repeated_as_the_input_says() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Positions(), nn.Conv2d(8, 4, 1)).double()
+    randomise(model, 0)
+    report = check(model, "positions", (1, 3, 4, 4), (3, 3, 4, 4))
+    assert (report.failures, report.units, report.coverage) == ([], 8, 1.0)
+
+
 def test_sums_over_channels() -> None:
     class Attend(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
