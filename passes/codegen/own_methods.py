@@ -129,8 +129,8 @@ def _inside(module: nn.Module) -> tuple[str, ...]:
 
 
 def _read(module: nn.Module, names: frozenset[str]) -> set[str]:
-    """Which of its modules, tensors and whole numbers a method asks for."""
-    numbers = {name for name, value in vars(module).items() if type(value) is int}
+    """Which of its modules, tensors and numbers that may be sizes a method asks for."""
+    numbers = {name for name, value in vars(module).items() if type(value) is int and value > 0}
     return {*module._modules, *module._parameters, *module._buffers, *numbers} & names
 
 

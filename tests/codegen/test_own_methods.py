@@ -136,6 +136,7 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.ignored = -100
         self.heads, self.qkv, self.out = 4, nn.Linear(8, 24), nn.Linear(8, 8)
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
@@ -145,6 +146,9 @@ class Attention(nn.Module):
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def counted(self, y: torch.Tensor) -> torch.Tensor:
+        return (y != self.ignored).sum()
 
     def head_count(self) -> int:
         return self.heads
@@ -216,6 +220,7 @@ def test_methods_that_would_compute_something_else_say_so() -> None:
             left.split(torch.randn(2, 5, 8).double())
         assert left.last() is left.out
         assert isinstance(left.head_count(), int)
+        assert left.counted(torch.tensor([1, -100])).item() == 1, "-100 states no size"
 
 
 def test_methods_of_a_network_that_lost_a_section() -> None:
