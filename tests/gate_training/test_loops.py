@@ -234,6 +234,16 @@ def test_a_loop_that_ends_early_is_told_so_and_can_finish() -> None:
         controller_of(net, optimizer)
 
 
+def train_by(optimizers: list[torch.optim.Optimizer], net: fxcat.GatedModule, controller: Any) -> None:
+    for i in range(STEPS):
+        x, y = batch(i)
+        F.cross_entropy(net(x), y).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        controller.step()
+
+
 def test_several_optimizers_share_the_weights() -> None:
     net = prepared()
     head = list(net.network.get_submodule("head").parameters())
@@ -242,13 +252,7 @@ def test_several_optimizers_share_the_weights() -> None:
     with pytest.raises(fxcat.InputError, match="of the gated network's weights that are trained"):
         controller_of(net, optimizers[0])
     controller = controller_of(net, optimizers, pressure=None, target=fxcat.Target(flops=0.5))
-    for i in range(STEPS):
-        x, y = batch(i)
-        F.cross_entropy(net(x), y).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        controller.step()
+    train_by(optimizers, net, controller)
     assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
 
 
@@ -260,13 +264,7 @@ def test_muon_takes_the_matrices_and_another_optimizer_the_rest() -> None:
     optimizers = [torch.optim.Muon(matrices, lr=0.01), torch.optim.AdamW(rest, lr=1e-3)]
     controller = controller_of(net, optimizers, pressure=None, target=fxcat.Target(flops=0.25))
     width = matrices[0].shape[1]
-    for i in range(STEPS):
-        x, y = batch(i)
-        F.cross_entropy(net(x), y).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        controller.step()
+    train_by(optimizers, net, controller)
     assert net.hard_cost().macs <= 0.25 * net.start_cost.macs
     (matrix,) = optimizers[0].param_groups[0]["params"]
     assert optimizers[0].state[matrix]["momentum_buffer"].shape == matrix.shape
