@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -234,7 +234,7 @@ def test_a_loop_that_ends_early_is_told_so_and_can_finish() -> None:
         controller_of(net, optimizer)
 
 
-def train_by(optimizers: list[torch.optim.Optimizer], net: fxcat.GatedModule, controller: Any) -> None:
+def train_by(optimizers: Sequence[torch.optim.Optimizer], net: fxcat.GatedModule, controller: Any) -> None:
     for i in range(STEPS):
         x, y = batch(i)
         F.cross_entropy(net(x), y).backward()
