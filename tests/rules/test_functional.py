@@ -258,7 +258,7 @@ class Positions(nn.Module):
         self.rows, self.columns = (nn.Parameter(torch.randn(4, 8)) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[2:]
+        height, width = x.shape[2], x.shape[3]
         positions = torch.repeat_interleave(self.rows, width, dim=0) + self.columns.repeat(height, 1)
         tokens = x.flatten(2).transpose(1, 2) + positions
         return tokens.transpose(1, 2).unflatten(2, (height, width))
