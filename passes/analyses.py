@@ -21,6 +21,7 @@ from fxcat.passes.analysis.weights import settle
 from fxcat.passes.capture.capture import Captured
 from fxcat.passes.gating.made_values import with_selections
 from fxcat.passes.graph.label_arrays import place
+from fxcat.passes.graph.meta import BOTH_PHASES, PHASE
 from fxcat.passes.nodes.effects import needed, returned
 from fxcat.passes.pipeline import Step, run
 from fxcat.passes.rules.boundary import inside, owners, region_output
@@ -93,7 +94,7 @@ def _with_sections(work: Work) -> Work:
 
 def _with_costs(work: Work) -> Work:
     inference = reached(work.graph, 0)
-    needed = inference | reached(work.graph, 1)
+    needed = inference | reached(work.graph, 1) if _has_phases(work.graph) else inference
     terms = cost_terms(work.flow, work.units, work.sections, inference, needed)
     if work.captured.macs:
         terms += (CostTerm("between regions", work.captured.macs, 0, ()),)
@@ -125,6 +126,11 @@ def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:
     fx.map_arg(returned(output, phase), stack.append)
     stack += [n for n in graph.nodes if n.target is region_output and n.args[3] == phase]
     return frozenset(needed(graph, stack, phase))
+
+
+def _has_phases(graph: fx.Graph) -> bool:
+    """Whether training may run other nodes than inference does."""
+    return any(PHASE.has(n) or BOTH_PHASES.has(n) or n.target is region_output for n in graph.nodes)
 
 
 def _holds_ignored(section: Section, ignored: Sequence[str]) -> bool:

@@ -139,9 +139,12 @@ class Compiled(Program):
         return compiled, CostModel(compiled.analysis.terms), found
 
     def has_grouped_convolutions(self, network: nn.Module) -> bool:
+        modules = dict(network.named_modules(remove_duplicate=False))
         rules = ((node, rule) for node, rule in self.analysis.labels.rules.items() if rule is not None)
-        called = {n: network.get_submodule(str(n.target)) for n in self.analysis.graph.nodes if n.op == "call_module"}
-        return any(rule.groups(node, called.get(node)) > 1 for node, rule in rules)
+        return any(
+            rule.groups(node, modules[str(node.target)] if node.op == "call_module" else None) > 1
+            for node, rule in rules
+        )
 
     def timed_ops(self, network: nn.Module, batch: int) -> tuple[TimedOp, ...]:
         twin = meta_twin(network)

@@ -18,13 +18,13 @@ from torch import nn
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.graph.nested import leaves
 
-_CACHED: Any = type(functools.cache(len))
+KEEPING_RESULTS: type[Any] = type(functools.cache(len))
 _WITH_FUNCTION = (staticmethod, classmethod, types.MethodType)
 """Types of values that hold a function. Other values are not asked: what stands in for a missing package raises."""
 
 
 def keeps_results(value: Any) -> bool:
-    return isinstance(value, _CACHED)
+    return isinstance(value, KEEPING_RESULTS)
 
 
 def forgetting(function: Any) -> Callable[..., Any]:

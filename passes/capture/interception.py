@@ -20,9 +20,7 @@ from fxcat.errors import CaptureError
 from fxcat.passes.capture.proxy import ExampleProxy
 from fxcat.passes.capture.torch_checks import checks_traced
 from fxcat.passes.capture.tracing import Tracing
-from fxcat.passes.nodes.effects import INPLACE_OPERATORS
 from fxcat.passes.nodes.known import is_random
-from fxcat.passes.rules.leaves import computes_weights
 from fxcat.passes.rules.own_functions import call_of
 from fxcat.passes.rules.table import function_decomposition, function_rule
 
@@ -35,7 +33,6 @@ def intercepted(tracer: Tracing) -> Generator[None]:
     with (
         patch.object(_symbolic_trace, "_create_wrapped_func", functools.partial(_descending, tracer)),
         patch.object(torch.autograd.Function, "apply", _applying(tracer)),
-        patch.object(nn.Module, "__setattr__", _assigning(tracer, nn.Module.__setattr__)),
         patch.object(torch.autocast, "__enter__", _entering(tracer, torch.autocast.__enter__)),
         patch.object(torch.autocast, "__exit__", _leaving(tracer, torch.autocast.__exit__)),
         checks_traced(tracer),
@@ -146,41 +143,3 @@ def _applying(tracer: Tracing) -> Any:
         return tracer.create_proxy("call_function", call_of(function, examples), args, kwargs)
 
     return classmethod(apply)
-
-
-def _carries_state(old: torch.Tensor, new: Any) -> bool:
-    """Whether a tensor seems to be replaced by what it is in the next forward pass: not by itself in another place or
-    type, or by one of another shape."""
-    if isinstance(new, torch.Tensor):
-        return new is not old
-    if not isinstance(new, ExampleProxy) or new.node.target in ("to", "type", "type_as", "float", "double", "half"):
-        return False
-    return bool(old.numel()) and isinstance(new.example, torch.Tensor) and new.example.shape == old.shape
-
-
-def state_error(name: str, where: str) -> CaptureError:
-    return CaptureError(
-        f"the tensor {name!r}, which is no buffer, is changed from one forward pass to the next",
-        where=where,
-        remedy="register it as a buffer",
-    )
-
-
-def _assigning(tracer: Tracing, assign: Callable[[nn.Module, str, Any], None]) -> Callable[[nn.Module, str, Any], None]:
-    """`module.buffer = value` as a change of the buffer that the module has; a proxy cannot become one. A tensor that
-    is replaced must not have been read: it would be another one in the next pass."""
-
-    def call(module: nn.Module, name: str, value: Any) -> None:
-        if isinstance(value, fx.Proxy) and name in module._buffers:
-            buffer = getattr(module, name)
-            changed = value.node.target in INPLACE_OPERATORS and value.node.args[0] is buffer.node
-            if not changed:
-                buffer.copy_(value)
-            return
-        old: Any = vars(module).get(name)
-        replaced = isinstance(old, torch.Tensor) and not computes_weights(module) and _carries_state(old, value)
-        if replaced and not (isinstance(value, ExampleProxy) and not tracer.has_read(old)):
-            raise state_error(name, type(module).__name__)
-        assign(module, name, value)
-
-    return call

@@ -1,4 +1,5 @@
-"""The modes of modules while a model is traced: whether its Python asks for them, and which it sets itself.
+"""The modes of modules while a model is traced: whether its Python asks for them, and which it sets itself; and what
+else it sets of them.
 
 A layer whose mode `forward` sets (`self.norm.eval()`) is not called as a module, in whatever mode that is then: what it
 computes in the mode that it has been given is traced.
@@ -6,17 +7,20 @@ computes in the mode that it has been given is traced.
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import ref
 
 from torch import nn
 
 from fxcat.errors import CaptureError
+from fxcat.passes.capture.attributes import assign
 from fxcat.passes.capture.tracing import Tracing
 from fxcat.passes.rules.leaves import is_leaf
 
 
 class Modes:
-    """Gives every module of a twin a `training` property, which notes who reads and who writes it."""
+    """Gives every module of a twin a `training` property, which notes who reads and who writes it, and `assign` for
+    attributes: in a class of its own, since a change of `nn.Module` itself costs time for each of its subclasses."""
 
     def __init__(self, twin: nn.Module) -> None:
         self.tracer: Tracing | None = None
@@ -94,7 +98,18 @@ class Modes:
             if leaf:
                 modes._set.add(id(module))
 
-        members = {"training": property(read, write), "__module__": cls.__module__}
+        def set_attribute(module: nn.Module, name: str, value: Any) -> None:
+            modes = watching()
+            if modes is None or modes.tracer is None:
+                cls.__setattr__(module, name, value)
+            else:
+                assign(modes.tracer, cls.__setattr__, module, name, value)
+
+        members = {
+            "training": property(read, write),
+            "__setattr__": set_attribute,
+            "__module__": cls.__module__,
+        }
         return type(cls.__name__, (cls,), members)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -61,7 +60,12 @@ class NodeTracer(fx.Tracer):
             if name is None:
                 name = self._names[target] = self.graph._target_to_str(target)
         # not by the base class, which looks in every node for what only torch.compile keeps
-        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        # args given afterwards: the graph would look through them for symbolic integers, which a trace has none of
+        node = self.graph.create_node(kind, target, None, None, name, type_expr)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
         if kind == "get_attr":
             VALUE.set(node, self._run(node))
             path, _, name = str(target).rpartition(".")
@@ -119,13 +123,28 @@ class NodeTracer(fx.Tracer):
         """The number that a tensor holds. Raises `CaptureError` if it is not known."""
         return plain_number(proxy)
 
-    @contextmanager
-    def executing(self) -> Generator[None]:
+    def executing(self) -> AbstractContextManager[None]:
         """What runs is not traced."""
-        outer, self._is_executing = self._is_executing, True
-        try:
-            # in this order: a change of the mode of gradients would itself be dispatched
-            with torch._C.DisableTorchFunction(), torch.no_grad():  # pyright: ignore[reportPrivateUsage]
-                yield
-        finally:
-            self._is_executing = outer
+        return _Executing(self)
+
+
+class _Executing:
+    """No generator and not `torch.no_grad`, as every node enters it."""
+
+    __slots__ = ("_functions", "_gradients", "_outer", "_tracer")
+
+    def __init__(self, tracer: NodeTracer) -> None:
+        self._tracer = tracer
+        self._functions = torch._C.DisableTorchFunction()  # pyright: ignore[reportPrivateUsage]
+
+    def __enter__(self) -> None:
+        self._outer, self._tracer._is_executing = self._tracer._is_executing, True
+        # in this order: a change of the mode of gradients would itself be dispatched
+        self._functions.__enter__()
+        self._gradients = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # pyright: ignore[reportPrivateUsage]
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self._gradients)  # pyright: ignore[reportPrivateUsage]
+        self._functions.__exit__(*error)
+        self._tracer._is_executing = self._outer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +58,7 @@ def trace_phases(model: nn.Module, call: Call, results: Results) -> Phases:
 
 def _device(model: nn.Module, call: Call) -> torch.device:
     """Where the model is, or its inputs."""
-    found = next((t.device for t in (*model.parameters(), *call.tensors) if not t.is_meta), None)
+    found = next((t.device for t in itertools.chain(model.parameters(), call.tensors) if not t.is_meta), None)
     return found or torch.device("cpu")
 
 
@@ -145,7 +146,10 @@ def _trace(
     modes.begin(training)
     tracer = modes.tracer = ExampleTracer(device, modes)
     tracer.held = held
-    graph = tracer.trace_module(twin, dict(zip(names, call.inputs, strict=True)), forward, training=training)
+    try:
+        graph = tracer.trace_module(twin, dict(zip(names, call.inputs, strict=True)), forward, training=training)
+    finally:
+        modes.tracer = None
     modes.end()
     functionalise(graph)
     detach_without_grad(graph)

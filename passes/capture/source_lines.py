@@ -13,8 +13,8 @@ from torch import nn
 def running_line() -> tuple[str, int]:
     """The file and the line of the model's Python that is running; of plain containers of layers there is none."""
     frame: types.FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None and _name(frame).startswith(("torch.", "fxcat.passes.")):
-        frame = frame.f_back
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "fxcat.passes.")):
+        frame = frame.f_back  # without a call of `_name`: every node asks
     if frame is None or _name(frame).startswith("fxcat."):
         return "unknown file", 0
     return frame.f_code.co_filename, frame.f_lineno

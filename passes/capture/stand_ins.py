@@ -22,7 +22,7 @@ from torch.nn.modules import transformer
 from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
-from fxcat.passes.capture.caches import forgetting, keeps_results, results_forgotten
+from fxcat.passes.capture.caches import KEEPING_RESULTS, forgetting, keeps_results, results_forgotten
 from fxcat.passes.capture.namespaces import (
     codes_in,
     loose_namespaces,
@@ -69,7 +69,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         try:
             for known, only_calls in places:
                 for name, value in list(known.items()):
-                    instead = _of_python(value) if isinstance(value, _FUNCTIONS) or keeps_results(value) else value
+                    instead = _of_python(value) if type(value) in _REPLACED else value
                     if instead is not value:
                         known[name] = instead
                         replaced.append((known, name, value))
@@ -103,7 +103,8 @@ def _of_python(value: Any) -> Any:
     return getattr(value, "_torchdynamo_orig_callable", value)
 
 
-_FUNCTIONS = (types.FunctionType, torch.jit.ScriptFunction, types.BuiltinFunctionType)
+_REPLACED = frozenset((types.FunctionType, torch.jit.ScriptFunction, types.BuiltinFunctionType, KEEPING_RESULTS))
+"""Types of globals that others may stand in for: asked for each of all globals."""
 
 
 def _scripted(value: torch.jit.ScriptFunction[..., Any]) -> Callable[..., Any]:
@@ -135,10 +136,11 @@ def _take_proxies(known: dict[str, Any]) -> Iterator[str]:
     """Take proxies out of a Python module's globals, and say where they were."""
     module = known.get("__name__")
     for name, value in list(known.items()):
-        if isinstance(value, ExampleProxy):
+        kind: type[Any] = type(value)
+        if issubclass(kind, ExampleProxy):
             del known[name]
             yield f"{module}.{name}"
-        elif type(value) is dict and name != "__builtins__":
+        elif kind is dict and name != "__builtins__":
             held: dict[Any, Any] = value
             for key in [k for k, v in held.items() if isinstance(v, ExampleProxy)]:
                 del held[key]

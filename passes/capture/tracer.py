@@ -21,7 +21,9 @@ from torch.overrides import is_tensor_method_or_property
 from torch.utils._pytree import tree_map
 
 from fxcat.errors import CaptureError
-from fxcat.passes.capture.interception import intercepted, state_error
+from fxcat.network.module_state import named_once
+from fxcat.passes.capture.attributes import state_error
+from fxcat.passes.capture.interception import intercepted
 from fxcat.passes.capture.mode_watch import Modes
 from fxcat.passes.capture.node_tracer import NodeTracer
 from fxcat.passes.capture.numbers_of_tensors import in_torch
@@ -251,8 +253,9 @@ class ExampleTracer(NodeTracer):
         if id(value) in self._stands_for:
             return self._stands_for[id(value)][1]
         if not self._tensors:  # the base class looks through all of them every time
-            known = (*self.root.named_buffers(), *self.root.named_parameters())
-            self._tensors = {id(tensor): name for name, tensor in known}
+            modules = list(self.root.named_modules())
+            held = [(path, own) for path, m in modules for own in (m._parameters, m._buffers)]
+            self._tensors = {id(tensor): name for name, tensor in named_once(held)}
         name = self._tensors.get(id(value))
         if name is None:
             return value

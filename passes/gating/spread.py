@@ -92,8 +92,10 @@ def _rank(flow: LabelFlow, node: fx.Node) -> tuple[bool, int]:
 
 def _is_merged(labels: torch.Tensor) -> bool:
     """Whether units may share an axis with others: with the batch, or so that a unit has several entries there."""
+    if labels.shape[0] > 1:
+        return True
     lines = (labels.movedim(axis, 0).flatten(1) for axis in range(labels.dim()) if labels.shape[axis] > 1)
-    return labels.shape[0] > 1 or any(len(line.unique(dim=0)) < len(line) for line in lines)
+    return any(len(line.unique(dim=0)) < len(line) for line in lines if len(line[:, 0].unique()) < len(line))
 
 
 def _has_units(flow: LabelFlow, node: fx.Node) -> bool:

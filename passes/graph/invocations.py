@@ -49,6 +49,7 @@ class Calls:
     def __init__(self) -> None:
         self.found: dict[Key, Invocation] = {}
         self._counts: Counter[str] = Counter()
+        self._entered: list[str] = []
         self._open: list[tuple[Key, Any]] = []
 
     @property
@@ -60,6 +61,7 @@ class Calls:
         """A module is called."""
         self._open.append(((path, self._counts[path]), _template((args, kwargs))))  # now: lists may change
         self._counts[path] += 1
+        self._entered.append(path)
 
     def leave(self, result: Any, *, hooked: bool) -> None:
         """The innermost call returns."""
@@ -73,14 +75,16 @@ class Calls:
 
     def mark(self) -> Any:
         """What `forget` goes back to."""
-        return len(self.found), len(self._open), self._counts.copy()
+        return len(self.found), len(self._open), len(self._entered)
 
     def forget(self, mark: Any) -> None:
         """Go back to an earlier state."""
-        found, opened, self._counts = mark
+        found, opened, entered = mark
         for key in list(self.found)[found:]:
             del self.found[key]
         del self._open[opened:]
+        self._counts.subtract(self._entered[entered:])
+        del self._entered[entered:]
 
 
 def _template(value: Any) -> tuple[Any, tuple[fx.Node, ...]] | None:

@@ -22,17 +22,18 @@ def ops_in_words(graph: fx.Graph, root: nn.Module) -> tuple[str, ...]:
     """
     numbers: dict[fx.Node, int] = {}
     texts: list[str] = []
+    modules = dict(root.named_modules(remove_duplicate=False))
     for node in graph.nodes:
         args = [_words(a, numbers) for a in node.args]
         args += [f"{k}={_words(v, numbers)}" for k, v in sorted(node.kwargs.items()) if k not in _OF_TRAINING]
-        texts.append(f"{_what(node, root)}({', '.join(args)})")
+        texts.append(f"{_what(node, modules)}({', '.join(args)})")
         numbers[node] = len(numbers)
     return tuple(texts)
 
 
-def _what(node: fx.Node, root: nn.Module) -> str:
+def _what(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     if node.op == "call_module":
-        return f"{node.target}: {_of_module(root.get_submodule(str(node.target)))} of "
+        return f"{node.target}: {_of_module(modules[str(node.target)])} of "
     if node.op == "call_function":
         return str(getattr(node.target, "__name__", type(node.target).__name__))
     return f".{node.target}" if node.op == "call_method" else f"{node.op} {node.target}"

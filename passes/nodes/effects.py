@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Iterable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -133,9 +133,11 @@ def copy_first(node: fx.Node) -> None:
 def changed_part_of(node: fx.Node) -> fx.Node | None:
     """The value of which a node changes a part in place, by item assignment or through a view; or the parameter or
     buffer that it changes."""
-    target = node.args[0] if node.args else None
     assigned = node.target is operator.setitem
-    if not isinstance(target, fx.Node) or not (assigned or is_inplace(node)):
+    if not (assigned or is_inplace(node)):  # first, as hardly any node is
+        return None
+    target = node.args[0] if node.args else None
+    if not isinstance(target, fx.Node):
         return None
     origin = base = target
     while is_view(origin) or is_inplace(origin):
@@ -196,7 +198,7 @@ def needed(
                 stack += changes.get(node, ())
                 stack += () if node in ends else node.all_input_nodes
                 if waiting and node.op.startswith("call"):
-                    alive |= _with_outer(path_of(node))
+                    alive.update(_with_outer(path_of(node)))
         still: list[fx.Node] = []
         for node in waiting:
             due = (path_of(node)) in alive and not (asserts(node) and _layers(node, found))
@@ -253,7 +255,8 @@ def _layers(node: fx.Node, found: Container[fx.Node]) -> bool:
     return False
 
 
-def _with_outer(path: str) -> set[str]:
+@lru_cache(4096)
+def _with_outer(path: str) -> tuple[str, ...]:
     """The paths of a module and of all that hold it."""
     parts = path.split(".") if path else []
-    return {".".join(parts[:depth]) for depth in range(len(parts) + 1)}
+    return tuple(".".join(parts[:depth]) for depth in range(len(parts) + 1))

@@ -98,32 +98,49 @@ def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
     return list(zip(large.shape[large.dim() - small.dim() :], small.shape, strict=True))
 
 
+def _like(value: torch.Tensor) -> torch.Tensor | None:
+    """What has the layout of a value; None where an expanded one leaves that to the op."""
+    if value.is_contiguous():
+        return value
+    return None if 0 in value.stride() else torch.empty_like(value)
+
+
 class Elementwise(Rule):
     """Base of the rules below; an op of several tensors unites them. A module has the shape of its input."""
 
     equivariant = True
+    keeps_type = False
+    """Whether a function of one floating-point tensor, and of numbers and flags, returns such."""
 
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
         return value
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """Of a tensor and a number, or of two tensors of one type: the one that has the shape of the result."""
+        """Of a tensor and numbers, or of two tensors of one type: what has the layout of the result."""
+        if self.keeps_type and isinstance(args[0], torch.Tensor) and args[0].dtype.is_floating_point:
+            others = (*args[1:], *kwargs.values())
+            if all(type(other) in (int, float, bool, type(None)) for other in others):
+                return _like(args[0])
         if kwargs or len(args) != 2:
             return None
         a, b = args
         if isinstance(a, torch.Tensor) and type(b) in (int, float) and a.dtype.is_floating_point:
-            return a if a.is_contiguous() else torch.empty_like(a)
+            return _like(a)
         if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
             return None
         if a.dtype != b.dtype or not a.dtype.is_floating_point:
             return None
+        if a.shape == b.shape and a.stride() == b.stride():
+            return _like(a)
         large, small = (a, b) if (a.dim(), a.numel()) >= (b.dim(), b.numel()) else (b, a)
-        if not small.is_contiguous() or any(n not in (1, m) for m, n in _aligned(large, small)):
+        if any(n not in (1, m) for m, n in _aligned(large, small)):
             return None
-        if large.is_contiguous():
-            return large
+        if large.is_contiguous() and (large is a or small.is_contiguous()):
+            return large  # the first operand decides on the layout where it has an order of axes
+        if not small.is_contiguous():
+            return None
         # the layout is that of the large one where the small one has no order of axes
-        return torch.empty_like(large) if sum(n > 1 for n in small.shape) <= 1 else None
+        return _like(large) if sum(n > 1 for n in small.shape) <= 1 else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return broadcast(flow, node)

@@ -62,6 +62,7 @@ class ZeroToZero(Elementwise):
     """f(0) = 0. What makes minus infinity finite counts as not keeping infinities."""
 
     zero = Zero.PRESERVES
+    keeps_type = True
 
     def __init__(self, keeps_infinity: bool) -> None:
         self.keeps_infinity = keeps_infinity
@@ -84,6 +85,7 @@ class ZeroToSomething(Elementwise):
     """f(0) is finite and not zero, or not always."""
 
     zero = Zero.BREAKS
+    keeps_type = True
 
     def samples(self) -> tuple[Sample, ...]:
         return tuple(Sample(m, (2, 6, 3, 3)) for m in (nn.Sigmoid(), nn.Hardsigmoid(), nn.Softplus()))

@@ -30,6 +30,13 @@ class Softmax(Rule):
     def __init__(self, form: Callable[..., Any] | None) -> None:
         self.form = form
 
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Of one that is asked for no other type: it has the layout of its input."""
+        value, *options = args
+        if not value.dtype.is_floating_point or any(isinstance(o, torch.dtype) for o in (*options, *kwargs.values())):
+            return None
+        return value if value.is_contiguous() else None
+
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return flow.of(node.all_input_nodes[0]) if self._counts(flow, node) else whole_slices(flow, node, _dim(node))
 
