@@ -91,7 +91,6 @@ def _has_proxy(value: Any) -> bool:
 def _descending(tracer: Tracing, function: Callable[..., Any]) -> Callable[..., Any]:
     """What calls of a function that was given to `torch.fx.wrap` do: they are traced through where possible."""
 
-    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if tracer.is_executing or not _has_proxy((args, kwargs)):
             return function(*args, **kwargs)
@@ -100,6 +99,7 @@ def _descending(tracer: Tracing, function: Callable[..., Any]) -> Callable[..., 
             result = tracer.attempt(function, args, kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs) if result is NotImplemented else result
 
+    call.__name__ = function.__name__  # the rest of `functools.wraps` takes too long for every function of every trace
     return call
 
 

@@ -92,6 +92,18 @@ def _names_used(codes: list[types.CodeType]) -> set[str]:
     return used
 
 
+def builtins_used(module: str, names: frozenset[str]) -> frozenset[str]:
+    """Of some names of Python those that the code of a Python module uses, or may, as it runs other code."""
+    used = _names_used_in(module, len(vars(sys.modules[module])))
+    return names if used & {"eval", "exec"} else used & names
+
+
+@cache
+def _names_used_in(module: str, size: int) -> frozenset[str]:
+    """The names in the code of a Python module with so many globals."""
+    return frozenset(_names_used([*_codes(module), *codes_in(vars(sys.modules[module]))]))
+
+
 @cache
 def only_calls_in(module: str, name: str) -> bool:
     """Whether the code of a Python module does nothing with a global but call it."""

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from fxcat.errors import CaptureError
 from fxcat.passes.capture.caches import KEEPING_RESULTS, forgetting, keeps_results, results_forgotten
 from fxcat.passes.capture.namespaces import (
+    builtins_used,
     codes_in,
     loose_namespaces,
     only_called,
@@ -34,7 +35,7 @@ from fxcat.passes.capture.namespaces import (
 )
 from fxcat.passes.capture.numbers_of_tensors import extreme_of, is_number_of_tensor, number_of
 from fxcat.passes.capture.overrides import ASKING_FOR_OVERRIDES, NOT_OVERRIDDEN
-from fxcat.passes.capture.proxy import ExampleProxy
+from fxcat.passes.capture.proxy import ExampleAttribute, ExampleProxy
 from fxcat.passes.graph.meta import NUMBER
 from fxcat.passes.graph.nested import leaves
 from fxcat.passes.rules.leaves import traced_modules
@@ -63,19 +64,23 @@ def stand_ins(root: nn.Module) -> Generator[None]:
         helpers = with_helpers(
             python_modules(traced) | {name for known in loose for name in taken_from(known, codes_in(known))}
         )
-        places = [(vars(sys.modules[module]), functools.partial(only_calls_in, module)) for module in helpers]
-        places += [(known, functools.partial(only_called, codes_in(known))) for known in loose]
+        names = frozenset(_BUILTINS)
+        places = [
+            (vars(sys.modules[module]), builtins_used(module, names), functools.partial(only_calls_in, module))
+            for module in helpers
+        ]
+        places += [(known, names, functools.partial(only_called, codes_in(known))) for known in loose]
         stack.enter_context(results_forgotten(traced, helpers))
         try:
-            for known, only_calls in places:
-                for name, value in list(known.items()):
-                    instead = _of_python(value) if type(value) in _REPLACED else value
+            for known, used, only_calls in places:
+                for name, value in [(n, v) for n, v in known.items() if type(v) in _REPLACED]:
+                    instead = _of_python(value)
                     if instead is not value:
                         known[name] = instead
                         replaced.append((known, name, value))
                 # a global hides the built-in of its name; where a class (int, type) is more than called, it stays one
-                for name in _BUILTINS.keys() - known.keys():
-                    if name not in ("int", "float", "type") or only_calls(name):
+                for name in used:
+                    if name not in known and (name not in ("int", "float", "type") or only_calls(name)):
                         known[name] = _BUILTINS[name]
                         added.append((known, name))
             yield
@@ -84,7 +89,7 @@ def stand_ins(root: nn.Module) -> Generator[None]:
                 del known[name]
             for known, name, value in replaced:
                 known[name] = value
-            kept = [where for known, _ in places for where in _take_proxies(known)]
+            kept = [where for known, _, _ in places for where in _take_proxies(known)]
     if kept:
         raise CaptureError(
             f"a value of the forward pass is kept in the global {kept[0]}", remedy="keep it in a buffer, or not at all"
@@ -94,13 +99,13 @@ def stand_ins(root: nn.Module) -> Generator[None]:
 def _of_python(value: Any) -> Any:
     """For a compiled or scripted function the one that was compiled; for one that keeps its results one that forgets
     those of proxies."""
+    if type(value) is types.FunctionType:  # most are
+        return getattr(value, "_torchdynamo_orig_callable", value)
     if keeps_results(value):
         return forgetting(value)
     if isinstance(value, types.BuiltinFunctionType):
         return next((new for old, new in NOT_OVERRIDDEN if old is value), value)
-    if isinstance(value, torch.jit.ScriptFunction):
-        return _scripted(value)
-    return getattr(value, "_torchdynamo_orig_callable", value)
+    return _scripted(value)
 
 
 _REPLACED = frozenset((types.FunctionType, torch.jit.ScriptFunction, types.BuiltinFunctionType, KEEPING_RESULTS))
@@ -135,16 +140,19 @@ def _called(scripted: torch.jit.ScriptFunction[..., Any]) -> Callable[..., Any]:
 def _take_proxies(known: dict[str, Any]) -> Iterator[str]:
     """Take proxies out of a Python module's globals, and say where they were."""
     module = known.get("__name__")
-    for name, value in list(known.items()):
-        kind: type[Any] = type(value)
-        if issubclass(kind, ExampleProxy):
+    for name, value in [(n, v) for n, v in known.items() if type(v) in _HOLDING]:
+        if isinstance(value, ExampleProxy):
             del known[name]
             yield f"{module}.{name}"
-        elif kind is dict and name != "__builtins__":
-            held: dict[Any, Any] = value
-            for key in [k for k, v in held.items() if isinstance(v, ExampleProxy)]:
-                del held[key]
+        elif name != "__builtins__":
+            for key in [k for k, v in value.items() if type(v) in _PROXIES]:
+                del value[key]
                 yield f"{module}.{name}"
+
+
+_PROXIES = frozenset((ExampleProxy, ExampleAttribute))
+_HOLDING = _PROXIES | {dict}
+"""Types of globals in which a proxy may be kept: asked for each of all globals."""
 
 
 def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:

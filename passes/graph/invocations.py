@@ -59,7 +59,10 @@ class Calls:
 
     def enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
-        self._open.append(((path, self._counts[path]), _template((args, kwargs))))  # now: lists may change
+        values = not kwargs and all(isinstance(a, fx.Proxy) for a in args)  # most calls are of nothing else
+        given = ((tuple(map(Slot, range(len(args)))), {}), tuple(a.node for a in args)) if values else None
+        given = given or _template((args, kwargs))  # now: lists may change
+        self._open.append(((path, self._counts[path]), given))
         self._counts[path] += 1
         self._entered.append(path)
 
@@ -89,6 +92,8 @@ class Calls:
 
 def _template(value: Any) -> tuple[Any, tuple[fx.Node, ...]] | None:
     """A template and what its slots stand for; None if there is more to a value."""
+    if isinstance(value, fx.Proxy):
+        return Slot(0), (value.node,)
     try:
         if lost_in_copy(value) is not None:
             return None

@@ -26,6 +26,7 @@ from fxcat.passes.rules.contraction import (
 )
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.kernels import Sizes, bind_kernel, kernel_labels, kernel_macs
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.one_by_one import convolved_one_by_one, is_of_batch
 from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term
@@ -54,7 +55,7 @@ class Conv(Rule):
         sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides]
         if min(sizes) < 1:
             return None  # run it: it says that the image is too small
-        return value.new_empty((value.shape[0], module.out_channels, *sizes))
+        return empty((value.shape[0], module.out_channels, *sizes), value)
 
     def groups(self, node: fx.Node, module: nn.Module | None) -> int:
         assert isinstance(module, nn.modules.conv._ConvNd)

@@ -12,6 +12,7 @@ from fxcat.passes.graph.label_arrays import Labels, frozen
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import same_layout
 
 
 def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
@@ -98,13 +99,6 @@ def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:
     return list(zip(large.shape[large.dim() - small.dim() :], small.shape, strict=True))
 
 
-def _like(value: torch.Tensor) -> torch.Tensor | None:
-    """What has the layout of a value; None where an expanded one leaves that to the op."""
-    if value.is_contiguous():
-        return value
-    return None if 0 in value.stride() else torch.empty_like(value)
-
-
 class Elementwise(Rule):
     """Base of the rules below; an op of several tensors unites them. A module has the shape of its input."""
 
@@ -120,18 +114,18 @@ class Elementwise(Rule):
         if self.keeps_type and isinstance(args[0], torch.Tensor) and args[0].dtype.is_floating_point:
             others = (*args[1:], *kwargs.values())
             if all(type(other) in (int, float, bool, type(None)) for other in others):
-                return _like(args[0])
+                return same_layout(args[0])
         if kwargs or len(args) != 2:
             return None
         a, b = args
         if isinstance(a, torch.Tensor) and type(b) in (int, float) and a.dtype.is_floating_point:
-            return _like(a)
+            return same_layout(a)
         if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
             return None
         if a.dtype != b.dtype or not a.dtype.is_floating_point:
             return None
         if a.shape == b.shape and a.stride() == b.stride():
-            return _like(a)
+            return same_layout(a)
         large, small = (a, b) if (a.dim(), a.numel()) >= (b.dim(), b.numel()) else (b, a)
         if any(n not in (1, m) for m, n in _aligned(large, small)):
             return None
@@ -140,7 +134,7 @@ class Elementwise(Rule):
         if not small.is_contiguous():
             return None
         # the layout is that of the large one where the small one has no order of axes
-        return _like(large) if sum(n > 1 for n in small.shape) <= 1 else None
+        return same_layout(large) if sum(n > 1 for n in small.shape) <= 1 else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return broadcast(flow, node)

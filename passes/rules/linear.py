@@ -24,6 +24,7 @@ from fxcat.passes.rules.contraction import (
     unite_bias,
 )
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term
 
@@ -40,7 +41,7 @@ class Linear(Rule):
     def infer(self, module: nn.Module, value: Any) -> torch.Tensor | None:
         assert isinstance(module, nn.Linear)
         fits = value.shape[-1:] == (module.in_features,) and value.dtype == module.weight.dtype
-        return value.new_empty((*value.shape[:-1], module.out_features)) if fits else None
+        return empty((*value.shape[:-1], module.out_features), value) if fits else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         entering, outer = consumed(flow, node, -1)
@@ -77,7 +78,7 @@ class LinearFunction(WeightedFunction):
             return None
         value, weight = args[:2]
         fits = weight.dim() == 2 and value.shape[-1:] == weight.shape[1:] and value.dtype == weight.dtype
-        return value.new_empty((*value.shape[:-1], weight.shape[0])) if fits else None
+        return empty((*value.shape[:-1], weight.shape[0]), value) if fits else None
 
     def binds(self, node: fx.Node) -> tuple[fx.Node, ...]:
         weight = arguments(node, "input", "weight", "bias")["weight"]

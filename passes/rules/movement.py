@@ -12,6 +12,7 @@ from fxcat.passes.graph.label_arrays import Labels, compress, frozen, reshape
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Moved, Replacement, Rule, Sample, Zero
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.moved_labels import move
 from fxcat.passes.rules.sizes import sizes_left
 from fxcat.passes.rules.table import rule
@@ -89,7 +90,7 @@ class Roll(Movement):
     """roll: what is left of an axis with units is rotated by what is left of the part that comes to the front."""
 
     def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        return args[0].new_empty(args[0].shape) if args else None
+        return empty(args[0].shape, args[0]) if args else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         labels = flow.of(node.all_input_nodes[0])

@@ -12,6 +12,7 @@ from fxcat.passes.graph.label_arrays import Labels, compress
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Moved, Replacement
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.movement import Movement
 from fxcat.passes.rules.table import decomposition, rule
 
@@ -29,7 +30,7 @@ class Concatenation(Movement):
         if len(rest) > 1 or len({t.dtype for t in tensors}) > 1:
             return None
         first = tensors[0]
-        return first.new_empty((*first.shape[:axis], sum(s[axis] for s in shapes), *first.shape[axis + 1 :]))
+        return empty((*first.shape[:axis], sum(s[axis] for s in shapes), *first.shape[axis + 1 :]), first)
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         sources: Any = node.kwargs.get("tensors", node.args[0] if node.args else ())

@@ -15,6 +15,7 @@ from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Counting, Rule, Sample, Zero
 from fxcat.passes.rules.counting import spared_windows
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.table import rule
 
 
@@ -62,9 +63,8 @@ class Pool(Rule):
         if not isinstance(module, nn.AdaptiveAvgPool2d) or value.dim() != 4:
             return None
         sizes = size if isinstance(size, tuple) else (size, size)
-        return value.new_empty(
-            (*value.shape[:2], *(n if s is None else s for n, s in zip(value.shape[2:], sizes, strict=True)))
-        )
+        found = (n if s is None else s for n, s in zip(value.shape[2:], sizes, strict=True))
+        return empty((*value.shape[:2], *found), value)
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         labels = channelwise(flow, node, self.spatial)

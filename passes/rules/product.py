@@ -22,6 +22,7 @@ from fxcat.passes.graph.meta import path_of, value_of
 from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.execute import counted_macs
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.table import rule
 from fxcat.passes.rules.terms import Contraction, Term, per_entry
 
@@ -208,7 +209,7 @@ class Matmul(Product):
             return None
         a, b = args
         fits = a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2] and a.dtype == b.dtype
-        return a.new_empty((*a.shape[:-1], b.shape[-1])) if fits else None
+        return empty((*a.shape[:-1], b.shape[-1]), a) if fits else None
 
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         labels, found = super().product(flow, node)
@@ -285,7 +286,7 @@ class Einsum(Product):
             if any(sizes.setdefault(x, n) != n for x, n in zip(letters, value.shape, strict=True)):
                 return None
         fits = len(set(result)) == len(result) and set(result) <= sizes.keys()
-        return values[0].new_empty([sizes[x] for x in result]) if fits and not kwargs else None
+        return empty([sizes[x] for x in result], values[0]) if fits and not kwargs else None
 
 
 @rule(F.scaled_dot_product_attention)
@@ -301,7 +302,7 @@ class Attention(Product):
             return None
         q, k, v = args[:3]
         fits = q.dim() > 2 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
-        return q.new_empty((*q.shape[:-1], v.shape[-1])) if fits else None
+        return empty((*q.shape[:-1], v.shape[-1]), q) if fits else None
 
     def product(self, flow: Flow, node: fx.Node) -> tuple[torch.Tensor, Contraction]:
         q, k, v, mask = (arguments(node, *_ATTENTION).get(n) for n in ("query", "key", "value", "attn_mask"))

@@ -11,6 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign, RoIAlign, RoIPool, roi_align, ro
 from fxcat.passes.graph.label_arrays import Labels, along, frozen
 from fxcat.passes.rules.base import Rule, Zero
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.table import rule
 
 
@@ -47,4 +48,4 @@ class MultiScaleRegionPooling(RegionPooling):
         assert isinstance(module, MultiScaleRoIAlign)
         features, boxes = args[:2]
         first = next(iter(features.values()))
-        return first.new_empty((sum(len(b) for b in boxes), first.shape[1], *module.output_size))
+        return empty((sum(len(b) for b in boxes), first.shape[1], *module.output_size), first)
