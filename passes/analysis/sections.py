@@ -73,11 +73,15 @@ def _of_one_batch(graph: fx.Graph) -> set[fx.Node]:
     """What does not depend on how many examples the input has: neither on its values nor on that size, or on values
     of all examples together."""
     found: set[fx.Node] = set()
+    counting: dict[fx.Node, list[fx.Node]] = {}
+    """Per fact the tensors whose batch it may count; most are asked for again and again."""
     for node in graph.nodes:
         made = node.op.startswith("call") and node.target not in (region_input, region_output)
         facts = [i for i in node.all_input_nodes if isinstance(VALUE.get(i), FACTS)]
-        asked = [(tensor, axis) for fact in facts for tensor, axis in asked_sizes(fact)]
-        batch = any(axis in (0, None) and tensor not in found for tensor, axis in asked)
+        for fact in facts:
+            if fact not in counting:
+                counting[fact] = [tensor for tensor, axis in asked_sizes(fact) if axis in (0, None)]
+        batch = any(tensor not in found for fact in facts for tensor in counting[fact])
         same = not batch and all(i in found for i in node.all_input_nodes if i not in facts)
         if node.op == "get_attr" or (made and (same or _joins_examples(node))):
             found.add(node)

@@ -124,17 +124,17 @@ class Elementwise(Rule):
             return None
         if a.dtype != b.dtype or not a.dtype.is_floating_point:
             return None
-        if a.shape == b.shape and a.stride() == b.stride():
-            return same_layout(a)
         large, small = (a, b) if (a.dim(), a.numel()) >= (b.dim(), b.numel()) else (b, a)
         if any(n not in (1, m) for m, n in _aligned(large, small)):
             return None
-        if large.is_contiguous() and (large is a or small.is_contiguous()):
-            return large  # the first operand decides on the layout where it has an order of axes
+        if large is a:  # the first one's order of axes is the result's
+            return same_layout(a)
         if not small.is_contiguous():
             return None
-        # the layout is that of the large one where the small one has no order of axes
-        return same_layout(large) if sum(n > 1 for n in small.shape) <= 1 else None
+        if large.is_contiguous():
+            return large
+        # a small one with one axis has no such order, but strides along axes of one entry may look like one
+        return same_layout(large) if sum(n > 1 for n in small.shape) <= 1 and 1 not in large.shape else None
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         return broadcast(flow, node)

@@ -14,6 +14,7 @@ from fxcat.passes.graph.label_arrays import Labels, compress, frozen
 from fxcat.passes.graph.meta import value_of
 from fxcat.passes.rules.base import Moved, Replacement, Rule, Zero
 from fxcat.passes.rules.flow import Flow
+from fxcat.passes.rules.layouts import empty
 from fxcat.passes.rules.movement import Movement
 from fxcat.passes.rules.table import decomposition, rule
 
@@ -21,6 +22,15 @@ from fxcat.passes.rules.table import decomposition, rule
 @rule(operator.getitem)
 class Item(Movement):
     """Indexing: an element of a tuple, slices of a tensor, or a lookup in a table."""
+
+    def infer_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Of a table that is read at integer places."""
+        table, places = args
+        if not (isinstance(table, torch.Tensor) and isinstance(places, torch.Tensor) and table.dim()):
+            return None
+        if places.dtype not in (torch.int64, torch.int32) or not (table.is_contiguous() and places.is_contiguous()):
+            return None
+        return empty((*places.shape, *table.shape[1:]), table)
 
     def flow(self, flow: Flow, node: fx.Node) -> Labels:
         source = node.args[0]

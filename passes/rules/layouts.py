@@ -13,12 +13,15 @@ def empty(sizes: Sequence[int], like: torch.Tensor) -> torch.Tensor:
 
 
 def same_layout(value: torch.Tensor) -> torch.Tensor | None:
-    """What has the shape, type and strides of a value; None where an op would choose others, since the value has gaps,
-    or stands in several places at once (`expand`)."""
+    """What has the shape and type of a value and its order of axes in memory, without gaps, as results of elementwise
+    ops have; None where there is no such order, since the value stands in several places at once (`expand`)."""
     if value.is_contiguous():
         return value
-    sizes, strides = value.shape, value.stride()
-    extent = 1 + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
-    if 0 in strides or extent != value.numel():
+    sizes, given = value.shape, value.stride()
+    if 0 in given:
         return None
+    strides, step = [1] * len(sizes), 1
+    for axis in sorted(range(len(sizes)), key=lambda a: (given[a], -a)):
+        strides[axis] = step
+        step *= sizes[axis]
     return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
