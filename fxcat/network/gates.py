@@ -20,7 +20,7 @@ from fxcat.checks import check_instance, shown
 from fxcat.errors import InputError
 from fxcat.network.draws import Draw, Draws, batch_size, drawn, place_of
 from fxcat.network.notices import AFTER_STEPS, BEFORE_STEPS
-from fxcat.network.slot_values import GateLayout, SlotValues, slot_values
+from fxcat.network.slot_values import GateLayout, slot_values
 from fxcat.utils.constant_tables import Table
 from fxcat.utils.tensor_slicing import replace_data
 
@@ -75,12 +75,12 @@ class GateSamples(nn.Module):
 
     def fill(self, sample: torch.Tensor, network: nn.Module) -> None:
         """Publish a sample of all gates, shape (gates,), for one forward pass of the network that they are of."""
-        parameters = [getattr(_at(network, path), name) for path, name in self._scaled]
+        parameters = [_of_module(_at(network, path), name) for path, name in self._scaled]
         index = self._index.on(sample.device)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (sample, *parameters))
         # torch.compile cannot trace an autograd function with nothing to differentiate
-        function = SlotValues.apply if differentiable or not torch.compiler.is_compiling() else slot_values
-        values: tuple[torch.Tensor, ...] = function(*(sample, index, self._repeated, self._sizes), *parameters)
+        differentiable |= not torch.compiler.is_compiling()
+        values = slot_values(sample, index, self._repeated, self._sizes, parameters, differentiable=differentiable)
         place = self._place()
         for slot, value in zip(self._slots, values, strict=True):
             place[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
@@ -120,6 +120,12 @@ def _at(network: Any, path: list[str]) -> nn.Module:
     for name in path:
         network = network._modules[name]
     return network
+
+
+def _of_module(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter of a module, or what a parametrisation makes of it."""
+    own = module._parameters.get(name)
+    return getattr(module, name) if own is None else own
 
 
 class GateVector(nn.Module):
@@ -238,8 +244,9 @@ class GateVector(nn.Module):
             probability = self._probability()
             # for the gates that have gone too, so that a shrink does not change the others' samples
             made = zip(self.counts_at_start, self._generators, strict=True)
-            draws = [torch.rand(n, generator=g, device=g.device) for n, g in made]
-            return (torch.cat(draws).to(theta.device)[self.numbers] < probability).to(theta.dtype)
+            draws = torch.cat([torch.rand(n, generator=g, device=g.device) for n, g in made]).to(theta.device)
+            draws = draws if len(draws) == len(theta) else draws[self.numbers]  # none has gone
+            return (draws < probability).to(theta.dtype)
         return theta.clone() if self.values == "theta" else self.hard()
 
     def _probability(self) -> torch.Tensor:
@@ -248,8 +255,10 @@ class GateVector(nn.Module):
             probability, (units, sections) = self.theta.detach().clone(), (0.0, self.explored)
         else:
             probability, (units, sections) = self.hard(), self.spread
-        probability[: self.unit_count] *= 1 - units
-        probability[self.unit_count :] *= 1 - sections
+        if units:
+            probability[: self.unit_count] *= 1 - units
+        if sections:
+            probability[self.unit_count :] *= 1 - sections
         return probability
 
     @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +38,36 @@ class GateLayout:
 
 
 def slot_values(
-    sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], *parameters: torch.Tensor
+    sample: torch.Tensor,
+    index: torch.Tensor,
+    repeated: int,
+    sizes: list[int],
+    parameters: Sequence[torch.Tensor],
+    *,
+    differentiable: bool,
 ) -> tuple[torch.Tensor, ...]:
+    """Values of all slots: products of gates, the first of them times parameters, each of these with one axis.
+
+    `index`, `repeated`: see `GateLayout`. `sizes`: entries of the slots. `differentiable`: with derivatives for sample
+    and parameters.
+    """
+    count = len(parameters)
+    flat = torch.cat(list(parameters)) if parameters else sample.new_empty(0)
+    scale = Scaled.apply if differentiable else scaled
+    values: tuple[torch.Tensor, torch.Tensor] = scale(sample, index, repeated, flat)
+    products = values[0].split(sizes[:count])
+    if any(p.dtype != values[0].dtype for p in parameters):
+        products = [v.to(p.dtype) for v, p in zip(products, parameters, strict=True)]
+    return (*products, *values[1].split(sizes[count:]))
+
+
+def scaled(
+    sample: torch.Tensor, index: torch.Tensor, repeated: int, flat: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parameters, one behind the other, times their gates; and the gates that stand for themselves."""
     gates = _product(_factors(sample, index))
-    flat = torch.cat(parameters) if parameters else gates.new_empty(0)
     end = flat.numel() - repeated
-    scaled = (flat * torch.cat([gates[:repeated], gates[:end]])).split(sizes[: len(parameters)])
-    plain = gates[end:].clone().split(sizes[len(parameters) :])
-    return (*(v.to(p.dtype) for v, p in zip(scaled, parameters, strict=True)), *plain)
+    return flat * torch.cat([gates[:repeated], gates[:end]]), gates[end:].clone()
 
 
 def _factors(sample: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
@@ -57,10 +80,9 @@ def _product(factors: list[torch.Tensor]) -> torch.Tensor:
     return math.prod(factors[1:], start=factors[0])
 
 
-class SlotValues(torch.autograd.Function):
-    """Values of all slots: products of gates, the first of them times parameters.
+class Scaled(torch.autograd.Function):
+    """`scaled`, with one node of the autograd graph: many small ones would cost a few percent of a step.
 
-    One node of the autograd graph: hundreds of small ones, one per slot and op, would cost a few percent of a step.
     Its backward pass is made of differentiable ops on its inputs, and so can be differentiated again.
     """
 
@@ -68,29 +90,25 @@ class SlotValues(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        sample: torch.Tensor, index: torch.Tensor, repeated: int, sizes: list[int], *parameters: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        return slot_values(sample, index, repeated, sizes, *parameters)
+        sample: torch.Tensor, index: torch.Tensor, repeated: int, flat: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return scaled(sample, index, repeated, flat)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        sample, index, repeated, sizes, *parameters = inputs
-        ctx.save_for_backward(sample, index, *parameters)
-        ctx.repeated, ctx.sizes = repeated, sizes
+        sample, index, repeated, flat = inputs
+        ctx.save_for_backward(sample, index, flat)
+        ctx.repeated = repeated
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *gradients: torch.Tensor
+        ctx: Any, of_scaled: torch.Tensor, of_plain: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        sample, index, *parameters = ctx.saved_tensors
+        sample, index, flat = ctx.saved_tensors
         factors = _factors(sample, index)
         gates, repeated = _product(factors), ctx.repeated
-        of_values = torch.cat(gradients)
-        flat = torch.cat(parameters) if parameters else gates.new_empty(0)
-        of_scaled = of_values[: flat.numel()]
-        scales = torch.cat([gates[:repeated], gates[: flat.numel() - repeated]])
-        scaled = (of_scaled * scales).split(ctx.sizes[: len(parameters)])
-        of_gates = torch.cat([of_scaled * flat, of_values[flat.numel() :]])
+        of_flat = of_scaled * torch.cat([gates[:repeated], gates[: flat.numel() - repeated]])
+        of_gates = torch.cat([of_scaled * flat, of_plain])
         # the first entries stand for two parameters each
         both = of_gates[repeated : 2 * repeated] + of_gates[:repeated]
         of_gates = torch.cat([both, of_gates[2 * repeated :]])
@@ -98,5 +116,4 @@ class SlotValues(torch.autograd.Function):
         for i, row in enumerate(index):
             others = factors[:i] + factors[i + 1 :]
             of_sample = of_sample.index_add(0, row, math.prod(others, start=of_gates).to(sample.dtype))
-        of_parameters = [g.to(p.dtype) for g, p in zip(scaled, parameters, strict=True)]
-        return (of_sample[1:], None, None, None, *of_parameters)
+        return of_sample[1:], None, None, of_flat.to(flat.dtype)
