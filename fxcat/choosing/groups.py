@@ -23,7 +23,8 @@ def best_of_groups(net: GatedNetwork, score: torch.Tensor) -> torch.Tensor:
     """Numbers of the highest-scored unit of every set of units that must not be emptied: these never close."""
     row, member = net.required.long()
     scores = score[member]
-    sets = len(net.structure.required[0].unique_consecutive())
+    numbers = net.structure.required[0]  # on the CPU: no device is waited for
+    sets = int(numbers[-1]) + 1 if len(numbers) else 0
     highest = scores.new_empty(sets).scatter_reduce(0, row, scores, "amax", include_self=False)
     tops = (scores == highest[row]).nonzero().reshape(-1)
     # of equals the first: `tops` ascends, and so do the rows

@@ -148,7 +148,7 @@ def close_until(
         is_first = False
         cost = (mix[:, None] * gradients).sum(0)
         is_open = setting > 0.5
-        costs[is_open] = cost[is_open]  # those of closed gates stay what they were then
+        costs = torch.where(is_open, cost, costs)  # those of closed gates stay what they were then
         candidates = (is_open & ~protected & (cost > 0)).nonzero().reshape(-1)
         score = left_to_lose(net, alone, setting)
         ratio = score[candidates] / cost[candidates]

@@ -120,10 +120,15 @@ class _Seen:
     `weighted`, `spread`: the same and its square times the examples. `closed_sum`: derivatives where it was closed.
     """
 
+    opened: torch.Tensor
+    shift: torch.Tensor
+    weighted: torch.Tensor
+    spread: torch.Tensor
+    closed: torch.Tensor
+    closed_sum: torch.Tensor
+
     def __init__(self, mean: torch.Tensor) -> None:
         self.passes, self._mean = 0, mean
-        sums = torch.zeros((6, len(mean)), dtype=torch.float64, device=mean.device)
-        self.opened, self.shift, self.weighted, self.spread, self.closed, self.closed_sum = sums
 
     def add(self, gradient: torch.Tensor, draw: Draw) -> None:
         """Add one pass."""
@@ -131,10 +136,14 @@ class _Seen:
         # where low precision has made nothing of a closed gate (`gates.CLOSED`), nothing is seen
         is_closed = ~is_open & (gradient != 0)
         shift = torch.where(is_open, gradient - self._mean, 0.0)
+        found = {
+            "opened": is_open.double(),
+            "shift": shift,
+            "weighted": draw.batch * shift,
+            "spread": draw.batch * shift.square(),
+            "closed": is_closed.double(),
+            "closed_sum": torch.where(is_closed, gradient, 0.0),
+        }
+        for name, value in found.items():  # most steps have one pass
+            setattr(self, name, getattr(self, name) + value if self.passes else value)
         self.passes += 1
-        self.opened += is_open
-        self.shift += shift
-        self.weighted += draw.batch * shift
-        self.spread += draw.batch * shift.square()
-        self.closed += is_closed
-        self.closed_sum += torch.where(is_closed, gradient, 0.0)
