@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fxcat.cli.settings import Settings
 from fxcat.errors import InputError, StorageError
+from fxcat.utils.written_files import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,10 +63,7 @@ def write_settings(settings: Settings, path: Path) -> None:
         record = getattr(settings, part.name)
         values = {f.name: getattr(record, f.name) for f in fields(record)}
         lines += [f"[{part.name}]", *(f"{n} = {_toml(v)}" for n, v in values.items() if v is not None), ""]
-    try:
-        path.write_text("\n".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"settings cannot be written: {error}", where=str(path)) from error
+    write_text(path, "\n".join(lines), "settings")
 
 
 def _toml(value: Any) -> str:
