@@ -18,7 +18,7 @@ from fxcat.cli.settings import Settings
 from fxcat.data.losses import count_correct
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
-from fxcat.named_models import full_name
+from fxcat.named_models import full_name, is_code
 from fxcat.scores.sensitivity import sensitivity
 from fxcat.scores.sensitivity_result import Sensitivity
 
@@ -42,7 +42,7 @@ def with_images(settings: Settings) -> tuple[Settings, Images]:
 def _takes_classes(settings: Settings) -> bool:
     """Whether what makes the model is told the number of classes: functions of somebody's own decide for themselves,
     and so does who gives arguments that say it."""
-    return settings.model.name.startswith(("torchvision:", "timm:")) and "num_classes" not in settings.model.arguments
+    return not is_code(settings.model.name) and "num_classes" not in settings.model.arguments
 
 
 def prepared(settings: Settings, *, sized: bool, verbose: bool) -> GatedModule:

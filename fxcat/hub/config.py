@@ -58,11 +58,6 @@ class Architecture:
                 f"Architecture(arguments) are no plain data: {error}", remedy="give numbers, texts and lists of them"
             ) from error
 
-    @property
-    def is_code(self) -> bool:
-        """Whether making it imports a module that the folder names, rather than one of torchvision or timm."""
-        return self.name.rpartition(":")[0] not in ("", "torchvision", "timm")
-
 
 @dataclass(frozen=True, slots=True)
 class Config:
