@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import as_path, check_flag, check_module
+from fxcat.checks import as_path, check_flag
 from fxcat.errors import ExportError, InputError
 from fxcat.exporters.inputs import at_batch, example_arguments, has_images
 from fxcat.exporters.source.file import source_of
 from fxcat.exporters.source.running import load_function
-from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_without_gates
 from fxcat.passes.verification import Runner, difference, undisturbed
 from fxcat.utils.safetensors_file import write_tensors
 from fxcat.utils.written_files import check_free, write_whole
@@ -58,10 +58,7 @@ def export_source(
     detector's Python, ops of other packages), or where the file computes something else; and `StorageError`. Then there
     is no file.
     """
-    check_module(module, "export_source()")
-    gated = next((p for p, part in module.named_modules() if isinstance(part, GatedModule)), None)
-    if gated is not None:
-        raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
+    check_without_gates(module, "export_source()")
     check_flag(verify, "verify")
     target = as_path(path)
     if target.suffix != ".py":
