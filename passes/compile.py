@@ -16,13 +16,12 @@ from torch import nn
 
 from fxcat.errors import CaptureError, InputError, PlanError
 from fxcat.gated import GatedModule
-from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel
 from fxcat.network.gates import type_of_gates
 from fxcat.network.latency import TimedOp
 from fxcat.network.module_state import shapes_of
 from fxcat.network.origin import Left, named_tensors
-from fxcat.network.program import Program, Shrunk, Structure
+from fxcat.network.program import Consumer, Program, Shrunk, Structure
 from fxcat.network.recipe import Stage, attached, describe_example, parse
 from fxcat.passes.analysis.costing import parameter_axes
 from fxcat.passes.codegen.install import install, layers, original_class

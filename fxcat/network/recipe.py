@@ -23,12 +23,16 @@ ATTRIBUTE = "_fxcat_recipe"
 """Of a finalized module: its recipe, as JSON. A text: it is copied with the module, and is not code."""
 
 
+Gates = tuple[tuple[str, int], ...]
+"""Names of groups and sections, and how many gates each has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One `prepare`, and what has left the network since.
 
     `options`, `in_regions`, `example`: what was asked for; `example` is None if it cannot be described. `shapes`: of
-    the model. `gates`: names and counts. `closed`: for every shrink the numbers that the gates that were closed had.
+    the model. `closed`: for every shrink the numbers that the gates that were closed had.
     `biases`: paths of the layers that were given one. `ops`: what the model computes, op by op; empty if not known.
     """
 
@@ -36,7 +40,7 @@ class Stage:
     in_regions: bool
     example: Any
     shapes: Shapes
-    gates: tuple[tuple[str, int], ...]
+    gates: Gates
     closed: tuple[tuple[int, ...], ...] = ()
     biases: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
@@ -51,9 +55,6 @@ class Stage:
 
 Recipe = tuple[Stage, ...]
 """Mostly one stage; more if a finalized module was prepared again."""
-
-
-Gates = tuple[tuple[str, int], ...]
 
 
 def check_shapes(found: Shapes, expected: Shapes) -> None:
