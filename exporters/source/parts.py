@@ -11,6 +11,7 @@ from fxcat.exporters.source.forwards import Forwards
 from fxcat.exporters.source.layers import Layer, layer_of
 from fxcat.exporters.source.names import quoted
 from fxcat.exporters.source.tree import Base
+from fxcat.network.module_state import full_name
 from fxcat.passes.codegen.expressions import is_name
 from fxcat.passes.codegen.install import is_chain, original_class
 
@@ -88,7 +89,7 @@ class Parts:
         for name in inner.split("."):
             plain = self._has_step(path, name)
             this = f"{this}{self._step(path, name)}" if plain else f"getattr({this}, {quoted(name)})"
-            path = f"{path}.{name}" if path else name
+            path = full_name(path, name)
         return this
 
     def _has_step(self, path: str, name: str) -> bool:

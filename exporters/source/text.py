@@ -16,6 +16,9 @@ from fxcat.exporters.source.tree import Base, Block, BlockClass, Held, Tree, Val
 from fxcat.passes.codegen.statements import INDENT
 
 WIDTH = 120
+"""Characters of a line."""
+SHOWN = 3
+"""Paths that the comment above a class names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +189,9 @@ def _said(text: str) -> str:
     return ascii(text)[1:-1]
 
 
-def _listed(paths: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return _said(", ".join(paths[:most])) + more
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return _said(", ".join(paths[:SHOWN])) + more
 
 
 _TYPES: Mapping[torch.dtype, str] = {
