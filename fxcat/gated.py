@@ -48,6 +48,14 @@ class GatedModule(CalledAsModel):
     In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
     """
 
+    network: nn.Module
+    """The model inside: its parameters and buffers under their names, no gates among them."""
+    structure: Structure
+    """What was found in the network as it is now: groups, sections, costs, and what is pinned."""
+    start_structure: Structure
+    """The same of the start network."""
+    start_cost: Cost[int]
+    """MACs and parameters of the start network."""
     policy: Policy = "bernoulli"
     """How its gates are trained."""
     unfinished: str | None = None
