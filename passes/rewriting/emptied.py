@@ -64,7 +64,7 @@ def drop_emptied(
     `twin`: the network, whose data do not matter. Returns the names of the parameters that are read in place of the
     layers that had them. Raises `PlanError` where an op has no result.
     """
-    taking = [old for old in _present(graph, copies) if _is_tensor(old) and any(map(emptied.is_empty, _inputs(old)))]
+    taking = [old for old in remaining(graph, copies) if _is_tensor(old) and any(map(emptied.is_empty, _inputs(old)))]
     if not taking:
         return set()
     # pieces first: what takes the rest of a `cat` may then take nothing that is empty
@@ -73,7 +73,7 @@ def drop_emptied(
             _without(old, [piece for piece in _pieces(old) if not emptied.is_empty(piece)], copies)
     cleanup.remove_dead(graph)
     read: set[str] = set()
-    for old in _present(graph, copies):
+    for old in remaining(graph, copies):
         none_in, none_out = any(map(emptied.is_empty, _inputs(old))), emptied.is_empty(old)
         if not _is_tensor(old) or not (none_in or none_out):
             continue
@@ -107,7 +107,8 @@ def drop_emptied(
     return read
 
 
-def _present(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
+def remaining(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
+    """The nodes of the old graph whose copies are still in the new one."""
     present = set(graph.nodes)
     return [old for old, new in copies.items() if new in present]
 
