@@ -84,7 +84,7 @@ def make_plan(
     cleanup.remove_dead(graph)  # numbers that nothing is computed with any more, and may have none: heads by width
     cleanup.remove_repeated(graph, twin)
     origin = {copies[old]: old for old in remaining(graph, copies)}
-    plain = cleanup.make_out_of_place(graph, origin, twin)
+    plain = cleanup.make_out_of_place(origin, twin)
     entering = {str(o.target): setting.shape(o.all_input_nodes[0]) for o in origin.values() if o.op == "call_module"}
     slice_modules(twin, graph, keep, entering)
     add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
