@@ -69,7 +69,7 @@ def make_plan(
             stands_for(shortcut, copies[section.join])
     cleanup.remove_dead(graph)
     setting = Setting(analysis, units)
-    read = drop_emptied(analysis.labels, twin, graph, copies, setting)
+    read = drop_emptied(setting, twin, graph, copies)
     used = read | _used_names(analysis, twin, [old for old in remaining(graph, copies) if not reads_type(old)])
     cleanup.read_type_elsewhere(graph, twin, used, [r.path for r in analysis.regions], analysis.labels.names.canonical)
     keep = _kept_indices(analysis, setting, _used_names(analysis, twin, remaining(graph, copies)) | read)
