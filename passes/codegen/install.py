@@ -19,6 +19,7 @@ from torch import fx, nn
 from fxcat.errors import InputError
 from fxcat.network.apart import AsWritten, Layers, Refusing
 from fxcat.network.gates import SAMPLES
+from fxcat.network.module_state import module_at
 from fxcat.network.pretrained import told_when_saved
 from fxcat.passes.capture.kept_state import lines_of
 from fxcat.passes.capture.regions import Region
@@ -107,7 +108,7 @@ class _Installer:
         prefix = f"{path}." if path else ""
 
         def signature(path: str) -> inspect.Signature | None:
-            found = _inside(module, path.removeprefix(prefix))
+            found = module_at(module, path.removeprefix(prefix))
             return None if found is None else signature_of(original_class(found).forward)
 
         ways = split_phases(graph)
@@ -118,7 +119,7 @@ class _Installer:
         inside = partial(layers, graph)
         self._set_class(module, _class_of(original_class(module), ways, [given], inside, modules, path))
         for inner, graphs in folded.inner.items():
-            block = _inside(module, inner.removeprefix(prefix))
+            block = module_at(module, inner.removeprefix(prefix))
             if block is not None and not is_chain(block, list(graphs.values())):
                 self._set_class(block, self._class_of_block(block, graphs))
             elif block is not None and type(block).forward is not nn.Sequential.forward:
@@ -126,7 +127,7 @@ class _Installer:
             if block is not None and inner in folded.uncalled:
                 self._set_class(block, self._uncalled(type(block)))
         for inner in folded.flat:
-            block = _inside(module, inner.removeprefix(prefix))
+            block = module_at(module, inner.removeprefix(prefix))
             if block is not None:
                 self._set_class(block, self._flat(type(block)))
         if self._for_good:
@@ -137,7 +138,7 @@ class _Installer:
         """Let methods that take apart the modules at some paths do so where that is right, or refuse."""
         root = self._root.get_submodule(prefix[:-1])
         for path in paths:
-            block = _inside(root, path.removeprefix(prefix))
+            block = module_at(root, path.removeprefix(prefix))
             methods = () if block is None else self._taken_apart(original_class(block))
             if block is None or not methods:
                 continue
@@ -150,7 +151,7 @@ class _Installer:
         """Let the methods of modules that are others now compute nothing else than they did."""
         prefix = f"{path}." if path else ""
         paths = [p for p in self._others if p == path or (p.startswith(prefix) and p not in called)]
-        for block in (found for p in paths if (found := _inside(self._root, p)) is not None):
+        for block in (found for p in paths if (found := module_at(self._root, p)) is not None):
             apart = self._taken_apart(original_class(block))
             methods = tuple(name for name in computing(original_class(block)) if name not in apart)
             if methods:
@@ -217,14 +218,6 @@ _HOOKING = (
     "register_full_backward_hook",
     "register_full_backward_pre_hook",
 )
-
-
-def _inside(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path, None if it has gone."""
-    found: nn.Module | None = module
-    for name in path.split(".") if path else ():
-        found = None if found is None else found._modules.get(name)
-    return found
 
 
 def is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
