@@ -12,6 +12,7 @@ from rich.progress import Progress
 from torch import nn
 
 from fxcat.api import prepare
+from fxcat.checks import check_device
 from fxcat.cli.data import Images, load_images
 from fxcat.cli.models import channels_of, example_of, make_model
 from fxcat.cli.settings import Settings
@@ -48,22 +49,13 @@ def _takes_classes(settings: Settings) -> bool:
 def prepared(settings: Settings, *, sized: bool, verbose: bool) -> GatedModule:
     """The model with gates, on the device that was asked for; `sized`: for images as the data have them, else as the
     model takes them."""
-    if settings.train.device is not None:
-        _check_device(settings.train.device)
+    check_device(settings.train.device, "--device", remedy="give --device cpu, or none", optional=True)
     torch.manual_seed(settings.train.seed)
     example = example_of(settings.data, channels_of(settings.model)) if sized else None
     model, prune = make_model(settings.model, example), settings.prune
     chosen: Any = {"gates": prune.gates, "policy": prune.policy}
     net = prepare(model, example, **chosen, ignore=prune.ignore, round_to=prune.round_to, verbose=verbose)
     return net if settings.train.device is None else net.to(settings.train.device)
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
-        reason = str(error).splitlines()[0]
-        raise InputError(f"there is no device {name!r} here: {reason}", remedy="give --device cpu, or none") from error
 
 
 def with_size(settings: Settings, net: GatedModule) -> Settings:
