@@ -32,7 +32,7 @@ from fxcat.passes.each_step import EachStep
 from fxcat.passes.graph.copy_model import meta_twin
 from fxcat.passes.graph.nested import leaves
 from fxcat.passes.work import Options
-from fxcat.show.summary import prepared
+from fxcat.summary import prepared
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -31,7 +31,7 @@ from fxcat.network.program import GatePart, Program, Shrunk, Structure
 from fxcat.network.recipe import Gates, Recipe, attach
 from fxcat.network.weight_checks import check_own, check_unchanged, check_whole, parameter_shapes
 from fxcat.records import Cost, Target, check_target
-from fxcat.show.summary import print_summary
+from fxcat.summary import print_summary
 from fxcat.utils.constant_tables import Table
 from fxcat.utils.usual_modes import usual_modes
 
