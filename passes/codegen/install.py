@@ -23,9 +23,8 @@ from fxcat.network.module_state import module_at
 from fxcat.network.pretrained import told_when_saved
 from fxcat.passes.capture.kept_state import lines_of
 from fxcat.passes.capture.regions import Region
-from fxcat.passes.codegen.codegen import compiled
 from fxcat.passes.codegen.folding import SAID, fold
-from fxcat.passes.codegen.generated import Generated
+from fxcat.passes.codegen.generated import Generated, compiled
 from fxcat.passes.codegen.own_methods import computing, own_again, refusing, takes_apart, watched
 from fxcat.passes.codegen.region_graphs import region_graph
 from fxcat.passes.codegen.shown import hide, left_out

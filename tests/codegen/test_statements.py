@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.codegen.codegen import compiled
+from fxcat.passes.codegen.generated import compiled
 from fxcat.passes.codegen.statements import body_of
 from fxcat.passes.graph import meta
 
