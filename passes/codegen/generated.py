@@ -49,7 +49,7 @@ def _generated(source: str, name: str, names: Mapping[str, Any], modules: Mappin
     return Generated(source, name, {**names, **{n: importlib.import_module(path) for n, path in modules.items()}})
 
 
-def compiled(
+def function_of(
     graph: fx.Graph,
     this: str,
     head: str,

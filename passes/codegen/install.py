@@ -24,7 +24,7 @@ from fxcat.network.pretrained import told_when_saved
 from fxcat.passes.capture.kept_state import lines_of
 from fxcat.passes.capture.regions import Region
 from fxcat.passes.codegen.folding import SAID, fold
-from fxcat.passes.codegen.generated import Generated, compiled
+from fxcat.passes.codegen.generated import Generated, function_of
 from fxcat.passes.codegen.own_methods import computing, own_again, refusing, takes_apart, watched
 from fxcat.passes.codegen.region_graphs import region_graph
 from fxcat.passes.codegen.shown import hide, left_out
@@ -264,7 +264,7 @@ def _class_of(
     source = f"{base.__module__}.{base.__qualname__}"
     head = heads[0]
     if len(graphs) == 1:
-        methods = [compiled(graphs[0], this, f"def forward({head.text}):", source, head.start, names)]
+        methods = [function_of(graphs[0], this, f"def forward({head.text}):", source, head.start, names)]
     else:
         methods = _dispatched(ways, given, heads, source, names)
     return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in known}))
@@ -290,7 +290,7 @@ def _dispatched(
             taken = [name for name in given[phase % len(given)] if name not in way.absent]
             values, parameters = ", ".join(taken), ", ".join([head.this, *map(head.typed, taken)])
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
-            methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
+            methods.append(function_of(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
             if len(heads) == 1:
                 condition = f"    if {head.this}.training: " if phase else "    "
             else:
