@@ -74,7 +74,7 @@ def is_code(name: str) -> bool:
     return name.rpartition(":")[0] not in ("", TORCHVISION, TIMM)
 
 
-def full_name(name: str) -> str:
+def with_package(name: str) -> str:
     """The name with its package: what it means does not change when another package is installed.
 
     Raises `InputError` for an unknown name."""

@@ -47,10 +47,10 @@ class Dump:
     def __call__(self, step: Step[Any], state: State) -> None:
         self._made += 1
         path = self._folder / f"{self._made:02d}-{step.name.replace(' ', '-')}.txt"
-        write_text(path, "\n".join(lines_of(step, state)) + "\n", "a step")
+        write_text(path, "\n".join(_lines_of(step, state)) + "\n", "a step")
 
 
-def lines_of(step: Step[Any], state: State) -> Iterator[str]:
+def _lines_of(step: Step[Any], state: State) -> Iterator[str]:
     """A step for people: the graph, a line per node with its shape and what its axes hold, and what was found."""
     yield f"# {state.name} after {step.name}"
     yield ""

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError, ExportError, InputError
-from fxcat.exporters.source.layers import Layer, layer_of
+from fxcat.exporters.source.layers import Layer, call_that_makes
 from fxcat.network.module_state import module_at
 from fxcat.passes.capture.capture import Captured, capture
 from fxcat.passes.codegen.folding import fold
@@ -93,7 +93,7 @@ def _add_layer(found: Forwards, root: nn.Module, path: str, node: fx.Node) -> No
             where=path,
             remedy="take them off, or do what they do in a forward",
         )
-    layer = layer_of(module, called=True)
+    layer = call_that_makes(module, called=True)
     if layer is not None:
         found.layers[path] = layer
         return

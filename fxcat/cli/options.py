@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from fxcat.cli.settings import Settings, kind_of_values
-from fxcat.cli.toml_file import read_settings, with_values
+from fxcat.cli.toml_file import read_settings, with_settings
 from fxcat.errors import InputError
 from fxcat.named_models import known_names
 
@@ -59,7 +59,7 @@ def asked_for(options: Mapping[str, Any], base: Settings | None = None) -> Setti
                 items: list[str] = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
                 value = _pairs(items) if isinstance(getattr(getattr(settings, table), name), dict) else items
             given.setdefault(table, {})[name] = value
-    return with_values(settings, given)
+    return with_settings(settings, given)
 
 
 def _option(table: str, setting: Field[Any], hint: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -19,7 +19,7 @@ from fxcat.cli.settings import Settings
 from fxcat.data.losses import count_correct
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
-from fxcat.named_models import full_name, is_code
+from fxcat.named_models import is_code, with_package
 from fxcat.scores.sensitivity import sensitivity
 from fxcat.scores.sensitivity_result import Sensitivity
 
@@ -29,7 +29,7 @@ def settled(settings: Settings) -> Settings:
     name = settings.model.name
     if not name:
         raise InputError("no model is named", remedy="give MODEL, or name = … in the table [model] of the settings")
-    return replace(settings, model=replace(settings.model, name=full_name(name)))
+    return replace(settings, model=replace(settings.model, name=with_package(name)))
 
 
 def with_images(settings: Settings) -> tuple[Settings, Images]:

@@ -26,10 +26,10 @@ def read_settings(path: Path) -> Settings:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(f"no settings can be read: {error}", where=str(path)) from error
-    return with_values(Settings(), content, str(path))
+    return with_settings(Settings(), content, str(path))
 
 
-def with_values(settings: Settings, content: Mapping[str, Any], where: str | None = None) -> Settings:
+def with_settings(settings: Settings, content: Mapping[str, Any], where: str | None = None) -> Settings:
     """The settings with other values, `content`: table → name → value. Raises `InputError` for unknown names, and
     values of another type, or that are too small."""
     parts = {f.name: getattr(settings, f.name) for f in fields(settings)}

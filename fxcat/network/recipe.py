@@ -121,14 +121,14 @@ def make_example(description: Any) -> Any:
     return unpack(description["layout"], tensors)
 
 
-def attach(module: nn.Module, recipe: Recipe) -> None:
+def attach_recipe(module: nn.Module, recipe: Recipe) -> None:
     """Note in a finalized module how it was made, and what it was then."""
     stages = [{field.name: getattr(stage, field.name) for field in fields(stage)} for stage in recipe]
     content = {"stages": stages, "result": shapes_of(module)}
     setattr(module, ATTRIBUTE, json.dumps(content))
 
 
-def attached(module: nn.Module) -> str | None:
+def attached_recipe(module: nn.Module) -> str | None:
     """The recipe of a finalized module as JSON."""
     text = vars(module).get(ATTRIBUTE)
     return text if isinstance(text, str) else None
