@@ -219,7 +219,7 @@ def version_of(package: str) -> str:
 
 def medians(runs: Sequence[Deployed], x: torch.Tensor, repeats: int) -> list[float]:
     """Milliseconds of one run of each: medians of the faster half of runs that take turns."""
-    from fxcat.exporters.timing.runs import undisturbed
+    from fxcat.exporters.timing.runs import fast_median
 
     taken: list[list[float]] = [[] for _ in runs]
     for repeat in range(3 + repeats):
@@ -227,4 +227,4 @@ def medians(runs: Sequence[Deployed], x: torch.Tensor, repeats: int) -> list[flo
             milliseconds = runs[i](x)[1]
             if repeat >= 3:
                 taken[i].append(milliseconds)
-    return [undisturbed(t) for t in taken]
+    return [fast_median(t) for t in taken]

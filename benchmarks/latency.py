@@ -22,7 +22,7 @@ from models import well_scaled
 
 import fxcat
 from fxcat.exporters.timing.measuring import random_setting
-from fxcat.exporters.timing.runs import milliseconds, undisturbed
+from fxcat.exporters.timing.runs import fast_median, milliseconds
 from fxcat.exporters.timing.runtimes import RUNTIMES, Runtime, timer
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
@@ -35,7 +35,7 @@ def ratios(
 ) -> list[float]:
     """Of every network its time ÷ that of the first."""
     runs = [timer(runtime).network_run(network, example, batch=batch, threads=1) for network in networks]
-    times = [undisturbed(taken) for taken in milliseconds(runs, repeats)]
+    times = [fast_median(taken) for taken in milliseconds(runs, repeats)]
     return [time / times[0] for time in times]
 
 

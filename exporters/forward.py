@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from fxcat.exporters.outputs import named_tensors
+from fxcat.exporters.outputs import named_outputs
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def flat_outputs(reference: nn.Module) -> Generator[None, None, None]:
 
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor for _, tensor in named_tensors(original(*args, **kwargs)))
+        return tuple(tensor for _, tensor in named_outputs(original(*args, **kwargs)))
 
     # what a function says of its parameters is copied with the module among them, but this one is no method
     vars(forward)["__signature__"] = inspect.signature(original)
@@ -31,14 +31,14 @@ def flat_outputs(reference: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def flat(reference: nn.Module, arguments: tuple[Any, ...]) -> Generator[None, None, None]:
+def flat_arguments(reference: nn.Module, arguments: tuple[Any, ...]) -> Generator[None, None, None]:
     """The same, and the module takes the tensors of `arguments` one by one, in order; what else is in them stays."""
     original = reference.forward
 
     def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = iter(tensors)
         filled = tree_map(lambda v: next(given) if isinstance(v, torch.Tensor) else v, arguments)
-        return tuple(tensor for _, tensor in named_tensors(original(*filled)))
+        return tuple(tensor for _, tensor in named_outputs(original(*filled)))
 
     with _replaced(reference, forward):
         yield

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fxcat.errors import InputError
 from fxcat.exporters.form import SIZE_STEP, is_image
-from fxcat.network.recipe import attached, make_example, parse
+from fxcat.network.recipe import attached_recipe, make_example, parse
 from fxcat.passes.capture.default_inputs import argument_forms, find_example_inputs
 
 _FLOATS = (torch.float16, torch.float32, torch.float64)
@@ -27,7 +27,7 @@ def example_arguments(module: nn.Module, given: Any) -> tuple[Any, ...]:
     all tensors but those in lists of images."""
     values = _found(module) if given is None else given
     arguments = _in_order(module, *argument_forms(module, values)[0])
-    tensors = tensors_of(arguments)
+    tensors = tensor_leaves(arguments)
     if not tensors:
         raise InputError("there is no tensor among the example inputs", remedy="give a tensor, or a tuple with one")
     for tensor in tensors:
@@ -61,7 +61,7 @@ def _in_order(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -
     return bound.args[: names.index(last) + 1]
 
 
-def tensors_of(tree: Any) -> list[torch.Tensor]:
+def tensor_leaves(tree: Any) -> list[torch.Tensor]:
     """All tensors of a pytree, in order."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
@@ -81,12 +81,12 @@ def has_images(arguments: tuple[Any, ...]) -> bool:
 def batch_of(arguments: tuple[Any, ...]) -> int:
     """The batch size that the arguments have: the number of images in a list, or dimension 0."""
     leaves = tree_leaves(arguments, is_leaf=is_images)
-    return len(next((v for v in leaves if is_images(v)), None) or tensors_of(arguments)[0])
+    return len(next((v for v in leaves if is_images(v)), None) or tensor_leaves(arguments)[0])
 
 
 def given_values(arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """The arguments as they are, on the CPU, or None if they are only shapes."""
-    if any(t.is_meta for t in tensors_of(arguments)):
+    if any(t.is_meta for t in tensor_leaves(arguments)):
         return None
     return tree_map(lambda v: v.detach().cpu() if isinstance(v, torch.Tensor) else v, arguments)
 
@@ -132,7 +132,7 @@ def larger(arguments: tuple[Any, ...], rows: int, columns: int) -> tuple[Any, ..
 
 def _found(module: nn.Module) -> Any:
     """The example that a small network was prepared with; of others a guess."""
-    recipe = attached(module)
+    recipe = attached_recipe(module)
     if recipe is not None:
         example = parse(recipe)[0][-1].example
         if example is not None:

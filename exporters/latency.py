@@ -30,14 +30,12 @@ def measure_latency(
     path: str | os.PathLike[str],
     example_inputs: torch.Tensor | tuple[Any, ...] | None = None,
     *,
-    batch: int = 1,
     repeats: int = 20,
     provider: str = CPU,
 ) -> float:
-    """Median milliseconds of one run at a batch size, after a warm-up. Inputs are random; their shapes are those of
-    `example_inputs` (dimension 0 replaced by `batch`), else those that the file states. A file whose batch is fixed
-    runs at that."""
-    return _medians([_runner(path, example_inputs, batch, provider)], repeats)[0]
+    """Median milliseconds of one run of one example, after a warm-up. Inputs are random; their shapes are those of
+    `example_inputs`, else those that the file states. A file whose batch is fixed runs at that."""
+    return _medians([_runner(path, example_inputs, 1, provider)], repeats)[0]
 
 
 def compare_latency(
@@ -49,7 +47,7 @@ def compare_latency(
     repeats: int = 50,
     provider: str = CPU,
 ) -> tuple[float, float]:
-    """Median milliseconds of two files. Their runs alternate, so that a noisy machine disturbs both alike."""
+    """The same of two files, at a batch size. Their runs alternate, so that a noisy machine disturbs both alike."""
     a, b = _medians([_runner(p, example_inputs, batch, provider) for p in (path_a, path_b)], repeats)
     return a, b
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import as_path, check_flag, check_module
-from fxcat.errors import ExportError, InputError
+from fxcat.checks import as_path, check_flag
+from fxcat.errors import ExportError
 from fxcat.exporters.form import Form
 from fxcat.exporters.report import ExportReport
-from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_without_gates
 
 
 def export_onnx(
@@ -55,10 +55,7 @@ def export_onnx(
     export failed, or the file does not compute what the module computes).
     """
     for given in (module, compare) if compare is not None else (module,):
-        check_module(given, "export_onnx()")
-        gated = next((path for path, part in given.named_modules() if isinstance(part, GatedModule)), None)
-        if gated is not None:
-            raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
+        check_without_gates(given, "export_onnx()")
     form = Form(opset, dynamic_batch, dynamic_size, input_names, output_names, external_data, half)
     form.check()
     check_flag(verify, "verify")

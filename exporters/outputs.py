@@ -29,13 +29,13 @@ def output_names(reference: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
             remedy="give example_inputs that forward accepts on the CPU, with the batch as dimension 0 or as a list of "
             "images; if it accepts only one batch size, dynamic_batch=False",
         ) from error
-    names = [name for name, _ in named_tensors(output)]
+    names = [name for name, _ in named_outputs(output)]
     if not names:
         raise ExportError(f"{type(reference).__name__} returns no tensor")
     return names
 
 
-def named_tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def named_outputs(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor of every leaf of an output: `output` for a single tensor, keys, fields and positions otherwise.
 
     In a sequence of results, such as one dictionary per image, the position comes last (`boxes_0`), or not at all if

@@ -20,7 +20,7 @@ from fxcat.exporters.attention import ATTENTION_OPSET, plain_attention
 from fxcat.exporters.chunks import EqualChunks
 from fxcat.exporters.form import Form
 from fxcat.exporters.forward import flat_outputs
-from fxcat.exporters.inputs import at_batch, tensors_of
+from fxcat.exporters.inputs import at_batch, tensor_leaves
 from fxcat.exporters.kernels import PlainKernels
 from fxcat.exporters.outputs import output_names
 from fxcat.exporters.reasons import first_line, source_line, untranslated
@@ -50,7 +50,7 @@ def build_program(reference: nn.Module, arguments: tuple[Any, ...], form: Form) 
     inputs = at_batch(arguments, _TRACE_BATCH if form.dynamic_batch else None, seed=0)
     names = output_names(reference, inputs)
     names = form.named(form.output_names, names, "output_names")
-    taken = form.input_names and form.named(form.input_names, tensors_of(inputs), "input_names")
+    taken = form.input_names and form.named(form.input_names, tensor_leaves(inputs), "input_names")
     shapes = form.dynamic_shapes(inputs)
     with flat_outputs(reference), quiet(), torch.no_grad():
         try:

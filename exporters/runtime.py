@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fxcat.errors import ExportError
-from fxcat.exporters.inputs import tensors_of
+from fxcat.exporters.inputs import tensor_leaves
 
 _log = logging.getLogger(__name__)
 CPU = "CPUExecutionProvider"
@@ -45,7 +45,7 @@ def open_session(path: str | os.PathLike[str], provider: str, *, exact: bool = F
 def feed(session: Any, arguments: tuple[Any, ...]) -> dict[str, NDArray[np.generic]]:
     """What to give a session: its inputs are the tensors of the arguments, in order."""
     names = [i.name for i in session.get_inputs()]
-    tensors = tensors_of(arguments)
+    tensors = tensor_leaves(arguments)
     if len(names) != len(tensors):
         raise ExportError(
             f"the file has {len(names)} inputs ({', '.join(names)}), but {len(tensors)} tensors are given"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fxcat.errors import StorageError
-from fxcat.utils.free_path import check_free
+from fxcat.utils.written_files import check_free
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from torch import nn
 
 from fxcat.errors import ExportError
 from fxcat.exporters.form import Form, is_image
-from fxcat.exporters.forward import flat
-from fxcat.exporters.inputs import tensors_of
-from fxcat.exporters.outputs import named_tensors, output_names
+from fxcat.exporters.forward import flat_arguments
+from fxcat.exporters.inputs import tensor_leaves
+from fxcat.exporters.outputs import named_outputs, output_names
 from fxcat.exporters.reasons import first_line, source_line
 from fxcat.exporters.silence import quiet_tracing
 
@@ -46,12 +46,12 @@ def trace_program(reference: nn.Module, inputs: tuple[Any, ...], form: Form) -> 
     taken = form.named(form.input_names, _input_names(reference, inputs), "input_names")
     returned = form.named(form.output_names, output_names(reference, inputs), "output_names")
     # Through a file, because what is kept in memory must not exceed 2 GB.
-    with tempfile.TemporaryDirectory() as folder, flat(reference, inputs), quiet_tracing(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, flat_arguments(reference, inputs), quiet_tracing(), torch.no_grad():
         path = Path(folder) / "traced.onnx"
         try:
             torch.onnx.export(
                 reference,
-                tuple(tensors_of(inputs)),
+                tuple(tensor_leaves(inputs)),
                 str(path),
                 dynamo=False,
                 opset_version=opset or _OPSET,
@@ -77,7 +77,7 @@ def _open_axes(
         return None
     batch = {0: "batch"} if form.dynamic_batch else {}
     sizes = {2: "height", 3: "width"} if form.dynamic_size else {}
-    found = {n: batch | (sizes if is_image(t) else {}) for n, t in zip(taken, tensors_of(inputs), strict=True)}
+    found = {n: batch | (sizes if is_image(t) else {}) for n, t in zip(taken, tensor_leaves(inputs), strict=True)}
     return found | dict.fromkeys(returned, batch)
 
 
@@ -85,4 +85,4 @@ def _input_names(reference: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
     """`images` for the tensor in a list of one, `images_0` and so on in longer ones."""
     named = inspect.signature(reference.forward).bind(*inputs).arguments
     single = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in named.items()}
-    return [name for name, _ in named_tensors(single)]
+    return [name for name, _ in named_outputs(single)]

@@ -15,8 +15,8 @@ from torch import nn
 
 from fxcat.errors import ExportError
 from fxcat.exporters.form import Form
-from fxcat.exporters.inputs import at_batch, batch_of, given_values, larger, tensors_of
-from fxcat.exporters.outputs import named_tensors
+from fxcat.exporters.inputs import at_batch, batch_of, given_values, larger, tensor_leaves
+from fxcat.exporters.outputs import named_outputs
 from fxcat.exporters.runtime import feed, open_session
 
 _log = logging.getLogger(__name__)
@@ -106,9 +106,9 @@ def compare_outputs(
         batch = batch_of(inputs)
         try:
             with torch.no_grad():
-                expected = list(named_tensors(reference(*inputs)))
+                expected = list(named_outputs(reference(*inputs)))
         except Exception as error:
-            shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(inputs))
+            shapes = ", ".join(str(tuple(t.shape)) for t in tensor_leaves(inputs))
             raise ExportError(
                 f"the module itself does not run on inputs of shape {shapes}: {error}",
                 remedy="export what the example has alone: dynamic_size=False, dynamic_batch=False",

@@ -32,7 +32,7 @@ from fxcat.passes.each_step import EachStep
 from fxcat.passes.graph.copy_model import meta_twin
 from fxcat.passes.graph.nested import leaves
 from fxcat.passes.work import Options
-from fxcat.show.summary import prepared
+from fxcat.summary import found_in_words
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -119,7 +119,7 @@ def prepare(
             )
     if verbose:
         lines = [
-            prepared(net),
+            found_in_words(net),
             *([note_of_blocks(net)] if unasked and net.limits.aligned else []),
             *(["  not verified: the model itself does not run on the example"] if unverified else []),
         ]

@@ -174,6 +174,18 @@ def check_batches(value: Any, name: str, *, optional: bool = False) -> None:
         )
 
 
+def check_device(value: Any, name: str = "device", *, remedy: str = 'give "cpu"', optional: bool = False) -> None:
+    """A device that this machine has, and that holds values."""
+    if optional and value is None:
+        return
+    try:
+        if isinstance(value, bool) or torch.empty(0, device=value).is_meta:
+            raise ValueError("it holds no values")
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # the last: PyTorch was built without it
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{_given(name, value)} cannot be used: {reason}", remedy=remedy) from error
+
+
 def check_gradients(function: str) -> None:
     """Gradients can be taken."""
     if not torch.is_grad_enabled():

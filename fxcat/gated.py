@@ -22,16 +22,16 @@ from fxcat.network.following import Led, described, left_to_close
 from fxcat.network.gates import Gate, GatesByName, GateVector, check_setting, type_of_gates
 from fxcat.network.latency import LatencyModel, LatencySource, PredictedLatency, TimedOp, attach_latency
 from fxcat.network.limits import GateLimits, Limits
-from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_of
+from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_gated_by
 from fxcat.network.loaded_state import make_ready
 from fxcat.network.methods import Methods, Turns
 from fxcat.network.origin import KeptIndices, Origin
 from fxcat.network.places import Places
 from fxcat.network.program import GatePart, Program, Shrunk, Structure
-from fxcat.network.recipe import Gates, Recipe, attach
+from fxcat.network.recipe import Gates, Recipe, attach_recipe
 from fxcat.network.weight_checks import check_own, check_unchanged, check_whole, parameter_shapes
 from fxcat.records import Cost, Target, check_target
-from fxcat.show.summary import print_summary
+from fxcat.summary import print_summary
 from fxcat.utils.constant_tables import Table
 from fxcat.utils.usual_modes import usual_modes
 
@@ -48,6 +48,14 @@ class GatedModule(CalledAsModel):
     In `train()` every call samples the gates; in `eval()` a unit or section is open where θ > ½.
     """
 
+    network: nn.Module
+    """The model inside: its parameters and buffers under their names, no gates among them."""
+    structure: Structure
+    """What was found in the network as it is now: groups, sections, costs, and what is pinned."""
+    start_structure: Structure
+    """The same of the start network."""
+    start_cost: Cost[int]
+    """MACs and parameters of the start network."""
     policy: Policy = "bernoulli"
     """How its gates are trained."""
     unfinished: str | None = None
@@ -268,7 +276,7 @@ class GatedModule(CalledAsModel):
         hard = self.gate_vector.hard() if keep is None else keep
         count = self.gate_vector.unit_count
         small = self.program.finalized(self.network, hard[:count], hard[count:])
-        attach(small, self._recipe_after(hard))
+        attach_recipe(small, self._recipe_after(hard))
         attach_latency(small, self._predicted(hard))
         return small
 
@@ -306,7 +314,7 @@ class GatedModule(CalledAsModel):
         self.program, self.parts = shrunk.program, shrunk.parts
         self._set_structure(shrunk.structure, shrunk.cost_model)
         self.recipe = self._recipe_after(keep)
-        attach(self.network, self.recipe)
+        attach_recipe(self.network, self.recipe)
         self._is_installed = False
         torch.clear_autocast_cache()  # of weights in lower precision, as they were
         self.gate_vector.restrict(origin, len(shrunk.unit_origin))
@@ -362,7 +370,7 @@ class GatedModule(CalledAsModel):
         stays = live_gates(self.structure, keep)
         stays[origin.cpu()] = False
         numbers = self.gate_vector.numbers.tolist()
-        found = parameters_of(self.structure, stays.nonzero().reshape(-1).tolist())
+        found = parameters_gated_by(self.structure, stays.nonzero().reshape(-1).tolist())
         self._settled |= {numbers[gate]: names for gate, names in found.items()}
 
     def _recipe_after(self, keep: torch.Tensor) -> Recipe:

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from fxcat.checks import check_instance
+from fxcat.checks import check_instance, check_module
+from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.network.loaded_state import WRAPPED
 from fxcat.network.weight_checks import check_whole
@@ -24,6 +25,15 @@ def check_gated(net: Any, name: str) -> None:
     remedy = f"pass the network inside: net{path}" if path else "pass what fxcat.prepare returned"
     check_instance(net, GatedModule, name, remedy=remedy)
     check_whole(net.network)
+
+
+def check_without_gates(value: Any, name: str) -> None:
+    """Raise `InputError` for anything but a module, and for one with gates in it, which is to be finalized before it is
+    exported. `name`: of the function that got it, "export_onnx()"."""
+    check_module(value, name)
+    gated = next((path for path, module in value.named_modules() if isinstance(module, GatedModule)), None)
+    if gated is not None:
+        raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
 
 
 def _inside(wrapper: Any) -> tuple[GatedModule | None, str]:

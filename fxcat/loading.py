@@ -15,7 +15,7 @@ from fxcat.errors import FxcatError, InputError, StorageError, located
 from fxcat.gated import GatedModule
 from fxcat.network.module_state import shapes_of
 from fxcat.network.origin import KeptIndices
-from fxcat.network.recipe import Stage, attached, check_gates, check_ops, check_shapes, make_example, parse
+from fxcat.network.recipe import Stage, attached_recipe, check_gates, check_ops, check_shapes, make_example, parse
 from fxcat.passes.compile import build
 from fxcat.passes.work import Options
 from fxcat.storage import put, read
@@ -53,7 +53,7 @@ def kept_indices(small: nn.Module, model: nn.Module, example_inputs: Any = None)
     """
     for module in (small, model):
         check_module(module, "kept_indices()")
-    recipe = attached(small)
+    recipe = attached_recipe(small)
     if recipe is None:
         raise InputError(
             f"kept_indices() got a {type(small).__name__} that finalize() has not returned",

@@ -58,7 +58,7 @@ def named_model(
     if pretrained and weights is not None:
         raise InputError("pretrained=True and weights= at once", remedy="give one of them")
     package, _, rest = name.rpartition(":")
-    if package not in ("", TORCHVISION, TIMM):
+    if is_code(name):
         if pretrained:
             raise InputError(f"{name} has no pretrained weights that are known", remedy="give a file: weights=")
         model = _made(_function(package, rest), given, name)
@@ -69,7 +69,12 @@ def named_model(
     return model
 
 
-def full_name(name: str) -> str:
+def is_code(name: str) -> bool:
+    """Whether making a model imports a module that its name gives, rather than one of torchvision or timm."""
+    return name.rpartition(":")[0] not in ("", TORCHVISION, TIMM)
+
+
+def with_package(name: str) -> str:
     """The name with its package: what it means does not change when another package is installed.
 
     Raises `InputError` for an unknown name."""

@@ -1,4 +1,4 @@
-"""How to teach fxcat an op of your own: register a `Rule` for a module class, a function or a method name.
+"""How to teach fxcat an op of your own: register a `Rule` for a module class, a function, an op or a method name.
 
     from fxcat.rules import Elementwise, Zero, rule
 

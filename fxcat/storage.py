@@ -14,7 +14,7 @@ from fxcat.checks import as_path, check_module
 from fxcat.errors import InputError, StorageError, located
 from fxcat.gated import GatedModule
 from fxcat.network.module_state import Shapes, extra_of, first_difference, put_extra, put_tensors, shapes_of, tensors_of
-from fxcat.network.recipe import Recipe, attached, parse
+from fxcat.network.recipe import Recipe, attached_recipe, parse
 from fxcat.utils import schema
 from fxcat.utils.json_tensors import pack, unpack
 from fxcat.utils.safetensors_file import read_tensors, write_tensors
@@ -36,7 +36,7 @@ def save(module: nn.Module, path: str | os.PathLike[str]) -> None:
     check_module(module, "save()")
     file = as_path(path)
     small = module.finalized() if isinstance(module, GatedModule) else module
-    recipe = attached(small)
+    recipe = attached_recipe(small)
     if recipe is None:
         raise InputError(
             f"save() got a {type(module).__name__} that finalize() has not returned: how it became small is not known",

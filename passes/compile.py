@@ -16,14 +16,13 @@ from torch import nn
 
 from fxcat.errors import CaptureError, InputError, PlanError
 from fxcat.gated import GatedModule
-from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel
 from fxcat.network.gates import type_of_gates
 from fxcat.network.latency import TimedOp
 from fxcat.network.module_state import shapes_of
 from fxcat.network.origin import Left, named_tensors
-from fxcat.network.program import Program, Shrunk, Structure
-from fxcat.network.recipe import Stage, attached, describe_example, parse
+from fxcat.network.program import Consumer, Program, Shrunk, Structure
+from fxcat.network.recipe import Stage, attached_recipe, describe_example, parse
 from fxcat.passes.analysis.costing import parameter_axes
 from fxcat.passes.codegen.install import install, layers, original_class
 from fxcat.passes.codegen.shown import shown_by
@@ -209,7 +208,7 @@ def _gated(
     gates = tuple((p.name, p.count) for p in parts)
     example = describe_example(source.example_inputs)
     stage = Stage(asdict(options), source.in_regions, example, shapes_of(source.model), gates, ops=ops)
-    before = attached(source.model)
+    before = attached_recipe(source.model)
     recipe = (*(() if before is None else parse(before)[0]), stage)
     inputs = {str(n.target) for n in analysis.graph.nodes if n.op == "placeholder"}
     shown = shown_by(original_class(network), inputs, analysis.regions)

@@ -20,6 +20,7 @@ from fxcat.passes.graph.label_arrays import FROZEN, leaves
 from fxcat.passes.graph.meta import VALUE
 from fxcat.passes.pipeline import Observer, State, Step
 from fxcat.passes.work import Work
+from fxcat.utils.written_files import write_text
 
 VARIABLE = "FXCAT_DUMP"
 
@@ -46,13 +47,10 @@ class Dump:
     def __call__(self, step: Step[Any], state: State) -> None:
         self._made += 1
         path = self._folder / f"{self._made:02d}-{step.name.replace(' ', '-')}.txt"
-        try:
-            path.write_text("\n".join(lines_of(step, state)) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"a step cannot be written: {error}", where=str(path)) from error
+        write_text(path, "\n".join(_lines_of(step, state)) + "\n", "a step")
 
 
-def lines_of(step: Step[Any], state: State) -> Iterator[str]:
+def _lines_of(step: Step[Any], state: State) -> Iterator[str]:
     """A step for people: the graph, a line per node with its shape and what its axes hold, and what was found."""
     yield f"# {state.name} after {step.name}"
     yield ""

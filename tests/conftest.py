@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 # Ultralytics reads these when it is imported: no file in the home directory, no connection
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(tempfile.gettempdir()) / "fxcat-tests"))
@@ -69,3 +70,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def switching() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """This process, as the only one of a group of processes."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()

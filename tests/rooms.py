@@ -9,7 +9,7 @@ from source_files import ROOT, modules
 
 ORDER = (
     *("fxcat.version", "fxcat.errors", "fxcat.checks", "fxcat.records"),
-    *("fxcat.utils", "fxcat.network", "fxcat.choosing", "fxcat.show", "fxcat.gated", "fxcat.gated_checks"),
+    *("fxcat.utils", "fxcat.network", "fxcat.choosing", "fxcat.summary", "fxcat.gated", "fxcat.gated_checks"),
     *("fxcat.passes.graph", "fxcat.passes.pipeline", "fxcat.passes.rules", "fxcat.passes.nodes"),
     *("fxcat.passes.capture", "fxcat.passes.analysis", "fxcat.passes.gating"),
     *("fxcat.passes.work", "fxcat.passes.analyses", "fxcat.passes.dump", "fxcat.passes.structure"),

@@ -15,6 +15,7 @@ from fxcat.exporters.source.forwards import Forwards
 from fxcat.exporters.source.names import FileNames, SourceWriter
 from fxcat.exporters.source.parts import Parts
 from fxcat.exporters.source.tree import Block, BlockClass, Held, Tree, Values, holes, skeleton
+from fxcat.network.module_state import full_name
 from fxcat.passes.codegen.expressions import is_name
 from fxcat.passes.codegen.install import original_class
 from fxcat.passes.codegen.signatures import name_of_module
@@ -46,7 +47,7 @@ class Classes:
         return self._block(path) if base is None else Held(base, self._children(path))
 
     def _children(self, path: str) -> tuple[tuple[str, Tree], ...]:
-        paths = {name: f"{path}.{name}" if path else name for name in self._parts.children(path)}
+        paths = {name: full_name(path, name) for name in self._parts.children(path)}
         # another name for a module needs something in its place, until all are there
         return tuple((n, Held("Module", ()) if self._parts.is_again(p) else self._tree(p)) for n, p in paths.items())
 
@@ -69,7 +70,7 @@ class Classes:
         return Block(made_by, values)
 
     def _values(self, path: str, name: str) -> Values:
-        module, tensor = self._parts.modules[path], self._tensors[f"{path}.{name}" if path else name]
+        module, tensor = self._parts.modules[path], self._tensors[full_name(path, name)]
         kept = name in module._buffers and name not in module._non_persistent_buffers_set
         kind = "parameter" if name in module._parameters else "buffer" if kept else "constant"
         return Values(kind, tuple(tensor.shape), tensor.dtype)
@@ -78,7 +79,7 @@ class Classes:
         graphs = self._found.graphs.get(path)
         if graphs is None:
             return []
-        parameters = [p for p in self._found.parameters[path]]
+        parameters = self._found.parameters[path]
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         this = name_of_module(graphs, [inspect.Parameter(p.lstrip("*"), kind) for p in parameters])
         lines = [f"def forward({', '.join([this, *parameters])}):"]

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import as_path, check_flag, check_module
-from fxcat.errors import ExportError, InputError, StorageError
+from fxcat.checks import as_path, check_flag
+from fxcat.errors import ExportError, InputError
 from fxcat.exporters.inputs import at_batch, example_arguments, has_images
 from fxcat.exporters.source.file import source_of
 from fxcat.exporters.source.running import load_function
-from fxcat.gated import GatedModule
+from fxcat.gated_checks import check_without_gates
 from fxcat.passes.verification import Runner, difference, undisturbed
-from fxcat.utils.free_path import check_free
 from fxcat.utils.safetensors_file import write_tensors
+from fxcat.utils.written_files import check_free, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,7 @@ def export_source(
     detector's Python, ops of other packages), or where the file computes something else; and `StorageError`. Then there
     is no file.
     """
-    check_module(module, "export_source()")
-    gated = next((p for p, part in module.named_modules() if isinstance(part, GatedModule)), None)
-    if gated is not None:
-        raise InputError("the module still has gates", where=gated, remedy="export fxcat.finalize(net) instead")
+    check_without_gates(module, "export_source()")
     check_flag(verify, "verify")
     target = as_path(path)
     if target.suffix != ".py":
@@ -72,19 +69,9 @@ def export_source(
     text, tensors = source_of(module, arguments, weights.name)
     error = _verified(module, arguments, text, tensors) if verify else None
     write_tensors(weights, "pt", tensors, {})
-    _write(target, text)
+    write_whole(target, text.encode())
     classes = sum(line.startswith("class ") for line in text.splitlines())
     return SourceReport(target, weights, text.count("\n"), classes, error)
-
-
-def _write(target: Path, text: str) -> None:
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, target)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise StorageError(f"the file cannot be written: {error}", where=str(target)) from error
 
 
 def _verified(module: nn.Module, arguments: tuple[Any, ...], text: str, tensors: dict[str, torch.Tensor]) -> float:

@@ -13,6 +13,7 @@ from fxcat.exporters.source.classes import Classes
 from fxcat.exporters.source.forwards import forwards_of, tensors_in
 from fxcat.exporters.source.parts import Parts, is_plain_name
 from fxcat.exporters.source.text import class_text, has_type, reader
+from fxcat.network.module_state import full_name
 from fxcat.passes.codegen.install import original_class
 from fxcat.passes.codegen.statements import INDENT
 from fxcat.passes.graph.copy_model import meta_twin
@@ -28,7 +29,7 @@ def source_of(module: nn.Module, arguments: tuple[Any, ...], weights: str) -> tu
     _check(module, tensors)
     parts = Parts(module, found, tensors)
     classes = Classes(module, found, parts, tensors)
-    last = [*_tied(parts, module, tensors), *_frozen(parts, module)]
+    last = [*_tied(parts, tensors), *_frozen(parts, module)]
     body: list[str] = []
     for made_by in classes.all:
         own = made_by is classes.root.made_by
@@ -72,20 +73,20 @@ def _check(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
             raise ExportError(f"{name} is {tensor.dtype}, which is not stored", where=name, remedy="use another type")
 
 
-def _tied(parts: Parts, module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+def _tied(parts: Parts, tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """Lines that put one module, or one parameter, into several places."""
     lines: list[str] = []
     for path in parts.modules:
         outer, _, name = path.rpartition(".")
         if path and name in parts.children(outer) and parts.is_again(path) and not _is_inside(parts, outer):
             first = parts.first[id(parts.modules[path])]
-            lines.append(_assigned(parts, path, f"{parts.place('', first)}"))
+            lines.append(_assigned(parts, path, parts.place("", first)))
     seen: dict[int, str] = {}
     for path, part in parts.modules.items():
         if _is_inside(parts, path):
             continue
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            full = f"{path}.{name}" if path else name
+            full = full_name(path, name)
             if tensor is None or full not in tensors:
                 continue
             first = seen.setdefault(id(tensor), full)
@@ -128,7 +129,7 @@ def _frozen(parts: Parts, module: nn.Module) -> list[str]:
             continue
         for name, parameter in part._parameters.items():
             if parameter is not None and not parameter.requires_grad and parameter.dtype.is_floating_point:
-                lines.append(f"{parts.place('', f'{path}.{name}' if path else name)}.requires_grad_(False)")
+                lines.append(f"{parts.place('', full_name(path, name))}.requires_grad_(False)")
     return lines
 
 

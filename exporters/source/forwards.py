@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 
 from fxcat.errors import CaptureError, ExportError, InputError
-from fxcat.exporters.source.layers import Layer, layer_of
+from fxcat.exporters.source.layers import Layer, call_that_makes
+from fxcat.network.module_state import module_at
 from fxcat.passes.capture.capture import Captured, capture
 from fxcat.passes.codegen.folding import fold
 from fxcat.passes.codegen.install import original_class
@@ -72,7 +73,7 @@ def _add(found: Forwards, root: nn.Module, path: str, args: tuple[Any, ...], kwa
     ways = split_phases(captured.graph)[:1]
     folded = fold([w.graphs for w in ways], captured.blocks, "", partial(_signature, module))
     own = {"": folded.outer[0], **{p: tuple(graphs.values()) for p, graphs in folded.inner.items()}}
-    own = {p: graphs for p, graphs in own.items() if _is_there(module, p)}
+    own = {p: graphs for p, graphs in own.items() if module_at(module, p) is not None}
     found.graphs |= {_joined(path, p): graphs for p, graphs in own.items()}
     found.constants |= {_joined(path, name): t for name, t in {**captured.constants, **captured.orders}.items()}
     for p, graphs in own.items():
@@ -92,7 +93,7 @@ def _add_layer(found: Forwards, root: nn.Module, path: str, node: fx.Node) -> No
             where=path,
             remedy="take them off, or do what they do in a forward",
         )
-    layer = layer_of(module, called=True)
+    layer = call_that_makes(module, called=True)
     if layer is not None:
         found.layers[path] = layer
         return
@@ -144,18 +145,9 @@ def _spread_sizes(graph: fx.Graph) -> None:
 _TAKES_SIZES = ("view", "reshape", "expand", "repeat", "permute")
 
 
-def _is_there(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
-
-
 def _signature(module: nn.Module, path: str) -> inspect.Signature | None:
-    if not _is_there(module, path):
-        return None
-    return signature_of(original_class(module.get_submodule(path)).forward)
+    found = module_at(module, path)
+    return None if found is None else signature_of(original_class(found).forward)
 
 
 def _joined(path: str, name: str) -> str:

@@ -35,7 +35,7 @@ class Layer:
     arguments: tuple[Argument, ...]
 
 
-def layer_of(module: nn.Module, *, called: bool) -> Layer | None:
+def call_that_makes(module: nn.Module, *, called: bool) -> Layer | None:
     """The call that makes a layer as it is, but for the values of its weights; None if there is none.
 
     `called`: it has to do what the layer does, too; else it only has to hold the same.
@@ -81,16 +81,16 @@ def _arguments(base: Any, module: nn.Module) -> list[Argument] | None:
             value = _has_bias(module)
         else:
             value = getattr(module, name, default)
-        if value is EMPTY or not is_plain(value):
+        if value is EMPTY or not is_literal(value):
             return None
         found.append(Argument(name, value, default))
     return found
 
 
-def is_plain(value: Any) -> bool:
+def is_literal(value: Any) -> bool:
     """Whether a value is written as it is."""
     if type(value) in (tuple, list, torch.Size):
-        return all(map(is_plain, value))
+        return all(map(is_literal, value))
     return isinstance(value, _PLAIN)
 
 
@@ -144,7 +144,7 @@ _OF_ALL = {*vars(nn.Module())}
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and (not is_plain(one) or one == other)
+    return type(one) is type(other) and (not is_literal(one) or one == other)
 
 
 def _shapes(module: nn.Module) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fxcat.exporters.source.forwards import Forwards
-from fxcat.exporters.source.layers import Layer, layer_of
+from fxcat.exporters.source.layers import Layer, call_that_makes
 from fxcat.exporters.source.names import quoted
 from fxcat.exporters.source.tree import Base
+from fxcat.network.module_state import full_name
 from fxcat.passes.codegen.expressions import is_name
 from fxcat.passes.codegen.install import is_chain, original_class
 
@@ -53,7 +54,9 @@ class Parts:
             return None
         if path not in self._layers:
             known = self._found.layers.get(path)
-            self._layers[path] = known or (None if self.children(path) else layer_of(self.modules[path], called=False))
+            self._layers[path] = known or (
+                None if self.children(path) else call_that_makes(self.modules[path], called=False)
+            )
         return self._layers[path]
 
     def container(self, path: str) -> Base | None:
@@ -88,7 +91,7 @@ class Parts:
         for name in inner.split("."):
             plain = self._has_step(path, name)
             this = f"{this}{self._step(path, name)}" if plain else f"getattr({this}, {quoted(name)})"
-            path = f"{path}.{name}" if path else name
+            path = full_name(path, name)
         return this
 
     def _has_step(self, path: str, name: str) -> bool:

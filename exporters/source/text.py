@@ -16,10 +16,13 @@ from fxcat.exporters.source.tree import Base, Block, BlockClass, Held, Tree, Val
 from fxcat.passes.codegen.statements import INDENT
 
 WIDTH = 120
+"""Characters of a line."""
+SHOWN = 3
+"""Paths that the comment above a class names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class _Brackets:
     """Code in brackets, which is broken into lines where it is too long for one."""
 
     opening: str
@@ -30,33 +33,33 @@ class Call:
         return f"{self.opening}{', '.join(map(_flat, self.parts))}{self.closing}"
 
 
-Code: TypeAlias = "str | Call"
+Code: TypeAlias = "str | _Brackets"
 
 
 def _flat(code: Code) -> str:
     return code if isinstance(code, str) else code.flat()
 
 
-def lines_of(code: Code, indent: str, before: str = "", after: str = "") -> list[str]:
+def _broken(code: Code, indent: str, before: str = "", after: str = "") -> list[str]:
     """Code on as few lines as there is room on. `before`, `after`: what stands on its lines too."""
     line = f"{indent}{before}{_flat(code)}{after}"
     if len(line) <= WIDTH or isinstance(code, str) or not code.parts:
         return [line]
     lines = [f"{indent}{before}{code.opening}"]
     for part in code.parts:
-        lines += lines_of(part, indent + INDENT, after=",")
+        lines += _broken(part, indent + INDENT, after=",")
     return [*lines, f"{indent}{code.closing}{after}"]
 
 
-def literal(value: Any) -> str:
+def _literal(value: Any) -> str:
     """A plain value as code."""
     if isinstance(value, torch.dtype):
         return str(value)
     if isinstance(value, tuple):
         parts: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
-        return f"({', '.join(map(literal, parts))}{',' if len(parts) == 1 else ''})"
+        return f"({', '.join(map(_literal, parts))}{',' if len(parts) == 1 else ''})"
     if isinstance(value, list):
-        return f"[{', '.join(map(literal, value))}]"  # pyright: ignore[reportUnknownArgumentType]
+        return f"[{', '.join(map(_literal, value))}]"  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     return quoted(value) if isinstance(value, str) else repr(value)
@@ -67,12 +70,12 @@ def class_text(made_by: BlockClass, last: Sequence[str] = (), train: Sequence[st
     parameters, values = made_by.parameters(), [v for _, v in holes(made_by.members, made_by.numbers)]
 
     def at(hole: int) -> str:
-        return made_by.arguments.get(hole) or literal(values[hole])
+        return made_by.arguments.get(hole) or _literal(values[hole])
 
     comment = f"# {_said(made_by.origin)}" + (f": {_listed(made_by.paths)}" if any(made_by.paths) else "")
     lines = [comment[:WIDTH], f"class {made_by.name}(nn.{made_by.base}):"]
-    head = Call(f"{INDENT}def __init__(", ("self", *parameters), "):")
-    lines += lines_of(head, "") if parameters else [f"{INDENT}def __init__(self):"]
+    head = _Brackets(f"{INDENT}def __init__(", ("self", *parameters), "):")
+    lines += _broken(head, "") if parameters else [f"{INDENT}def __init__(self):"]
     if len(lines[-1]) and lines[-1] == "):":
         lines[-1] = f"{INDENT}):"
     first = len(values) - len(made_by.numbers)
@@ -92,7 +95,7 @@ def _filled(line: str, made_by: BlockClass, first: int) -> str:
     for i in range(1, len(parts), 2):
         number = int(parts[i])
         name = made_by.arguments.get(first + number)
-        parts[i] = literal(made_by.numbers[number]) if name is None else f"self.{name}"
+        parts[i] = _literal(made_by.numbers[number]) if name is None else f"self.{name}"
     return "".join(parts)
 
 
@@ -104,47 +107,47 @@ def _constructor(made_by: BlockClass, at: Callable[[int], str]) -> Iterator[str]
         if isinstance(tree, Values):
             own += _registered(name, tree, code)
         elif made_by.base == "Module":
-            own += lines_of(code, "", f"self.{name} = ") if is_plain_name(name) else _added(name, code)
+            own += _broken(code, "", f"self.{name} = ") if is_plain_name(name) else _added(name, code)
         else:
             given.append((name, code))
-    yield from lines_of(_contents(made_by.base, "super().__init__(", given), "") if given else ["super().__init__()"]
+    yield from _broken(_contents(made_by.base, "super().__init__(", given), "") if given else ["super().__init__()"]
     yield from own
 
 
 def _added(name: str, code: Code) -> list[str]:
-    return lines_of(Call("self.add_module(", (quoted(name), code)), "")
+    return _broken(_Brackets("self.add_module(", (quoted(name), code)), "")
 
 
 def _registered(name: str, tree: Values, code: Code) -> list[str]:
     if tree.kind == "parameter":
-        made = Call("nn.Parameter(", (code, *([] if _can_learn(tree.dtype) else ["requires_grad=False"])))
+        made = _Brackets("nn.Parameter(", (code, *([] if _can_learn(tree.dtype) else ["requires_grad=False"])))
         if is_plain_name(name):
-            return lines_of(made, "", f"self.{name} = ")
-        return lines_of(Call("self.register_parameter(", (quoted(name), made)), "")
+            return _broken(made, "", f"self.{name} = ")
+        return _broken(_Brackets("self.register_parameter(", (quoted(name), made)), "")
     kept = ("persistent=False",) if tree.kind == "constant" else ()
-    return lines_of(Call("self.register_buffer(", (quoted(name), code, *kept)), "")
+    return _broken(_Brackets("self.register_buffer(", (quoted(name), code, *kept)), "")
 
 
 def _can_learn(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 
 
-def _contents(base: Base, opening: str, children: Sequence[tuple[str, Code]]) -> Call:
+def _contents(base: Base, opening: str, children: Sequence[tuple[str, Code]]) -> _Brackets:
     """A call that makes a container with these in it."""
     codes = tuple(code for _, code in children)
     if base == "ModuleList":
-        return Call(opening, (Call("[", codes, "]"),))
+        return _Brackets(opening, (_Brackets("[", codes, "]"),))
     if base == "ModuleDict":
         items = tuple(_after(f"{quoted(name)}: ", code) for name, code in children)
-        return Call(opening, (Call("{", items, "}"),))
+        return _Brackets(opening, (_Brackets("{", items, "}"),))
     if [name for name, _ in children] == [str(i) for i in range(len(children))]:
-        return Call(opening, codes)
-    pairs = tuple(Call("(", (quoted(name), code)) for name, code in children)
-    return Call(f"{opening}OrderedDict(", (Call("[", pairs, "]"),), "))")
+        return _Brackets(opening, codes)
+    pairs = tuple(_Brackets("(", (quoted(name), code)) for name, code in children)
+    return _Brackets(f"{opening}OrderedDict(", (_Brackets("[", pairs, "]"),), "))")
 
 
 def _after(text: str, code: Code) -> Code:
-    return text + code if isinstance(code, str) else Call(text + code.opening, code.parts, code.closing)
+    return text + code if isinstance(code, str) else _Brackets(text + code.opening, code.parts, code.closing)
 
 
 def _code(tree: Tree, at: Callable[[int], str], place: int) -> tuple[Code, int]:
@@ -152,17 +155,17 @@ def _code(tree: Tree, at: Callable[[int], str], place: int) -> tuple[Code, int]:
     if isinstance(tree, Layer):
         owner = f"{tree.owner}.{tree.name}("
         codes = [_argument(a, at(place + i)) for i, a in enumerate(tree.arguments)]
-        return Call(owner, tuple(c for c in codes if c)), place + len(codes)
+        return _Brackets(owner, tuple(c for c in codes if c)), place + len(codes)
     if isinstance(tree, Values):
         dtype = () if tree.dtype == torch.float32 else (f"dtype={tree.dtype}",)
-        return Call("torch.zeros(", (at(place), *dtype)), place + 1
+        return _Brackets("torch.zeros(", (at(place), *dtype)), place + 1
     if isinstance(tree, Held):
         children: list[tuple[str, Code]] = []
         for name, child in tree.children:
             code, place = _code(child, at, place)
             children.append((name, code))
         if tree.base == "Module":
-            return Call("nn.Identity(", ()), place
+            return _Brackets("nn.Identity(", ()), place
         return _contents(tree.base, f"nn.{tree.base}(", children), place
     return _block(tree, at, place)
 
@@ -170,7 +173,7 @@ def _code(tree: Tree, at: Callable[[int], str], place: int) -> tuple[Code, int]:
 def _block(tree: Block, at: Callable[[int], str], place: int) -> tuple[Code, int]:
     parameters = tree.made_by.parameters()
     given = tuple(f"{name}={at(place + hole)}" for name, hole in parameters.items())
-    return Call(f"{tree.made_by.name}(", given), place + len(tree.values)
+    return _Brackets(f"{tree.made_by.name}(", given), place + len(tree.values)
 
 
 def _argument(argument: Argument, code: str) -> str:
@@ -178,7 +181,7 @@ def _argument(argument: Argument, code: str) -> str:
     if argument.default is EMPTY:
         return code
     same = type(argument.value) is type(argument.default) and argument.value == argument.default
-    return "" if same and code == literal(argument.value) else f"{argument.name}={code}"
+    return "" if same and code == _literal(argument.value) else f"{argument.name}={code}"
 
 
 def _said(text: str) -> str:
@@ -186,9 +189,9 @@ def _said(text: str) -> str:
     return ascii(text)[1:-1]
 
 
-def _listed(paths: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return _said(", ".join(paths[:most])) + more
+def _listed(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return _said(", ".join(paths[:SHOWN])) + more
 
 
 _TYPES: Mapping[torch.dtype, str] = {
@@ -199,8 +202,8 @@ _TYPES: Mapping[torch.dtype, str] = {
 
 def reader(name: str, weights: str, dtypes: Sequence[torch.dtype]) -> list[str]:
     """The functions that read the weights."""
-    types = Call("TYPES = {", tuple(f'"{_TYPES[d]}": {d}' for d in dtypes), "}")
-    return [*lines_of(types, ""), *_READER.format(name=name, weights=quoted(weights)).splitlines()]
+    types = _Brackets("TYPES = {", tuple(f'"{_TYPES[d]}": {d}' for d in dtypes), "}")
+    return [*_broken(types, ""), *_READER.format(name=name, weights=quoted(weights)).splitlines()]
 
 
 def has_type(dtype: torch.dtype) -> bool:

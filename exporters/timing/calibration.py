@@ -67,7 +67,7 @@ def calibrated(sums: Sequence[Sums], measured: Sequence[float]) -> Calibration:
     return Calibration(*(float(x) for x in _least_squares(rows, wanted) * spread))
 
 
-def left_out(sums: Sequence[Sums], measured: Sequence[float]) -> tuple[float, ...]:
+def leave_one_out(sums: Sequence[Sums], measured: Sequence[float]) -> tuple[float, ...]:
     """For every network but the dense one: the share of this one's time that is predicted for it, if it has no part in
     the calibration, divided by what was measured."""
     found: list[float] = []

@@ -12,7 +12,7 @@ from torch import nn
 from fxcat.exporters.inputs import at_batch, example_arguments
 from fxcat.exporters.timing.instances import with_values
 from fxcat.exporters.timing.op_grid import Measured
-from fxcat.exporters.timing.runs import Run, threads_of_torch, undisturbed
+from fxcat.exporters.timing.runs import Run, fast_median, threads_of_torch
 from fxcat.network.latency import Instance
 
 VERSIONS: dict[str, str] = {}
@@ -50,4 +50,4 @@ def _measured(instance: Instance, repeats: int) -> Measured | None:
         except RuntimeError:
             return None
         taken.append(1e3 * (time.perf_counter() - start))
-    return Measured(undisturbed(taken[_WARM_UP:]), 0.0, 1)
+    return Measured(fast_median(taken[_WARM_UP:]), 0.0, 1)

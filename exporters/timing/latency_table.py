@@ -17,7 +17,7 @@ import torch
 
 from fxcat.checks import check_choice, check_integer
 from fxcat.errors import ExportError
-from fxcat.exporters.timing.calibration import Calibration, Sums, calibrated, left_out
+from fxcat.exporters.timing.calibration import Calibration, Sums, calibrated, leave_one_out
 from fxcat.exporters.timing.measuring import measured_networks, measured_ops
 from fxcat.exporters.timing.op_grid import OpTable, Trial, rewarded_step, trial_of
 from fxcat.exporters.timing.runtimes import EXTRAS, RUNTIMES, Runtime, timer
@@ -107,7 +107,7 @@ class LatencyTable:
         )
         found = measured_networks(net, table, by, count=networks, repeats=repeats, seed=seed)
         sums, times = [table.sums(ops, s) for s, _ in found], [ms for _, ms in found]
-        return replace(table, calibration=calibrated(sums, times), held_out=left_out(sums, times))
+        return replace(table, calibration=calibrated(sums, times), held_out=leave_one_out(sums, times))
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from fxcat.exporters.timing.op_grid import OpTable, Trial
-from fxcat.exporters.timing.runs import milliseconds, threads_of_torch, undisturbed
+from fxcat.exporters.timing.runs import fast_median, milliseconds, threads_of_torch
 from fxcat.exporters.timing.runtimes import Timer
 from fxcat.gated import GatedModule
 from fxcat.network.recipe import make_example
@@ -22,7 +22,7 @@ _CLOSED = 0.25
 Setting = tuple[torch.Tensor, torch.Tensor]
 
 
-class Asked(Protocol):
+class _Asked(Protocol):
     """What of a table says how to measure."""
 
     @property
@@ -46,7 +46,7 @@ def measured_ops(trials: Sequence[Trial], by: Timer, threads: int, repeats: int)
 
 
 def measured_networks(
-    net: GatedModule, asked: Asked, by: Timer, *, count: int, repeats: int, seed: int
+    net: GatedModule, asked: _Asked, by: Timer, *, count: int, repeats: int, seed: int
 ) -> list[tuple[Setting, float]]:
     """Settings (units, sections) of the dense network and of random smaller ones, from narrow to wide, and their
     milliseconds."""
@@ -61,7 +61,7 @@ def measured_networks(
         small = (net.finalized(setting.to(net.gate_vector.theta)).cpu() for setting in settings)
         runs = [by.network_run(s, example, batch=asked.batch, threads=asked.threads) for s in small]
         taken = milliseconds(runs, repeats)
-    return [((s[:units], s[units:]), undisturbed(t)) for s, t in zip(settings, taken, strict=True)]
+    return [((s[:units], s[units:]), fast_median(t)) for s, t in zip(settings, taken, strict=True)]
 
 
 def made_example(net: GatedModule) -> Any:

@@ -13,10 +13,10 @@ import openvino as ov
 import torch
 from torch import nn
 
-from fxcat.exporters.inputs import tensors_of
+from fxcat.exporters.inputs import tensor_leaves
 from fxcat.exporters.timing.files import exported, write_ops
 from fxcat.exporters.timing.op_grid import Measured
-from fxcat.exporters.timing.runs import Run, undisturbed
+from fxcat.exporters.timing.runs import Run, fast_median
 from fxcat.network.latency import Instance
 
 VERSIONS = {"openvino": ov.__version__}
@@ -33,7 +33,7 @@ def network_run(module: nn.Module, example: Any, *, batch: int, threads: int) ->
     """One run of the module's ONNX file."""
     with exported(module, example, batch) as (path, arguments):
         request = _request(path, threads)
-    values = [tensor.numpy() for tensor in tensors_of(arguments)]
+    values = [tensor.numpy() for tensor in tensor_leaves(arguments)]
     return lambda: request.infer(values)
 
 
@@ -59,7 +59,7 @@ def _measured(instance: Instance, threads: int, repeats: int) -> Measured | None
             return None
     runs = runs[_WARM_UP:]
     kernel, layout = (
-        undisturbed([sum(ms for kind, ms in run if (kind == _LAYOUT) == is_layout) for run in runs])
+        fast_median([sum(ms for kind, ms in run if (kind == _LAYOUT) == is_layout) for run in runs])
         for is_layout in (False, True)
     )
     return Measured(kernel, layout, sum(kind != _LAYOUT for kind, _ in runs[-1]))

@@ -53,7 +53,7 @@ def _round(runs: Sequence[Run], taken: list[list[float]], number: int) -> None:
         taken[i].append(1e3 * (time.perf_counter() - start))
 
 
-def undisturbed(taken: Sequence[float]) -> float:
+def fast_median(taken: Sequence[float]) -> float:
     """The median of the faster half: disturbances only ever add time."""
     ordered = sorted(taken)
     return statistics.median(ordered[: max(1, (len(ordered) + 1) // 2)])

@@ -28,8 +28,8 @@ from fxcat.gated import GatedModule
 from fxcat.report.record import Report
 from fxcat.scores import importance
 from fxcat.scores.one_shot import one_shot
-from fxcat.show.summary import print_summary
 from fxcat.storage import save
+from fxcat.summary import print_summary
 from fxcat.training.fit import fit
 
 BATCHES = 4

@@ -9,14 +9,12 @@ from fxcat.api import add_bypasses
 from fxcat.cli.data import image_size
 from fxcat.cli.settings import DataSettings, ModelSettings
 from fxcat.errors import InputError
-from fxcat.named_models import named_model
+from fxcat.named_models import is_code, named_model
 from fxcat.passes.capture.default_inputs import example_candidates
 
 
 def make_model(settings: ModelSettings, example: torch.Tensor | None = None, *, weights: bool = True) -> nn.Module:
     """The model; `weights`: with its values, else as it is made. Raises `InputError` and `StorageError`."""
-    if not settings.name:
-        raise InputError("no model is named", remedy="give MODEL, or name = … in the table [model] of the settings")
     model = named_model(
         settings.name,
         classes=settings.classes,
@@ -29,8 +27,7 @@ def make_model(settings: ModelSettings, example: torch.Tensor | None = None, *, 
 
 def has_random_weights(settings: ModelSettings) -> bool:
     """Whether the model is made without weights; what a function of somebody's own does is not known."""
-    own = settings.name.rpartition(":")[0] not in ("torchvision", "timm")
-    return not (own or settings.pretrained or settings.weights is not None)
+    return not (is_code(settings.name) or settings.pretrained or settings.weights is not None)
 
 
 def channels_of(settings: ModelSettings) -> int:

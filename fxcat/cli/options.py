@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import click
 from click.shell_completion import CompletionItem
 
-from fxcat.cli.settings import Settings
-from fxcat.cli.toml_file import read_settings, with_values
+from fxcat.cli.settings import Settings, kind_of_values
+from fxcat.cli.toml_file import read_settings, with_settings
 from fxcat.errors import InputError
 from fxcat.named_models import known_names
 
@@ -60,15 +59,14 @@ def asked_for(options: Mapping[str, Any], base: Settings | None = None) -> Setti
                 items: list[str] = list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
                 value = _pairs(items) if isinstance(getattr(getattr(settings, table), name), dict) else items
             given.setdefault(table, {})[name] = value
-    return with_values(settings, given)
+    return with_settings(settings, given)
 
 
 def _option(table: str, setting: Field[Any], hint: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What is not given is None, or empty: it is not asked for."""
     flag = setting.metadata["flag"] or "--" + setting.name.replace("_", "-")
     dest, usual = f"{table}__{setting.name}", setting.default
-    kinds = [k for k in get_args(hint) if k is not type(None)] if get_origin(hint) in _UNIONS else [hint]
-    kind = get_origin(kinds[0]) or kinds[0]
+    kind = kind_of_values(hint)
     help_text = setting.metadata["help"][0].upper() + setting.metadata["help"][1:]
     if kind is bool:
         return click.option(
@@ -79,9 +77,6 @@ def _option(table: str, setting: Field[Any], hint: Any) -> Callable[[Callable[..
         return click.option(flag, dest, multiple=True, metavar=metavar, help=f"{help_text}; may be repeated.")
     shown = "." if usual is None else f". [usual: {usual}]"
     return click.option(flag, dest, type=kind, default=None, help=help_text + shown)
-
-
-_UNIONS = (Union, types.UnionType)
 
 
 def _pairs(items: list[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -20,6 +19,7 @@ from fxcat.cli.toml_file import read_settings, write_settings
 from fxcat.errors import InputError, StorageError
 from fxcat.loading import load
 from fxcat.report.record import Report, versions
+from fxcat.utils.json_file import read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +85,14 @@ class RunFolder:
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a file of JSON. Raises `StorageError`."""
-        try:
-            (self.path / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"it cannot be written: {error}", where=str(self.path / name)) from error
+        write_json(self.path / name, content, "file")
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The content of a file of JSON; None if there is none. Raises `StorageError`."""
         path = self.path / name
         if not path.exists():
             return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StorageError(f"it cannot be read: {error}", where=str(path)) from error
+        return read_json(path, dict[str, Any], "results", remedy=f"measure again, without {name}")
 
     def put(self, report: Report) -> Path:
         """Write a report as JSON and as a page, whose path is returned."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 
 def _says(text: str, flag: str | None = None, least: int | None = None) -> dict[str, Any]:
@@ -87,3 +88,10 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def kind_of_values(hint: Any) -> Any:
+    """The class of a setting's values where they are given, of its type: int of `int | None`, list of `list[str]`."""
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    kind = next(k for k in get_args(hint) if k is not type(None)) if is_union else hint
+    return get_origin(kind) or kind

@@ -12,13 +12,14 @@ from rich.progress import Progress
 from torch import nn
 
 from fxcat.api import prepare
+from fxcat.checks import check_device
 from fxcat.cli.data import Images, load_images
 from fxcat.cli.models import channels_of, example_of, make_model
 from fxcat.cli.settings import Settings
 from fxcat.data.losses import count_correct
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
-from fxcat.named_models import full_name
+from fxcat.named_models import is_code, with_package
 from fxcat.scores.sensitivity import sensitivity
 from fxcat.scores.sensitivity_result import Sensitivity
 
@@ -28,7 +29,7 @@ def settled(settings: Settings) -> Settings:
     name = settings.model.name
     if not name:
         raise InputError("no model is named", remedy="give MODEL, or name = … in the table [model] of the settings")
-    return replace(settings, model=replace(settings.model, name=full_name(name)))
+    return replace(settings, model=replace(settings.model, name=with_package(name)))
 
 
 def with_images(settings: Settings) -> tuple[Settings, Images]:
@@ -42,28 +43,19 @@ def with_images(settings: Settings) -> tuple[Settings, Images]:
 def _takes_classes(settings: Settings) -> bool:
     """Whether what makes the model is told the number of classes: functions of somebody's own decide for themselves,
     and so does who gives arguments that say it."""
-    return settings.model.name.startswith(("torchvision:", "timm:")) and "num_classes" not in settings.model.arguments
+    return not is_code(settings.model.name) and "num_classes" not in settings.model.arguments
 
 
 def prepared(settings: Settings, *, sized: bool, verbose: bool) -> GatedModule:
     """The model with gates, on the device that was asked for; `sized`: for images as the data have them, else as the
     model takes them."""
-    if settings.train.device is not None:
-        _check_device(settings.train.device)
+    check_device(settings.train.device, "--device", remedy="give --device cpu, or none", optional=True)
     torch.manual_seed(settings.train.seed)
     example = example_of(settings.data, channels_of(settings.model)) if sized else None
     model, prune = make_model(settings.model, example), settings.prune
     chosen: Any = {"gates": prune.gates, "policy": prune.policy}
     net = prepare(model, example, **chosen, ignore=prune.ignore, round_to=prune.round_to, verbose=verbose)
     return net if settings.train.device is None else net.to(settings.train.device)
-
-
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
-        reason = str(error).splitlines()[0]
-        raise InputError(f"there is no device {name!r} here: {reason}", remedy="give --device cpu, or none") from error
 
 
 def with_size(settings: Settings, net: GatedModule) -> Settings:

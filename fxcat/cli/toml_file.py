@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-import types
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
-from fxcat.cli.settings import Settings
+from fxcat.cli.settings import Settings, kind_of_values
 from fxcat.errors import InputError, StorageError
+from fxcat.utils.written_files import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,10 +26,10 @@ def read_settings(path: Path) -> Settings:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(f"no settings can be read: {error}", where=str(path)) from error
-    return with_values(Settings(), content, str(path))
+    return with_settings(Settings(), content, str(path))
 
 
-def with_values(settings: Settings, content: Mapping[str, Any], where: str | None = None) -> Settings:
+def with_settings(settings: Settings, content: Mapping[str, Any], where: str | None = None) -> Settings:
     """The settings with other values, `content`: table → name → value. Raises `InputError` for unknown names, and
     values of another type, or that are too small."""
     parts = {f.name: getattr(settings, f.name) for f in fields(settings)}
@@ -37,14 +37,14 @@ def with_values(settings: Settings, content: Mapping[str, Any], where: str | Non
         _check_known(table, parts, "table", where)
         if not isinstance(values, Mapping):
             raise InputError(f"{table} is no table", where=where, remedy=f"write [{table}] and its settings below")
-        hints = get_type_hints(type(parts[table]))
+        kinds = {name: kind_of_values(hint) for name, hint in get_type_hints(type(parts[table])).items()}
         least = {f.name: f.metadata["least"] for f in fields(parts[table])}
         found: dict[str, Any] = {}
         for name, value in values.items():  # pyright: ignore[reportUnknownVariableType]
-            _check_known(str(name), hints, f"setting of [{table}]", where)  # pyright: ignore[reportUnknownArgumentType]
-            if not _fits(value, hints[name]):
+            _check_known(str(name), kinds, f"setting of [{table}]", where)  # pyright: ignore[reportUnknownArgumentType]
+            if not _fits(value, kinds[name]):
                 raise InputError(
-                    f"{table}.{name} = {value!r} is of another type", where=where, remedy=f"give {_said(hints[name])}"
+                    f"{table}.{name} = {value!r} is of another type", where=where, remedy=f"give {_said(kinds[name])}"
                 )
             if least[str(name)] is not None and value < least[str(name)]:
                 raise InputError(
@@ -62,10 +62,7 @@ def write_settings(settings: Settings, path: Path) -> None:
         record = getattr(settings, part.name)
         values = {f.name: getattr(record, f.name) for f in fields(record)}
         lines += [f"[{part.name}]", *(f"{n} = {_toml(v)}" for n, v in values.items() if v is not None), ""]
-    try:
-        path.write_text("\n".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"settings cannot be written: {error}", where=str(path)) from error
+    write_text(path, "\n".join(lines), "settings")
 
 
 def _toml(value: Any) -> str:
@@ -87,17 +84,12 @@ def _check_known(name: str, known: Mapping[str, Any], kind: str, where: str | No
         raise InputError(f"there is no {kind} {name!r}", where=where, remedy=remedy)
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) in (Union, types.UnionType):
-        return any(_fits(value, each) for each in get_args(kind))
-    kind = get_origin(kind) or kind
+def _fits(value: Any, kind: type[Any]) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
-def _said(kind: Any) -> str:
-    kinds = [k for k in get_args(kind) or (kind,) if k is not type(None)]
-    kind = get_origin(kind) if get_origin(kind) in (list, dict) else kinds[0]
+def _said(kind: type[Any]) -> str:
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
     return names.get(kind, "a table")

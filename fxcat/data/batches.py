@@ -105,6 +105,39 @@ def moved(value: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(torch.Tensor, lambda t: t.to(device, non_blocking=True), value)
 
 
+_END = object()
+
+
+class _OverAndOver:
+    """Batches one by one; the first after the last."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self._rest: Iterator[Any] = iter(())
+
+    def next(self) -> Any:
+        """The next one; `_END` if there is none at all."""
+        found = next(self._rest, _END)
+        if found is _END:
+            self._rest = iter(self._batches)
+            found = next(self._rest, _END)
+        return found
+
+
+class HeldOut:
+    """Batches that the weights do not see, over and over."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = _OverAndOver(batches)
+
+    def next(self) -> tuple[Any, Any]:
+        """The next one. Raises `InputError` if there is none at all."""
+        found = self._batches.next()
+        if found is _END:
+            raise InputError("held_out= has no batch", remedy="give a data loader, or a list of (inputs, targets)")
+        return found
+
+
 class Repeated:
     """A loader without a length, cut into epochs of so many steps; it is begun again when it has ended.
 
@@ -112,7 +145,7 @@ class Repeated:
 
     def __init__(self, loader: Iterable[Any], steps: int) -> None:
         self._loader, self._steps = loader, steps
-        self._rest: Iterator[Any] = iter(())
+        self._batches = _OverAndOver(loader)
 
     def __len__(self) -> int:
         return self._steps
@@ -122,17 +155,10 @@ class Repeated:
 
     def __iter__(self) -> Iterator[Any]:
         for _ in range(self._steps):
-            for rest in (self._rest, iter(self._loader)):
-                self._rest = rest
-                found = next(rest, _END)
-                if found is not _END:
-                    yield found
-                    break
-            else:
+            found = self._batches.next()
+            if found is _END:
                 raise InputError(
                     "train_loader yields nothing, or nothing more",
                     remedy="give what can be iterated over anew in every epoch: a data loader or a list, no generator",
                 )
-
-
-_END = object()
+            yield found

@@ -17,6 +17,7 @@ from fxcat.checks import (
     check_batches,
     check_callable,
     check_choice,
+    check_device,
     check_flag,
     check_gradients,
     check_instance,
@@ -82,6 +83,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "averages": partial(_check_several, name="averages"),
     "callbacks": partial(_check_several, name="callbacks"),
     "teacher": _instance("teacher", nn.Module, bool, **_OPTIONAL),
+    "device": partial(check_device, **_OPTIONAL),
     "scaler": _instance("scaler", torch.amp.GradScaler, **_OPTIONAL),
 }
 
@@ -118,7 +120,6 @@ def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
         check_callable(function, "metrics", remedy=f"give a function of (output, targets) as {name!r}")
     _check_held_out(net, given)
     _check_autocast(given.get("autocast"))
-    _check_device(given.get("device"))
 
 
 def _check_held_out(net: GatedModule, given: Mapping[str, Any]) -> None:
@@ -145,18 +146,6 @@ def _check_autocast(dtype: Any) -> None:
     if dtype is not None and dtype not in (torch.bfloat16, torch.float16):
         what = f"autocast={shown(dtype)} is no type for mixed precision"
         raise InputError(what, remedy="give torch.bfloat16 or torch.float16")
-
-
-def _check_device(device: Any) -> None:
-    """A device that this machine has."""
-    if device is None:
-        return
-    try:
-        if isinstance(device, bool) or torch.empty(0, device=device).is_meta:
-            raise ValueError("it holds no values")
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"device={shown(device)} cannot be used: {reason}", remedy='give "cpu"') from error
 
 
 def _check_undecided(net: GatedModule) -> None:

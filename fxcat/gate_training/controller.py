@@ -18,7 +18,7 @@ from fxcat.checks import check_callable, check_instance, check_integer, plain_nu
 from fxcat.choosing.cost_shares import cost_fractions, wanted_of
 from fxcat.choosing.select import check_reachable, reachable_with, select_structure
 from fxcat.choosing.widths import nearest_aligned
-from fxcat.data.held_out import HeldOut
+from fxcat.data.batches import HeldOut
 from fxcat.data.losses import Loss, cross_entropy
 from fxcat.errors import FxcatError
 from fxcat.gate_training.arguments import check_controller_arguments

@@ -23,6 +23,7 @@ RISES_FOR = 0.85
 EARLY = 0.05
 """Share of the gated phase in which all sections begin to fall that are going to."""
 TINY = 1e-30
+"""Stands in for a cost or a worth of zero."""
 FALLS = 4.0
 """Slope of what is decided, as a multiple of what it is worth."""
 

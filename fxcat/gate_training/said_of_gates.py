@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from fxcat.data.batches import call, read_batch
-from fxcat.data.held_out import HeldOut
+from fxcat.data.batches import HeldOut, call, read_batch
 from fxcat.data.losses import Loss, checked
 from fxcat.errors import InputError, TrainingError
 from fxcat.gated import GatedModule

@@ -26,7 +26,7 @@ _Place = tuple[int, tuple[nn.Parameter, ...], str]
 """Where θ was in an optimizer: its group, what came after it there, its name there."""
 
 
-class Watched:
+class _Watched:
     """Tells the draws of a network when an optimizer makes a step, and when it clears the gradients; its state says how
     small the network was.
 
@@ -111,11 +111,11 @@ class Watched:
 class Steps:
     """Whether the optimizers of a network have made a step between two calls of its controller."""
 
-    def __init__(self, net: GatedModule, watched: Sequence[Watched], total: int) -> None:
+    def __init__(self, net: GatedModule, watched: Sequence[_Watched], total: int) -> None:
         self._net, self._watched = net, list(watched)
         self._waited, self._waits = 0, min(max(WAITS[0], 10 * total), WAITS[1])
 
-    def watch(self, *others: Watched) -> None:
+    def watch(self, *others: _Watched) -> None:
         """Some that have come later."""
         self._watched += others
 
@@ -137,10 +137,10 @@ class Steps:
 
 def watch_all(
     optimizers: Sequence[torch.optim.Optimizer], net: GatedModule, scaler: Any = None, *, given: Any = ()
-) -> list[Watched]:
+) -> list[_Watched]:
     """Watch the optimizers of a network, and take θ out of them. Some may share their groups. `given`: what the user
     passed, with what trainers have wrapped round them."""
-    watched = [Watched(o, net, scaler, wrappers=wrappers_of(given, o)) for o in optimizers]
+    watched = [_Watched(o, net, scaler, wrappers=wrappers_of(given, o)) for o in optimizers]
     without_gates(net, optimizers)
     return watched
 

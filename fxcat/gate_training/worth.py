@@ -25,9 +25,8 @@ MEMORY = 4
 """For how many windows what was seen of either value counts at most; meanwhile the network changes."""
 RECENT = 0.5
 """The same as a share of all steps until then: at first the network changes fastest."""
-
-
 TINY = 1e-300
+"""Stands in for a norm of zero."""
 LARGEST = 10.0
 """A derivative counts with at most so many times the usual norm: a single bad batch must not decide."""
 

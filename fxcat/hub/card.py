@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from fxcat.exporters.report import ExportReport
 from fxcat.exporters.source.export import SourceReport
 from fxcat.hub.config import NETWORK, ONNX, REPORT, SOURCE, SOURCE_WEIGHTS, Config
+from fxcat.named_models import is_code
 from fxcat.report.record import Report
 
 ESCAPED = str.maketrans({"|": "\\|", "\n": " ", "<": "&lt;", ">": "&gt;"})
@@ -58,7 +59,7 @@ def model_card(
 
 def _use(config: Config, source: SourceReport | None) -> list[str]:
     """How it is loaded."""
-    if config.architecture is not None and not config.architecture.is_code:
+    if config.architecture is not None and not is_code(config.architecture.name):
         return [f"network = fxcat.load_folder(folder)  # reads {NETWORK}"]
     if source is not None:
         return [f"network = fxcat.load_folder(folder, trust_source=True)  # runs {SOURCE}"]

@@ -11,6 +11,7 @@ from typing import Any
 from fxcat.checks import as_path, check_instance
 from fxcat.errors import InputError, StorageError
 from fxcat.utils import schema
+from fxcat.utils.json_file import write_json
 from fxcat.version import __version__
 
 KIND = "fxcat-folder-1"
@@ -57,11 +58,6 @@ class Architecture:
                 f"Architecture(arguments) are no plain data: {error}", remedy="give numbers, texts and lists of them"
             ) from error
 
-    @property
-    def is_code(self) -> bool:
-        """Whether making it imports a module that the folder names, rather than one of torchvision or timm."""
-        return self.name.rpartition(":")[0] not in ("", "torchvision", "timm")
-
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -77,10 +73,7 @@ class Config:
 
     def write(self, path: Path) -> None:
         """Raises `StorageError` if the path cannot be written."""
-        try:
-            path.write_text(json.dumps({"kind": KIND, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"the folder cannot be written: {error}", where=str(path)) from error
+        write_json(path, {"kind": KIND, **asdict(self)}, "folder")
 
 
 def read_config(folder: Any) -> Config:

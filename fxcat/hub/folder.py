@@ -32,7 +32,7 @@ from fxcat.hub.config import (
     read_config,
 )
 from fxcat.loading import load
-from fxcat.named_models import named_model
+from fxcat.named_models import is_code, named_model
 from fxcat.report.record import Report
 from fxcat.storage import save
 from fxcat.utils.safetensors_file import FORMAT, read_tensors
@@ -184,7 +184,7 @@ def _made(config: Config, folder: Path, *, trust_source: bool) -> nn.Module:
             "the folder does not say what its network was made from",
             remedy=f"{trusting}; or call load_folder(path, model)" if has_source else "call load_folder(path, model)",
         )
-    if made.is_code and not trust_source:
+    if is_code(made.name) and not trust_source:
         raise InputError(
             f"this folder's network was made by {made.name}, and importing that executes it",
             remedy=trusting if has_source else "look at it, and call load_folder(path, trust_source=True)",

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fxcat.errors import InputError
+from fxcat.network.module_state import module_at
 
 R = TypeVar("R")
 
@@ -48,7 +49,7 @@ def call_whole(
         if get_ident() != thread:
             return
         if not names:
-            names.update({id(m): path for path in layers() if (m := _found(of, path)) is not None})
+            names.update({id(m): path for path in layers() if path and (m := module_at(of, path)) is not None})
         if id(module) not in names:
             return
         frame = inspect.currentframe()
@@ -72,13 +73,6 @@ def call_whole(
         refuse(f"reads {error.name!r}, which may have left the network")
     finally:
         handle.remove()
-
-
-def _found(network: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return network.get_submodule(path) if path else None
-    except AttributeError:
-        return None  # it has left
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,9 +149,8 @@ class _Drawn(torch.autograd.Function):
         ctx: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         ctx.draws.see(ctx.draw, gradient.detach(), cleared=ctx.theta.grad is None)
-        if (
-            ctx.theta.grad is not None
-        ):  # people's loops scale it, also by a norm that is not finite, and may not clear it
+        # people's loops scale it, also by a norm that is not finite, and may not clear it
+        if ctx.theta.grad is not None:
             ctx.theta.grad = torch.zeros_like(ctx.theta.grad)
         return torch.zeros_like(gradient), None, None, None
 

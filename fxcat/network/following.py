@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 from weakref import ref
 
@@ -104,8 +104,3 @@ def left_to_close(recipe: Recipe, gates: Gates, closed: Sequence[Sequence[int]])
             remedy="load it into a network that has just been prepared: prepare() the model again",
         )
     return found[len(stage.closed) :]
-
-
-def is_of_plain_model(state: Mapping[str, Any], prefix: str, keys: Sequence[str]) -> bool:
-    """Whether a state is that of the model: it has the names of its weights, and none of a network with gates."""
-    return not any(k.startswith(f"{prefix}network.") for k in state) and any(prefix + k in state for k in keys)

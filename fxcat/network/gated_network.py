@@ -6,24 +6,19 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from fxcat.network.appraisal import Appraisal
 from fxcat.network.cost_model import CostModel
 from fxcat.network.gates import GateVector
 from fxcat.network.latency import LatencyModel
 from fxcat.network.limits import GateLimits, Limits
-from fxcat.network.program import GatePart, Program, Structure
+from fxcat.network.program import GatePart, Structure
 from fxcat.records import Cost
 
 
 class GatedNetwork(Protocol):
     """A `GatedModule`, whose docstrings say what these are."""
 
-    @property
-    def network(self) -> nn.Module: ...
-    @property
-    def program(self) -> Program: ...
     @property
     def gate_vector(self) -> GateVector: ...
     @property

@@ -33,7 +33,7 @@ def live_parameters(structure: Structure, setting: torch.Tensor) -> frozenset[st
     return frozenset(t.owner for t in _open_terms(structure, _opened(setting)) if t.params)
 
 
-def parameters_of(structure: Structure, gates: Collection[int]) -> dict[int, frozenset[str]]:
+def parameters_gated_by(structure: Structure, gates: Collection[int]) -> dict[int, frozenset[str]]:
     """For every given gate the names of the parameters that hold its unit, or lie in its section."""
     units = sum(g.units for g in structure.groups)
     found: dict[int, set[str]] = {g: set() for g in gates}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxcat.errors import InputError
-from fxcat.network.following import is_of_plain_model, left_to_close, parsed
+from fxcat.network.following import left_to_close, parsed
 from fxcat.network.gates import GateVector
 from fxcat.network.program import Program
 from fxcat.network.recipe import Gates, Recipe
@@ -41,7 +41,8 @@ def make_ready(net: Loading, state: dict[str, Any], prefix: str) -> bool:
     if others:
         raise InputError(f"this is no state of a network: it has a key {others[0]!r}", remedy="give a state_dict()")
     names = list(net.network.state_dict())
-    if is_of_plain_model(state, prefix, names):
+    is_gated = any(k.startswith(f"{prefix}network.") for k in state)
+    if not is_gated and any(prefix + n in state for n in names):  # that of the model
         said = "the state is that of a smaller network without gates"
         if net.recipe[-1].closed:
             said = "the state is that of a network without gates, and this one has become smaller"
@@ -49,7 +50,7 @@ def make_ready(net: Loading, state: dict[str, Any], prefix: str) -> bool:
         for name in [n for n in names if prefix + n in state]:
             state[f"{prefix}network.{name}"] = state.pop(prefix + name)
         state.setdefault(f"{prefix}gate_vector.theta", net.gate_vector.theta.detach())
-    elif not any(k.startswith(f"{prefix}network.") for k in state):
+    elif not is_gated:
         _check_wrapping(state, prefix, names)
     if f"{prefix}_extra_state" not in state:
         said = "the state does not say how small its network was"

@@ -34,6 +34,14 @@ def full_name(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def module_at(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path; None if there is none, or none any more."""
+    found: nn.Module | None = root
+    for name in path.split(".") if path else ():
+        found = None if found is None else found._modules.get(name)
+    return found
+
+
 def named_once(
     tensors: Iterable[tuple[str, Mapping[str, torch.Tensor | None]]],
 ) -> Iterator[tuple[str, torch.Tensor]]:

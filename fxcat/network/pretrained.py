@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fxcat.network.recipe import attached, parse
+from fxcat.network.recipe import attached_recipe, parse
 
 
 def told_when_saved(base: type[nn.Module]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def told_when_saved(base: type[nn.Module]) -> dict[str, Any]:
         return {}
 
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        text = attached(self)
+        text = attached_recipe(self)
         if text is not None and any(any(stage.closed) or stage.biases for stage in parse(text)[0]):
             warnings.warn(
                 f"this {base.__name__} is smaller than its configuration says: from_pretrained() cannot load it. "

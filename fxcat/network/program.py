@@ -10,7 +10,6 @@ import networkx as nx
 import torch
 from torch import nn
 
-from fxcat.network.consumers import Consumer
 from fxcat.network.cost_model import CostModel, CostTerm, cost_graph
 from fxcat.network.latency import TimedOp
 from fxcat.network.origin import Left
@@ -53,6 +52,22 @@ class Structure:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Structure:
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A layer of weight and bias, affine in its input, that reads units which close.
+
+    `path`: of its module. `axis`: of the channels, from the end, in what it reads and in what it gives. `closed`: which
+    of those that it reads close; `open`: which of its own stay; bool, 1-D. `norm`: path of the batch normalisation that
+    alone takes its result, if it has running statistics and is called nowhere else.
+    """
+
+    path: str
+    axis: int
+    closed: torch.Tensor
+    open: torch.Tensor
+    norm: str | None
 
 
 class Program(Protocol):

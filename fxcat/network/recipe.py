@@ -23,12 +23,16 @@ ATTRIBUTE = "_fxcat_recipe"
 """Of a finalized module: its recipe, as JSON. A text: it is copied with the module, and is not code."""
 
 
+Gates = tuple[tuple[str, int], ...]
+"""Names of groups and sections, and how many gates each has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One `prepare`, and what has left the network since.
 
     `options`, `in_regions`, `example`: what was asked for; `example` is None if it cannot be described. `shapes`: of
-    the model. `gates`: names and counts. `closed`: for every shrink the numbers that the gates that were closed had.
+    the model. `closed`: for every shrink the numbers that the gates that were closed had.
     `biases`: paths of the layers that were given one. `ops`: what the model computes, op by op; empty if not known.
     """
 
@@ -36,7 +40,7 @@ class Stage:
     in_regions: bool
     example: Any
     shapes: Shapes
-    gates: tuple[tuple[str, int], ...]
+    gates: Gates
     closed: tuple[tuple[int, ...], ...] = ()
     biases: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
@@ -51,9 +55,6 @@ class Stage:
 
 Recipe = tuple[Stage, ...]
 """Mostly one stage; more if a finalized module was prepared again."""
-
-
-Gates = tuple[tuple[str, int], ...]
 
 
 def check_shapes(found: Shapes, expected: Shapes) -> None:
@@ -120,14 +121,14 @@ def make_example(description: Any) -> Any:
     return unpack(description["layout"], tensors)
 
 
-def attach(module: nn.Module, recipe: Recipe) -> None:
+def attach_recipe(module: nn.Module, recipe: Recipe) -> None:
     """Note in a finalized module how it was made, and what it was then."""
     stages = [{field.name: getattr(stage, field.name) for field in fields(stage)} for stage in recipe]
     content = {"stages": stages, "result": shapes_of(module)}
     setattr(module, ATTRIBUTE, json.dumps(content))
 
 
-def attached(module: nn.Module) -> str | None:
+def attached_recipe(module: nn.Module) -> str | None:
     """The recipe of a finalized module as JSON."""
     text = vars(module).get(ATTRIBUTE)
     return text if isinstance(text, str) else None

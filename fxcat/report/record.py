@@ -13,7 +13,6 @@ from typing import Any
 
 from fxcat.checks import as_path, check_instance
 from fxcat.choosing.select import smallest_cost
-from fxcat.errors import StorageError
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.records import Cost, Pinned
@@ -24,6 +23,7 @@ from fxcat.scores.sensitivity_result import Sensitivity
 from fxcat.structure_plot import section_macs
 from fxcat.training.history import History
 from fxcat.utils.json_file import read_json, write_json
+from fxcat.utils.written_files import write_text
 from fxcat.version import __version__
 
 KIND = "fxcat-report-1"
@@ -89,11 +89,7 @@ class Report(Facts):
 
         Raises `StorageError` if the path cannot be written.
         """
-        file = as_path(path)
-        try:
-            file.write_text(page(self), encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"the report cannot be written: {error}", where=str(path)) from error
+        write_text(as_path(path), page(self), "the report")
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import nn
 from fxcat.data.batches import call, read_batch
 from fxcat.errors import InputError, TrainingError
 from fxcat.gated import GatedModule
-from fxcat.network.consumers import Consumer
+from fxcat.network.program import Consumer
 from fxcat.records import Pinned
 from fxcat.utils.modes import in_eval
 

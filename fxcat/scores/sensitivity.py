@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -63,7 +64,7 @@ def sensitivity(
     total = 1 + len(settings)
     with _measuring(net) as measure:
         whole, right = measure(torch.ones_like(scores), read, loss)
-        if not torch.isfinite(torch.tensor(whole)):
+        if not math.isfinite(whole):
             raise TrainingError(f"the loss of the whole network is {whole}", remedy="check the weights and the data")
         removals: list[list[Removal]] = [[] for _ in net.parts]
         for done, (part, share, setting) in enumerate(settings, 1):

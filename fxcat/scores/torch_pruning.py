@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,9 @@ from fxcat.choosing.cost_shares import marginal_macs
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
+from fxcat.network.module_state import first_difference
+from fxcat.network.weight_checks import parameter_shapes
+from fxcat.utils.modes import kept_modes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def from_torch_pruning(
     count = net.gate_vector.unit_count
     if not count:
         raise InputError("torch-pruning scores channels, and this network has gates on sections only")
-    with _eval_mode(model):
+    with kept_modes(model), torch.enable_grad():  # it switches the model to `eval()` and leaves it there
         try:
             graph = pruning.DependencyGraph().build_dependency(model, example_inputs, verbose=False)
         except Exception as error:  # whatever goes wrong in somebody else's analysis
@@ -102,26 +104,11 @@ def _completed(
     return torch.cat([scores, rest])
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Generator[None, None, None]:
-    """torch-pruning switches the model to `eval()` and leaves it there."""
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _check_same(net: GatedModule, model: nn.Module) -> None:
-    ours = {n: tuple(p.shape) for n, p in net.network.named_parameters()}
-    theirs = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    if ours != theirs:
-        name = next(n for n in (*ours, *theirs) if ours.get(n) != theirs.get(n))
+    differs = first_difference(parameter_shapes(model), parameter_shapes(net.network))
+    if differs is not None:
         raise InputError(
-            f"the model is not the one in the gated network: shapes {theirs.get(name)} and {ours.get(name)}",
-            where=name,
+            f"the model is not the one in the gated network: {differs}",
             remedy="pass the model that prepare() was given",
         )
 

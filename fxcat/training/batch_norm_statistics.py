@@ -18,6 +18,7 @@ from fxcat.data.batches import call
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
+from fxcat.utils.modes import kept_modes
 
 
 def recalibrate(net: GatedModule, batches: Iterable[Any]) -> None:
@@ -54,12 +55,11 @@ def replace_statistics(net: GatedModule, inputs: list[Any]) -> bool:
         return bool(inputs)
     before = [[b.clone() for b in m.buffers(recurse=False)] for m in norms]
     sums, counts = [torch.zeros_like(_statistics(m)) for m in norms], [0] * len(norms)
-    modes, values = [(m, m.training) for m in net.modules()], net.gate_vector.values
-    net.gate_vector.values = "hard"
+    values, net.gate_vector.values = net.gate_vector.values, "hard"
     try:
-        if not in_training:
-            net.train()
-        with torch.no_grad():
+        with kept_modes(net), torch.no_grad():
+            if not in_training:
+                net.train()
             for batch in inputs:
                 for norm in norms:
                     for buffer in norm.buffers(recurse=False):
@@ -78,8 +78,6 @@ def replace_statistics(net: GatedModule, inputs: list[Any]) -> bool:
                 norm.get_buffer("running_mean").copy_(total[0] / count)
                 norm.get_buffer("running_var").copy_(total[1] / count)
         net.gate_vector.values = values
-        for module, mode in modes:
-            module.training = mode
     return True
 
 

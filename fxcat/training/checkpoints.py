@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from fxcat.storage import save
 from fxcat.utils import schema
 from fxcat.utils.json_tensors import pack, unpack
 from fxcat.utils.processes import is_main
-from fxcat.utils.safetensors_file import read_tensors, remove_unfinished, write_tensors
+from fxcat.utils.safetensors_file import read_tensors, write_tensors
+from fxcat.utils.written_files import make_folder, remove_unfinished
 
 KIND = "fxcat-checkpoint-5"
 
@@ -61,16 +61,7 @@ class Checkpoints:
         )
         self._resumed = False
         self._last_is_whole = False
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise StorageError(
-                f"checkpoints cannot be written: {error}",
-                where=str(self.folder),
-                remedy="give a folder that can be made and written",
-            ) from error
+        make_folder(self.folder, "checkpoints")
 
     def newest(self) -> dict[str, Any] | None:
         """The state in the newest checkpoint that is whole; None if there is none at all.

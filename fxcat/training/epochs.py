@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fxcat.data.batches import Batch, Unpack, call, moved, read_batch
-from fxcat.data.held_out import HeldOut
+from fxcat.data.batches import Batch, HeldOut, Unpack, call, moved, read_batch
 from fxcat.data.losses import Loss, checked, count_correct
 from fxcat.errors import InputError, TrainingError
 from fxcat.gate_training.controller import GateController

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fxcat.errors import InputError, StorageError
+from fxcat.errors import InputError
 from fxcat.training.history import EpochRecord
+from fxcat.utils.written_files import make_folder
 
 _log = logging.getLogger(__name__)
 
@@ -32,17 +32,8 @@ class TensorBoard:
             raise InputError(
                 "log_dir= needs the package tensorboard", remedy='pip install "fxcat[tensorboard]"'
             ) from error
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass  # the writer's own thread would fail later, and silently
-            self._writer = SummaryWriter(folder)
-        except OSError as error:
-            raise StorageError(
-                f"TensorBoard logs cannot be written: {error}",
-                where=str(folder),
-                remedy="give a folder that can be made and written",
-            ) from error
+        make_folder(Path(folder), "TensorBoard logs")  # the writer's own thread would fail later, and silently
+        self._writer = SummaryWriter(folder)
 
     def __enter__(self) -> TensorBoard:
         return self

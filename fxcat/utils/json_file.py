@@ -9,17 +9,14 @@ from typing import Any, TypeVar
 
 from fxcat.checks import as_path
 from fxcat.errors import StorageError
+from fxcat.utils.written_files import write_text
 
 T = TypeVar("T")
 
 
 def write_json(path: str | os.PathLike[str], content: Any, what: str) -> None:
     """`what`: the name of what is written. Raises `StorageError` if the path cannot be written."""
-    file = as_path(path)
-    try:
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"the {what} cannot be written: {error}", where=str(path)) from error
+    write_text(as_path(path), json.dumps(content, indent=1) + "\n", f"the {what}")
 
 
 def read_json(path: str | os.PathLike[str], parsed: Callable[[Any], T], what: str, *, remedy: str) -> T:

@@ -1,4 +1,4 @@
-"""Modules in inference for a while."""
+"""The modes of modules: kept, and set for a while."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ class Frozen:
 
 
 @contextmanager
-def in_eval(root: nn.Module) -> Generator[None, None, None]:
-    """A module in `eval()` for a block; afterwards every module in it is in the mode that it was in."""
+def kept_modes(root: nn.Module) -> Generator[None, None, None]:
+    """After a block every module in a module is in the mode that it was in before."""
     modes = [(m, m.training) for m in root.modules()]
     try:
-        root.eval()
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def in_eval(root: nn.Module) -> Generator[None, None, None]:
+    """The same, and it is in `eval()` for the block."""
+    with kept_modes(root):
+        root.eval()
+        yield

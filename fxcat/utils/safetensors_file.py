@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,12 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from fxcat.errors import StorageError
-from fxcat.utils.free_path import check_free
+from fxcat.utils.written_files import write_whole
 
 FORMAT = "pt"
 """Says whose tensors these are, as loaders ask for (`transformers`)."""
-TEMPORARY = ".tmp"
-"""How the name of a file ends that is still being written."""
 
 
 def write_tensors(
@@ -35,7 +31,6 @@ def write_tensors(
     `kind`: what the file is, asked for again when it is read. `texts`: goes into its header. `previous`: receives the
     file that was at `path`. Raises `StorageError`; then `path` is what it was.
     """
-    check_free(path)
     # one after the other: tensors may share memory, which the format refuses
     own = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     marked = {**texts, "format": FORMAT, "kind": kind}
@@ -46,24 +41,7 @@ def write_tensors(
         raise StorageError(
             f"a tensor cannot be stored as safetensors: {error}", where=str(path), remedy="use another type of numbers"
         ) from error
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            if previous is not None and path.exists():
-                os.replace(path, previous)
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StorageError(
-            f"the file cannot be written: {error}", where=str(path), remedy="check the folder, its rights and its space"
-        ) from error
+    write_whole(path, content, previous=previous)
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -96,15 +74,6 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[s
     return tensors, {name: text for name, text in header.items() if name not in ("format", "kind")}
 
 
-def remove_unfinished(folder: Path, name: str) -> None:
-    """Remove what a killed process has left of writing the file `name`. Raises `StorageError`."""
-    try:
-        for file in folder.glob(f"{name}.*{TEMPORARY}"):
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"an unfinished file cannot be removed: {error}", where=str(folder)) from error
-
-
 def checksum(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> str:
     """SHA-256 over texts, and over names, types, shapes and bytes of contiguous tensors on the CPU."""
     digest = hashlib.sha256(json.dumps(sorted(texts.items())).encode())
@@ -112,14 +81,3 @@ def checksum(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> s
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """After a power failure too the names in the folder are what they are now."""
-    if os.name != "posix":  # elsewhere folders cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

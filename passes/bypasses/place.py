@@ -109,7 +109,7 @@ def place_bypasses(captured: Captured, network: nn.Module, ignore: Sequence[str]
             left.append((stretch.layers[0], result))
     order = {node: i for i, node in enumerate(graph.nodes)}
     left.sort(key=lambda item: order[item[0]])
-    return Bypasses(tuple(found), tuple(Unbypassed(_layer_name(flow, n), reason) for n, reason in left))
+    return Bypasses(tuple(found), tuple(Unbypassed(_layer_name(n), reason) for n, reason in left))
 
 
 def _bypass(flow: LabelFlow, stretch: Stretch, section_macs: int) -> Bypass | str:
@@ -131,7 +131,7 @@ def _bypass(flow: LabelFlow, stretch: Stretch, section_macs: int) -> Bypass | st
     shapes = tuple(entering.shape[1:]), tuple(leaving.shape[1:])
     names = _names(flow, stretch.nodes)
     params += 2 * after * is_normalized
-    name = _layer_name(flow, stretch.layers[0])
+    name = _layer_name(stretch.layers[0])
     return Bypass(name, names, *shapes, kind, is_normalized, macs, params, section_macs, stretch)
 
 
@@ -147,7 +147,7 @@ def _names(flow: LabelFlow, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
     return tuple(str(n.target) if n.op == "call_module" else describe(flow, n) for n in ordered)
 
 
-def _layer_name(flow: LabelFlow, layer: fx.Node) -> str:
+def _layer_name(layer: fx.Node) -> str:
     """Of a module its path; of a function that of its weight, if it is a parameter."""
     if layer.op == "call_module":
         return str(layer.target)

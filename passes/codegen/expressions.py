@@ -68,8 +68,11 @@ class Writer:
         return Text(f"{self._function(target)}({self._given(args, _needed(target, kwargs))})")
 
     def attribute(self, path: str) -> str:
-        """What lies at a path from the module."""
-        return attribute(self.this, path)
+        """What lies at a path from the module, however its parts are called: names are data."""
+        found = self.this
+        for part in path.split("."):
+            found = f"{found}.{part}" if is_name(part) else f"getattr({found}, {part!r})"
+        return found
 
     def _operator(self, target: Any, args: tuple[Any, ...]) -> Text | None:
         """A call of a function that Python has a sign for; None for others."""
@@ -181,13 +184,6 @@ class Writer:
                 known = f"{name}_{number}"
             self.objects[id(target)], self.names[known] = known, target
         return known
-
-
-def attribute(this: str, path: str) -> str:
-    """What lies at a path from a module, however its parts are called: names are data."""
-    for part in path.split("."):
-        this = f"{this}.{part}" if is_name(part) else f"getattr({this}, {part!r})"
-    return this
 
 
 def is_name(text: Any) -> bool:

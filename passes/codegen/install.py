@@ -19,12 +19,12 @@ from torch import fx, nn
 from fxcat.errors import InputError
 from fxcat.network.apart import AsWritten, Layers, Refusing
 from fxcat.network.gates import SAMPLES
+from fxcat.network.module_state import module_at
 from fxcat.network.pretrained import told_when_saved
 from fxcat.passes.capture.kept_state import lines_of
 from fxcat.passes.capture.regions import Region
-from fxcat.passes.codegen.codegen import compiled
 from fxcat.passes.codegen.folding import SAID, fold
-from fxcat.passes.codegen.generated import Generated
+from fxcat.passes.codegen.generated import Generated, function_of
 from fxcat.passes.codegen.own_methods import computing, own_again, refusing, takes_apart, watched
 from fxcat.passes.codegen.region_graphs import region_graph
 from fxcat.passes.codegen.shown import hide, left_out
@@ -107,7 +107,7 @@ class _Installer:
         prefix = f"{path}." if path else ""
 
         def signature(path: str) -> inspect.Signature | None:
-            found = _inside(module, path.removeprefix(prefix))
+            found = module_at(module, path.removeprefix(prefix))
             return None if found is None else signature_of(original_class(found).forward)
 
         ways = split_phases(graph)
@@ -118,7 +118,7 @@ class _Installer:
         inside = partial(layers, graph)
         self._set_class(module, _class_of(original_class(module), ways, [given], inside, modules, path))
         for inner, graphs in folded.inner.items():
-            block = _inside(module, inner.removeprefix(prefix))
+            block = module_at(module, inner.removeprefix(prefix))
             if block is not None and not is_chain(block, list(graphs.values())):
                 self._set_class(block, self._class_of_block(block, graphs))
             elif block is not None and type(block).forward is not nn.Sequential.forward:
@@ -126,7 +126,7 @@ class _Installer:
             if block is not None and inner in folded.uncalled:
                 self._set_class(block, self._uncalled(type(block)))
         for inner in folded.flat:
-            block = _inside(module, inner.removeprefix(prefix))
+            block = module_at(module, inner.removeprefix(prefix))
             if block is not None:
                 self._set_class(block, self._flat(type(block)))
         if self._for_good:
@@ -137,7 +137,7 @@ class _Installer:
         """Let methods that take apart the modules at some paths do so where that is right, or refuse."""
         root = self._root.get_submodule(prefix[:-1])
         for path in paths:
-            block = _inside(root, path.removeprefix(prefix))
+            block = module_at(root, path.removeprefix(prefix))
             methods = () if block is None else self._taken_apart(original_class(block))
             if block is None or not methods:
                 continue
@@ -150,7 +150,7 @@ class _Installer:
         """Let the methods of modules that are others now compute nothing else than they did."""
         prefix = f"{path}." if path else ""
         paths = [p for p in self._others if p == path or (p.startswith(prefix) and p not in called)]
-        for block in (found for p in paths if (found := _inside(self._root, p)) is not None):
+        for block in (found for p in paths if (found := module_at(self._root, p)) is not None):
             apart = self._taken_apart(original_class(block))
             methods = tuple(name for name in computing(original_class(block)) if name not in apart)
             if methods:
@@ -219,14 +219,6 @@ _HOOKING = (
 )
 
 
-def _inside(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path, None if it has gone."""
-    found: nn.Module | None = module
-    for name in path.split(".") if path else ():
-        found = None if found is None else found._modules.get(name)
-    return found
-
-
 def is_chain(module: nn.Module, graphs: Sequence[fx.Graph]) -> bool:
     """Whether what a module computes is, still, to call all its modules one after another, as it would by itself."""
     if original_class(module).forward is not nn.Sequential.forward or len(graphs) > 1:
@@ -272,7 +264,7 @@ def _class_of(
     source = f"{base.__module__}.{base.__qualname__}"
     head = heads[0]
     if len(graphs) == 1:
-        methods = [compiled(graphs[0], this, f"def forward({head.text}):", source, head.start, names)]
+        methods = [function_of(graphs[0], this, f"def forward({head.text}):", source, head.start, names)]
     else:
         methods = _dispatched(ways, given, heads, source, names)
     return _class_with(base, tuple(methods), left_out(parameters, {name.lstrip("*") for name in known}))
@@ -298,7 +290,7 @@ def _dispatched(
             taken = [name for name in given[phase % len(given)] if name not in way.absent]
             values, parameters = ", ".join(taken), ", ".join([head.this, *map(head.typed, taken)])
             name = f"_forward_{_PHASES[phase]}" + (f"_{number}" if number else "")
-            methods.append(compiled(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
+            methods.append(function_of(way.graphs[phase], head.this, f"def {name}({parameters}):", source))
             if len(heads) == 1:
                 condition = f"    if {head.this}.training: " if phase else "    "
             else:

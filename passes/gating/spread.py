@@ -57,7 +57,7 @@ def spread_of(flow: LabelFlow, node: fx.Node, labels: torch.Tensor) -> Spread | 
     if not isinstance(flow.values.get(node), torch.Tensor) or not _is_merged(labels):
         return None  # of a weight, or with an axis of their own
     best: Spread | None = None
-    for source, movements in _way_to(flow, node, labels):
+    for source, movements in _way_to(flow, node):
         found = Spread(source, movements, tuple(labels.shape))
         if movements and (best is None or _rank(flow, source) < _rank(flow, best.source)):
             best = found
@@ -65,7 +65,7 @@ def spread_of(flow: LabelFlow, node: fx.Node, labels: torch.Tensor) -> Spread | 
     return best if best is not None and (known.shape[0] > 1 or _rank(flow, best.source) < _rank(flow, node)) else None
 
 
-def _way_to(flow: LabelFlow, node: fx.Node, labels: torch.Tensor) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
+def _way_to(flow: LabelFlow, node: fx.Node) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
     """The values that a node's is made of entry by entry, each with the movements between, from the last to the
     first."""
     movements: tuple[fx.Node, ...] = ()

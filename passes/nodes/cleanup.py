@@ -72,7 +72,7 @@ def _kind(node: fx.Node, root: nn.Module) -> Any:
     return type(root.get_submodule(str(node.target))) if node.op == "call_module" else node.target
 
 
-def make_out_of_place(graph: fx.Graph, origin: Mapping[fx.Node, fx.Node], root: nn.Module) -> tuple[str, ...]:
+def make_out_of_place(origin: Mapping[fx.Node, fx.Node], root: nn.Module) -> tuple[str, ...]:
     """In-place ops must not hit a value that they did not hit before: others may read it, or autograd need it.
 
     Functions and methods are replaced in the graph; the modules whose `inplace` has to be cleared are returned.

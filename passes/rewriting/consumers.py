@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torchvision.ops import FrozenBatchNorm2d
 
-from fxcat.network.consumers import Consumer
+from fxcat.network.program import Consumer
 from fxcat.passes.analysis.on_weights import OnWeights
 from fxcat.passes.analysis.units import NO_UNIT
 from fxcat.passes.gating.insert import Gatings

@@ -8,39 +8,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
 from fxcat.errors import PlanError
-from fxcat.passes.analysis.labelling import Labelling
 from fxcat.passes.graph.invocations import stands_for
 from fxcat.passes.graph.label_arrays import place
 from fxcat.passes.graph.meta import VALUE, stand_beside, value_of
 from fxcat.passes.nodes import cleanup
-
-
-class Emptied(Protocol):
-    """What a setting leaves of values."""
-
-    def is_empty(self, node: fx.Node) -> bool:
-        """Whether nothing is left of a node's tensor."""
-        ...
-
-    def is_whole_group(self, node: fx.Node) -> bool:
-        """Whether all units of a group are among those of a node's tensor."""
-        ...
-
-    def groups(self, node: fx.Node) -> list[str]:
-        """The names of the groups whose units lie in a node's tensor."""
-        ...
-
-    def width(self, node: fx.Node) -> int:
-        """How many channels are left of a node's tensor."""
-        ...
-
+from fxcat.passes.rewriting.setting import Setting
 
 _CAT = (torch.cat, torch.concat, torch.concatenate)
 _OF_NOTHING: tuple[Any, ...] = (
@@ -56,28 +35,27 @@ _FAILING: tuple[Any, ...] = (
 """What refuses to run without channels, and whose meta kernels do not say so."""
 
 
-def drop_emptied(
-    labels: Labelling, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], emptied: Emptied
-) -> set[str]:
+def drop_emptied(setting: Setting, twin: nn.Module, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> set[str]:
     """Let nothing in the new graph take a value of which nothing is left, where that would not run.
 
     `twin`: the network, whose data do not matter. Returns the names of the parameters that are read in place of the
     layers that had them. Raises `PlanError` where an op has no result.
     """
-    taking = [old for old in _present(graph, copies) if _is_tensor(old) and any(map(emptied.is_empty, _inputs(old)))]
+    labels = setting.analysis.labels
+    taking = [old for old in remaining(graph, copies) if _is_tensor(old) and any(map(setting.is_empty, _inputs(old)))]
     if not taking:
         return set()
     # pieces first: what takes the rest of a `cat` may then take nothing that is empty
     for old in taking:
-        if old.target in _CAT and isinstance(_pieces(old), list | tuple) and not emptied.is_empty(old):
-            _without(old, [piece for piece in _pieces(old) if not emptied.is_empty(piece)], copies)
+        if old.target in _CAT and isinstance(_pieces(old), list | tuple) and not setting.is_empty(old):
+            _without(old, [piece for piece in _pieces(old) if not setting.is_empty(piece)], copies)
     cleanup.remove_dead(graph)
     read: set[str] = set()
-    for old in _present(graph, copies):
-        none_in, none_out = any(map(emptied.is_empty, _inputs(old))), emptied.is_empty(old)
+    for old in remaining(graph, copies):
+        none_in, none_out = any(map(setting.is_empty, _inputs(old))), setting.is_empty(old)
         if not _is_tensor(old) or not (none_in or none_out):
             continue
-        same = _of_same_shape(old, copies[old], emptied) if none_out else None
+        same = _of_same_shape(old, copies[old], setting) if none_out else None
         if same is not None:
             copies[old].replace_all_uses_with(same)
             stands_for(same, copies[old])
@@ -87,16 +65,16 @@ def drop_emptied(
         convolves = isinstance(op, type) and issubclass(op, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         fails = op in _FAILING
         if not none_out:
-            gone = any(emptied.is_whole_group(i) for i in _inputs(old) if emptied.is_empty(i))
+            gone = any(setting.is_whole_group(i) for i in _inputs(old) if setting.is_empty(i))
             fails = gone or not (convolves or op in (nn.Linear, *_OF_NOTHING) or (rule is not None and rule.movement))
         if convolves and not fails:
             module: Any = twin.get_submodule(str(old.target))
             if module.bias is not None and not none_out:
                 read.add(labels.names.of_module(old, "bias"))
-            _constant(copies[old], module, emptied.width(old))
+            _constant(copies[old], module, setting.width(old))
         elif fails:
             names = " and ".join(
-                dict.fromkeys(n for i in _inputs(old) if emptied.is_empty(i) for n in emptied.groups(i))
+                dict.fromkeys(n for i in _inputs(old) if setting.is_empty(i) for n in setting.groups(i))
             )
             raise PlanError(
                 f"every unit of a value is removed (of {names}), and the network still needs one",
@@ -107,7 +85,8 @@ def drop_emptied(
     return read
 
 
-def _present(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
+def remaining(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
+    """The nodes of the old graph whose copies are still in the new one."""
     present = set(graph.nodes)
     return [old for old, new in copies.items() if new in present]
 
@@ -116,12 +95,12 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(VALUE.get(node), torch.Tensor)
 
 
-def _of_same_shape(old: fx.Node, new: fx.Node, emptied: Emptied) -> fx.Node | None:
+def _of_same_shape(old: fx.Node, new: fx.Node, setting: Setting) -> fx.Node | None:
     """An input that may stand for an op's result, where both are empty: one of the same shape."""
     value = value_of(old)
     for source, now in zip(_inputs(old), _inputs(new), strict=True):
         given = VALUE.get(source)
-        if not isinstance(given, torch.Tensor) or not emptied.is_empty(source):
+        if not isinstance(given, torch.Tensor) or not setting.is_empty(source):
             continue
         if (given.shape, given.dtype) == (value.shape, value.dtype):
             return now

@@ -21,7 +21,7 @@ from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes import cleanup
 from fxcat.passes.nodes.effects import asserts, reads_type
 from fxcat.passes.rewriting.channel_selections import bypass_whole_entries, replace_broken_chains, surviving_orders
-from fxcat.passes.rewriting.emptied import drop_emptied
+from fxcat.passes.rewriting.emptied import drop_emptied, remaining
 from fxcat.passes.rewriting.literals import adapt_literals
 from fxcat.passes.rewriting.setting import Setting, holds_group
 from fxcat.passes.rewriting.slice_modules import slice_modules
@@ -69,33 +69,27 @@ def make_plan(
             stands_for(shortcut, copies[section.join])
     cleanup.remove_dead(graph)
     setting = Setting(analysis, units)
-    read = drop_emptied(analysis.labels, twin, graph, copies, setting)
-    used = read | _used_names(analysis, twin, [old for old in _remaining(graph, copies) if not reads_type(old)])
+    read = drop_emptied(setting, twin, graph, copies)
+    used = read | _used_names(analysis, twin, [old for old in remaining(graph, copies) if not reads_type(old)])
     cleanup.read_type_elsewhere(graph, twin, used, [r.path for r in analysis.regions], analysis.labels.names.canonical)
-    keep = _kept_indices(analysis, setting, _used_names(analysis, twin, _remaining(graph, copies)) | read)
+    keep = _kept_indices(analysis, setting, _used_names(analysis, twin, remaining(graph, copies)) | read)
     buffers = replace_broken_chains(analysis, setting, graph, copies)
-    buffers |= surviving_orders(analysis, setting, _remaining(graph, copies))
+    buffers |= surviving_orders(analysis, setting, remaining(graph, copies))
     if final:
-        bypass_whole_entries(analysis, _remaining(graph, copies), copies, buffers)
+        bypass_whole_entries(analysis, remaining(graph, copies), copies, buffers)
     _drop_outdated_assertions(setting, graph, copies)
     cleanup.remove_dead(graph)
-    for old in _remaining(graph, copies):
+    for old in remaining(graph, copies):
         adapt_literals(analysis, setting, copies, old)
     cleanup.remove_dead(graph)  # numbers that nothing is computed with any more, and may have none: heads by width
     cleanup.remove_repeated(graph, twin)
-    origin = {copies[old]: old for old in _remaining(graph, copies)}
-    plain = cleanup.make_out_of_place(graph, origin, twin)
+    origin = {copies[old]: old for old in remaining(graph, copies)}
+    plain = cleanup.make_out_of_place(origin, twin)
     entering = {str(o.target): setting.shape(o.all_input_nodes[0]) for o in origin.values() if o.op == "call_module"}
     slice_modules(twin, graph, keep, entering)
     add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
     _check(analysis, setting, graph, twin, origin)
     return Plan(graph, twin, keep, entering, origin, buffers, plain)
-
-
-def _remaining(graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
-    """The nodes of the old graph whose copies are still in the new one."""
-    present = set(graph.nodes)
-    return [old for old, new in copies.items() if new in present]
 
 
 def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -139,7 +133,7 @@ def _used_names(analysis: Analysis, root: nn.Module, used: list[fx.Node]) -> set
 
 def _drop_outdated_assertions(setting: Setting, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]) -> None:
     """What the model asserts about sizes held for the widths that it had; what no longer holds goes."""
-    for old in _remaining(graph, copies):
+    for old in remaining(graph, copies):
         said = next(iter(old.all_input_nodes), None) if asserts(old) else None
         if said is not None and isinstance(value_of(said), bool) and not setting.number(said):
             graph.erase_node(copies[old])

@@ -16,22 +16,14 @@ from fxcat.passes.rules.base import Counting, Rule, Sample, Zero
 from fxcat.passes.rules.counting import spared_windows
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.layouts import empty
+from fxcat.passes.rules.product import whole_slices
 from fxcat.passes.rules.table import rule
 
 
 def channelwise(flow: Flow, node: fx.Node, spatial: int) -> torch.Tensor:
     """Labels of an op that works on each channel apart and changes only the last `spatial` axes."""
-    source = node.all_input_nodes[0]
-    labels = flow.of(source)
-    first = labels
-    for axis in range(labels.dim() - spatial, labels.dim()):
-        first = first.narrow(axis, 0, 1)
-    if first.shape == labels.shape:
-        return labels
-    flow.unite(labels, first)
-    if first.numel() == 1:
-        flow.freeze(labels, node, "units along an axis that pooling mixes")
-    return first
+    axes = flow.of(node.all_input_nodes[0]).dim()
+    return whole_slices(flow, node, *range(axes - spatial, axes), reason="units along an axis that pooling mixes")
 
 
 @rule(nn.MaxPool1d, F.max_pool1d, spatial=1, window="maximum")

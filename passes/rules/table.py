@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload
 
 from fxcat.checks import check_op, shown
 from fxcat.errors import FxcatError, InputError
@@ -33,9 +35,9 @@ _OVERRIDABLE = ("forward", "_conv_forward")
 def rule(*targets: type[nn.Module] | Callable[..., Any] | str, **options: Any) -> Callable[[type[R]], type[R]]:
     """Register a `Rule` subclass, instantiated with `options`.
 
-    `targets`: module classes, functions, subclasses of `torch.autograd.Function`, and names of tensor methods. Raises
-    `InputError` for anything else and for a class that is no `Rule`, and `FxcatError` if one of them has a rule
-    already; then none is registered.
+    `targets`: module classes, functions, ops of `torch.library`, subclasses of `torch.autograd.Function`, and names of
+    tensor methods. Raises `InputError` for anything else and for a class that is no `Rule`, and `FxcatError` if one of
+    them has a rule already; then none is registered.
     """
     if not targets:
         raise InputError("rule() got no op", remedy="write @rule(YourModule), or @rule(your_function)")
@@ -62,7 +64,16 @@ def _place(target: Any) -> tuple[dict[Any, Rule], Any]:
     if isinstance(target, type) and issubclass(target, torch.autograd.Function):
         return _FUNCTIONS, autograd_call(target)
     check_op(target, "rule()")
-    return _FUNCTIONS, target
+    return _FUNCTIONS, _packet(target)
+
+
+def _packet(op: Any) -> Any:
+    """An op of `torch.library` goes by its packet, which its definition and a single overload stand for."""
+    if isinstance(op, CustomOpDef):
+        op = op._opoverload  # pyright: ignore[reportPrivateUsage]
+    if isinstance(op, OpOverload) and len(op.overloadpacket.overloads()) == 1:
+        return op.overloadpacket
+    return op
 
 
 def _rule_of(cls: Any, options: dict[str, Any]) -> Any:
@@ -141,7 +152,7 @@ def decomposition(cls: Callable[..., Any]) -> Callable[[C], C]:
     check_op(cls, "decomposition()")
 
     def register(function: C) -> C:
-        _DECOMPOSITIONS[cls] = function
+        _DECOMPOSITIONS[_packet(cls)] = function
         return function
 
     return register
@@ -159,12 +170,13 @@ def find_decomposition(module: nn.Module) -> Callable[..., Any] | None:
 
 def function_decomposition(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """What to capture instead of a function or an autograd function."""
-    return _DECOMPOSITIONS.get(function)
+    return _DECOMPOSITIONS.get(_packet(function))
 
 
 def function_rule(function: Any) -> Rule | None:
     """The rule of a function."""
-    return _first_rule(_FUNCTIONS.get(function), function)
+    op = _packet(function)
+    return _first_rule(_FUNCTIONS.get(op), op)
 
 
 def method_rule(name: str) -> Rule | None:

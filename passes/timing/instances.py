@@ -7,7 +7,6 @@ with numbers that cannot follow cannot be built.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from fxcat.network.cost_model import Axis
 from fxcat.passes.graph.arguments import thaw
 from fxcat.passes.graph.copy_model import meta_twin
 from fxcat.passes.graph.meta import VALUE, value_of
-from fxcat.passes.nodes.effects import FACTS
+from fxcat.passes.nodes.effects import FACTS, INPLACE_OPERATORS
 from fxcat.passes.rules.base import Moved, Rule, Share, Size
 from fxcat.passes.rules.table import module_rule
 
@@ -40,13 +39,6 @@ class Width:
 
 Sizes: TypeAlias = "tuple[int | Width, ...]"
 """Of every axis of a tensor its size, or whose live entries it counts."""
-
-_OUT_OF_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,5 +206,5 @@ def _run(call: _Call, modules: Mapping[fx.Node, nn.Module], values: Mapping[fx.N
         return modules[call.node](*args, **kwargs)
     if isinstance(call.target, str):
         return getattr(args[0], call.target.removesuffix("_"))(*args[1:], **kwargs)
-    function: Any = _OUT_OF_PLACE.get(call.target, call.target)
+    function: Any = INPLACE_OPERATORS.get(call.target, call.target)
     return function(*args, **kwargs)

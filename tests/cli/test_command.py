@@ -218,7 +218,7 @@ def test_widths_are_aligned_as_by_prepare(here: Path, capsys: pytest.CaptureFixt
         (["train", NET, "--data", "cifar10"], 1, "--download"),
         (["train", NET, *SMALL, "--flops", "1.5"], 1, "outside (0, 1]"),
         (["train", NET, *SMALL, "--batch-size", "5000"], 1, "less than a batch"),
-        (["train", NET, *SMALL, "--device", "nonsense"], 1, "there is no device 'nonsense' here"),
+        (["train", NET, *SMALL, "--device", "nonsense"], 1, "--device='nonsense' cannot be used"),
         (["train", NET, *SMALL, "--epochs", "0"], 1, "train.epochs = 0 is too small"),
         (["train", NET, "--size", "0"], 1, "data.size = 0 is too small"),
         (["prune", NET, *SMALL, "--batches", "0"], 2, "x>=1"),

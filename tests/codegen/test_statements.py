@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fxcat.passes.codegen.codegen import compiled
+from fxcat.passes.codegen.generated import function_of
 from fxcat.passes.codegen.statements import body_of
 from fxcat.passes.graph import meta
 
@@ -34,7 +34,7 @@ def made(build: Any) -> fx.Graph:
 
 
 def run(graph: fx.Graph) -> Any:
-    return compiled(graph, "self", "def forward(self, x):", "nothing").defined()(nn.Identity(), VALUE.clone())
+    return function_of(graph, "self", "def forward(self, x):", "nothing").defined()(nn.Identity(), VALUE.clone())
 
 
 def lines(graph: fx.Graph) -> list[str]:
@@ -154,7 +154,7 @@ def test_names_are_data() -> None:
     y = graph.call_function(F_, (x,))
     read = graph.create_node("get_attr", hostile)
     graph.output(graph.call_function(torch.mul, (graph.call_module("class_.1 + 1", (y,)), read)))
-    code = compiled(graph, "self", "def forward(self, x):", "nothing")
+    code = function_of(graph, "self", "def forward(self, x):", "nothing")
     assert torch.equal(code.defined()(module, VALUE - 30), (VALUE - 28).relu())
 
 

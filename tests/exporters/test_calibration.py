@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxcat
 from fxcat.exporters.timing import latency_table, measuring
-from fxcat.exporters.timing.calibration import Calibration, calibrated, left_out
+from fxcat.exporters.timing.calibration import Calibration, calibrated, leave_one_out
 from fxcat.exporters.timing.measuring import random_setting
 from fxcat.exporters.timing.op_grid import Measured
 from fxcat.exporters.timing.runs import Run
@@ -165,7 +165,7 @@ def test_a_calibration_is_found_again_and_never_negative() -> None:
     times = [truth.milliseconds(s) for s in SUMS]
     found = calibrated(SUMS, times)
     assert [found.milliseconds(s) for s in SUMS] == pytest.approx(times, rel=0.01)
-    assert len(left_out(SUMS, times)) == 3
+    assert len(leave_one_out(SUMS, times)) == 3
     assert min(calibrated(SUMS, [0.5 * s[0] for s in SUMS]).numbers) >= 0
 
 

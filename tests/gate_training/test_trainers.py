@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 from lightning.fabric import Fabric
 from small_task import Net, batches
-from torch import distributed, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -218,15 +217,7 @@ def test_averages_end_with_the_structure_that_was_decided() -> None:
     assert copied.hard_cost() == net.hard_cost()
 
 
-@pytest.fixture
-def group() -> Iterator[None]:
-    """This process, as the only one of a group."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("group")
+@pytest.mark.usefixtures("group_of_one")
 def test_wrappers_that_were_made_before_a_state_was_loaded() -> None:
     """In the gated phase, and after it, where θ is trained no more."""
     net = prepared()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_task import Net, batches
-from torch import distributed, nn
+from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fxcat
@@ -40,14 +40,6 @@ def step(net: Any, controller: fxcat.GateController) -> None:
     for optimizer in controller.optimizers:
         optimizer.step()
     controller.step()
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    """A group of one process."""
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield
-    distributed.destroy_process_group()
 
 
 def fully_sharded(net: nn.Module) -> nn.Module:
@@ -88,7 +80,7 @@ SPLIT: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-@pytest.mark.usefixtures("group")
+@pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("how", SPLIT)
 def test_weights_that_are_split_or_flattened_are_refused(how: str) -> None:
     split, match = SPLIT[how]
@@ -101,7 +93,7 @@ def test_weights_that_are_split_or_flattened_are_refused(how: str) -> None:
         fxcat.prepare(split(Net()) if how != "FSDP2 of a part" else fully_sharded(Net()), EXAMPLE, verbose=False)
 
 
-@pytest.mark.usefixtures("group")
+@pytest.mark.usefixtures("group_of_one")
 def test_weights_that_are_split_after_the_controller_was_made() -> None:
     net = prepared()
     controller = controller_of(net)
@@ -110,7 +102,7 @@ def test_weights_that_are_split_after_the_controller_was_made() -> None:
         step(net, controller)
 
 
-@pytest.mark.usefixtures("group")
+@pytest.mark.usefixtures("group_of_one")
 def test_wrappers_say_where_the_network_is() -> None:
     net = prepared()
     for wrapped, path in (

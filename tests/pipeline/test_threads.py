@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,15 +19,6 @@ from fxcat.network.gates import SAMPLES
 pytestmark = pytest.mark.usefixtures("one_thread", "switching")
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def switching() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 class Predicting(Net):

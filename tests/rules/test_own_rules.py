@@ -74,6 +74,39 @@ class PointwiseRule(Rule):
         return (Term(value_of(node).shape[2:].numel(), (axes[0], axes[1])),)
 
 
+@torch.library.custom_op("fxcat_tests::softened", mutates_args=())
+def softened(x: torch.Tensor) -> torch.Tensor:
+    """x / (1 + |x|), by a kernel that nobody can look into."""
+    return x / (1 + x.abs())
+
+
+@softened.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def _backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+    return gradient / (1 + context.saved_tensors[0].abs()) ** 2
+
+
+softened.register_autograd(_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+SPELLINGS = {
+    "definition": softened,
+    "packet": torch.ops.fxcat_tests.softened,
+    "overload": torch.ops.fxcat_tests.softened.default,
+}
+"""How an op of `torch.library` is called."""
+
+
+class Softened(nn.Module):
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return SPELLINGS[self.spelling](x)
+
+
 @pytest.fixture(autouse=True)
 def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
@@ -107,6 +140,27 @@ def test_a_rule_makes_units_prunable(op: type, layer: type[nn.Module]) -> None:
         zero = Zero.PRESERVES
 
     report = check(network(layer()), layer.__name__, (1, 3, 8, 8), (2, 3, 6, 6))
+    assert not report.failures
+    assert report.units == 8
+
+
+@pytest.mark.parametrize("called", SPELLINGS)
+@pytest.mark.parametrize("registered", SPELLINGS)
+def test_an_op_of_torch_library_is_one_however_it_is_called(registered: str, called: str) -> None:
+    @rule(SPELLINGS[registered])
+    class _(Elementwise):
+        zero = Zero.PRESERVES
+
+    report = check(network(Softened(called)), "custom op", (1, 3, 8, 8), (2, 3, 6, 6), settings=1)
+    assert not report.failures
+    assert report.units == 8
+
+
+@pytest.mark.parametrize("called", SPELLINGS)
+@pytest.mark.parametrize("registered", SPELLINGS)
+def test_a_decomposition_of_an_op_of_torch_library(registered: str, called: str) -> None:
+    decomposition(SPELLINGS[registered])(lambda x: x / (1 + x.abs()))
+    report = check(network(Softened(called)), "custom op", (1, 3, 8, 8), (2, 3, 6, 6), settings=1)
     assert not report.failures
     assert report.units == 8
 

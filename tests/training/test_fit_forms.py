@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 import fxcat
+from fxcat.data.batches import HeldOut, Repeated
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 HALF = fxcat.Target(flops=0.5)
@@ -89,6 +90,22 @@ def test_loaders_without_a_length() -> None:
         fxcat.fit(prepared(), Stream(), **QUIET)
     with pytest.raises(fxcat.InputError, match="yields nothing"):
         fxcat.fit(prepared(), iter(()), steps_per_epoch=7, **QUIET)
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda batches: iter(Repeated(batches, 5)), lambda batches: iter(HeldOut(batches).next, None)]
+)
+def test_loaders_are_begun_again_only_when_they_have_ended(cut: Callable[[Iterable[Any]], Iterator[Any]]) -> None:
+    """A data loader starts its workers, and draws a seed, whenever it is begun."""
+    begun: list[int] = []
+
+    class Batches:
+        def __iter__(self) -> Iterator[int]:
+            begun.append(1)
+            return iter(range(3))
+
+    assert list(itertools.islice(cut(Batches()), 5)) == [0, 1, 2, 0, 1]
+    assert len(begun) == 2
 
 
 def test_batches_of_another_form_are_unpacked() -> None:

@@ -11,11 +11,14 @@ import torchvision
 from safetensors.torch import save_file
 
 import fxcat
-from fxcat.named_models import full_name, known_names
+from fxcat.named_models import known_names, with_package
 
 
 def test_names_of_both_packages() -> None:
-    assert full_name("resnet18") == "torchvision:resnet18" and full_name("convmixer_768_32") == "timm:convmixer_768_32"
+    assert (
+        with_package("resnet18") == "torchvision:resnet18"
+        and with_package("convmixer_768_32") == "timm:convmixer_768_32"
+    )
     assert {"resnet18", "convmixer_768_32"} <= set(known_names())
     assert type(fxcat.named_model("timm:resnet18")).__module__.startswith("timm.")
     model = fxcat.named_model("squeezenet1_1", classes=3)

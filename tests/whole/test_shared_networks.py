@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -50,16 +48,7 @@ def test_two_controllers_of_one_network() -> None:
     assert second.phase == "plain"
 
 
-@pytest.fixture
-def _switching() -> Iterator[None]:
-    """Threads take turns as often as they can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("_switching")
+@pytest.mark.usefixtures("switching")
 def test_threads_share_a_network() -> None:
     """Values, and gradients, are those of one thread alone."""
     net = prepared().eval()

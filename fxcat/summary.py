@@ -15,7 +15,7 @@ from fxcat.records import Target
 AMOUNTS = ("MACs", "share", "parameters", "share")
 
 
-def prepared(net: GatedNetwork) -> str:
+def found_in_words(net: GatedNetwork) -> str:
     """What `prepare` found and what it left alone, and why; a few lines."""
     structure, cost = net.structure, net.start_cost
     units = sum(g.units for g in structure.groups)
