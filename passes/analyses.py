@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import fx, nn
+from torch import fx
 
-from fxcat.errors import CaptureError
 from fxcat.network.cost_model import CostTerm
 from fxcat.passes.analysis import guards
 from fxcat.passes.analysis.chains import keep_rectangular
@@ -18,14 +17,13 @@ from fxcat.passes.analysis.tables import with_tables
 from fxcat.passes.analysis.units import resolve_units
 from fxcat.passes.analysis.units_before import keep_units
 from fxcat.passes.analysis.weights import settle
-from fxcat.passes.capture.capture import Captured
 from fxcat.passes.gating.made_values import with_selections
 from fxcat.passes.graph.label_arrays import place
 from fxcat.passes.graph.meta import BOTH_PHASES, PHASE
 from fxcat.passes.nodes.effects import needed, returned
-from fxcat.passes.pipeline import Step, run
+from fxcat.passes.pipeline import Step
 from fxcat.passes.rules.boundary import inside, owners, region_output
-from fxcat.passes.work import Analysis, Options, Work
+from fxcat.passes.work import Work
 
 
 def _labelled(work: Work) -> Work:
@@ -87,7 +85,7 @@ def _resolved(work: Work) -> Work:
 
 
 def _with_sections(work: Work) -> Work:
-    found = find_sections(work.graph, full_macs(work.flow, work.graph)) if work.options.sections else ()
+    found = find_sections(work.graph, full_macs(work.flow)) if work.options.sections else ()
     found = [s for s in found if work.joins is None or s.join in work.joins]
     return replace(work, sections=tuple(s for s in found if not _holds_ignored(s, work.options.ignore)))
 
@@ -112,11 +110,6 @@ SECTIONS = Step("sections", _with_sections, needs=("flow", "units"), gives=("sec
 COSTS = Step("costs", _with_costs, needs=("flow", "units", "sections"), gives=("inference", "terms"))
 ANALYSES = (LABELS, TABLES, MADE_VALUES, CALLS, PINS, CHAINS, UNITS, SECTIONS, COSTS)
 """From a graph to what can go of it, and what that costs."""
-
-
-def analyse(captured: Captured, network: nn.Module, options: Options) -> Analysis:
-    """Analyse a graph whose nodes hold example values, over a network whose data do not matter."""
-    return run(ANALYSES, Work(captured.name, network, options, captured=captured), CaptureError).analysis
 
 
 def reached(graph: fx.Graph, phase: int) -> frozenset[fx.Node]:

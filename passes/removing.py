@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -24,9 +23,7 @@ from fxcat.passes.rewriting.gates import add_gates, remove_gates
 from fxcat.passes.rewriting.origins import units_before
 from fxcat.passes.rewriting.permutations import selections
 from fxcat.passes.rewriting.plan import Plan, make_plan
-from fxcat.passes.work import Analysis, Work
-
-_UNKNOWN: Any = None
+from fxcat.passes.work import UNKNOWN, Analysis, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +41,10 @@ class Removal:
     units: torch.Tensor
     sections: torch.Tensor
     final: bool = False
-    plan: Plan = _UNKNOWN
-    left: Work = _UNKNOWN
+    plan: Plan = UNKNOWN
+    left: Work = UNKNOWN
     others: frozenset[str] = frozenset()
-    small: nn.Module = _UNKNOWN
+    small: nn.Module = UNKNOWN
 
     @property
     def name(self) -> str:

@@ -30,7 +30,8 @@ class Source:
     in_regions: bool = True
 
 
-_UNKNOWN: Any = None
+UNKNOWN: Any = None
+"""What a step has still to find."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +85,17 @@ class Work:
     name: str
     network: nn.Module
     options: Options
-    source: Source = _UNKNOWN
-    captured: Captured = _UNKNOWN
+    source: Source = UNKNOWN
+    captured: Captured = UNKNOWN
     before: UnitsBefore = field(default_factory=dict[str, Mapping[int, torch.Tensor]])
     joins: Container[fx.Node] | None = None
-    flow: LabelFlow = _UNKNOWN
-    chains: tuple[Chain, ...] = _UNKNOWN
-    units: Units = _UNKNOWN
-    sections: tuple[Section, ...] = _UNKNOWN
-    inference: frozenset[fx.Node] = _UNKNOWN
-    terms: tuple[CostTerm, ...] = _UNKNOWN
-    gatings: Gatings = _UNKNOWN
+    flow: LabelFlow = UNKNOWN
+    chains: tuple[Chain, ...] = UNKNOWN
+    units: Units = UNKNOWN
+    sections: tuple[Section, ...] = UNKNOWN
+    inference: frozenset[fx.Node] = UNKNOWN
+    terms: tuple[CostTerm, ...] = UNKNOWN
+    gatings: Gatings = UNKNOWN
 
     @property
     def graph(self) -> fx.Graph:

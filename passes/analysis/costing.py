@@ -30,7 +30,7 @@ Context: TypeAlias = tuple[int, ...]
 _OUTSIDE: Collection[Context] = ((),)
 
 
-def full_macs(flow: LabelFlow, graph: fx.Graph) -> dict[fx.Node, int]:
+def full_macs(flow: LabelFlow) -> dict[fx.Node, int]:
     """MACs of every node for one example, with everything alive."""
     result: dict[fx.Node, int] = {}
     for node, rule in flow.rules.items():

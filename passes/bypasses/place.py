@@ -92,7 +92,7 @@ def place_bypasses(captured: Captured, network: nn.Module, ignore: Sequence[str]
     """
     graph = captured.graph
     flow = flow_labels(graph, network, captured.batch, (), captured.orders)
-    weight = full_macs(flow, graph)
+    weight = full_macs(flow)
     stretches, unfit = find_stretches(graph, flow)
     bypassed = frozenset(n for section in find_sections(graph, weight) for n in section.nodes)
     found: list[Bypass] = []

@@ -144,7 +144,7 @@ class _Executing:
         self._gradients = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # pyright: ignore[reportPrivateUsage]
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         torch._C._set_grad_enabled(self._gradients)  # pyright: ignore[reportPrivateUsage]
         self._functions.__exit__(*error)
         self._tracer._is_executing = self._outer

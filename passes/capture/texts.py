@@ -83,16 +83,16 @@ def _used(node: ast.AST, method: ast.AST, above: dict[ast.AST, ast.AST], this: s
     """The attributes of which an expression is a key; with None if it is used otherwise, too."""
     owner = above[node]
     if not isinstance(owner, ast.Assign) or owner.value is not node:
-        return [_key_of(node, owner, above, this)]
+        return [_key_of(node, owner, this)]
     target = owner.targets[0]
     if len(owner.targets) > 1 or not isinstance(target, ast.Name):
         return [None]
     named = [n for n in ast.walk(method) if isinstance(n, ast.Name) and n.id == target.id and n is not target]
-    read = [_key_of(n, above[n], above, this) if isinstance(n.ctx, ast.Load) else None for n in named]
+    read = [_key_of(n, above[n], this) if isinstance(n.ctx, ast.Load) else None for n in named]
     return [*read] or [None]
 
 
-def _key_of(node: ast.AST, owner: ast.AST, above: dict[ast.AST, ast.AST], this: str) -> str | None:
+def _key_of(node: ast.AST, owner: ast.AST, this: str) -> str | None:
     """The attribute of the module of which an expression is a key where it stands."""
     held: ast.AST | None = None
     if isinstance(owner, ast.Subscript) and owner.slice is node:

@@ -176,7 +176,7 @@ class ExampleTracer(NodeTracer):
             rule = module_rule(m)
             if has_hooks(m):
                 HOOKED.set(result.node, True)
-                self._check_hooks(result, m, forward)
+                self._check_hooks(result, forward)
             elif rule is not None and rule.returns_input(result.node, m, self._training):
                 SAME.set(result.node, True)
         self._path = outer
@@ -214,7 +214,7 @@ class ExampleTracer(NodeTracer):
             return not any(True for _ in (*module.parameters(held), *module.buffers(held)))
         return False
 
-    def _check_hooks(self, result: fx.Proxy, module: nn.Module, call: Callable[..., Any]) -> None:
+    def _check_hooks(self, result: fx.Proxy, call: Callable[..., Any]) -> None:
         """Hooks of a module that is a node of the graph stay with it; example values are found without them.
 
         What a hook has kept, of what the module gets or gives, the model may read: that is then the node's."""

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch_pruning as tp
 import torchvision
+from analysed import analysed
 from networkx.utils import UnionFind
 from torch import nn
 from torchvision.models import ResNet
@@ -25,9 +26,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision_nets import densenet, efficientnet, regnet_x, regnet_y, resnext
 from zoo import build, classifiers
 
-from fxcat.passes.analyses import analyse
-from fxcat.passes.capture.capture import capture
-from fxcat.passes.work import Analysis, Options
+from fxcat.passes.work import Analysis
 
 FAST = ("alexnet", "googlenet", "resnet18", "squeezenet1_0")
 """Compared as they are."""
@@ -119,7 +118,7 @@ def oracle_units(model: nn.Module, example: torch.Tensor) -> set[frozenset[Entry
 
 def compare(model: nn.Module, size: int = 64) -> None:
     example = torch.randn(1, 3, size, size)
-    found = fxcat_units(analyse(capture(model, example), model, Options()))
+    found = fxcat_units(analysed(model, example))
     theirs = oracle_units(model, example)
     seen = {parameter for unit in theirs for parameter, _, _ in unit}
     ours = {frozenset(e for e in unit if e[0] in seen) for unit in found} - {frozenset()}

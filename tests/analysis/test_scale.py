@@ -7,13 +7,12 @@ import time
 
 import pytest
 import torch
+from analysed import analysed
 from torch import nn
 
 import fxcat
-from fxcat.passes.analyses import analyse
-from fxcat.passes.capture.capture import capture
 from fxcat.passes.graph.label_arrays import leaves
-from fxcat.passes.work import Analysis, Options
+from fxcat.passes.work import Analysis
 
 
 class Block(nn.Module):
@@ -58,9 +57,7 @@ def bytes_of_labels(analysis: Analysis) -> int:
 def test_labels_do_not_grow_with_the_image(taken: str) -> None:
     """A compressed array that is a view of the full one keeps it alive: 230 MB in a video transformer."""
     model = Attention(taken)
-    sizes = [
-        bytes_of_labels(analyse(capture(model, torch.zeros(1, 3, side, side)), model, Options())) for side in (8, 64)
-    ]
+    sizes = [bytes_of_labels(analysed(model, torch.zeros(1, 3, side, side))) for side in (8, 64)]
     assert sizes[0] == sizes[1]
 
 
