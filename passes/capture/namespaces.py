@@ -93,15 +93,17 @@ def _names_used(codes: list[types.CodeType]) -> set[str]:
 
 
 def builtins_used(module: str, names: frozenset[str]) -> frozenset[str]:
-    """Of some names of Python those that the code of a Python module uses, or may, as it runs other code."""
+    """Of some names of Python those that the code of a Python module uses, or may: its code is not at hand as a whole,
+    or runs other code."""
     used = _names_used_in(module, len(vars(sys.modules[module])))
-    return names if used & {"eval", "exec"} else used & names
+    return names if used is None or used & {"eval", "exec"} else used & names
 
 
 @cache
-def _names_used_in(module: str, size: int) -> frozenset[str]:
-    """The names in the code of a Python module with so many globals."""
-    return frozenset(_names_used([*_codes(module), *codes_in(vars(sys.modules[module]))]))
+def _names_used_in(module: str, size: int) -> frozenset[str] | None:
+    """The names in the code of a Python module with so many globals; None if that is not at hand."""
+    whole = _whole_code(module)
+    return None if whole is None else frozenset(_names_used([whole, *codes_in(vars(sys.modules[module]))]))
 
 
 @cache
@@ -126,14 +128,17 @@ def only_called(codes: list[types.CodeType], name: str) -> bool:
 
 def _codes(module: str) -> list[types.CodeType]:
     """The code of a Python module, or where that is not at hand (a notebook), that of its functions and methods."""
+    whole = _whole_code(module)
+    return codes_in(vars(sys.modules[module])) if whole is None else [whole]
+
+
+def _whole_code(module: str) -> types.CodeType | None:
     loader = getattr(sys.modules[module], "__loader__", None)
     try:
         whole = loader.get_code(module)  # pyright: ignore[reportOptionalMemberAccess]
     except (AttributeError, ImportError, SyntaxError):
-        whole = None
-    if isinstance(whole, types.CodeType):
-        return [whole]
-    return codes_in(vars(sys.modules[module]))
+        return None
+    return whole if isinstance(whole, types.CodeType) else None
 
 
 def codes_in(known: dict[str, Any]) -> list[types.CodeType]:
