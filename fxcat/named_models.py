@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import as_path, check_flag, check_instance, check_integer
+from fxcat.checks import as_path, check_flag, check_instance, check_integer, shown
 from fxcat.errors import InputError, StorageError
 
 _log = logging.getLogger(__name__)
@@ -47,13 +47,19 @@ def named_model(
     check_instance(name, str, "name")
     check_integer(classes, "classes", least=1, optional=True)
     check_flag(pretrained, "pretrained")
+    check_instance(arguments, Mapping, "arguments", remedy='give {"image_size": 32}', optional=True)
     given = dict(arguments or {})
     for argument in given:
+        if not isinstance(argument, str):
+            raise InputError(f"arguments= names {shown(argument)}, which is no name", remedy="give arguments by name")
         if any(word in argument for word in LOADING):
             raise InputError(
                 f"the argument {argument!r} of {name} would load weights", remedy="say pretrained=True, or weights=path"
             )
     if classes is not None:
+        if given.get("num_classes", classes) != classes:
+            other = given["num_classes"]
+            raise InputError(f"classes={classes} and num_classes={other} at once", remedy="give one of them")
         given["num_classes"] = classes
     if pretrained and weights is not None:
         raise InputError("pretrained=True and weights= at once", remedy="give one of them")

@@ -96,7 +96,7 @@ def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
     if (given["target"] is None) == (given["pressure"] is None):
         raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
     if loss is not cross_entropy:
-        _check_ratio(net, "loss")
+        check_of_ratio(net, "loss")
     _check_held_out(net, given)
     net.check_weights()
     _check_undecided(net)
@@ -124,10 +124,10 @@ def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
 
 def _check_held_out(net: GatedModule, given: Mapping[str, Any]) -> None:
     if given.get("held_out") is not None:
-        _check_ratio(net, "held_out")
+        check_of_ratio(net, "held_out")
 
 
-def _check_ratio(net: GatedModule, name: str) -> None:
+def check_of_ratio(net: GatedModule, name: str) -> None:
     """Raise `InputError` for an argument of one policy where there is another one."""
     if net.policy != "ratio":
         raise InputError(
@@ -143,7 +143,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _check_autocast(dtype: Any) -> None:
-    if dtype is not None and dtype not in (torch.bfloat16, torch.float16):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in (torch.bfloat16, torch.float16)):
         what = f"autocast={shown(dtype)} is no type for mixed precision"
         raise InputError(what, remedy="give torch.bfloat16 or torch.float16")
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fxcat.checks import as_path, check_instance
+from fxcat.checks import as_path, check_instance, check_text, check_texts
 from fxcat.choosing.select import smallest_cost
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
@@ -55,6 +55,9 @@ class Report(Facts):
         check_gated(net, "Report.of()")
         check_instance(history, History, "history", optional=True)
         check_instance(sensitivity, Sensitivity, "sensitivity", optional=True)
+        check_texts(results, "results", optional=True)
+        for name, text in (("title", title), ("command", command), ("settings", settings)):
+            check_text(text, name, optional=True)
         live, start = net.live_units(), net.start_structure
         return cls(
             title or type(net.network).__name__,

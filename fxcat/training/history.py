@@ -9,7 +9,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from fxcat.checks import check_path
 from fxcat.errors import InputError
 from fxcat.utils.figures import new_figure, save_figure
-from fxcat.utils.json_file import read_json, write_json
+from fxcat.utils.json_file import checked_content, read_json, write_json
+
+_REMEDY = "give a file that History.save wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,17 @@ class History:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
-        return read_json(path, cls.of, "history", remedy="give a file that History.save wrote")
+        return read_json(path, cls.of, "history", remedy=_REMEDY)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> History:
-        """From the content of such a file. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-        shrunk_at = _of_type("shrunk_at", content["shrunk_at"], int | None)
-        return cls([_record(e) for e in content["epochs"]], shrunk_at)
+        """From the content of such a file. Raises `StorageError` for anything else."""
+
+        def read() -> History:
+            shrunk_at = _of_type("shrunk_at", content["shrunk_at"], int | None)
+            return cls([_record(e) for e in content["epochs"]], shrunk_at)
+
+        return checked_content(read, "history", remedy=_REMEDY)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot accuracy (or loss) and cost over the epochs into an image file.
