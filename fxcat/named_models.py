@@ -187,7 +187,10 @@ def _function(module: str, name: str) -> Callable[..., Any]:
     except AttributeError as error:
         raise InputError(f"{module} has no {name!r}", remedy="give package.module:function") from error
     except Exception as error:  # of somebody's own code
-        raise InputError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{module} cannot be imported: {type(error).__name__}: {error}",
+            remedy="give package.module:function, which can be imported: nets:small of a file nets.py",
+        ) from error
     if not callable(found):
         raise InputError(f"{module}:{name} is no function", remedy="give a function, or a class, that makes a model")
     return found

@@ -128,6 +128,8 @@ def _prepared_shape(small: nn.Module) -> tuple[int, ...] | None:
     recipe = attached_recipe(small)
     example = None if recipe is None else parse(recipe)[0][-1].example
     found = None if example is None else make_example(example)
+    if isinstance(found, tuple) and len(found) == 1:  # pyright: ignore[reportUnknownArgumentType]
+        found = found[0]  # pyright: ignore[reportUnknownVariableType]
     return tuple(found.shape) if isinstance(found, torch.Tensor) else None
 
 
