@@ -332,6 +332,11 @@ class GatedModule(CalledAsModel):
         `InputError` for a table of other ops.
         """
         check_instance(table, LatencySource, "table", remedy="give fxcat.LatencyTable.measure(net)")
+        if self.led.by is not None and self.led.by.phase != "plain":
+            raise InputError(
+                "the gates are being trained already, by costs without milliseconds, or with others",
+                remedy="call net.use_latency(table) before GateController(net, …) is made",
+            )
         self.latency = LatencyModel(self.timed_ops(table.batch), table, self.gate_vector.counts_at_start)
         self.limits = self.limits.in_steps(table.step, [w.units * w.channels for w in group_widths(self)])
 

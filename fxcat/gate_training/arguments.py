@@ -26,6 +26,7 @@ from fxcat.checks import (
     check_path,
     shown,
 )
+from fxcat.choosing.select import check_counted
 from fxcat.data.losses import cross_entropy
 from fxcat.errors import InputError
 from fxcat.gate_training.said_of_gates import FREEZE, FROZEN
@@ -100,6 +101,8 @@ def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
     _check_held_out(net, given)
     net.check_weights()
     _check_undecided(net)
+    if given["pressure"] is not None:
+        check_counted(net, given["pressure"])
 
 
 def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:

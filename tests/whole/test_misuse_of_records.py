@@ -28,6 +28,20 @@ def controller(net: fxcat.GatedModule, **options: object) -> fxcat.GateControlle
     return fxcat.GateController(net, sgd, **{"target": HALF, "total_steps": 12, **options})
 
 
+def other() -> fxcat.GatedModule:
+    """Whose groups have other names."""
+    return prepared(nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)), nn.Flatten()))
+
+
+def other_history() -> fxcat.History:
+    batches = [(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))] * 2
+    return fxcat.fit(other(), batches, epochs=1, target=HALF, progress=False)
+
+
+def other_sensitivity() -> fxcat.Sensitivity:
+    return fxcat.sensitivity(other(), BATCHES)
+
+
 RECORDS: list[Case] = [
     ("limits, then", lambda n: fxcat.Limits().then(3), "other= is an int, not a Limits"),
     ("architecture, classes", lambda n: fxcat.Architecture("resnet18", classes="3"), r"classes='3'\) is no whole"),
@@ -45,6 +59,8 @@ RECORDS: list[Case] = [
     ("report, a list of results", lambda n: fxcat.Report.of(n, results=[1]), "results= is a list, not a Mapping"),
     ("report, settings", lambda n: fxcat.Report.of(n, settings={"a": 1}), "settings={'a': 1} is no text"),
     ("history, written", lambda n: fxcat.History(epochs=[X]).save("h.json"), "the history holds what no JSON"),
+    ("report, another's history", lambda n: fxcat.Report.of(n, history=other_history()), "history= is of another"),
+    ("report, another's sensitivity", lambda n: fxcat.Report.of(n, sensitivity=other_sensitivity()), "is of another"),
     ("unit_scales", lambda n: unit_scales(n.network), r"unit_scales\(\) got"),
     ("sensitivity, shares", lambda n: fxcat.sensitivity(n, BATCHES, shares=0.5), "shares= is a float, not a Sequence"),
     ("sensitivity, text", lambda n: fxcat.sensitivity(n, BATCHES, shares="0.5"), "shares='0' is no number"),
