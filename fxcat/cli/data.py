@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torchvision.datasets.folder import ImageFolder, default_loader
 from torchvision.transforms import v2
 
 from fxcat.cli.settings import DataSettings
@@ -99,8 +100,8 @@ def load_images(settings: DataSettings, channels: int, seed: int) -> Images:
 class _Unreadable:
     """In place of an image, or of a batch with such a one: what a process that loads images can hand on."""
 
-    number: int
-    reason: str
+    what: str
+    where: str | None
 
 
 class _Images(Dataset[Any]):
@@ -115,8 +116,10 @@ class _Images(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         try:
             return self._images[number]
+        except InputError as error:
+            return _Unreadable(error.what, error.where)
         except Exception as error:  # of the many that libraries raise for damaged files
-            return _Unreadable(number, f"{type(error).__name__}: {error}")
+            return _Unreadable(f"image {number} of the data cannot be read: {type(error).__name__}: {error}", None)
 
 
 def _collated(found: list[Any]) -> Any:
@@ -129,11 +132,16 @@ class _Readable(DataLoader[Any]):
     def __iter__(self) -> Any:
         for batch in super().__iter__():
             if isinstance(batch, _Unreadable):
-                raise InputError(
-                    f"image {batch.number} of the data cannot be read: {batch.reason}",
-                    remedy="remove the file, or replace it by a whole one",
-                )
+                raise InputError(batch.what, where=batch.where, remedy="remove it, or replace it by a whole one")
             yield batch
+
+
+def _opened(path: str) -> Any:
+    """An image of a folder. Raises `InputError` for a file that is none."""
+    try:
+        return default_loader(path)
+    except Exception as error:  # of the many that libraries raise for damaged files
+        raise InputError(f"an image cannot be read: {type(error).__name__}: {error}", where=path) from error
 
 
 def _digits(settings: DataSettings, channels: int) -> _Sets:
@@ -161,9 +169,9 @@ def _folder(settings: DataSettings, channels: int) -> _Sets:
     train = root / "train" if (root / "train").is_dir() else root
     validation = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
     try:
-        cropped, whole = (torchvision.datasets.ImageFolder(str(train), t) for t in (random, plain))
+        cropped, whole = (ImageFolder(str(train), t, loader=_opened) for t in (random, plain))
         if validation is not None and train != root:
-            held_out: Any = torchvision.datasets.ImageFolder(str(validation), plain)
+            held_out: Any = ImageFolder(str(validation), plain, loader=_opened)
             if held_out.classes != whole.classes:
                 raise InputError(
                     f"{train} and {validation} have folders of other names", remedy="give each class a folder in both"

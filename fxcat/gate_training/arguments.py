@@ -30,6 +30,7 @@ from fxcat.choosing.select import check_counted
 from fxcat.data.losses import cross_entropy
 from fxcat.errors import InputError
 from fxcat.gate_training.said_of_gates import FREEZE, FROZEN
+from fxcat.gate_training.schedule import SHRINKS, UNTIL, check_schedule
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.records import check_pressure, check_target
@@ -87,6 +88,19 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "device": partial(check_device, **_OPTIONAL),
     "scaler": _instance("scaler", torch.amp.GradScaler, **_OPTIONAL),
 }
+
+
+def check_settings_given(**given: Any) -> None:
+    """Raise `InputError` for arguments of `GateController` that are wrong whatever network comes: for those that make
+    it later."""
+    _check(given)
+    if (given.get("target") is None) == (given.get("pressure") is None):
+        raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
+    if "loss" in given:
+        check_callable(given["loss"], "loss")
+    check_schedule(
+        given.get("total_steps"), given.get("warmup"), given.get("until", UNTIL), given.get("shrinks", SHRINKS)
+    )
 
 
 def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:

@@ -30,7 +30,7 @@ from fxcat.gate_training.policy import GatePolicy
 from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
 from fxcat.gate_training.said_of_gates import SaidByHeldOut, SaidByTraining, held_out_batch, said_by_held_out
-from fxcat.gate_training.schedule import Phase, Schedule
+from fxcat.gate_training.schedule import SHRINKS, UNTIL, Phase, Schedule
 from fxcat.gate_training.settings import check_settings, check_size, check_stored, settings_of, warn_if_resumed
 from fxcat.gate_training.shrinking import average_net, averages_of, shrink_all
 from fxcat.gate_training.watched import Steps, watch_all, without_gates
@@ -87,8 +87,8 @@ class GateController:
         pressure: Pressure | None = None,
         total_steps: int,
         warmup: float | None = None,
-        until: float = 0.55,
-        shrinks: int = 8,
+        until: float = UNTIL,
+        shrinks: int = SHRINKS,
         gate_lr: float | None = None,
         averages: Sequence[nn.Module] = (),
         held_out: Iterable[Any] | None = None,
