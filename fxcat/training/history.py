@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fxcat.checks import check_path
+from fxcat.checks import check_instance, check_integer, check_path
 from fxcat.errors import InputError
 from fxcat.utils.figures import new_figure, save_figure
 from fxcat.utils.json_file import checked_content, read_json, write_json
@@ -49,10 +49,18 @@ class EpochRecord:
 
 @dataclass(slots=True)
 class History:
-    """Records of a run. `shrunk_at`: the epoch in which the structure became final."""
+    """Records of a run. `shrunk_at`: the epoch in which the structure became final.
+
+    Raises `InputError` for anything else."""
 
     epochs: list[EpochRecord] = field(default_factory=list[EpochRecord])
     shrunk_at: int | None = None
+
+    def __post_init__(self) -> None:
+        check_instance(self.epochs, list, "History(epochs)", remedy="give a list of records, as fit() does")
+        for record in self.epochs:
+            check_instance(record, EpochRecord, "History(epochs)")
+        check_integer(self.shrunk_at, "History(shrunk_at)", least=0, optional=True)
 
     @property
     def best(self) -> EpochRecord | None:
