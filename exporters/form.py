@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from fxcat.checks import as_names, check_flag, check_integer
+from fxcat.checks import as_names, check_flag, check_integer, check_text
 from fxcat.errors import InputError
 
 SIZE_STEP = 32
@@ -30,6 +30,11 @@ class Form:
     external_data: bool | None = None
     half: bool = False
 
+    def __post_init__(self) -> None:
+        for argument in ("input_names", "output_names"):
+            if getattr(self, argument) is not None:
+                object.__setattr__(self, argument, as_names(getattr(self, argument), argument))
+
     def check(self) -> None:
         """Raise `InputError` for values of another kind."""
         check_integer(self.opset, "opset", least=1, optional=True)
@@ -39,7 +44,11 @@ class Form:
         check_flag(self.half, "half")
         for argument in ("input_names", "output_names"):
             names = getattr(self, argument)
-            if names is not None and len(set(as_names(names, argument))) < len(names):
+            for name in names or ():
+                check_text(name, argument, remedy=f'write {argument}=["image"]')
+                if not name:
+                    raise InputError(f"{argument}= has an empty name", remedy="give each a name of its own")
+            if names is not None and len(set(names)) < len(names):
                 raise InputError(f"{argument}= names something twice", remedy="give one name each")
 
     def named(self, names: Sequence[str] | None, found: Sequence[Any], argument: str) -> list[Any]:

@@ -35,7 +35,11 @@ def open_session(path: str | os.PathLike[str], provider: str, *, exact: bool = F
     try:
         session: Any = ort.InferenceSession(os.fspath(path), options, providers=[(provider, settings)])
     except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot load the file: {error}", where=os.fspath(path)) from error
+        raise ExportError(
+            f"ONNX Runtime cannot load the file: {error}",
+            where=os.fspath(path),
+            remedy="export module.float(): it has few operators in other types; or give another opset",
+        ) from error
     used = session.get_providers()[0]
     if used != provider:
         _log.warning("ONNX Runtime cannot use %s here and runs on %s", provider, used)

@@ -13,7 +13,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fxcat.checks import as_names, check_choice, check_flag, check_instance, check_integer, check_module, shown
+from fxcat.checks import (
+    as_names,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_module,
+    check_path,
+    shown,
+)
 from fxcat.choosing.alignment import limits_with_blocks, note_of_blocks
 from fxcat.choosing.widths import check_multiples
 from fxcat.errors import CaptureError, InputError, NothingToPruneError
@@ -88,9 +96,9 @@ def prepare(
     check_limits(limits)
     for name, flag in (("gate_inputs", gate_inputs), ("verbose", verbose)):
         check_flag(flag, name)
-    if verify != EACH_STEP:
+    if not (isinstance(verify, str) and verify == EACH_STEP):
         check_flag(verify, "verify", optional=True)
-    check_instance(dump, (str, os.PathLike), "dump", optional=True)
+    check_path(dump, "dump", optional=True)
     ignore, python = _checked_names(model, ignore), _checked_names(model, python, "python")
     units, sections = _GATES[gates]
     if policy == "ratio":

@@ -21,6 +21,8 @@ from fxcat.errors import FxcatError, InputError
 
 _LONGEST = 60
 """Characters of a value in a message."""
+_LARGEST = 2**53
+"""No whole number of anything is larger: floating-point numbers and tensors could not hold it."""
 _PLAIN = (bool, numbers.Number, str, bytes, type(None), list, tuple, dict, set)
 
 
@@ -117,7 +119,8 @@ def check_integer(
     if optional and value is None:
         return
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_whole or (least is not None and int(value) < least) or (most is not None and int(value) > most):
+    low, high = -_LARGEST if least is None else least, _LARGEST if most is None else most
+    if not is_whole or not low <= int(value) <= high:
         limits = ("" if least is None else f" ≥ {least}") + ("" if most is None else f" ≤ {most}")
         raise InputError(f"{_given(name, value)} is no {kind}", remedy=remedy or f"give an integer{limits}")
 
@@ -127,6 +130,23 @@ def check_flag(value: Any, name: str, *, optional: bool = False) -> None:
     if (optional and value is None) or (isinstance(value, int) and value in (0, 1)):
         return
     raise InputError(f"{_given(name, value)} is neither True nor False", remedy=f"write {name}=True or {name}=False")
+
+
+def check_text(value: Any, name: str, *, remedy: str | None = None, optional: bool = False) -> None:
+    """A text."""
+    if not isinstance(value, str) and not (optional and value is None):
+        raise InputError(f"{_given(name, value)} is no text", remedy=remedy or "give a text, or leave it out")
+
+
+def check_texts(value: Any, name: str, *, optional: bool = False) -> None:
+    """Texts by their names, in a mapping."""
+    if optional and value is None:
+        return
+    remedy = f'write {name}={{"accuracy": "76.1 %"}}'
+    check_instance(value, Mapping, name, remedy=remedy)
+    for key, text in value.items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise InputError(f"{name}= holds {shown({key: text})}, and wants texts", remedy=remedy)
 
 
 def check_choice(value: Any, name: str, choices: Iterable[str]) -> None:

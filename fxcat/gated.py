@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxcat.checks import check_instance
+from fxcat.checks import check_instance, check_integer
 from fxcat.choosing.widths import group_widths
 from fxcat.errors import InputError
 from fxcat.network.appraisal import Appraisal
@@ -19,7 +19,7 @@ from fxcat.network.copies import Copies
 from fxcat.network.cost_model import CostModel
 from fxcat.network.ddp import Wrappers
 from fxcat.network.following import Led, described, left_to_close
-from fxcat.network.gates import Gate, GatesByName, GateVector, check_setting, type_of_gates
+from fxcat.network.gates import Gate, GatesByName, GateVector, check_setting, check_thetas, type_of_gates
 from fxcat.network.latency import LatencyModel, LatencySource, PredictedLatency, TimedOp, attach_latency
 from fxcat.network.limits import GateLimits, Limits
 from fxcat.network.liveness import gates_inside, live_gates, live_parameters, parameters_gated_by
@@ -29,7 +29,7 @@ from fxcat.network.origin import KeptIndices, Origin
 from fxcat.network.places import Places
 from fxcat.network.program import GatePart, Program, Shrunk, Structure
 from fxcat.network.recipe import Gates, Recipe, attach_recipe
-from fxcat.network.weight_checks import check_own, check_unchanged, check_whole, parameter_shapes
+from fxcat.network.weight_checks import check_own, check_unchanged, check_whole, check_without_bias, parameter_shapes
 from fxcat.records import Cost, Target, check_target
 from fxcat.summary import print_summary
 from fxcat.utils.constant_tables import Table
@@ -303,6 +303,8 @@ class GatedModule(CalledAsModel):
     @usual_modes()
     def removed(self, keep: torch.Tensor) -> Shrunk:
         """The same, and nothing follows."""
+        check_instance(keep, torch.Tensor, "keep")
+        check_setting(keep, self.gate_vector.theta)
         self.check_weights()
         theta, count = self.gate_vector.theta.detach(), self.gate_vector.unit_count
         modes = {path: module.training for path, module in self.network.named_modules()}
@@ -330,6 +332,11 @@ class GatedModule(CalledAsModel):
         `InputError` for a table of other ops.
         """
         check_instance(table, LatencySource, "table", remedy="give fxcat.LatencyTable.measure(net)")
+        if self.led.by is not None and self.led.by.phase != "plain":
+            raise InputError(
+                "the gates are being trained already, by costs without milliseconds, or with others",
+                remedy="call net.use_latency(table) before GateController(net, …) is made",
+            )
         self.latency = LatencyModel(self.timed_ops(table.batch), table, self.gate_vector.counts_at_start)
         self.limits = self.limits.in_steps(table.step, [w.units * w.channels for w in group_widths(self)])
 
@@ -337,19 +344,23 @@ class GatedModule(CalledAsModel):
         """Milliseconds of a run at the expected widths, differentiable in θ; a double scalar.
 
         Raises `InputError` without a latency table."""
+        share = self.latency_share(self.gate_vector.theta)
+        assert self.latency is not None
+        return self.latency.start * share
+
+    def latency_share(self, theta: torch.Tensor) -> torch.Tensor:
+        """What gates or probabilities of shape (gates,) take of the milliseconds of the start network. Raises
+        `InputError` without a latency table."""
         if self.latency is None:
             raise InputError(
                 "the network has no latency table", remedy="net.use_latency(fxcat.LatencyTable.measure(net))"
             )
-        return self.latency.start * self.latency_share(self.gate_vector.theta)
-
-    def latency_share(self, theta: torch.Tensor) -> torch.Tensor:
-        """What gates or probabilities of shape (gates,) take of the milliseconds of the start network."""
-        assert self.latency is not None
+        check_thetas(theta, self.gate_vector.theta)
         return self.latency.share(theta, self.gate_vector.numbers, tuple(self._settled))
 
     def timed_ops(self, batch: int) -> tuple[TimedOp, ...]:
         """What a runtime takes time for, with so many examples in a run; before anything has left the network."""
+        check_integer(batch, "batch", least=1)
         if self.gate_vector.shrunk:
             raise InputError(
                 "the network has become smaller since it was prepared, and latency is that of the start network",
@@ -358,7 +369,10 @@ class GatedModule(CalledAsModel):
         return self.program.timed_ops(self.network, batch)
 
     def add_biases(self, paths: Sequence[str]) -> None:
-        """Give layers that have none a bias, zero; `paths`: of their modules. Gates and all else stay as they are."""
+        """Give layers that have none a bias, zero; `paths`: of their modules. Gates and all else stay as they are.
+
+        Raises `InputError` for anything but linear layers and convolutions without a bias."""
+        paths = check_without_bias(self.network, paths)
         self.program, cost_model, structure = self.program.with_biases(self.network, paths)
         self._set_structure(structure, cost_model)
         stage = self.recipe[-1]

@@ -95,7 +95,10 @@ def _replayed(model: nn.Module, stage: Stage, example_inputs: Any) -> GatedModul
     check_ops(net.recipe[-1].ops, stage.ops)
     check_gates(net.recipe[-1].gates, stage.gates)
     if stage.biases:  # at their full width, whenever they came: they shrink with all else
-        net.add_biases(stage.biases)
+        try:
+            net.add_biases(stage.biases)
+        except InputError as error:
+            raise ValueError(error.what) from error  # which the recipe says, not the model
     for closed in stage.closed[:-1]:  # also where nothing closed: what may be a unit is found anew
         net.shrink(net.gate_vector.open_but(closed))
     with torch.no_grad():

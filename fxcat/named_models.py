@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcat.checks import as_path, check_flag, check_instance, check_integer
+from fxcat.checks import as_path, check_flag, check_instance, check_integer, shown
 from fxcat.errors import InputError, StorageError
 
 _log = logging.getLogger(__name__)
@@ -47,13 +47,19 @@ def named_model(
     check_instance(name, str, "name")
     check_integer(classes, "classes", least=1, optional=True)
     check_flag(pretrained, "pretrained")
+    check_instance(arguments, Mapping, "arguments", remedy='give {"image_size": 32}', optional=True)
     given = dict(arguments or {})
     for argument in given:
+        if not isinstance(argument, str):
+            raise InputError(f"arguments= names {shown(argument)}, which is no name", remedy="give arguments by name")
         if any(word in argument for word in LOADING):
             raise InputError(
                 f"the argument {argument!r} of {name} would load weights", remedy="say pretrained=True, or weights=path"
             )
     if classes is not None:
+        if given.get("num_classes", classes) != classes:
+            other = given["num_classes"]
+            raise InputError(f"classes={classes} and num_classes={other} at once", remedy="give one of them")
         given["num_classes"] = classes
     if pretrained and weights is not None:
         raise InputError("pretrained=True and weights= at once", remedy="give one of them")
@@ -181,7 +187,10 @@ def _function(module: str, name: str) -> Callable[..., Any]:
     except AttributeError as error:
         raise InputError(f"{module} has no {name!r}", remedy="give package.module:function") from error
     except Exception as error:  # of somebody's own code
-        raise InputError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{module} cannot be imported: {type(error).__name__}: {error}",
+            remedy="give package.module:function, which can be imported: nets:small of a file nets.py",
+        ) from error
     if not callable(found):
         raise InputError(f"{module}:{name} is no function", remedy="give a function, or a class, that makes a model")
     return found

@@ -40,3 +40,16 @@ def broken() -> nn.Module:
 
 
 nothing = 3
+
+
+def volumes() -> nn.Module:
+    """For what is no image."""
+    return nn.Sequential(
+        *(nn.Conv3d(1, 8, 3, stride=8), nn.ReLU(), nn.Conv3d(8, 8, 1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+
+
+def four() -> nn.Module:
+    """For images of four channels."""
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))

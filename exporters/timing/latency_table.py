@@ -6,6 +6,7 @@ In: a network with gates. Out: per distinct op a grid of measured widths, and wh
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -157,15 +158,15 @@ class LatencyTable:
             older = ", of another version: measure it again" if str(content["format"]).startswith(_TITLE) else ""
             raise ValueError(f"its format is {content['format']!r}{older}")
         ops = {str(key): _op(op) for key, op in content["ops"].items()}
-        calibration = Calibration(**{k: float(v) for k, v in content["calibration"].items()})
+        calibration = Calibration(**{k: _finite(v) for k, v in content["calibration"].items()})
         numbers = {name: int(content[name]) for name in ("threads", "batch", "step")}
         if min(numbers.values()) < 1 or min(calibration.numbers) < 0:
             raise ValueError("numbers are too small")
         texts = {name: tuple(str(t) for t in content[name]) for name in ("as_they_are", "unmeasured")}
         facts = {name: {str(k): str(v) for k, v in content[name].items()} for name in ("machine", "versions")}
         return cls(
-            runtime=content["runtime"],
-            device=content["device"],
+            runtime={name: name for name in RUNTIMES}[content["runtime"]],
+            device=str(content["device"]),
             calibration=calibration,
             ops=ops,
             threads=numbers["threads"],
@@ -173,10 +174,17 @@ class LatencyTable:
             step=numbers["step"],
             as_they_are=texts["as_they_are"],
             unmeasured=texts["unmeasured"],
-            held_out=tuple(float(x) for x in content["held_out"]),
+            held_out=tuple(_finite(x) for x in content["held_out"]),
             machine=facts["machine"],
             versions=facts["versions"],
         )
+
+
+def _finite(value: Any) -> float:
+    """A number from JSON, whose numbers may be NaN or infinite. Raises `ValueError` for these."""
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{number} is no time")
+    return number
 
 
 def _op(content: Any) -> OpTable:
@@ -187,12 +195,12 @@ def _op(content: Any) -> OpTable:
         size *= len(axis)
         if not axis or axis[0] < 1 or any(a >= b for a, b in itertools.pairwise(axis)):
             raise ValueError(f"widths {axis} do not ascend")
-    kernel, layout = (tuple(float(x) for x in content[name]) for name in ("kernel", "layout"))
+    kernel, layout = (tuple(_finite(x) for x in content[name]) for name in ("kernel", "layout"))
     nodes = tuple(int(n) for n in content["nodes"])
     if {len(kernel), len(layout), len(nodes)} != {size} or len(widths) > 2 or min((*kernel, *layout, *nodes)) < 0:
         raise ValueError("times do not fit their widths")
     penalties, rounding = (
-        tuple(tuple(float(p) for p in axis) for axis in content[name]) for name in ("penalties", "rounding")
+        tuple(tuple(_finite(p) for p in axis) for axis in content[name]) for name in ("penalties", "rounding")
     )
     fits = len(rounding) in (0, len(widths)) and all(len(r) in (0, len(OFFSETS)) for r in rounding)
     if not fits or min(itertools.chain(*rounding), default=0.0) < 0:

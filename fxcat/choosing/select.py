@@ -12,7 +12,7 @@ from fxcat.choosing.knapsack import next_to_close
 from fxcat.choosing.widths import aligned, least_aligned
 from fxcat.errors import TargetError
 from fxcat.network.gated_network import GatedNetwork
-from fxcat.records import COSTS, Cost, Target
+from fxcat.records import COSTS, Cost, Pressure, Target
 
 AT_ONCE = 0.05
 """Share of the cost that closes before costs are looked at again."""
@@ -43,13 +43,18 @@ def smallest_cost(net: GatedNetwork) -> Cost[int]:
 def check_reachable(net: GatedNetwork, target: Target) -> None:
     """Raise `TargetError` with what is reachable if even the smallest network is above the target, or if it asks for
     what the network does not count."""
-    if target.latency is not None and net.latency is None:
+    check_counted(net, target)
+    _check_met(net, smallest_setting(net), target)
+
+
+def check_counted(net: GatedNetwork, objective: Target | Pressure) -> None:
+    """Raise `TargetError` for milliseconds of a network that does not count them."""
+    if objective.latency and net.latency is None:
         raise TargetError(
-            f"Target(latency={target.latency}) needs to know how long the network's ops take",
+            f"{type(objective).__name__}(latency={objective.latency}) needs to know how long the network's ops take",
             remedy="right after prepare(): net.use_latency(fxcat.LatencyTable.measure(net)), or one that was "
             "measured for this model on the machine that will run it",
         )
-    _check_met(net, smallest_setting(net), target)
 
 
 def reachable_with(net: GatedNetwork, target: Target, alive: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from fxcat.cli.run_folder import RunFolder, file_name_of
 from fxcat.cli.settings import Settings
 from fxcat.cli.tasks import prepared, settled, with_images
 from fxcat.errors import ExportError, InputError
+from fxcat.exporters.inputs import example_arguments
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.timing.latency_table import LatencyTable
 from fxcat.exporters.timing.runtimes import RUNTIMES
@@ -73,8 +74,10 @@ def _compare(folder: RunFolder, batch: int, repeats: int) -> None:
         from fxcat.exporters.latency import compare_latency
     except ModuleNotFoundError as error:
         raise ExportError(f"ONNX files need the package {error.name}", remedy='pip install "fxcat[onnx]"') from error
-    example = torch.empty(folder.shape(), device="meta")
-    networks: dict[str, nn.Module] = {"dense": folder.dense(folder.settings).eval(), "small": folder.small()}
+    small = folder.small()
+    with_bench(folder)  # it can be read, before minutes are spent for what is to be added
+    example = example_arguments(small, None)  # what it was prepared with
+    networks: dict[str, nn.Module] = {"dense": folder.dense(folder.settings).eval(), "small": small}
     with tempfile.TemporaryDirectory() as scratch:
         files = {name: export_onnx(n, Path(scratch, f"{name}.onnx"), example) for name, n in networks.items()}
         times = compare_latency(files["dense"].path, files["small"].path, example, batch=batch, repeats=repeats)

@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 
 from fxcat.api import finalize
+from fxcat.cli.data import Images
 from fxcat.cli.latency import expected_times, keep_table, needed_target, target_of, use_latency
 from fxcat.cli.models import has_random_weights, make_model
 from fxcat.cli.options import asked_for, settings_options
 from fxcat.cli.run_folder import RunFolder, command
-from fxcat.cli.settings import ModelSettings, Settings, TrainSettings
+from fxcat.cli.settings import ModelSettings, Settings, TrainSettings, with_target
 from fxcat.cli.tasks import (
     accuracy,
     measured_sensitivity,
@@ -31,6 +32,7 @@ from fxcat.scores.one_shot import one_shot
 from fxcat.storage import save
 from fxcat.summary import print_summary
 from fxcat.training.fit import fit
+from fxcat.training.history import History
 
 BATCHES = 4
 """Of the training images, for scores and sensitivity."""
@@ -90,20 +92,20 @@ def prune(compensate: bool, batches: int, out: Path | None, quiet: bool, **optio
     net = prepared(settings, sized=images is not None or settings.data.size is not None, verbose=not quiet)
     if not quiet and has_random_weights(settings.model):
         click.echo("the weights are random: --weights FILE gives others, --pretrained those of the package", err=True)
-    settings = with_size(settings, net)
-    folder = RunFolder.new(out, settings)
-    keep_table(use_latency(net, settings.prune, quiet=quiet), settings, folder)
-    some = None if images is None else images.some(batches)
-    before = None if images is None else accuracy(net, images.validation)
-    scores = importance.norm_scale(net) if some is None else importance.taylor(net, some)
-    one_shot(net, scores, target=needed_target(settings.prune, net), compensate=some if compensate else None)
-    small = finalize(net)
-    results = expected_times(net)
-    if images is not None and before is not None:
-        results["validation accuracy before"] = f"{before:.2%}"
-        results["validation accuracy after"] = f"{accuracy(small, images.validation):.2%}"
-    save(small, folder.network_file)
-    _end(folder, net, Report.of(net, **_of(settings, folder), results=results))
+    settings = with_target(with_size(settings, net))
+    with RunFolder.begun(out, settings) as folder:
+        keep_table(use_latency(net, settings.prune, quiet=quiet), settings, folder)
+        some = None if images is None else images.some(batches)
+        before = None if images is None else accuracy(net, images.validation)
+        scores = importance.norm_scale(net) if some is None else importance.taylor(net, some)
+        one_shot(net, scores, target=needed_target(settings.prune, net), compensate=some if compensate else None)
+        small = finalize(net)
+        results = expected_times(net)
+        if images is not None and before is not None:
+            results["validation accuracy before"] = f"{before:.2%}"
+            results["validation accuracy after"] = f"{accuracy(small, images.validation):.2%}"
+        save(small, folder.network_file)
+        _end(folder, net, Report.of(net, **_of(settings, folder), results=results))
 
 
 @click.command()
@@ -120,16 +122,35 @@ def train(resume: bool, sensitive: bool, out: Path | None, quiet: bool, **option
             raise InputError("--resume does not know which run", remedy="give --out")
         base = RunFolder(out).settings
     settings, images = with_images(settled(asked_for(options, base)))
+    teacher = _teacher(settings.train, settings)
     net = prepared(settings, sized=True, verbose=not quiet)
+    settings = with_target(with_size(settings, net))
+    with RunFolder.begun(out, settings, again=resume) as folder:
+        if not quiet:
+            click.echo(f"run: {folder.path}")
+        keep_table(use_latency(net, settings.prune, quiet=quiet), settings, folder)
+        found = measured_sensitivity(net, images.some(BATCHES), quiet=quiet) if sensitive else None
+        history = _trained(net, images, settings, folder, teacher, resume=resume, quiet=quiet)
+        small = finalize(net).cpu()
+        save(small, folder.network_file)
+        history.save(folder.path / "history.json")
+        results = {"validation accuracy": f"{accuracy(small, images.validation):.2%}", **expected_times(net)}
+        _end(folder, net, Report.of(net, **_of(settings, folder), history=history, sensitivity=found, results=results))
+
+
+def _trained(
+    net: GatedModule,
+    images: Images,
+    settings: Settings,
+    folder: RunFolder,
+    teacher: torch.nn.Module | bool | None,
+    *,
+    resume: bool,
+    quiet: bool,
+) -> History:
+    """What `fit` makes of it."""
     asked = settings.train
-    teacher = _teacher(asked, settings)
-    settings = with_size(settings, net)
-    folder = RunFolder.new(out, settings, again=resume)
-    if not quiet:
-        click.echo(f"run: {folder.path}")
-    keep_table(use_latency(net, settings.prune, quiet=quiet), settings, folder)
-    found = measured_sensitivity(net, images.some(BATCHES), quiet=quiet) if sensitive else None
-    history = fit(
+    return fit(
         net,
         images.train,
         images.validation,
@@ -145,11 +166,6 @@ def train(resume: bool, sensitive: bool, out: Path | None, quiet: bool, **option
         progress=not quiet,
         seed=asked.seed,
     )
-    small = finalize(net).cpu()
-    save(small, folder.network_file)
-    history.save(folder.path / "history.json")
-    results = {"validation accuracy": f"{accuracy(small, images.validation):.2%}", **expected_times(net)}
-    _end(folder, net, Report.of(net, **_of(settings, folder), history=history, sensitivity=found, results=results))
 
 
 def _teacher(asked: TrainSettings, settings: Settings) -> torch.nn.Module | bool | None:

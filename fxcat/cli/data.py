@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torchvision.datasets.folder import ImageFolder, default_loader
 from torchvision.transforms import v2
 
 from fxcat.cli.settings import DataSettings
@@ -84,7 +85,8 @@ def load_images(settings: DataSettings, channels: int, seed: int) -> Images:
         )
 
     def loader(images: Any, **options: Any) -> DataLoader[Any]:
-        return DataLoader(images, batch_size=settings.batch_size, num_workers=settings.workers, **options)
+        given: dict[str, Any] = {"batch_size": settings.batch_size, "num_workers": settings.workers, **options}
+        return _Readable(_Images(images), collate_fn=_collated, **given)
 
     return Images(
         loader(found.train, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed)),
@@ -92,6 +94,54 @@ def load_images(settings: DataSettings, channels: int, seed: int) -> Images:
         found.classes,
         loader(found.plain, shuffle=True, generator=torch.Generator().manual_seed(seed)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """In place of an image, or of a batch with such a one: what a process that loads images can hand on."""
+
+    what: str
+    where: str | None
+
+
+class _Images(Dataset[Any]):
+    """A data set, with `_Unreadable` where an image cannot be read."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self._images[number]
+        except InputError as error:
+            return _Unreadable(error.what, error.where)
+        except Exception as error:  # of the many that libraries raise for damaged files
+            return _Unreadable(f"image {number} of the data cannot be read: {type(error).__name__}: {error}", None)
+
+
+def _collated(found: list[Any]) -> Any:
+    return next((x for x in found if isinstance(x, _Unreadable)), None) or default_collate(found)
+
+
+class _Readable(DataLoader[Any]):
+    """Iterating raises `InputError` for an image that cannot be read."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, _Unreadable):
+                raise InputError(batch.what, where=batch.where, remedy="remove it, or replace it by a whole one")
+            yield batch
+
+
+def _opened(path: str) -> Any:
+    """An image of a folder. Raises `InputError` for a file that is none."""
+    try:
+        return default_loader(path)
+    except Exception as error:  # of the many that libraries raise for damaged files
+        raise InputError(f"an image cannot be read: {type(error).__name__}: {error}", where=path) from error
 
 
 def _digits(settings: DataSettings, channels: int) -> _Sets:
@@ -119,9 +169,9 @@ def _folder(settings: DataSettings, channels: int) -> _Sets:
     train = root / "train" if (root / "train").is_dir() else root
     validation = next((root / name for name in _VALIDATION if (root / name).is_dir()), None)
     try:
-        cropped, whole = (torchvision.datasets.ImageFolder(str(train), t) for t in (random, plain))
+        cropped, whole = (ImageFolder(str(train), t, loader=_opened) for t in (random, plain))
         if validation is not None and train != root:
-            held_out: Any = torchvision.datasets.ImageFolder(str(validation), plain)
+            held_out: Any = ImageFolder(str(validation), plain, loader=_opened)
             if held_out.classes != whole.classes:
                 raise InputError(
                     f"{train} and {validation} have folders of other names", remedy="give each class a folder in both"
@@ -167,6 +217,8 @@ def _of_torchvision(settings: DataSettings, channels: int) -> _Sets:
         train, whole, test = (made(**options, **{str(_dividing(made)): part}, transform=t) for part, t in made_with)
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         remedy = f"say where they are (--data-root), or --download: torchvision then loads them into {settings.root}"
+        if isinstance(error, ValueError | TypeError):  # it wants to be told more than which part
+            remedy = "put its images into a folder per class, and give --data FOLDER"
         raise InputError(f"{settings.name} cannot be read: {str(error).splitlines()[0]}", remedy=remedy) from error
     classes: Any = getattr(whole, "classes", None)
     if classes is None:
@@ -177,6 +229,11 @@ def _of_torchvision(settings: DataSettings, channels: int) -> _Sets:
 def _transforms(settings: DataSettings, channels: int, *, augment: bool = False) -> Callable[[Any], Any]:
     """From an image to a tensor (C, H, W) with the mean and spread of ImageNet's."""
     size = image_size(settings)
+    if channels not in (1, 3):
+        raise InputError(
+            f"the model takes images of {channels} channels, and those of {settings.name} are grey or in colour",
+            remedy="give a model for 1 or 3 channels, or train it by fxcat.fit in a script of your own",
+        )
     steps: list[Any] = [v2.ToImage(), v2.Grayscale() if channels == 1 else v2.RGB()]
     if augment and size >= LARGE:
         steps += [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]

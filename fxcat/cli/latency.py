@@ -41,7 +41,7 @@ def keep_table(table: LatencyTable | None, settings: Settings, folder: RunFolder
     """Store the table with a run, whose settings name it: the run can be repeated, and is the same."""
     if table is not None:
         table.save(folder.table_file)
-        prune = replace(settings.prune, latency_table=str(folder.table_file))
+        prune = replace(settings.prune, latency_table=folder.table_file.name)
         write_settings(replace(settings, prune=prune), folder.settings_file)
 
 
@@ -54,8 +54,10 @@ def target_of(prune: PruneSettings, net: GatedModule) -> Target | None:
 
 
 def needed_target(prune: PruneSettings, net: GatedModule) -> Target:
-    """The same, and half of the FLOPs if none was."""
-    return target_of(prune, net) or Target(flops=0.5, layers=prune.layers)
+    """The same; one has been asked for."""
+    target = target_of(prune, net)
+    assert target is not None
+    return target
 
 
 def _latency_share(prune: PruneSettings, net: GatedModule) -> float | None:

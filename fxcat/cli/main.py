@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -59,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in given
     logging.basicConfig(level=logging.WARNING, format="fxcat: %(message)s")
     warnings.showwarning = _warn
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of a terminal that does not know all letters
     try:
         code = cli.main(args=given, prog_name="fxcat", standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
+from torch import nn
 
 from fxcat.cli.run_folder import RunFolder
 from fxcat.errors import InputError
@@ -60,25 +60,24 @@ def export(
         )
     if folder is None and (license is not None or no_source):
         raise InputError("--license and --no-source are of a folder", remedy="give --folder")
-    small, example = found.small(), torch.empty(found.shape(), device="meta")
+    small = found.small()  # which knows what it was prepared with
     if onnx is not None:
         options: dict[str, Any] = {"opset": opset, "half": half}
         options |= {"dynamic_size": dynamic_size, "dynamic_batch": not fixed_batch}
-        click.echo(_said(export_onnx(small, onnx, example, verify=not no_verify, **options)))
+        click.echo(_said(export_onnx(small, onnx, verify=not no_verify, **options)))
     if source is not None:
-        click.echo(_source_said(export_source(small, source, example, verify=not no_verify)))
+        click.echo(_source_said(export_source(small, source, verify=not no_verify)))
     if folder is not None:
         _publish(found, small, folder, license, source=not no_source)
 
 
-def _publish(run: RunFolder, small: torch.nn.Module, folder: Path, license: str | None, *, source: bool) -> None:
+def _publish(run: RunFolder, small: nn.Module, folder: Path, license: str | None, *, source: bool) -> None:
     settings, about = run.settings.model, with_bench(run)
     architecture = Architecture(settings.name, settings.classes, settings.arguments, settings.bypasses)
     save_folder(
         small,
         folder,
         architecture=architecture,
-        input_shape=run.shape(),
         report=about,
         results=about.results,
         onnx=True,
@@ -106,6 +105,7 @@ def _source_said(report: SourceReport) -> str:
 def report(run: Path, html: Path | None) -> None:
     """Write the page about RUN again, with what has been measured since."""
     folder = RunFolder(run)
+    _ = folder.settings  # it is one
     found = with_bench(folder)
     page = folder.put(found)
     if html is not None:
@@ -115,6 +115,7 @@ def report(run: Path, html: Path | None) -> None:
 
 def with_bench(folder: RunFolder) -> Report:
     """The report of a run, with what `bench` has measured since."""
+    folder.check_ended(folder.report_file)
     found = Report.load(folder.report_file)
     measured = {str(name): str(text) for name, text in (folder.read("bench.json") or {}).items()}
     return replace(found, results={**found.results, **measured})

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Union, get_args, get_origin
 
 
-def _says(text: str, flag: str | None = None, least: int | None = None) -> dict[str, Any]:
-    """What `--help` says; `flag`: the option of a setting, if that is not its own name; `least`: of its values."""
-    return {"help": text, "flag": flag, "least": least}
+def _says(text: str, flag: str | None = None, least: int | None = None, *, free: bool = False) -> dict[str, Any]:
+    """What `--help` says; `flag`: the option of a setting, if that is not its own name; `least`: of its values; `free`:
+    a run that goes on may have another one."""
+    return {"help": text, "flag": flag, "least": least, "free": free}
 
 
-def _setting(default: Any, text: str, *, flag: str | None = None, least: int | None = None) -> Any:
-    return field(default=default, metadata=_says(text, flag, least))
+def _setting(default: Any, text: str, *, flag: str | None = None, least: int | None = None, free: bool = False) -> Any:
+    return field(default=default, metadata=_says(text, flag, least, free=free))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,12 @@ class DataSettings:
     name: str | None = _setting(
         None, "digits (comes with scikit-learn), a folder of images, or a data set of torchvision", flag="--data"
     )
-    root: str = _setting("data", "where data sets of torchvision lie", flag="--data-root")
-    download: bool = _setting(False, "let torchvision download the data set")
+    root: str = _setting("data", "where data sets of torchvision lie", flag="--data-root", free=True)
+    download: bool = _setting(False, "let torchvision download the data set", free=True)
     size: int | None = _setting(None, "height and width of the images", least=1)
     batch_size: int = _setting(64, "images in a batch", least=1)
     augment: bool = _setting(True, "crop and flip training images at random")
-    workers: int = _setting(0, "processes that load images", least=0)
+    workers: int = _setting(0, "processes that load images", least=0, free=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,13 @@ class PruneSettings:
 class TrainSettings:
     """The training loop."""
 
-    epochs: int = _setting(20, "epochs, of which the first 55 % have gates", least=1)
+    epochs: int = _setting(20, "epochs, of which the first 55 % have gates", least=1, free=True)
     lr: float = _setting(0.05, "learning rate of SGD with Nesterov momentum and cosine annealing")
     clip_norm: float | None = _setting(None, "largest norm of the gradients")
     teacher: str | None = _setting(None, "learn from a teacher too: 'self' (the network as it begins) or a model")
     teacher_weights: str | None = _setting(None, "a file with the state_dict of a teacher that is a model")
     bfloat16: bool = _setting(False, "mixed precision")
-    device: str | None = _setting(None, "such as cpu or cuda; by default a GPU if there is one")
+    device: str | None = _setting(None, "such as cpu or cuda; by default a GPU if there is one", free=True)
     seed: int = _setting(0, "of all random numbers", least=0)
 
 
@@ -95,3 +96,11 @@ def kind_of_values(hint: Any) -> Any:
     is_union = get_origin(hint) in (Union, types.UnionType)
     kind = next(k for k in get_args(hint) if k is not type(None)) if is_union else hint
     return get_origin(kind) or kind
+
+
+def with_target(settings: Settings) -> Settings:
+    """The settings, with half of the FLOPs where no size is asked for."""
+    prune = settings.prune
+    if any(x is not None for x in (prune.flops, prune.params, prune.latency, prune.milliseconds)):
+        return settings
+    return replace(settings, prune=replace(prune, flops=0.5))

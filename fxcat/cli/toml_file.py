@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fxcat.cli.settings import Settings, kind_of_values
+from fxcat.cli.settings import Settings, kind_of_values, with_target
 from fxcat.errors import InputError, StorageError
 from fxcat.utils.written_files import write_text
 
@@ -24,9 +24,15 @@ def read_settings(path: Path) -> Settings:
     """The settings in a file; what it does not say is as usual. Raises `StorageError` and `InputError`."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"no settings can be read: {error}", where=str(path)) from error
-    return with_settings(Settings(), content, str(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(
+            f"no settings can be read: {error}", where=str(path), remedy="write TOML: [model], and below it name = …"
+        ) from error
+    settings = with_settings(Settings(), content, str(path))
+    beside = path.parent / (settings.prune.latency_table or "")
+    if beside.is_file():  # that of a run lies in its folder, wherever that has been moved to
+        settings = replace(settings, prune=replace(settings.prune, latency_table=str(beside)))
+    return settings
 
 
 def with_settings(settings: Settings, content: Mapping[str, Any], where: str | None = None) -> Settings:
@@ -63,6 +69,20 @@ def write_settings(settings: Settings, path: Path) -> None:
         values = {f.name: getattr(record, f.name) for f in fields(record)}
         lines += [f"[{part.name}]", *(f"{n} = {_toml(v)}" for n, v in values.items() if v is not None), ""]
     write_text(path, "\n".join(lines), "settings")
+
+
+def check_same(stored: Settings, asked: Settings, where: str) -> None:
+    """Raise `InputError` if a run that is to go on is asked for something else than before."""
+    for part in fields(asked):
+        before, now = getattr(with_target(stored), part.name), getattr(asked, part.name)
+        for setting in fields(now):
+            then, value = getattr(before, setting.name), getattr(now, setting.name)
+            if then != value and not setting.metadata["free"]:
+                raise InputError(
+                    f"the run has {part.name}.{setting.name} = {then!r}, and {value!r} is asked for",
+                    where=where,
+                    remedy="go on with the settings that it had (--epochs may be more), or give another --out",
+                )
 
 
 def _toml(value: Any) -> str:

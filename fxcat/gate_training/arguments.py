@@ -26,9 +26,11 @@ from fxcat.checks import (
     check_path,
     shown,
 )
+from fxcat.choosing.select import check_counted
 from fxcat.data.losses import cross_entropy
 from fxcat.errors import InputError
 from fxcat.gate_training.said_of_gates import FREEZE, FROZEN
+from fxcat.gate_training.schedule import SHRINKS, UNTIL, check_schedule
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.records import check_pressure, check_target
@@ -88,6 +90,19 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 }
 
 
+def check_settings_given(**given: Any) -> None:
+    """Raise `InputError` for arguments of `GateController` that are wrong whatever network comes: for those that make
+    it later."""
+    _check(given)
+    if (given.get("target") is None) == (given.get("pressure") is None):
+        raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
+    if "loss" in given:
+        check_callable(given["loss"], "loss")
+    check_schedule(
+        given.get("total_steps"), given.get("warmup"), given.get("until", UNTIL), given.get("shrinks", SHRINKS)
+    )
+
+
 def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
     """Raise `InputError` for the first argument of `GateController` that is not of its kind."""
     check_gated(net, "GateController()")
@@ -96,10 +111,12 @@ def check_controller_arguments(net: Any, loss: Any, **given: Any) -> None:
     if (given["target"] is None) == (given["pressure"] is None):
         raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.5)")
     if loss is not cross_entropy:
-        _check_ratio(net, "loss")
+        check_of_ratio(net, "loss")
     _check_held_out(net, given)
     net.check_weights()
     _check_undecided(net)
+    if given["pressure"] is not None:
+        check_counted(net, given["pressure"])
 
 
 def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
@@ -124,10 +141,10 @@ def check_fit_arguments(net: Any, loss: Any = None, **given: Any) -> None:
 
 def _check_held_out(net: GatedModule, given: Mapping[str, Any]) -> None:
     if given.get("held_out") is not None:
-        _check_ratio(net, "held_out")
+        check_of_ratio(net, "held_out")
 
 
-def _check_ratio(net: GatedModule, name: str) -> None:
+def check_of_ratio(net: GatedModule, name: str) -> None:
     """Raise `InputError` for an argument of one policy where there is another one."""
     if net.policy != "ratio":
         raise InputError(
@@ -143,7 +160,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _check_autocast(dtype: Any) -> None:
-    if dtype is not None and dtype not in (torch.bfloat16, torch.float16):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in (torch.bfloat16, torch.float16)):
         what = f"autocast={shown(dtype)} is no type for mixed precision"
         raise InputError(what, remedy="give torch.bfloat16 or torch.float16")
 

@@ -21,7 +21,7 @@ from fxcat.choosing.widths import nearest_aligned
 from fxcat.data.batches import HeldOut
 from fxcat.data.losses import Loss, cross_entropy
 from fxcat.errors import FxcatError
-from fxcat.gate_training.arguments import check_controller_arguments
+from fxcat.gate_training.arguments import check_controller_arguments, check_of_ratio
 from fxcat.gate_training.bernoulli import BernoulliPolicy
 from fxcat.gate_training.decisions import DEAD
 from fxcat.gate_training.optimizer_shapes import check_state
@@ -30,7 +30,7 @@ from fxcat.gate_training.policy import GatePolicy
 from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
 from fxcat.gate_training.said_of_gates import SaidByHeldOut, SaidByTraining, held_out_batch, said_by_held_out
-from fxcat.gate_training.schedule import Phase, Schedule
+from fxcat.gate_training.schedule import SHRINKS, UNTIL, Phase, Schedule
 from fxcat.gate_training.settings import check_settings, check_size, check_stored, settings_of, warn_if_resumed
 from fxcat.gate_training.shrinking import average_net, averages_of, shrink_all
 from fxcat.gate_training.watched import Steps, watch_all, without_gates
@@ -87,8 +87,8 @@ class GateController:
         pressure: Pressure | None = None,
         total_steps: int,
         warmup: float | None = None,
-        until: float = 0.55,
-        shrinks: int = 8,
+        until: float = UNTIL,
+        shrinks: int = SHRINKS,
         gate_lr: float | None = None,
         averages: Sequence[nn.Module] = (),
         held_out: Iterable[Any] | None = None,
@@ -162,18 +162,18 @@ class GateController:
     def step(self, *, closure: Closure | None = None, held_out: tuple[Any, Any] | None = None) -> bool:
         """One step of the gates. Returns True if the network has just become smaller.
 
-        Nothing happens where no optimizer has made a step since the last one, as between the parts of a batch whose
-        gradients are accumulated.
-
-        `closure`: returns the loss of the step's batch, `lambda: criterion(net(x), y)`. With it one section per step,
-        in turn, is measured by the difference of two forward passes, with it and without it, in place of
-        an estimate from the backward pass. `held_out`: the batch to take when `wants_held_out`, in place of those given
+        Nothing happens where no optimizer has made a step since the last one, as between the parts of an accumulated
+        batch. `closure`: returns the loss of the step's batch, `lambda: criterion(net(x), y)`. With it one section per
+        step, in turn, is measured by the difference of two forward passes, with it and without it, in place of an
+        estimate from the backward pass. `held_out`: the batch to take when `wants_held_out`, in place of those given
         at the start; there need be no training step before it.
 
         Raises `TrainingError` without a gradient and for a held-out loss that is not finite, and `InputError` where a
         held-out batch is wanted and there is none.
         """
         check_callable(closure, "closure", optional=True)
+        if held_out is not None:
+            check_of_ratio(self.net, "held_out")
         self.net.led.check_by(self)
         closure, said = None if closure is None else as_called(closure), as_called(said_by_held_out)
         with usual_modes(), uninterrupted(), self._undone():
@@ -220,11 +220,12 @@ class GateController:
 
     def ends_within(self, steps: int) -> bool:
         """Whether the gated phase ends in one of the next `steps` steps."""
-        check_integer(steps, "steps")
+        check_integer(steps, "steps", least=0)
         return self.steps < self.schedule.first_plain <= self.steps + steps
 
     def notice(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer, any one, is about to make a step: one with weights of the network follows it from now on."""
+        check_instance(optimizer, torch.optim.Optimizer, "optimizer")
         if self.net.led.by is not self or any(o.state is optimizer.state for o in self.optimizers):
             return
         weights = {id(p) for p in self.net.network.parameters()}

@@ -19,6 +19,20 @@ TOO_MANY = 3
 """So many times the steps that were said are a mistake, more likely than not."""
 
 
+UNTIL, SHRINKS = 0.55, 8
+"""The share of a run at which the gates are decided, and how often it shrinks before, unless something else is said."""
+
+
+def check_schedule(total_steps: int | None, warmup: float | None, until: float, shrinks: int) -> None:
+    """Raise `InputError` where these do not make a schedule; `total_steps`: None if they are not known yet."""
+    steps_fit = total_steps is None or total_steps >= 1
+    if steps_fit and 0 <= (warmup or 0.0) < until <= 1 and shrinks >= 0:
+        return
+    given = {"total_steps": total_steps, "warmup": warmup, "until": until, "shrinks": shrinks}
+    said = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    raise InputError(f"{said} do not make a schedule", remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0")
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Steps are numbered from 0. `first_gated`, `first_plain`: the first of these phases; in between, what is dead may
@@ -31,14 +45,10 @@ class Schedule:
     @classmethod
     def of(cls, total_steps: int, warmup: float | None, until: float, shrinks: int) -> Schedule:
         """The phases of a run, by shares of it. Raises `InputError` where these do not make a schedule."""
+        check_schedule(total_steps, warmup, until, shrinks)
         share = warmup
-        if share is None and total_steps > 0:
+        if share is None:
             share = min(max(EARLIEST, MEASURED_FOR / total_steps), LATEST, until / 2)
-        if total_steps < 1 or share is None or not 0 <= share < until <= 1 or shrinks < 0:
-            raise InputError(
-                f"total_steps={total_steps}, warmup={share}, until={until}, shrinks={shrinks} do not make a schedule",
-                remedy="total_steps ≥ 1, 0 ≤ warmup < until ≤ 1 and shrinks ≥ 0",
-            )
         first = round(share * total_steps)
         plain = max(first + 1, round(until * total_steps))
         return cls(first, plain, min(shrinks, plain - first))  # at most after every step

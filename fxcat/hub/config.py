@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fxcat.checks import as_path, check_instance
+from fxcat.checks import as_path, check_flag, check_instance, check_integer, check_text
 from fxcat.errors import InputError, StorageError
 from fxcat.utils import schema
 from fxcat.utils.json_file import write_json
@@ -51,6 +51,11 @@ class Architecture:
 
     def __post_init__(self) -> None:
         check_instance(self.name, str, "Architecture(name)")
+        check_integer(self.classes, "Architecture(classes)", least=1, optional=True)
+        check_instance(self.arguments, Mapping, "Architecture(arguments)", optional=True)
+        check_flag(self.bypasses, "Architecture(bypasses)")
+        for argument in self.arguments or ():
+            check_text(argument, "Architecture(arguments)", remedy='give them by name: {"image_size": 32}')
         try:
             json.dumps(dict(self.arguments or {}))
         except (TypeError, ValueError) as error:

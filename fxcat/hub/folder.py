@@ -12,8 +12,17 @@ import torch
 from torch import nn
 
 from fxcat.api import add_bypasses
-from fxcat.checks import as_path, check_flag, check_instance, check_module
-from fxcat.errors import ExportError, InputError, StorageError, located
+from fxcat.checks import (
+    as_path,
+    check_flag,
+    check_instance,
+    check_integer,
+    check_module,
+    check_text,
+    check_texts,
+    shown,
+)
+from fxcat.errors import ExportError, FxcatError, InputError, StorageError, located
 from fxcat.exporters.onnx_export import export_onnx
 from fxcat.exporters.source.export import SourceReport, export_source
 from fxcat.exporters.source.running import load_function
@@ -33,6 +42,7 @@ from fxcat.hub.config import (
 )
 from fxcat.loading import load
 from fxcat.named_models import is_code, named_model
+from fxcat.network.recipe import attached_recipe, make_example, parse
 from fxcat.report.record import Report
 from fxcat.storage import save
 from fxcat.utils.safetensors_file import FORMAT, read_tensors
@@ -57,31 +67,37 @@ def save_folder(
 
     `architecture`: what made the model that was prepared, as `named_model` is told: then the folder can be loaded
     without it. `source`: write what `export_source` writes, with which the folder is loaded where the model's class is
-    not installed; say False for a network that has no source form. `input_shape`: of an example, (N, C, H, W); needed
-    for `onnx` and bypasses. `report`: of the run, whose costs the card names. `results`: what you have measured, as
-    text by its name: `{"accuracy": "76.1 %"}`. The card holds these figures and those that are counted or measured
-    here, no others. `license`: as the Hub calls it.
+    not installed; say False for a network that has no source form. `input_shape`: of an example, (N, C, H, W); by
+    default the one that the network was prepared with. `report`: of the run, whose costs the card names. `results`:
+    what you have measured, as text by its name: `{"accuracy": "76.1 %"}`. The card holds these figures and those that
+    are counted or measured here, no others. `license`: as the Hub calls it.
 
-    Files of an earlier call are replaced. Raises as `save`, `export_source` and `export_onnx` do, and `InputError`.
+    Files of an earlier call are replaced. Raises as `save`, `export_source` and `export_onnx` do, and `InputError`,
+    also where the network was not made from `architecture`. Then the folder holds what it held.
     """
     check_module(module, "save_folder()")
     check_instance(architecture, (Architecture, str), "architecture", optional=True)
     check_instance(report, Report, "report", optional=True)
-    check_instance(results, Mapping, "results", optional=True)
+    check_texts(results, "results", optional=True)
+    for name, text in (("title", title), ("license", license)):
+        check_text(text, name, optional=True)
     check_flag(onnx, "onnx")
     check_flag(source, "source")
     made = Architecture(architecture) if isinstance(architecture, str) else architecture
-    if input_shape is None and (onnx or (made is not None and made.bypasses)):
-        raise InputError("save_folder() needs the shape of an example", remedy="give input_shape=(1, 3, 224, 224)")
     folder = as_path(path)
     small = module.finalized() if isinstance(module, GatedModule) else module
+    example = None if input_shape is None else _example(input_shape)
+    input_shape = input_shape or _prepared_shape(small)
+    if input_shape is None and made is not None and made.bypasses:
+        raise InputError("save_folder() needs the shape of an example", remedy="give input_shape=(1, 3, 224, 224)")
     config = _described(small, made, input_shape, report)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             files = Path(scratch)
             save(small, files / NETWORK)
-            example = None if config.input_shape is None else torch.empty(config.input_shape, device="meta")
+            if made is not None:
+                _check_made(config, files)
             written = _written(small, files / SOURCE, example) if source else None
             exported = export_onnx(small, files / ONNX, example) if onnx else None
             if report is not None:
@@ -94,6 +110,40 @@ def save_folder(
             _replace(folder, files)
     except OSError as error:
         raise StorageError(f"the folder cannot be written: {error}", where=str(folder)) from error
+
+
+def _example(shape: Any) -> torch.Tensor:
+    """Of a shape, without values. Raises `InputError` for what is none."""
+    remedy = "give input_shape=(1, 3, 224, 224)"
+    check_instance(shape, Sequence, "input_shape", remedy=remedy)
+    for size in shape:
+        check_integer(size, "input_shape", least=1, most=2**20, kind="size", remedy=remedy)
+    if not 1 <= len(shape) <= 8:
+        raise InputError(f"input_shape={shown(shape)} has {len(shape)} axes", remedy=remedy)
+    return torch.empty(tuple(shape), device="meta")
+
+
+def _prepared_shape(small: nn.Module) -> tuple[int, ...] | None:
+    """Of the one tensor that a small network was prepared with; None if it was something else."""
+    recipe = attached_recipe(small)
+    example = None if recipe is None else parse(recipe)[0][-1].example
+    found = None if example is None else make_example(example)
+    if isinstance(found, tuple) and len(found) == 1:  # pyright: ignore[reportUnknownArgumentType]
+        found = found[0]  # pyright: ignore[reportUnknownVariableType]
+    return tuple(found.shape) if isinstance(found, torch.Tensor) else None
+
+
+def _check_made(config: Config, files: Path) -> None:
+    """The network can be loaded from what the folder will say of it. Raises `InputError` and `StorageError`."""
+    try:
+        load(files / NETWORK, _made(config, files, trust_source=True))
+    except FxcatError as error:
+        assert config.architecture is not None
+        raise InputError(
+            f"the network was not made from architecture={config.architecture.name!r} with these arguments: "
+            f"{error.what}",
+            remedy="name what made the model that was prepared, with its classes and arguments, or leave it out",
+        ) from error
 
 
 def _written(small: nn.Module, file: Path, example: torch.Tensor | None) -> SourceReport:

@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves
 from fxcat.checks import check_flag
 from fxcat.choosing.cost_shares import cost_fractions
 from fxcat.errors import InputError
+from fxcat.gate_training.arguments import check_settings_given
 from fxcat.gate_training.controller import GateController
 from fxcat.gated import GatedModule
 from fxcat.integrations.found import copies_in, ended_early, gated_in, of_another_trainer
 from fxcat.network.following import Led
-from fxcat.records import Pressure, Target, check_pressure, check_target
+from fxcat.records import Pressure, Target
 
 _PHASES = ("warm-up", "gated", "plain")
 _PLACES = ("dirpath", "last_model_path")
@@ -59,10 +60,10 @@ class GateCallback(Callback):
         **settings: Any,
     ) -> None:
         check_flag(log, "log")
-        check_target(target, optional=True)
-        check_pressure(pressure, optional=True)
         self._settings: dict[str, Any] = {"target": target, "pressure": pressure, **settings}
         inspect.signature(GateController).bind(None, None, total_steps=total_steps, **self._settings)  # names
+        told = {} if total_steps is None else {"total_steps": total_steps}
+        check_settings_given(**self._settings, **told)
         self._total_steps, self._log = total_steps, log
         self._state: dict[str, Any] | None = None
         self._others: list[tuple[Any, dict[str, Any]]] = []

@@ -22,9 +22,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from fxcat.errors import InputError
+from fxcat.gate_training.arguments import check_settings_given
 from fxcat.gate_training.controller import GateController
 from fxcat.integrations.found import ended_early, gated_in, of_another_trainer
-from fxcat.records import Pressure, Target, check_pressure, check_target
+from fxcat.records import Pressure, Target
 from fxcat.utils.json_tensors import pack, unpack
 
 _REPLICATED = ("NO", "MULTI_")
@@ -57,9 +58,8 @@ class GateCallback(TrainerCallback, ExportableState):
         # as mappings they come from a checkpoint, by `restore_callback_states_from_checkpoint`
         target = Target(**target) if isinstance(target, Mapping) else target
         pressure = Pressure(**pressure) if isinstance(pressure, Mapping) else pressure
-        check_target(target, optional=True)
-        check_pressure(pressure, optional=True)
         self._settings: dict[str, Any] = {"target": target, "pressure": pressure, **options}
+        check_settings_given(**self._settings)
         self.controller: GateController | None = None
 
     def setup(self, *_: Any, **__: Any) -> None:

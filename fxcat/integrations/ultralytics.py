@@ -13,6 +13,7 @@ code.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from ultralytics.utils import LOGGER
 from fxcat.api import prepare
 from fxcat.checks import check_instance
 from fxcat.errors import InputError
+from fxcat.gate_training.arguments import check_settings_given
 from fxcat.gate_training.controller import GateController
 from fxcat.integrations.ultralytics_models import is_small, with_their_tools
 from fxcat.records import Pressure, Target
@@ -56,7 +58,10 @@ def attach(
     prune that further, attach again.
     """
     check_instance(model, Model, "attach()", remedy='pass what YOLO("yolo11n.yaml") returns')
+    check_instance(prepared, Mapping, "prepared", remedy='give {"round_to": 8}', optional=True)
     objective = {"target": target, "pressure": pressure}
+    inspect.signature(GateController).bind(None, None, total_steps=1, **objective, **controlled)  # names, now
+    inspect.signature(prepare).bind(None, None, **(prepared or {}))
     if target is not None and pressure is not None:
         raise InputError("give either target= or pressure=", remedy="for example target=fxcat.Target(flops=0.7)")
     if target is None and pressure is None and not is_small(model.model):
@@ -64,6 +69,8 @@ def attach(
             "neither target= nor pressure= is given, and this model has not been pruned",
             remedy="for example attach(model, target=fxcat.Target(flops=0.7))",
         )
+    if target is not None or pressure is not None:
+        check_settings_given(**objective, **controlled)
     model.train = partial(_train, model, dict(prepared or {}), {**objective, **controlled})
     model.tune = _no_tuning
 

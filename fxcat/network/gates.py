@@ -347,7 +347,7 @@ class Gate:
         remedy = f"give one number, or {self.count} of them, in [0, 1]"
         try:
             new = torch.as_tensor(values, dtype=theta.dtype, device=theta.device)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             what = f"gate {self.name!r} cannot take {shown(values)}"
             raise InputError(what, where=self.name, remedy=remedy) from error
         if new.shape not in (torch.Size(()), theta.shape):
@@ -376,5 +376,16 @@ def check_setting(keep: Any, theta: torch.Tensor) -> None:
     if keep is not None and (keep.shape != theta.shape or not bool(((keep == 0) | (keep == 1)).all())):
         raise InputError(
             f"keep= is a tensor of shape {tuple(keep.shape)}, not of zeros and ones for {theta.numel()} gates",
+            remedy="give one per gate, in the order of net.gates",
+        )
+
+
+def check_thetas(thetas: Any, own: torch.Tensor) -> None:
+    """Raise `InputError` for anything but one number per gate."""
+    check_instance(thetas, torch.Tensor, "theta")
+    if thetas.shape != own.shape or not thetas.is_floating_point():
+        raise InputError(
+            f"theta= is a tensor of shape {tuple(thetas.shape)} and type {thetas.dtype}, not of {own.numel()} "
+            "probabilities",
             remedy="give one per gate, in the order of net.gates",
         )

@@ -40,7 +40,8 @@ class Limits:
                 object.__setattr__(self, name, plain(getattr(self, name)))
 
     def then(self, other: Limits) -> Limits:
-        """These limits, and in place of what another one sets that."""
+        """These limits, and in place of what another one sets that. Raises `InputError` for anything but limits."""
+        check_instance(other, Limits, "other")
         given = {f.name: getattr(other, f.name) for f in fields(other) if getattr(other, f.name) is not None}
         return replace(self, **given)
 

@@ -86,7 +86,10 @@ class KeptIndices(Mapping[str, tuple[torch.Tensor, ...]]):
         return result
 
     def then(self, later: KeptIndices) -> KeptIndices:
-        """After what made the small network smaller still; `later`: counted in this one's."""
+        """After what made the small network smaller still; `later`: counted in this one's.
+
+        Raises `InputError` for anything but `KeptIndices` of what this one left."""
+        check_instance(later, KeptIndices, "later")
         not_sliced = {name: self.not_sliced.get(name, MADE) for name in later if name not in self}
         both = {
             name: tuple(first[second] for first, second in zip(self[name], axes, strict=True))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fxcat.checks import as_names, shown
 from fxcat.errors import InputError
 from fxcat.network.module_state import Shapes
 
@@ -60,3 +64,16 @@ def check_unchanged(module: nn.Module, expected: Shapes) -> None:
 def is_flat(tensors: list[torch.Tensor], weights: list[torch.Tensor]) -> bool:
     """Whether tensors hold weights without their shapes."""
     return all(t.dim() == 1 for t in tensors) and any(w.dim() > 1 for w in weights)
+
+
+def check_without_bias(module: nn.Module, paths: Any) -> tuple[str, ...]:
+    """Names of linear layers and convolutions that could be given a bias. Raises `InputError` for others."""
+    layers = {path: part for path, part in module.named_modules() if isinstance(part, nn.Linear | _ConvNd)}
+    found = as_names(paths, "paths")
+    for path in found:
+        if not isinstance(path, str) or path not in layers or layers[path].bias is not None:
+            raise InputError(
+                f"paths= names {shown(path)}, which is no linear layer or convolution without a bias",
+                remedy="give names of net.network.named_modules()",
+            )
+    return found

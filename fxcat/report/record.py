@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fxcat.checks import as_path, check_instance
+from fxcat.checks import as_path, check_instance, check_text, check_texts, shown
 from fxcat.choosing.select import smallest_cost
+from fxcat.errors import InputError
 from fxcat.gated import GatedModule
 from fxcat.gated_checks import check_gated
 from fxcat.records import Cost, Pinned
@@ -55,7 +56,11 @@ class Report(Facts):
         check_gated(net, "Report.of()")
         check_instance(history, History, "history", optional=True)
         check_instance(sensitivity, Sensitivity, "sensitivity", optional=True)
+        check_texts(results, "results", optional=True)
+        for name, text in (("title", title), ("command", command), ("settings", settings)):
+            check_text(text, name, optional=True)
         live, start = net.live_units(), net.start_structure
+        _check_own(net, history, sensitivity)
         return cls(
             title or type(net.network).__name__,
             net.start_cost,
@@ -90,6 +95,21 @@ class Report(Facts):
         Raises `StorageError` if the path cannot be written.
         """
         write_text(as_path(path), page(self), "the report")
+
+
+def _check_own(net: GatedModule, history: History | None, sensitivity: Sensitivity | None) -> None:
+    """Raise `InputError` for what was measured on a network of other groups or sections."""
+    own = net.live_units()
+    for name, found in (
+        ("history", [part for epoch in history.epochs for part in epoch.open_units] if history else []),
+        ("sensitivity", [part.name for part in sensitivity.parts] if sensitivity else []),
+    ):
+        other = next((part for part in found if part not in own), None)
+        if other is not None:
+            raise InputError(
+                f"{name}= is of another network: this one has no group or section {shown(other)}",
+                remedy=f"give the {name} of this network, or leave it out",
+            )
 
 
 def versions() -> dict[str, str]:

@@ -54,6 +54,7 @@ def norm_scale(net: GatedModule) -> torch.Tensor:
 
 def unit_scales(net: GatedModule) -> torch.Tensor:
     """The units' scales as in `norm_scale`, relative to the mean of their group; double, shape (units,)."""
+    check_gated(net, "unit_scales()")
     device, count = net.gate_vector.theta.device, net.gate_vector.unit_count
     tensors, norms = _weights(net)
     gamma, carriers, square = torch.zeros((3, count), dtype=torch.float64, device=device)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
-from fxcat.checks import check_batches, check_callable, check_number
+from fxcat.checks import check_batches, check_callable, check_instance, check_number
 from fxcat.choosing.cost_shares import cost_fractions
 from fxcat.choosing.widths import nearest_aligned
 from fxcat.data.batches import Batch, call, read_batch
@@ -52,8 +53,10 @@ def sensitivity(
     check_batches(batches, "batches")
     check_callable(loss, "loss")
     check_callable(progress, "progress", optional=True)
+    remedy = "give shares of a group's units, such as (0.25, 0.5)"
+    check_instance(shares, (Sequence, np.ndarray), "shares", remedy=remedy)
     for share in shares:
-        check_number(share, "shares", above=0, most=1, remedy="give shares of a group's units, such as (0.25, 0.5)")
+        check_number(share, "shares", above=0, most=1, remedy=remedy)
     device = net.gate_vector.theta.device
     found = list(batches)
     scores = checked_scores(net, taylor(net, found, loss) if scores is None else scores)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from fxcat.checks import check_path
+from fxcat.checks import check_instance, check_path
 from fxcat.utils.figures import new_figure, save_figure
-from fxcat.utils.json_file import read_json, write_json
+from fxcat.utils.json_file import checked_content, read_json, write_json
 
+_REMEDY = "give a file that Sensitivity.save wrote"
 ROW = 0.24
 """Height of a plot's row, in inches."""
 
@@ -55,7 +56,8 @@ class Sensitivity:
     parts: tuple[PartSensitivity, ...]
 
     def rise(self, removal: Removal) -> float:
-        """How much the loss grows."""
+        """How much the loss grows. Raises `InputError` for anything but a `Removal`."""
+        check_instance(removal, Removal, "removal", remedy="give one of part.removals")
         return removal.loss - self.loss
 
     def show(self) -> None:
@@ -103,11 +105,15 @@ class Sensitivity:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
-        return read_json(path, cls.of, "sensitivity", remedy="give a file that Sensitivity.save wrote")
+        return read_json(path, cls.of, "sensitivity", remedy=_REMEDY)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Sensitivity:
-        """From the content of such a file. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+        """From the content of such a file. Raises `StorageError` for anything else."""
+        return checked_content(lambda: cls._read(content), "sensitivity", remedy=_REMEDY)
+
+    @classmethod
+    def _read(cls, content: dict[str, Any]) -> Sensitivity:
         parts = tuple(
             PartSensitivity(
                 str(p["name"]), _KINDS[p["kind"]], int(p["units"]), tuple(Removal(**r) for r in p["removals"])

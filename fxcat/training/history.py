@@ -6,10 +6,12 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fxcat.checks import check_path
+from fxcat.checks import check_instance, check_integer, check_path
 from fxcat.errors import InputError
 from fxcat.utils.figures import new_figure, save_figure
-from fxcat.utils.json_file import read_json, write_json
+from fxcat.utils.json_file import checked_content, read_json, write_json
+
+_REMEDY = "give a file that History.save wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,18 @@ class EpochRecord:
 
 @dataclass(slots=True)
 class History:
-    """Records of a run. `shrunk_at`: the epoch in which the structure became final."""
+    """Records of a run. `shrunk_at`: the epoch in which the structure became final.
+
+    Raises `InputError` for anything else."""
 
     epochs: list[EpochRecord] = field(default_factory=list[EpochRecord])
     shrunk_at: int | None = None
+
+    def __post_init__(self) -> None:
+        check_instance(self.epochs, list, "History(epochs)", remedy="give a list of records, as fit() does")
+        for record in self.epochs:
+            check_instance(record, EpochRecord, "History(epochs)")
+        check_integer(self.shrunk_at, "History(shrunk_at)", least=0, optional=True)
 
     @property
     def best(self) -> EpochRecord | None:
@@ -67,13 +77,17 @@ class History:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> History:
         """Read what `save` wrote. Raises `StorageError` if the path cannot be read or holds something else."""
-        return read_json(path, cls.of, "history", remedy="give a file that History.save wrote")
+        return read_json(path, cls.of, "history", remedy=_REMEDY)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> History:
-        """From the content of such a file. Raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-        shrunk_at = _of_type("shrunk_at", content["shrunk_at"], int | None)
-        return cls([_record(e) for e in content["epochs"]], shrunk_at)
+        """From the content of such a file. Raises `StorageError` for anything else."""
+
+        def read() -> History:
+            shrunk_at = _of_type("shrunk_at", content["shrunk_at"], int | None)
+            return cls([_record(e) for e in content["epochs"]], shrunk_at)
+
+        return checked_content(read, "history", remedy=_REMEDY)
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Plot accuracy (or loss) and cost over the epochs into an image file.

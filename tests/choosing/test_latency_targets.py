@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from artificial_latency import with_latency
+from artificial_latency import table_for, with_latency
 from three_sections import Block
 from torch import nn
 
@@ -115,3 +115,24 @@ def test_values_out_of_range_are_refused() -> None:
         fxcat.Target(latency=1.5)
     with pytest.raises(fxcat.TargetError, match=r"Pressure\(latency=0.5\)"):
         fxcat.Pressure(nu=1.0, params=0.6, latency=0.5)
+
+
+def test_pressure_without_a_table_says_what_to_do() -> None:
+    net = prepared()
+    sgd = torch.optim.SGD(net.weight_parameters(), lr=0.1)
+    with pytest.raises(fxcat.TargetError, match=r"Pressure\(latency=0.5\) needs to know(?s:.*)net.use_latency"):
+        fxcat.GateController(net, sgd, pressure=fxcat.Pressure(1.0, latency=0.5), total_steps=9)
+    assert net.led.is_fresh
+
+
+def test_a_table_comes_before_training() -> None:
+    net, table = prepared(), table_for(prepared())
+    sgd = torch.optim.SGD(net.weight_parameters(), lr=0.1)
+    controller = fxcat.GateController(net, sgd, target=fxcat.Target(flops=0.5), total_steps=9)
+    with pytest.raises(fxcat.InputError, match=r"are being trained already(?s:.*)before GateController"):
+        net.use_latency(table)
+    assert net.latency is None
+    for _ in range(9):
+        net(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        sgd.step()
+        controller.step()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from artificial_latency import table_for
 from command_nets import depthwise, residual
+from telling import told
 from torch import nn
 
 import fxcat
@@ -31,15 +32,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))  # the command adds it, and it is gone afterwards
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
-
-
-def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
-    """What a command prints."""
-    capsys.readouterr()
-    found = main(list(arguments))
-    shown = capsys.readouterr()
-    assert found == code, shown.out + shown.err
-    return shown.out + shown.err
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +114,7 @@ def test_to_a_share_of_the_milliseconds(
     (here / "t.json").unlink()  # the run has its own
     text = told(capsys, command, "--config", "a/run.toml", "--out", "b", *more)
     assert 0.4 < share_of_time(text) <= 0.6
-    assert read_settings(here / "b" / "run.toml").prune.latency_table == str(Path("b", "latency_table.json"))
+    assert read_settings(Path("b", "run.toml")).prune.latency_table == str(Path("b", "latency_table.json"))
 
 
 def test_to_milliseconds(table: float, capsys: pytest.CaptureFixture[str]) -> None:

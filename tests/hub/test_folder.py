@@ -279,8 +279,9 @@ def test_what_is_no_description(text: str, folder: Path, tmp_path: Path) -> None
 def test_mistakes(small: tuple[torch.nn.Module, fxcat.Report], tmp_path: Path) -> None:
     network, report = small
     other, _ = pruned(residual(), torch.zeros(1, 1, 8, 8))
-    with pytest.raises(fxcat.InputError, match="input_shape"):
-        fxcat.save_folder(network, tmp_path / "a", onnx=True)
+    for wrong in ("resnet18", "hub_nets:missing", fxcat.Architecture("resnet18", arguments={"width": 3})):
+        with pytest.raises(fxcat.InputError, match="was not made from architecture="):
+            fxcat.save_folder(network, tmp_path / "a", architecture=wrong)
     with pytest.raises(fxcat.InputError, match="the report is of a network with"):
         fxcat.save_folder(other, tmp_path / "a", report=report)
     fxcat.save_folder(other, tmp_path / "b")
@@ -290,3 +291,10 @@ def test_mistakes(small: tuple[torch.nn.Module, fxcat.Report], tmp_path: Path) -
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
     with pytest.raises(fxcat.StorageError, match="no folder of save_folder"):
         fxcat.load_folder(tmp_path / "a")
+
+
+def test_the_shape_that_it_was_prepared_with(small: tuple[torch.nn.Module, fxcat.Report], tmp_path: Path) -> None:
+    network, _ = small
+    fxcat.save_folder(network, tmp_path / "a", source=False)
+    described = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert described["input_shape"] == [1, *described["input_shape"][1:]] and len(described["input_shape"]) == 4

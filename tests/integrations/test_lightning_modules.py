@@ -136,8 +136,12 @@ def test_wrong_uses_are_refused() -> None:
         run(gates(), max_epochs=-1)
     with pytest.raises(fxcat.InputError, match="Sharding shards parameters"):
         run(gates(), strategy=Sharding("cpu"))
-    with pytest.raises(fxcat.InputError, match="give either target= or pressure="):
-        run(GateCallback())
+    for wrong in ({}, {"target": fxcat.Target(flops=0.5), "pressure": fxcat.Pressure(1.0)}):
+        with pytest.raises(fxcat.InputError, match="give either target= or pressure="):
+            GateCallback(**wrong)
+    for wrong in ({"warmup": 2}, {"until": "x"}, {"shrinks": -1}, {"total_steps": 0}, {"loss": 3}, {"gate_lr": -1}):
+        with pytest.raises(fxcat.InputError, match=next(iter(wrong))):
+            GateCallback(fxcat.Target(flops=0.5), **wrong)
     with pytest.raises(TypeError, match="'flops'"):
         GateCallback(flops=0.5)
     with pytest.raises(fxcat.InputError, match=r"given to a Trainer of Lightning.*\n?.*integrations\.lightning"):

@@ -293,6 +293,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         trainer(vit(), tmp_path, GateCallback(TARGET))
     with pytest.raises(fxcat.InputError, match="target"):
         GateCallback(0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(fxcat.InputError, match=r"^warmup=2, until=0.55, shrinks=8 do not make a schedule"):
+        GateCallback(TARGET, warmup=2)
     with pytest.raises(TypeError, match="warm_up"):
         GateCallback(TARGET, warm_up=0.1)
     with pytest.raises(fxcat.InputError, match=r"given to a Trainer of transformers.*\n?.*integrations\.transformers"):

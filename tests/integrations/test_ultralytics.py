@@ -139,7 +139,6 @@ def test_a_run_that_ends_early_meets_its_target(place: Place) -> None:
     (
         ({"target": TARGET}, {"time": 1.0}, "time="),
         ({"target": TARGET}, {"resume": "missing"}, None),
-        ({"target": TARGET, "gate_lr": -1.0}, {}, "gate_lr"),
     ),
 )
 def test_what_cannot_be_pruned_is_refused(
@@ -161,6 +160,11 @@ def test_what_attach_takes(place: Place) -> None:
         attach(model)
     with pytest.raises(fxcat.InputError, match="either target= or pressure="):
         attach(model, target=TARGET, pressure=fxcat.Pressure(0.1))
+    for wrong in ({"until": 7}, {"warmup": "x"}, {"gate_lr": -1.0}, {"prepared": ["round_to"]}):
+        with pytest.raises(fxcat.InputError, match=next(iter(wrong))):
+            attach(model, target=TARGET, **wrong)
+    with pytest.raises(TypeError, match="round"):
+        attach(model, target=TARGET, prepared={"round": 8})
     with pytest.raises(fxcat.InputError, match=r"attach\(\) got a DetectionModel"):
         attach(model.model, target=TARGET)
 
