@@ -176,8 +176,8 @@ class _Copier:
 
 
 def make_what_is_read(twin: nn.Module, graph: fx.Graph) -> None:
-    """Let modules make what a graph reads of them and they have in `eval()` only, such as biases that their `train` looks
-    up and takes away. Modes stay as they are."""
+    """Let modules make what a graph reads of them and they have in `eval()` only, such as biases that their `train`
+    looks up and takes away. Modes stay as they are."""
     for target in {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
         path, _, leaf = target.rpartition(".")
         module = twin.get_submodule(path)
