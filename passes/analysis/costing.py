@@ -66,8 +66,9 @@ def cost_terms(
 ) -> tuple[CostTerm, ...]:
     """MAC terms of the nodes in `inference` (costs are those of the deployed network), and parameter terms of all that
     an output needs, in inference or training."""
-    contexts = section_contexts(sections, needed)
-    computing = contexts if needed == inference else section_contexts(sections, inference)
+    asserting = without_result(sections[0].join.graph) if sections else None
+    contexts = section_contexts(sections, needed, asserting)
+    computing = contexts if needed == inference else section_contexts(sections, inference, asserting)
     axes = Axes(units)
     terms: list[CostTerm] = []
     uses: dict[str, list[Context]] = {}
@@ -103,11 +104,14 @@ def _note_uses(flow: LabelFlow, node: fx.Node, uses: dict[str, list[Context]], c
             uses.setdefault(flow.name_of(f"{node.target}.{name}"), []).extend(contexts)
 
 
-def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) -> dict[fx.Node, Collection[Context]]:
+def section_contexts(
+    sections: Sequence[Section], needed: Container[fx.Node], asserting: Container[fx.Node] | None = None
+) -> dict[fx.Node, Collection[Context]]:
     """For every node that goes with sections, for each of its uses those that hold it: it lives as long as one use.
 
     What several sections share (a constant, one layer that makes scales for all of them) goes with the last of them.
     Uses are those by nodes in `needed`; an assertion is no use, and what changes a buffer is there by itself.
+    `asserting`: the nodes of assertions, where they are known.
     """
     holding: dict[fx.Node, frozenset[int]] = {}
     ends: dict[tuple[fx.Node, fx.Node], int] = {}
@@ -119,21 +123,22 @@ def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) ->
     if not sections:
         return {}
     graph = sections[0].join.graph
-    asserting = without_result(graph)
+    asserting = without_result(graph) if asserting is None else asserting
+    always = frozenset({_NOWHERE})
     found: dict[fx.Node, frozenset[frozenset[int]]] = {}
     for node in reversed(graph.nodes):
         own = holding.get(node, _NOWHERE)
-        found[node] = frozenset({own})
-        if node.op == "output" or node in asserting or is_by_the_way(node):
-            continue
+        found[node] = alone = frozenset({own}) if own else always
         uses: set[frozenset[int]] = set()
-        for user in node.users:
-            if user in needed and user not in asserting:
-                end = ends.get((node, user))
-                uses |= {own | use if end is None else own | use | {end} for use in found[user]}
-            if own in uses:
+        for user in node.users if node not in asserting else ():
+            if user not in needed or user in asserting:
+                continue
+            end = ends.get((node, user)) if own else None
+            if end is None and found[user] == alone:
+                uses.add(own)
                 break  # this use holds no less than any other
-        if uses and own not in uses and len(uses) <= _USES:
+            uses.update(own | use if end is None else own | use | {end} for use in found[user])
+        if uses and own not in uses and len(uses) <= _USES and not is_by_the_way(node):
             found[node] = frozenset(use for use in uses if not any(other < use for other in uses))
     return {node: [tuple(sorted(use)) for use in uses] for node, uses in found.items() if uses != {_NOWHERE}}
 
