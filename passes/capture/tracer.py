@@ -316,11 +316,14 @@ class ExampleTracer(NodeTracer):
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
     def _written(self, kind: str, target: Any, args: Any, kwargs: dict[str, Any]) -> fx.Proxy:
-        """What a function writes into the tensor that it is given as `out`: the same values, copied."""
+        """What a function writes into the tensor that it is given as `out`, without gradients: the same, copied."""
         out = kwargs.pop("out")
+        refused = CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+        if torch.is_grad_enabled():
+            raise refused
         result = self.create_proxy(kind, target, args, kwargs)
         if not is_tensor(result) or value_of(result.node).shape != value_of(out.node).shape:
-            raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+            raise refused
         return self.create_proxy("call_method", "copy_", (out, result), {})
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
