@@ -13,7 +13,7 @@ from fxcat.passes.capture.capture import Captured
 from fxcat.passes.capture.regions import Tie
 from fxcat.passes.codegen.install import install
 from fxcat.passes.gating.insert import Gatings
-from fxcat.passes.graph.copy_model import copy_data, copy_model, meta_twin
+from fxcat.passes.graph.copy_model import copy_data, copy_model, make_what_is_read, meta_twin
 from fxcat.passes.pipeline import Step, run
 from fxcat.passes.preparing import RENEWING
 from fxcat.passes.rewriting import apply as rewrite
@@ -61,6 +61,7 @@ def planned(removal: Removal) -> Removal:
     """The network is not changed."""
     twin = meta_twin(removal.network)
     remove_gates(twin, removal.gatings)
+    make_what_is_read(twin, removal.before.graph)
     plan = make_plan(removal.before, twin, removal.units, removal.sections, final=removal.final)
     return replace(removal, plan=plan)
 

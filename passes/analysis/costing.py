@@ -15,10 +15,10 @@ from torch import fx, nn
 
 from fxcat.network.cost_model import Axis, CostTerm, Holding
 from fxcat.passes.analysis.label_flow import LabelFlow
-from fxcat.passes.analysis.sections import Section, constant_nodes
+from fxcat.passes.analysis.sections import Section
 from fxcat.passes.analysis.units import NO_UNIT, Units
 from fxcat.passes.graph.meta import value_of
-from fxcat.passes.nodes.effects import reads_type, without_result
+from fxcat.passes.nodes.effects import is_by_the_way, reads_type, without_result
 from fxcat.passes.rules.asking import ask
 from fxcat.passes.rules.base import Rule
 from fxcat.passes.rules.execute import counted_macs
@@ -66,19 +66,22 @@ def cost_terms(
 ) -> tuple[CostTerm, ...]:
     """MAC terms of the nodes in `inference` (costs are those of the deployed network), and parameter terms of all that
     an output needs, in inference or training."""
-    contexts = section_contexts(sections, needed)
+    asserting = without_result(sections[0].join.graph) if sections else None
+    contexts = section_contexts(sections, needed, asserting)
+    computing = contexts if needed == inference else section_contexts(sections, inference, asserting)
     axes = Axes(units)
     terms: list[CostTerm] = []
     uses: dict[str, list[Context]] = {}
     for node, rule in flow.rules.items():
         found = contexts.get(node, _OUTSIDE) if node in needed else ()
         if node in inference:
+            uses_of_it = computing.get(node, _OUTSIDE)
             for term in _node_terms(flow, node, rule):
                 counted = [axes.of(f) for f in term.factors]
                 factors = tuple(axis for axis in counted if axis.runs.size)
                 always = math.prod(axis.constant for axis in counted if not axis.runs.size)
                 macs = term.coefficient * always * flow.repeats.get(node, 1)
-                terms += [CostTerm(node.name, macs, 0, factors, Holding.of_uses(found))] if found else []
+                terms.append(CostTerm(node.name, macs, 0, factors, Holding.of_uses(uses_of_it)))
         _note_uses(flow, node, uses, found)
     for node in flow.values:
         if node.op == "get_attr" and isinstance(value_of(node), nn.Parameter):
@@ -101,24 +104,48 @@ def _note_uses(flow: LabelFlow, node: fx.Node, uses: dict[str, list[Context]], c
             uses.setdefault(flow.name_of(f"{node.target}.{name}"), []).extend(contexts)
 
 
-def section_contexts(sections: Sequence[Section], needed: Container[fx.Node]) -> dict[fx.Node, Collection[Context]]:
-    """For every node in sections which hold it; for a constant that several share, those that hold its uses.
+def section_contexts(
+    sections: Sequence[Section], needed: Container[fx.Node], asserting: Container[fx.Node] | None = None
+) -> dict[fx.Node, Collection[Context]]:
+    """For every node that goes with sections, for each of its uses those that hold it: it lives as long as one use.
 
-    An assertion is no use."""
-    holding: dict[fx.Node, Context] = {}
+    What several sections share (a constant, one layer that makes scales for all of them) goes with the last of them.
+    Uses are those by nodes in `needed`; an assertion is no use, and what changes a buffer is there by itself.
+    `asserting`: the nodes of assertions, where they are known.
+    """
+    holding: dict[fx.Node, frozenset[int]] = {}
+    ends: dict[tuple[fx.Node, fx.Node], int] = {}
     for i, section in enumerate(sections):
-        for node in section.nodes:
-            holding[node] = (*holding.get(node, ()), i)
-    contexts: dict[fx.Node, Collection[Context]] = {n: (c,) for n, c in holding.items()}
+        for part in section.parts:
+            ends[part.exit, part.join] = i
+            for node in part.nodes:
+                holding[node] = holding.get(node, _NOWHERE) | {i}
     if not sections:
-        return contexts
+        return {}
     graph = sections[0].join.graph
-    constants, asserting = constant_nodes(graph), without_result(graph)
+    asserting = without_result(graph) if asserting is None else asserting
+    always = frozenset({_NOWHERE})
+    found: dict[fx.Node, frozenset[frozenset[int]]] = {}
     for node in reversed(graph.nodes):
-        if node in constants and node not in holding:
-            users = [u for u in node.users if u in needed and u not in asserting]
-            contexts[node] = {c for u in users for c in contexts.get(u, _OUTSIDE)} or _OUTSIDE
-    return contexts
+        own = holding.get(node, _NOWHERE)
+        found[node] = alone = frozenset({own}) if own else always
+        uses: set[frozenset[int]] = set()
+        for user in node.users if node not in asserting else ():
+            if user not in needed or user in asserting:
+                continue
+            end = ends.get((node, user)) if own else None
+            if end is None and found[user] == alone:
+                uses.add(own)
+                break  # this use holds no less than any other
+            uses.update(own | use if end is None else own | use | {end} for use in found[user])
+        if uses and own not in uses and len(uses) <= _USES and not is_by_the_way(node):
+            found[node] = frozenset(use for use in uses if not any(other < use for other in uses))
+    return {node: [tuple(sorted(use)) for use in uses] for node, uses in found.items() if uses != {_NOWHERE}}
+
+
+_NOWHERE: frozenset[int] = frozenset()
+_USES = 256
+"""Of more different uses than that none is told from another."""
 
 
 def _parameter_term(name: str, parameter: torch.Tensor, units: Units, axes: Axes, uses: list[Context]) -> CostTerm:

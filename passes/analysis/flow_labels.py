@@ -8,7 +8,7 @@ that is frozen. Label 0 means "not a unit: always live".
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -31,17 +31,20 @@ def flow_labels(
     """Run every node's rule, in graph order. `batch`: examples in the example inputs; `orders`: see `Captured`.
 
     Where groups of channels are folded into the batch, whole groups go, or the same channels of every one: these where
-    what lies behind suits no groups (layers and norms that all groups share), and more can go so.
+    what lies behind suits no groups (layers and norms that all groups share), and more can go so. Likewise for units of
+    a value and those of a parameter that has an axis of its own beside them.
     """
     ones = of_one_example(graph, root, batch)
-    flow = LabelFlow(root, ones=ones, orders=orders)
-    _run_rules(flow, graph, ignored)
-    folds = kept_folds(flow)
-    if not folds:
+
+    def labelled(tied: Collection[fx.Node] = (), alone: Collection[fx.Node] = ()) -> LabelFlow:
+        flow = LabelFlow(root, ones=ones, orders=orders, tied=tied, alone=alone)
+        _run_rules(flow, graph, ignored)
         return flow
-    other = LabelFlow(root, ones=ones, orders=orders, tied=folds)
-    _run_rules(other, graph, ignored)
-    return max(flow, other, key=lambda f: weights_that_may_go(f, graph))
+
+    flow = labelled()
+    folds, rivals = kept_folds(flow), frozenset(flow.rivals)
+    others = [*([labelled(folds)] if folds else []), *([labelled(alone=rivals)] if rivals else [])]
+    return max(flow, *others, key=lambda f: weights_that_may_go(f, graph)) if others else flow
 
 
 def _run_rules(flow: LabelFlow, graph: fx.Graph, ignored: Sequence[str]) -> None:

@@ -53,6 +53,10 @@ class LabelFlow:
     """Labels of contractions whose input has units along axes that they leave alone."""
     tied: Collection[fx.Node] = ()
     """Values with groups of channels folded into the batch, of which the same channels go in every group."""
+    rivals: set[fx.Node] = field(default_factory=set[fx.Node])
+    """Ops of a value that has units and a parameter with entries along an axis of its own: either has none then."""
+    alone: Collection[fx.Node] = ()
+    """Those of them in which the value has its units."""
     folded: set[fx.Node] = field(default_factory=set[fx.Node])
     """Values in which examples lie beside each other along the axis of the channels."""
     ties: dict[fx.Node, list[fx.Node]] = field(default_factory=dict[fx.Node, list[fx.Node]])

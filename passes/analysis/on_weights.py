@@ -10,7 +10,8 @@ from torch import fx
 
 from fxcat.passes.graph.label_arrays import Grid, Labels, along, frozen, varying_axis
 from fxcat.passes.graph.meta import VALUE, value_of
-from fxcat.passes.rules.base import Rule
+from fxcat.passes.rules.base import Counting, Rule
+from fxcat.passes.rules.counting import gated_matmul
 from fxcat.passes.rules.flow import Flow
 from fxcat.passes.rules.product import Einsum, Matmul, multiplied, weight_factor
 from fxcat.passes.rules.table import find_rule
@@ -94,7 +95,12 @@ class _ProductOfWeights(OnWeights):
         # experts that a value weighs: it is zero where they are dead
         weighed = {x: n for n, f in zip([n for n, _ in operands], factors, strict=True) if n in own for x in f.lines}
         summed = [x for x in known if x not in result]
-        for letter in [x for x in summed if x not in weighed] + [x for x in result if x in known][2:]:
+        counted = [x for x in summed if x not in weighed]
+        # a product of matrices counts the live ones of those that it sums over, if both have them
+        if isinstance(rule, Matmul) and all(x in f.letters and x in f.lines for x in counted for f in factors):
+            flow.statistics[node] = [known[x] for x in counted]
+            counted.clear()
+        for letter in counted + [x for x in result if x in known][2:]:
             flow.freeze_if_units(known[letter], node, "units along another axis of a product of weights")
         for letter, labels in known.items():
             if len([f for f in factors if f.size(letter) > 1]) > len([f for f in factors if letter in f.lines]):
@@ -113,6 +119,10 @@ class _ProductOfWeights(OnWeights):
 
     def macs(self, flow: Flow, node: fx.Node) -> tuple[Term, ...] | None:
         return flow.contractions[node].terms
+
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        over = flow.statistics.get(node)
+        return Counting(gated_matmul, over[0]) if over else None
 
 
 def _beside(flow: Flow, operands: Sequence[tuple[fx.Node, str]], result: str) -> dict[str, list[torch.Tensor]]:

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx
 
 from fxcat.passes.analysis.guards import asked_sizes
 from fxcat.passes.graph.arguments import arguments
-from fxcat.passes.graph.meta import NO_GRAD, VALUE, path_of, value_of
+from fxcat.passes.graph.meta import CALL, LINE, NO_GRAD, PHASE, VALUE, path_of, value_of
 from fxcat.passes.nodes.effects import FACTS, asserts, changed_later, effects, is_by_the_way, without_result
 from fxcat.passes.rules.boundary import region_input, region_output
 
@@ -38,6 +39,13 @@ class Section:
     nodes: frozenset[fx.Node]
     stream: int = 0
     """Of all sections that add to the same values, the number of the first."""
+    in_training: Section | None = None
+    """The same branch as training computes it, where its nodes are not those of inference: they close together."""
+
+    @property
+    def parts(self) -> tuple[Section, ...]:
+        """The section and, where training has nodes of its own for it, these."""
+        return (self,) if self.in_training is None else (self, self.in_training)
 
 
 def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Section, ...]:
@@ -46,7 +54,40 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
     if not joins:
         return ()
     finder = _Finder(graph, weight)
-    return _in_streams(_named([s for s in map(finder.at, joins) if s is not None], weight), weight)
+    found = [s for s in map(finder.at, joins) if s is not None]
+    if any(PHASE.has(s.join) for s in found):
+        found = [s for s in _of_both_modes(found, joins) if finder.leaves_by_exits(s)]
+    return _in_streams(_named(found, weight), weight)
+
+
+def _of_both_modes(sections: list[Section], joins: Iterable[fx.Node]) -> list[Section]:
+    """The sections, where what training does beforehand (noise, labels that are dropped) gives it nodes of its own for
+    the same sums: each with that of training in it. What is a section in one mode only is none."""
+    seen = Counter[tuple[Any, int]](), Counter[tuple[Any, int]]()
+    sums: dict[Any, list[fx.Node | None]] = {}
+    for join in joins:
+        for mode in (0, 1):
+            if PHASE.get(join, mode) == mode:
+                key = CALL.get(join), LINE.get(join)
+                seen[mode][key] += 1
+                sums.setdefault((key, seen[mode][key]), [None, None])[mode] = join
+    at = {section.join: section for section in sections}
+    for one, other in sums.values():
+        if one is None or other is None or one is other:
+            continue
+        inference, training = at.get(one), at.get(other)
+        if inference is not None and training is not None and _layers(inference) == _layers(training):
+            at[one] = replace(inference, in_training=training)
+            del at[other]
+        elif inference is None or training is None:
+            at.pop(one, None)
+            at.pop(other, None)
+    return list(at.values())
+
+
+def _layers(section: Section) -> set[str]:
+    """The modules and parameters of a section."""
+    return {str(n.target) for n in section.nodes if n.op in ("call_module", "get_attr")}
 
 
 def _two_values(node: fx.Node) -> bool:
@@ -207,7 +248,8 @@ class _Finder:
                 seen.add(node)
                 stack += [*node.all_input_nodes, *self.changes.get(node, ())]
         found = sorted(seen, key=self.order.__getitem__)
-        nodes = {node for node in found if self._leads_to(first, node)}
+        # where a size or type comes from is no way of values: what is asked of others is theirs
+        nodes = {node for node in found if self._leads_to(first, node) and not isinstance(VALUE.get(node), FACTS)}
         for node in reversed(found):
             if node.op != "placeholder" and all(u in nodes or u in self.unread for u in node.users):
                 nodes.add(node)
@@ -232,12 +274,25 @@ class _Finder:
         work = self._work(nodes)
         if not work or work <= self._work(cheap) or nodes & cheap:
             return False
-        unread = self.unread
+        mode = PHASE.get(join)  # what the other mode reads is asked when the section of that is known
         leaves_only_by_exit = all(
-            u in nodes or u in unread or (n is last and u is join) for n in nodes for u in n.users
+            self._is_inside(n, u, nodes, {last: join}) or (mode is not None and PHASE.get(u, mode) != mode)
+            for n in nodes
+            for u in n.users
         )
         crosses = any(n.target in (region_input, region_output) for n in nodes)
         return leaves_only_by_exit and not crosses and not self._changes_for_others(nodes)
+
+    def leaves_by_exits(self, section: Section) -> bool:
+        """Whether nothing outside reads the values of a section but the sums at its ends, in both modes."""
+        nodes = frozenset[fx.Node]().union(*(part.nodes for part in section.parts))
+        exits = {part.exit: part.join for part in section.parts}
+        return all(self._is_inside(n, u, nodes, exits) for n in nodes for u in n.users)
+
+    def _is_inside(
+        self, node: fx.Node, user: fx.Node, nodes: Container[fx.Node], exits: Mapping[fx.Node, fx.Node]
+    ) -> bool:
+        return user in nodes or user in self.unread or exits.get(node) is user
 
     def _changes_for_others(self, nodes: Container[fx.Node]) -> bool:
         """Whether nodes change a buffer for a module that has more to compute: then they stay when the section goes."""
@@ -305,7 +360,7 @@ def _in_streams(sections: list[Section], weight: Mapping[fx.Node, int]) -> tuple
                 stack += node.all_input_nodes
             elif value_of(node).shape == value_of(section.join).shape:
                 stream = min(stream, number_at[node])
-        number_at[section.join] = stream
+        number_at |= {part.join: stream for part in section.parts}
         result.append(replace(section, stream=stream))
     return tuple(result)
 

@@ -90,9 +90,15 @@ def _is_read_as_weight(node: fx.Node, found: dict[fx.Node, Rule | None], constan
     `constant`: whether it is the same for all examples; else the layers are convolutions of every example by itself.
     """
     users = [u for u in node.users if has_tensors(u) or u.op == "output"]
-    return bool(users) and all(
+    return (bool(users) or _is_written(node)) and all(
         u in found or ((constant or _convolves_one_by_one(u)) and _takes_as_weight(u, node)) for u in users
     )
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether a node puts values into a parameter or buffer, in place of those that it has."""
+    target = node.args[0] if node.target == "copy_" else None
+    return isinstance(target, fx.Node) and target.op == "get_attr"
 
 
 def _made_for_examples(graph: fx.Graph) -> set[fx.Node]:
@@ -127,6 +133,8 @@ def _takes_as_weight(node: fx.Node, weight: fx.Node) -> bool:
 
 def _rule_for(node: fx.Node) -> Rule | None:
     """What to do with an op on weights; None if there is no exact form."""
+    if _is_written(node):
+        return POINTWISE
     if node.op not in ("call_function", "call_method") or is_inplace(node) or isinstance(value_of(node), list):
         return None  # a list is of Python: `[weight] * batch`
     statistic = STATISTICS.get(node.target)

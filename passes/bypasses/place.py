@@ -94,7 +94,7 @@ def place_bypasses(captured: Captured, network: nn.Module, ignore: Sequence[str]
     flow = flow_labels(graph, network, captured.batch, (), captured.orders)
     weight = full_macs(flow)
     stretches, unfit = find_stretches(graph, flow)
-    bypassed = frozenset(n for section in find_sections(graph, weight) for n in section.nodes)
+    bypassed = frozenset(n for s in find_sections(graph, weight) for part in s.parts for n in part.nodes)
     found: list[Bypass] = []
     left = [(u.layer, u.reason) for u in unfit if u.layer not in bypassed]
     for stretch in stretches:

@@ -25,8 +25,8 @@ def assign(
     """
     if isinstance(value, fx.Proxy) and name in module._buffers:
         buffer = getattr(module, name)
-        changed = value.node.target in INPLACE_OPERATORS and value.node.args[0] is buffer.node
-        if not changed:
+        changes = value.node.target == "copy_" or value.node.target in INPLACE_OPERATORS
+        if not (changes and value.node.args[0] is buffer.node):
             buffer.copy_(value)
         return
     old: Any = vars(module).get(name)

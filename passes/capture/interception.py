@@ -33,6 +33,7 @@ def intercepted(tracer: Tracing) -> Generator[None]:
     with (
         patch.object(_symbolic_trace, "_create_wrapped_func", functools.partial(_descending, tracer)),
         patch.object(torch.autograd.Function, "apply", _applying(tracer)),
+        patch.object(type(torch.autograd.Variable), "__call__", _without_history, create=True),
         patch.object(torch.autocast, "__enter__", _entering(tracer, torch.autocast.__enter__)),
         patch.object(torch.autocast, "__exit__", _leaving(tracer, torch.autocast.__exit__)),
         checks_traced(tracer),
@@ -101,6 +102,12 @@ def _descending(tracer: Tracing, function: Callable[..., Any]) -> Callable[..., 
 
     call.__name__ = function.__name__  # the rest of `functools.wraps` takes too long for every function of every trace
     return call
+
+
+def _without_history(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `Variable(x)` gives: the same values, without a history."""
+    given = args[0] if args else kwargs.get("data")
+    return given.detach() if isinstance(given, fx.Proxy) else type.__call__(cls, *args, **kwargs)
 
 
 def _entering(tracer: Tracing, enter: Callable[[Any], Any]) -> Callable[[Any], Any]:

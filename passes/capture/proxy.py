@@ -72,7 +72,7 @@ class ExampleProxy(fx.Proxy):
             return _FACTS_OF_DEVICES[name] == self.tracer.device.type
         if name == "data" and isinstance(self.example, torch.Tensor):
             return self.tracer.create_proxy("call_method", "detach", (self,), {})
-        if isinstance(self.example, torch.Tensor) and (name == "mT" or (name == "T" and self.example.dim() == 2)):
+        if isinstance(self.example, torch.Tensor) and is_transposed(self.example, name):
             return self.tracer.create_proxy("call_method", "transpose", (self, -2, -1), {})
         if isinstance(self.example, torch.Tensor) and name in ("real", "imag"):
             return self.tracer.create_proxy("call_function", getattr(torch, name), (self,), {})
@@ -280,6 +280,16 @@ class ExampleProxy(fx.Proxy):
 def is_tensor(value: object) -> bool:
     """Whether a value stands for a tensor."""
     return isinstance(value, ExampleProxy) and isinstance(value.example, torch.Tensor)
+
+
+def is_transposed(tensor: torch.Tensor, attribute: str) -> bool:
+    """Whether an attribute of a tensor is that with its last two axes exchanged."""
+    conjugated = attribute in ("mH", "H")
+    return (
+        attribute in ("mT", "mH", "T", "H")
+        and tensor.dim() >= 2
+        and not ((attribute in ("T", "H") and tensor.dim() != 2) or (conjugated and tensor.is_complex()))
+    )
 
 
 _FACTS = ("ndim", "layout", "is_sparse", "is_quantized", "is_nested", "is_mkldnn", "is_sparse_csr", "names")

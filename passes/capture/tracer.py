@@ -315,6 +315,17 @@ class ExampleTracer(NodeTracer):
             self._check_kept(a)
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
 
+    def _written(self, kind: str, target: Any, args: Any, kwargs: dict[str, Any]) -> fx.Proxy:
+        """What a function writes into the tensor that it is given as `out`, without gradients: the same, copied."""
+        out = kwargs.pop("out")
+        refused = CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+        if torch.is_grad_enabled():
+            raise refused
+        result = self.create_proxy(kind, target, args, kwargs)
+        if not is_tensor(result) or value_of(result.node).shape != value_of(out.node).shape:
+            raise refused
+        return self.create_proxy("call_method", "copy_", (out, result), {})
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Proxy:
         if kind == "call_function" and not args and "input" in kwargs and _takes_input_first(target, kwargs):
             kwargs = dict(kwargs)
@@ -327,7 +338,7 @@ class ExampleTracer(NodeTracer):
         if target is torch._assert and is_tensor(args[0]):  # pyright: ignore[reportPrivateUsage]
             target = torch._assert_async  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         if isinstance(kwargs.get("out"), fx.Proxy):
-            raise CaptureError("out= is not supported", where=self.location(), remedy="use the result instead")
+            return self._written(kind, target, args, dict(kwargs))
         if kind != "get_attr":
             result = instead_of_method(target, args, kwargs) if kind == "call_method" else in_torch(target, args)
             if result is not NotImplemented:

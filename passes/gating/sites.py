@@ -94,8 +94,11 @@ class _Demand:
 
     def for_section(self, number: int, section: Section) -> None:
         """Gate what makes the section's exit zero altogether; if nothing inside can, the exit itself."""
-        found = self._clean(section.exit, section.nodes)
-        for site in found if found is not None else {section.exit}:
+        sites: set[fx.Node] = set()
+        for part in section.parts:
+            found = self._clean(part.exit, part.nodes)
+            sites |= found if found is not None else {part.exit}
+        for site in sites:
             self.sites.setdefault(site, Site()).sections.append(number)
 
     def _clean(self, start: fx.Node, inside: frozenset[fx.Node]) -> frozenset[fx.Node] | None:

@@ -173,3 +173,17 @@ class _Copier:
             for tensor in [*part._parameters.values(), *part._buffers.values()]:
                 if tensor is not None:
                     self._tensor(tensor)
+
+
+def make_what_is_read(twin: nn.Module, graph: fx.Graph) -> None:
+    """Let modules make what a graph reads of them and they have in `eval()` only, such as biases that their `train`
+    looks up and takes away. Modes stay as they are."""
+    for target in {str(n.target) for n in graph.nodes if n.op == "get_attr"}:
+        path, _, leaf = target.rpartition(".")
+        module = twin.get_submodule(path)
+        if hasattr(module, leaf):
+            continue
+        modes = [(m, m.training) for m in module.modules()]
+        module.eval()
+        for each, mode in modes:
+            each.training = mode

@@ -57,8 +57,9 @@ def _old_sizes(root: nn.Module, plan: Plan) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for name, axes in plan.keep.items():
         path, _, leaf = name.rpartition(".")
-        shape = getattr(root.get_submodule(path), leaf).shape
-        for above in _above(path):
+        held = getattr(root.get_submodule(path), leaf, None)
+        shape = () if held is None else held.shape  # some are there in `eval()` only
+        for above in _above(path) if shape else ():
             if above not in layers:
                 found.setdefault(above, set()).update(shape[axis] for axis in axes)
     return found

@@ -60,13 +60,13 @@ def make_plan(
     """
     graph, copies = _copy(analysis.graph)
     for section, is_open in zip(analysis.sections, sections.tolist(), strict=True):
-        if not is_open:
+        for part in () if is_open else section.parts:
             # the join's own copy of the shortcut: it may have been replaced by an earlier bypass
-            at = section.join.args.index(section.shortcut)
-            shortcut = copies[section.join].args[at]
+            at = part.join.args.index(part.shortcut)
+            shortcut = copies[part.join].args[at]
             assert isinstance(shortcut, fx.Node)
-            copies[section.join].replace_all_uses_with(shortcut)
-            stands_for(shortcut, copies[section.join])
+            copies[part.join].replace_all_uses_with(shortcut)
+            stands_for(shortcut, copies[part.join])
     cleanup.remove_dead(graph)
     setting = Setting(analysis, units)
     read = drop_emptied(setting, twin, graph, copies)

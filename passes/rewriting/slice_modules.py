@@ -20,7 +20,9 @@ def slice_modules(root: nn.Module, graph: fx.Graph, keep: Keep, entering: Mappin
         module = root.get_submodule(path)
         parameter = module._parameters.get(leaf)
         if parameter is None:
-            setattr(module, leaf, select(getattr(module, leaf), axes))  # a buffer, or a tensor that is none
+            held = getattr(module, leaf, None)  # a buffer, or a tensor that is none; some are there in `eval()` only
+            if held is not None:
+                setattr(module, leaf, select(held, axes))
             continue
         gradient = None if parameter.grad is None else select(parameter.grad, axes)
         replace_data(parameter, select(parameter.data, axes), gradient)

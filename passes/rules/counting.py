@@ -269,6 +269,11 @@ def gated_normalize(input: torch.Tensor, *args: Any, gate: torch.Tensor, **optio
     return F.normalize(input * gate, *args, **options)
 
 
+def gated_matmul(input: torch.Tensor, other: torch.Tensor, *, gate: torch.Tensor) -> torch.Tensor:
+    """`torch.matmul`, of vectors too, that sums over what a gate of shape (summed,) leaves open."""
+    return torch.matmul(input * gate, other)
+
+
 def gated_distances(x1: torch.Tensor, x2: torch.Tensor, *args: Any, gate: torch.Tensor, **options: Any) -> torch.Tensor:
     """`torch.cdist` over what a gate leaves open."""
     return torch.cdist(x1 * gate, x2 * gate, *args, **options)

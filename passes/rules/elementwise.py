@@ -32,8 +32,9 @@ def broadcast(flow: Flow, node: fx.Node) -> torch.Tensor:
             # the same array where it can be: what is known of an array is known by its id
             entries.append((labels.reshape(pad + labels.shape) if pad else labels, pad + tuple(value.shape)))
             sources.append(source)
+    without_units = _without_units(flow, node, entries, sources)
     entries = [
-        (labels[(slice(0, 1),) * dims], shape) if _stands_alone(flow, node, i, entries, sources) else (labels, shape)
+        (frozen((1,) * dims), shape) if i in without_units else (labels, shape)
         for i, (labels, shape) in enumerate(entries)
     ]
     varying = [any(labels.shape[a] > 1 for labels, _ in entries) for a in range(dims)]
@@ -68,30 +69,38 @@ def _keep_axes(flow: Flow, labels: torch.Tensor, axes: Collection[int], node: fx
             flow.unite(labels, labels.narrow(axis, 0, 1))
 
 
-def _stands_alone(
-    flow: Flow, node: fx.Node, number: int, entries: list[tuple[torch.Tensor, tuple[int, ...]]], sources: list[fx.Node]
-) -> bool:
-    """Whether an input is a constant, with entries along axes that no other input has, where others have units: it has
-    none then, and they are frozen."""
-    labels = entries[number][0]
-    others = [e for i, e in enumerate(entries) if i != number and e[0].numel() > 1]
-    if labels.numel() == 1 or not others or not _is_constant(sources[number]):
-        return False
-    own = [a for a, n in enumerate(labels.shape) if n > 1]
-    if any(shape[a] > 1 for _, shape in others for a in own):
-        return False
-    flow.freeze(labels, node, "a constant along an axis of its own")
-    return True
+def _without_units(
+    flow: Flow, node: fx.Node, entries: list[tuple[torch.Tensor, tuple[int, ...]]], sources: list[fx.Node]
+) -> set[int]:
+    """The inputs that have no units, and are frozen: constants with entries along axes that no other input has, where
+    others have units; of a value that has units and a parameter of that kind either."""
+    found: set[int] = set()
+    for number, (labels, _) in enumerate(entries):
+        others = [i for i, e in enumerate(entries) if i != number and e[0].numel() > 1]
+        origin = _origin(sources[number]) if labels.numel() > 1 and others else None
+        own = [a for a, n in enumerate(labels.shape) if n > 1]
+        if origin is None or any(entries[i][1][a] > 1 for i in others for a in own):
+            continue
+        if not isinstance(value_of(origin), torch.nn.Parameter):
+            flow.freeze(labels, node, "a constant along an axis of its own")
+            found.add(number)
+        elif any(flow.has_producer(entries[i][0]) for i in others):
+            flow.rivals.add(node)
+            frozen_ones = [number] if node in flow.alone else others
+            for i in frozen_ones:
+                flow.freeze(entries[i][0], node, "units of one value beside those of another, along another axis")
+            found.update(frozen_ones)
+    return found
 
 
-def _is_constant(node: fx.Node) -> bool:
-    """Whether a value is computed from a constant of the model alone."""
+def _origin(node: fx.Node) -> fx.Node | None:
+    """The one constant or parameter of the model from which a value is computed, if that is all."""
     while node.op != "get_attr":
         sources = [n for n in node.all_input_nodes if isinstance(value_of(n), torch.Tensor)]
         if len(sources) != 1:
-            return False
+            return None
         node = sources[0]
-    return not isinstance(value_of(node), torch.nn.Parameter)
+    return node
 
 
 def _aligned(large: torch.Tensor, small: torch.Tensor) -> list[tuple[int, int]]:

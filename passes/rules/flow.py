@@ -27,6 +27,10 @@ class Flow(Protocol):
     contractions: dict[fx.Node, Contraction]
     outer: dict[fx.Node, torch.Tensor]
     """Labels of contractions whose input has units along axes that they leave alone."""
+    rivals: set[fx.Node]
+    """Ops of a value that has units and a parameter with entries along an axis of its own: either has none then."""
+    alone: Collection[fx.Node]
+    """Those of them in which the value has its units."""
     folded: set[fx.Node]
     """Values in which examples lie beside each other along the axis of the channels."""
     ties: dict[fx.Node, list[fx.Node]]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxcat.passes.rules.table import find_decomposition, module_rule
@@ -17,7 +19,7 @@ def computes_weights(module: nn.Module) -> bool:
     if not isinstance(module, _WITH_FUNCTIONS) or type(module).forward is not _own_class(module).forward:
         return False
     hooks = list(module._forward_pre_hooks.values())
-    if module._forward_hooks or not all(isinstance(h, WeightNorm | BasePruningMethod) for h in hooks):
+    if module._forward_hooks or not all(isinstance(h, WeightNorm | SpectralNorm | BasePruningMethod) for h in hooks):
         return False
     return bool(hooks) or is_parametrized(module)
 
@@ -35,7 +37,7 @@ def is_leaf(module: nn.Module) -> bool:
 
     Those of torch.nn that hold none call functions or other modules, which are captured instead.
     """
-    if isinstance(module, ParametrizationList) or computes_weights(module):
+    if isinstance(module, ParametrizationList | _SpectralNorm) or computes_weights(module):
         return False
     if module_rule(module) is not None:
         return True

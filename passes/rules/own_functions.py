@@ -21,6 +21,8 @@ _ASKED = ("dtype", "device", "is_cuda", "data", "requires_grad")
 """What a forward pass may ask a tensor without knowing how many entries it has."""
 _SAME = (torch.zeros_like, torch.ones_like, torch.full_like)
 """Of the values of another's shape, those that are no random numbers."""
+_LIKE_ANOTHER = ("view_as", "reshape_as", "expand_as")
+"""Where all tensors have one shape, these leave every entry at its place."""
 _OPERATORS = {
     **{"rsub": "sub", "rdiv": "div", "rpow": "pow", "rmul": "mul", "radd": "add"},
     **{"invert": "logical_not", "and": "logical_and", "or": "logical_or", "xor": "logical_xor"},
@@ -83,11 +85,15 @@ class _Watch(TorchFunctionMode):
             result = func(*args, **(kwargs or {}))
         if not isinstance(result, torch.Tensor) or result.shape not in (self.shape, ()):
             raise _OtherOpError
+        if func.__name__ in _LIKE_ANOTHER and args[0].shape != self.shape:
+            raise _OtherOpError  # one number for all
         return result
 
 
 def _is_known(func: Any) -> bool:
     name: str = func.__name__.strip("_")
+    if name in _LIKE_ANOTHER:
+        return True
     found = function_rule(func) or method_rule(func.__name__) or method_rule(_OPERATORS.get(name, name))
     if isinstance(found, Alike):
         return func in _SAME

@@ -195,9 +195,12 @@ class Product(Rule):
         return flow.contractions[node].carriers
 
 
-@rule(torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm", torch.mm, "mm")
+@rule(
+    *(torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm", torch.mm, "mm"),
+    *(torch.mv, "mv", torch.dot, "dot", torch.vdot, "vdot"),
+)
 class Matmul(Product):
-    """matmul, bmm, mm: the last two axes are multiplied, those before are a batch."""
+    """matmul, bmm, mm, mv, dot: the last two axes are multiplied, those before are a batch."""
 
     def operands(self, node: fx.Node) -> tuple[Sequence[tuple[fx.Node, str]], str]:
         a, b = node.all_input_nodes if len(node.all_input_nodes) == 2 else node.all_input_nodes * 2

@@ -185,10 +185,19 @@ class ExtremumWithPlace(Extremum):
         """Whether it is the maximum of two values."""
         return len(node.all_input_nodes) > 1 and "other" in arguments(node, "input", "other", "dim")
 
+    def counting(self, flow: Flow, node: fx.Node) -> Counting | None:
+        found = super().counting(flow, node)
+        of_all = found is not None and isinstance(value_of(node), torch.Tensor)
+        return Counting(_OF_ALL[self.gated], found.labels) if found is not None and of_all else found
+
     def known_form(self, node: fx.Node) -> bool:
-        """Places would be counted among fewer, and those of all elements say nothing of an axis."""
+        """Places would be counted among fewer."""
         values_only = all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
-        return not isinstance(value_of(node), torch.Tensor) and values_only
+        return isinstance(value_of(node), torch.Tensor) or values_only
+
+
+_OF_ALL: dict[Callable[..., Any], Callable[..., Any]] = {gated_max: gated_amax, gated_min: gated_amin}
+"""The forms for all elements, which have no places."""
 
 
 @rule(torch.median, "median", torch.nanmedian, "nanmedian", torch.mode, "mode")

@@ -169,6 +169,7 @@ FORMS: dict[str, Form] = {
     "mask of channels": lambda y: y * (torch.arange(y.shape[1]) < 3).to(y).view(1, -1, 1, 1),
     "ones of channels": lambda y: y * torch.ones(y.shape[1], dtype=y.dtype).view(1, -1, 1, 1),
     "unit matrix": lambda y: (y.movedim(1, -1) @ torch.eye(y.shape[1], dtype=y.dtype)).movedim(-1, 1),
+    "Variable": lambda y: y + torch.autograd.Variable(y * 2) + torch.autograd.Variable(torch.ones(1).to(y)),
     "einsum that permutes": lambda y: torch.einsum("nchw->nhwc", y).permute(0, 3, 1, 2),
     "einsum that sums": lambda y: y + torch.einsum("n c h w -> n c", y)[..., None, None],
     "normal_": lambda y: y + torch.empty_like(y).normal_(1, 0.0),

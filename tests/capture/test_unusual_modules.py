@@ -86,8 +86,8 @@ def test_weights_that_hooks_compute() -> None:
     nn.utils.spectral_norm(model.inner)
     x = torch.randn(2, 3, 8, 8).double()
     net = fxcat.prepare(model, x, verbose=False).eval()
-    assert torch.equal(net(x), model.eval()(x))
-    assert [p.reason for p in net.structure.pinned if p.where == "inner"] == ["it has forward hooks"]
+    assert difference(net(x), model.eval()(x)) <= DOUBLE_TOLERANCE
+    assert "inner" not in {p.where for p in net.structure.pinned}
 
 
 def test_assigned_methods_are_captured() -> None:

@@ -286,6 +286,9 @@ def test_what_train_makes_and_takes_away_is_no_part(registered: bool, shrunk: bo
         assert difference(net.train().eval()(x), expected) <= 1e-10
     small = fxcat.finalize(net)
     assert difference(small.train().eval()(x), expected) <= 1e-10
+    assert difference(fxcat.finalize(net.train()).eval()(x), expected) <= 1e-10
+    net.shrink()
+    assert difference(net.eval()(x), expected) <= 1e-10
     with torch.no_grad():
         small.get_parameter("2.table").add_(1)
         small.get_parameter("2.table")[:, ::2].sub_(3)

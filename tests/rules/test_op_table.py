@@ -46,6 +46,7 @@ UNTRIED = {
         f"Tensor.{name}_": "draws other numbers for a smaller value: test_python_forms"
         for name in ("bernoulli", "normal", "uniform", "exponential", "random", "cauchy", "geometric", "log_normal")
     },
+    **{f"{o}.{name}": "takes vectors: test_weights" for o in _OWNERS for name in ("mv", "dot", "vdot")},
     "torch.normal": "draws other numbers for a smaller value: test_python_forms",
     **{f"torch.nn.init.{name}_": "draws numbers without gradients" for name in ("normal", "uniform", "trunc_normal")},
     **dict.fromkeys(("operator.floordiv", "operator.ifloordiv", "torch.floor_divide"), "has no derivative"),

@@ -62,24 +62,10 @@ def test_tied_weights(cls: Callable[[], nn.Module]) -> None:
     assert checked(network(cls()), 6).units >= 2
 
 
-def test_spectrally_normalised_weights_are_kept_whole_and_reported() -> None:
-    """The largest singular value of a weight is one of all of it."""
-
-    def build() -> nn.Module:
-        wrapped = parametrizations.spectral_norm(nn.Conv2d(8, 8, 3, padding=1))
-        return network(
-            *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), wrapped, nn.ReLU()),
-            *(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 2, 1)),
-        )
-
-    assert checked(build(), 3, 8, 8).units == 6
-    assert "unknown operation _SpectralNorm" in reasons(build(), 3, 8, 8)
-
-
 def test_a_layer_without_a_rule_between_others_is_named() -> None:
     """It has no units that could be frozen, nor have its neighbours."""
-    model = network(parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
-    with pytest.raises(fxcat.NothingToPruneError, match="unknown operation _SpectralNorm"):
+    model = network(parametrizations.orthogonal(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    with pytest.raises(fxcat.NothingToPruneError, match="unknown operation _Orthogonal"):
         reasons(model, 3, 4, 4)
 
 

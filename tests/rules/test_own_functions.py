@@ -57,6 +57,14 @@ class Reversed(Function):
         return -ctx.scale * grads[0], None
 
 
+class ReversedView(Reversed):
+    """The same, as most write it."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, scale: float) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return x.view_as(x)
+
+
 class ByWidth(Function):
     """Knows how many channels there are."""
 
@@ -87,6 +95,14 @@ class ByMode(ByWidth):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         return (grads[0], None)[: len(ctx.needs_input_grad)]
+
+
+class Spread(ByWidth):
+    """One entry for all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.max().expand_as(x)
 
 
 class Drawn(ByWidth):
@@ -129,14 +145,17 @@ def units(model: nn.Module) -> int:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: Through(Swish), lambda: Through(Spike, 0.3), lambda: Through(Reversed, 0.5), lambda: Through(ByMode)],
-    ids=["swish", "spike", "reversed", "by mode"],
+    [
+        *(lambda: Through(Swish), lambda: Through(Spike, 0.3), lambda: Through(Reversed, 0.5)),
+        *(lambda: Through(ReversedView, 0.5), lambda: Through(ByMode)),
+    ],
+    ids=["swish", "spike", "reversed", "reversed view", "by mode"],
 )
 def test_units_pass_what_is_elementwise(make: Callable[[], nn.Module]) -> None:
     assert units(make()) == 14
 
 
-@pytest.mark.parametrize("function", [ByWidth, ByNeighbours, Drawn, Changed])
+@pytest.mark.parametrize("function", [ByWidth, ByNeighbours, Spread, Drawn, Changed])
 def test_all_others_are_kept_whole(function: type[Function]) -> None:
     model = Through(function)
     assert units(model) == 6

@@ -110,6 +110,26 @@ def test_variances_of_all_entries_by_a_flag_alone() -> None:
     assert checked(Whole(), nn.Conv2d(8, 16, 1))[0] == 1.0
 
 
+class Observed(nn.Module):
+    """Rounded to steps of the largest value that training has seen."""
+
+    most: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("most", torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.most.copy_(0.9 * self.most + 0.1 * x.detach().abs().max())
+        step = self.most / 15 + torch.min(x) * 1e-3
+        return x + (torch.round(x / step) * step - x).detach()
+
+
+def test_extrema_of_all_entries() -> None:
+    assert checked(Observed(), nn.Conv2d(8, 16, 1), nn.ReLU()) == (1.0, 8 + 16)
+
+
 def test_sums_over_channels() -> None:
     class Attend(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
