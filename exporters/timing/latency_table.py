@@ -165,7 +165,7 @@ class LatencyTable:
         texts = {name: tuple(str(t) for t in content[name]) for name in ("as_they_are", "unmeasured")}
         facts = {name: {str(k): str(v) for k, v in content[name].items()} for name in ("machine", "versions")}
         return cls(
-            runtime={name: name for name in RUNTIMES}[content["runtime"]],
+            runtime=RUNTIMES[RUNTIMES.index(content["runtime"])],
             device=str(content["device"]),
             calibration=calibration,
             ops=ops,

@@ -63,7 +63,7 @@ def find_sections(graph: fx.Graph, weight: Mapping[fx.Node, int]) -> tuple[Secti
 def _of_both_modes(sections: list[Section], joins: Iterable[fx.Node]) -> list[Section]:
     """The sections, where what training does beforehand (noise, labels that are dropped) gives it nodes of its own for
     the same sums: each with that of training in it. What is a section in one mode only is none."""
-    seen = Counter[tuple[Any, int]](), Counter[tuple[Any, int]]()
+    seen = Counter[Any](), Counter[Any]()
     sums: dict[Any, list[fx.Node | None]] = {}
     for join in joins:
         for mode in (0, 1):

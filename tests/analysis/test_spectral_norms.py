@@ -18,6 +18,9 @@ import fxcat
 class Written(nn.Module):
     """A convolution that does so itself."""
 
+    left: torch.Tensor
+    right: torch.Tensor
+
     def __init__(self, entering: int, leaving: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(leaving, entering, 3, 3))

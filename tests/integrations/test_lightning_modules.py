@@ -139,7 +139,8 @@ def test_wrong_uses_are_refused() -> None:
     for wrong in ({}, {"target": fxcat.Target(flops=0.5), "pressure": fxcat.Pressure(1.0)}):
         with pytest.raises(fxcat.InputError, match="give either target= or pressure="):
             GateCallback(**wrong)
-    for wrong in ({"warmup": 2}, {"until": "x"}, {"shrinks": -1}, {"total_steps": 0}, {"loss": 3}, {"gate_lr": -1}):
+    settings: list[dict[str, Any]] = [{"warmup": 2}, {"until": "x"}, {"shrinks": -1}, {"total_steps": 0}, {"loss": 3}]
+    for wrong in (*settings, {"gate_lr": -1}):
         with pytest.raises(fxcat.InputError, match=next(iter(wrong))):
             GateCallback(fxcat.Target(flops=0.5), **wrong)
     with pytest.raises(TypeError, match="'flops'"):

@@ -160,7 +160,8 @@ def test_what_attach_takes(place: Place) -> None:
         attach(model)
     with pytest.raises(fxcat.InputError, match="either target= or pressure="):
         attach(model, target=TARGET, pressure=fxcat.Pressure(0.1))
-    for wrong in ({"until": 7}, {"warmup": "x"}, {"gate_lr": -1.0}, {"prepared": ["round_to"]}):
+    settings: list[dict[str, Any]] = [{"until": 7}, {"warmup": "x"}, {"gate_lr": -1.0}, {"prepared": ["round_to"]}]
+    for wrong in settings:
         with pytest.raises(fxcat.InputError, match=next(iter(wrong))):
             attach(model, target=TARGET, **wrong)
     with pytest.raises(TypeError, match="round"):
