@@ -18,12 +18,10 @@ from fxcat.passes.work import Analysis
 
 
 def replace_broken_chains(
-    analysis: Analysis,
-    setting: Setting,
-    graph: fx.Graph,
-    copies: Mapping[fx.Node, fx.Node],
+    setting: Setting, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node]
 ) -> dict[str, torch.Tensor]:
     """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
+    analysis = setting.analysis
     buffers: dict[str, torch.Tensor] = {}
     selected: dict[fx.Node, fx.Node] = {}  # what stands for the end of a chain, where another one may begin
     remaining = set(graph.nodes)
@@ -62,14 +60,14 @@ def _surviving_order(setting: Setting, source: fx.Node, sink: fx.Node, axis: int
     return position[order]
 
 
-def surviving_orders(analysis: Analysis, setting: Setting, used: list[fx.Node]) -> dict[str, torch.Tensor]:
+def surviving_orders(setting: Setting, used: list[fx.Node]) -> dict[str, torch.Tensor]:
     """New indices for the selections that earlier rewrites have put in and whose values have units that go."""
-    orders: dict[str, torch.Tensor] = {}
+    before, orders = setting.analysis.captured.orders, dict[str, torch.Tensor]()
     for node in used:
-        found = known_selection(node, analysis.captured.orders)
+        found = known_selection(node, before)
         if found is not None:
             source, axis, name = found
-            old = analysis.captured.orders[name]
+            old = before[name]
             new = _surviving_order(setting, source, node, axis, old)
             if not torch.equal(new, old):
                 orders[name] = new

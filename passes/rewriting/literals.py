@@ -14,23 +14,23 @@ from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.rewriting.numbers import as_before, in_proportion, keep_numbers, paired_inputs
 from fxcat.passes.rewriting.setting import Setting
 from fxcat.passes.rules.base import Moved, Rule, Share, Size
-from fxcat.passes.work import Analysis
 
 
-def adapt_literals(analysis: Analysis, setting: Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node) -> None:
+def adapt_literals(setting: Setting, copies: Mapping[fx.Node, fx.Node], old: fx.Node) -> None:
     """Change the numbers in the arguments that state sizes; numbers computed from sizes stay what they were."""
-    rule = analysis.labels.rules.get(old)
+    labelled = setting.analysis.labels
+    rule = labelled.rules.get(old)
     if rule is None or type(rule).reshaped is Rule.reshaped:
         if isinstance(VALUE.get(old), torch.Tensor):
             keep_numbers(setting.number, copies, old)
         return
-    source = next((i for i in old.all_input_nodes if analysis.labels.values[i] is not None), None)
+    source = next((i for i in old.all_input_nodes if labelled.values[i] is not None), None)
     before, after = () if source is None else setting.of_value(source), setting.of_value(old)
     numbers = [i for i in old.all_input_nodes if isinstance(VALUE.get(i), int | torch.Size)]
     # nothing moves here: the arguments stay as they were written
     if _untouched(before) and _untouched(after) and all(setting.number(n) == value_of(n) for n in numbers):
         return
-    labels, value = analysis.labels.values[old], value_of(old)
+    labels, value = labelled.values[old], value_of(old)
     single = not isinstance(labels, tuple)
     moved = Moved(
         source=before,

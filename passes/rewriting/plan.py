@@ -72,15 +72,15 @@ def make_plan(
     read = drop_emptied(setting, twin, graph, copies)
     used = read | _used_names(analysis, twin, [old for old in remaining(graph, copies) if not reads_type(old)])
     cleanup.read_type_elsewhere(graph, twin, used, [r.path for r in analysis.regions], analysis.labels.names.canonical)
-    keep = _kept_indices(analysis, setting, _used_names(analysis, twin, remaining(graph, copies)) | read)
-    buffers = replace_broken_chains(analysis, setting, graph, copies)
-    buffers |= surviving_orders(analysis, setting, remaining(graph, copies))
+    keep = _kept_indices(setting, _used_names(analysis, twin, remaining(graph, copies)) | read)
+    buffers = replace_broken_chains(setting, graph, copies)
+    buffers |= surviving_orders(setting, remaining(graph, copies))
     if final:
         bypass_whole_entries(analysis, remaining(graph, copies), copies, buffers)
     _drop_outdated_assertions(setting, graph, copies)
     cleanup.remove_dead(graph)
     for old in remaining(graph, copies):
-        adapt_literals(analysis, setting, copies, old)
+        adapt_literals(setting, copies, old)
     cleanup.remove_dead(graph)  # numbers that nothing is computed with any more, and may have none: heads by width
     cleanup.remove_repeated(graph, twin)
     origin = {copies[old]: old for old in remaining(graph, copies)}
@@ -88,7 +88,7 @@ def make_plan(
     entering = {str(o.target): setting.shape(o.all_input_nodes[0]) for o in origin.values() if o.op == "call_module"}
     slice_modules(twin, graph, keep, entering)
     add_buffers(twin, {n: b.to("meta") for n, b in buffers.items()})
-    _check(analysis, setting, graph, twin, origin)
+    _check(setting, graph, twin, origin)
     return Plan(graph, twin, keep, entering, origin, buffers, plain)
 
 
@@ -100,7 +100,8 @@ def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return new, copies
 
 
-def _kept_indices(analysis: Analysis, setting: Setting, used: set[str]) -> Keep:
+def _kept_indices(setting: Setting, used: set[str]) -> Keep:
+    analysis = setting.analysis
     keep: dict[str, dict[int, torch.Tensor]] = {}
     for name in analysis.units.parameters:
         if name not in used:
@@ -139,13 +140,7 @@ def _drop_outdated_assertions(setting: Setting, graph: fx.Graph, copies: Mapping
             graph.erase_node(copies[old])
 
 
-def _check(
-    analysis: Analysis,
-    setting: Setting,
-    graph: fx.Graph,
-    twin: nn.Module,
-    origin: Mapping[fx.Node, fx.Node],
-) -> None:
+def _check(setting: Setting, graph: fx.Graph, twin: nn.Module, origin: Mapping[fx.Node, fx.Node]) -> None:
     """Run the new graph on the sliced meta twin: every shape must be what the labels say."""
     try:
         propagate(graph, twin)
@@ -153,7 +148,7 @@ def _check(
         raise PlanError(f"the rewritten graph does not run: {error}") from error
     for new, old in origin.items():
         value = VALUE.get(new)
-        if isinstance(value, torch.Tensor) and analysis.labels.values.get(old) is not None:
+        if isinstance(value, torch.Tensor) and setting.analysis.labels.values.get(old) is not None:
             expected = setting.shape(old)
             nothing = not value_of(old).numel() and not value.numel()  # whose labels say nothing of its sizes
             if tuple(value.shape) != expected and not nothing:

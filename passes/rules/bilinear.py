@@ -71,7 +71,7 @@ class BilinearFunction(_Bilinear):
                 reason = "a weight that is computed from other values, or by mixing its entries"
                 flow.freeze(flow.values[source], node, reason)
             out = frozen((value_of(node).shape[-1],))
-        unite_bias(flow, node, out, given.get("bias"))
+        unite_bias(flow, out, given.get("bias"))
         return along(out, -1, value_of(node).dim())
 
 

@@ -77,7 +77,7 @@ def given_weights(*arguments: object) -> tuple[fx.Node, ...]:
     return tuple(a for a in arguments if isinstance(a, fx.Node))
 
 
-def unite_bias(flow: Flow, node: fx.Node, out: torch.Tensor, bias: object) -> None:
+def unite_bias(flow: Flow, out: torch.Tensor, bias: object) -> None:
     """The bias has the units of the output's channels."""
     if isinstance(bias, fx.Node):
         line = flow.lines(bias)[0]

@@ -203,7 +203,7 @@ class ConvFunction(WeightedFunction):
         kernel = tuple(value_of(weight).shape[2:])
         outer = left_alone(flow, node, found, kernel, thaw(given.get("stride", 1)), thaw(given.get("padding", 0)))
         freeze_outer(flow, node, out, found)
-        unite_bias(flow, node, out, bias)
+        unite_bias(flow, out, bias)
         terms = None  # groups with computed weights may be those of the examples of a batch
         if sizes.groups == 1 or isinstance(flow.values[weight], Grid) or self.binds(node):
             terms = kernel_macs(flow, node, sizes, math.prod(kernel), second, first)

@@ -137,7 +137,7 @@ class ConvTransposeFunction(WeightedFunction):
             flow.unite(out, columns)
             cost = Term(1, (entering, out)), 1
         freeze_outer(flow, node, out, outer)
-        unite_bias(flow, node, out, given.get("bias"))
+        unite_bias(flow, out, given.get("bias"))
         source = flow.one(node.all_input_nodes[0])
         positions = source.numel() // (groups * width_in) * math.prod(value_of(weight).shape[2:])
         by_batch = groups > 1 and flow.values[weight] is not None and not isinstance(flow.values[weight], Grid)

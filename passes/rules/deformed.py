@@ -58,7 +58,7 @@ class DeformedConv(WeightedFunction):
         if _follows(bias, weight):
             flow.values[bias] = out
         else:
-            unite_bias(flow, node, out, bias)
+            unite_bias(flow, out, bias)
         flow.contractions[node] = Contraction((), (source,), ())
         return along(out, 1, value_of(node).dim()) if outer is None else outer
 

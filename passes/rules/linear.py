@@ -97,7 +97,7 @@ class LinearFunction(WeightedFunction):
             return self._of_vector(flow, node, weight, entering, outer)
         out = self._bind(flow, node, weight, entering, value.shape[-1])
         freeze_outer(flow, node, out, outer)
-        unite_bias(flow, node, out, bias)
+        unite_bias(flow, out, bias)
         term = Term(flow.one(node).shape[:-1].numel(), (entering, out))
         flow.contractions[node] = Contraction(per_slice(flow, node, term), (node.all_input_nodes[0],), ())
         return along(out, -1, value.dim()) if outer is None else outer

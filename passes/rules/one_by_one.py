@@ -47,7 +47,7 @@ def convolved_one_by_one(flow: Flow, node: fx.Node, given: dict[str, Any], *, tr
     input channels along the first axis, beside each other for the examples, and their output channels along the next.
     """
     weight, groups = given["weight"], given["groups"]
-    source = _before_folding(node, given["input"])
+    source = _before_folding(given["input"])
     apart = _unfolding(node)
     if source is None or apart is None or not isinstance(flow.values[weight], Grid):
         return frozen_one_by_one(flow, node)
@@ -71,7 +71,7 @@ def convolved_one_by_one(flow: Flow, node: fx.Node, given: dict[str, Any], *, tr
             flow.unite(labels, line if own else _of_each(flow, line, examples))
 
     out = kernel_labels(flow, path_of(node), sizes, entering, None, bind)
-    unite_bias(flow, node, out.repeat(examples), given.get("bias"))
+    unite_bias(flow, out.repeat(examples), given.get("bias"))
     kernel = math.prod(value_of(weight).shape[2:])
     if transposed:
         positions = flow.one(given["input"]).numel() // sizes.entering
@@ -115,7 +115,7 @@ def frozen_one_by_one(flow: Flow, node: fx.Node) -> Labels:
     return frozen((1,) * value_of(node).dim())
 
 
-def _before_folding(node: fx.Node, source: Any) -> fx.Node | None:
+def _before_folding(source: Any) -> fx.Node | None:
     """The value whose examples are laid beside each other, and perhaps padded, for a convolution."""
     while isinstance(source, fx.Node):
         rule = find_rule(source, None) if source.op in ("call_function", "call_method") else None
