@@ -119,8 +119,11 @@ def check_integer(
     if optional and value is None:
         return
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    low, high = -_LARGEST if least is None else least, _LARGEST if most is None else most
-    if not is_whole or not low <= int(value) <= high:
+    if is_whole and abs(int(value)) > _LARGEST:
+        raise InputError(
+            f"{_given(name, value)} is too large", remedy=remedy or "give an integer that a float can hold"
+        )
+    if not is_whole or (least is not None and int(value) < least) or (most is not None and int(value) > most):
         limits = ("" if least is None else f" ≥ {least}") + ("" if most is None else f" ≤ {most}")
         raise InputError(f"{_given(name, value)} is no {kind}", remedy=remedy or f"give an integer{limits}")
 

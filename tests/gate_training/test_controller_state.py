@@ -88,7 +88,10 @@ def test_shrinks_may_be_as_many_as_there_are_numbers() -> None:
     """At most one after every step."""
     net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
     optimizer = torch.optim.AdamW(net.weight_parameters(), lr=1e-2)
-    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=9, shrinks=2**70)
+    target = fxcat.Target(flops=0.5)
+    with pytest.raises(fxcat.InputError, match=r"shrinks=.* is too large"):
+        fxcat.GateController(net, optimizer, target=target, total_steps=9, shrinks=2**70)
+    controller = fxcat.GateController(net, optimizer, target=target, total_steps=9, shrinks=2**53)
     assert not controller.schedule.may_shrink(0)
 
 

@@ -83,11 +83,11 @@ NETS: list[Case] = [
     ("gate, very large", lambda n: n.gates["0"].set(LARGE), "cannot take"),
     ("verify", lambda n: prepared(verify=np.ones(3)), "verify=an? .* is neither"),
     ("dump", lambda n: prepared(dump=""), "dump='' is no path"),
-    ("steps, very many", lambda n: controller(n, total_steps=LARGE), "total_steps=.*is no whole number"),
+    ("steps, very many", lambda n: controller(n, total_steps=LARGE), "total_steps=.*is too large"),
     ("steps, a negative number", lambda n: controller(prepared()).ends_within(-1), "steps=-1 is no whole number"),
     ("an optimizer", lambda n: controller(prepared()).notice(3), "optimizer= is an int"),
     ("held out", lambda n: controller(prepared()).step(held_out=BATCHES[0]), "held_out= would do nothing"),
-    ("epochs, very many", lambda n: fxcat.fit(n, BATCHES, epochs=LARGE, target=HALF), "epochs=.*is no whole number"),
+    ("epochs, very many", lambda n: fxcat.fit(n, BATCHES, epochs=LARGE, target=HALF), "epochs=.*is too large"),
     (
         "autocast, an array",
         lambda n: fxcat.fit(n, BATCHES, epochs=1, target=HALF, autocast=np.ones(3)),
