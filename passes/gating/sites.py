@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx
@@ -16,7 +17,7 @@ from torch import fx
 from fxcat.passes.analysis.label_flow import LabelFlow
 from fxcat.passes.analysis.sections import Section
 from fxcat.passes.analysis.units import NO_UNIT, Units
-from fxcat.passes.graph.label_arrays import leaves, unlabelled
+from fxcat.passes.graph.label_arrays import leaves
 from fxcat.passes.graph.meta import VALUE, value_of
 from fxcat.passes.nodes.effects import changed_later
 from fxcat.passes.rules.asking import ask
@@ -40,6 +41,8 @@ class _Demand:
         self.sites: dict[fx.Node, Site] = {}
         self._of_label = units.of_label.numpy()
         self._expenses: dict[fx.Node, int] = {}
+        self._known_sources: dict[fx.Node, list[fx.Node] | None] = {}
+        """Of values outside of any section: walks come by most of them several times."""
         self._carriers: dict[fx.Node, bool] = {}
         self._known: dict[int, torch.Tensor] = {}
         self._changed = changed_later(flow.values)
@@ -121,16 +124,23 @@ class _Demand:
         return memo[start]
 
     def _sources(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> list[fx.Node] | None:
-        """The inputs that have to be zero, or None if the value has to be gated itself."""
-        if inside is not None and node not in inside:
-            return None  # it is used outside of the section, where it has to stay what it is
+        """The inputs that have to be zero, or None if the value has to be gated itself.
+
+        `inside`: what a section holds; of a value that is used elsewhere it has to stay what it is."""
+        if inside is not None:
+            return self._found_sources(node, inside) if node in inside else None
+        if node not in self._known_sources:
+            self._known_sources[node] = self._found_sources(node, None)
+        return self._known_sources[node]
+
+    def _found_sources(self, node: fx.Node, inside: frozenset[fx.Node] | None) -> list[fx.Node] | None:
         rule = self.flow.rules.get(node)
         if rule is None or rule.zero_at(node) is Zero.BREAKS:
             return None
         # softmax and its like make zeros of minus infinity: a gate before it would give 0 · ∞, which is no number
         if not rule.keeps_infinity and any(self._is_infinite(n) for n in node.all_input_nodes):
             return None
-        given = [n for n in rule.zero_from(self.flow, node) if any(True for _ in leaves(unlabelled(value_of(n))))]
+        given = [n for n in rule.zero_from(self.flow, node) if _holds_tensors(value_of(n))]
         values = [n for n in given if self._can_be_gated(n)]
         if any(n in self._changed for n in values):
             return None
@@ -226,6 +236,10 @@ class _Demand:
         a = a.reshape((1,) * (b.dim() - a.dim()) + tuple(a.shape)) if a.dim() < b.dim() else a
         same = a.dim() == b.dim() and all(m == n or 1 in (m, n) for m, n in zip(a.shape, b.shape, strict=True))
         return not same or bool(((a != NO_UNIT) | (b == NO_UNIT)).all())
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, tuple | list) and any(map(_holds_tensors, value)))
 
 
 def find_sites(flow: LabelFlow, units: Units, sections: Sequence[Section]) -> dict[fx.Node, Site]:
