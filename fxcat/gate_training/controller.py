@@ -25,7 +25,7 @@ from fxcat.gate_training.arguments import check_controller_arguments, check_of_r
 from fxcat.gate_training.bernoulli import BernoulliPolicy
 from fxcat.gate_training.decisions import DEAD
 from fxcat.gate_training.optimizer_shapes import check_state
-from fxcat.gate_training.optimizers import Optimizers, as_list, check_held, check_weights, holding
+from fxcat.gate_training.optimizers import Optimizers, as_list, check_held, check_kept_elsewhere, check_weights, holding
 from fxcat.gate_training.policy import GatePolicy
 from fxcat.gate_training.ratio import RatioPolicy
 from fxcat.gate_training.rehearsal import rehearse
@@ -103,6 +103,7 @@ class GateController:
         net.led.check_free()
         found = as_list(optimizer)
         check_weights(net, found)
+        check_kept_elsewhere(net, optimizer)
         self.optimizers = holding(net, found)
         check_state(net.network, self.optimizers, loaded=True)
         averages = averages_of(net, averages)

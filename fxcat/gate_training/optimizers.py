@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from fxcat.errors import InputError
 from fxcat.gated import GatedModule
@@ -57,14 +58,45 @@ def _held(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
     return {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
 
 
-def _all_in(value: Any, depth: int = 3) -> list[torch.optim.Optimizer]:
-    """Optimizers in an object, the outermost first."""
-    own = [value] if isinstance(value, torch.optim.Optimizer) else []
-    attributes = vars(value) if hasattr(value, "__dict__") else {}
-    inside: list[Any] = [v for k, v in attributes.items() if k not in ("state", "param_groups", "defaults")]
+def _all_in(value: Any) -> list[torch.optim.Optimizer]:
+    """Optimizers in an object, the outermost first. Some wrappers were never initialised as one."""
+    return [o for o in _nested(value) if isinstance(o, torch.optim.Optimizer) and hasattr(o, "state")]
+
+
+def _nested(value: Any, depth: int = 3) -> list[Any]:
+    """An object, and what has groups of parameters inside of it."""
+    inside: list[Any] = list(_own_attributes(value).values())
     inside += [x for v in inside if isinstance(v, list | tuple) for x in v]
-    holders = [v for v in inside if hasattr(v, "param_groups")] if depth else []
-    return [*own, *(o for v in holders for o in _all_in(v, depth - 1))]
+    found = [v for v in inside if hasattr(v, "param_groups")] if depth else []
+    return [value, *(o for v in found for o in _nested(v, depth - 1))]
+
+
+def _own_attributes(value: Any) -> dict[str, Any]:
+    """Of an optimizer those that not every one has."""
+    attributes = vars(value) if hasattr(value, "__dict__") else {}
+    return {k: v for k, v in attributes.items() if k not in ("state", "param_groups", "defaults")}
+
+
+def check_kept_elsewhere(net: GatedModule, optimizers: Any) -> None:
+    """Raise `InputError` for an optimizer that keeps tensors in the shapes of weights in attributes of its own (slow
+    weights, moments in a list): nothing there says what belongs to which weight when weights become smaller.
+
+    Vectors are let pass: an optimizer may have tables of a few numbers."""
+    given: Sequence[Any] = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
+    found = [o for each in given for o in _nested(each)]
+    states = {id(o.state) for o in found if hasattr(o, "state")}  # some are wrapped round the state of others
+    weights = {p.shape for p in net.network.parameters() if p.dim() > 1}
+    for optimizer in found:
+        for name, value in _own_attributes(optimizer).items():
+            leaves: list[Any] = [] if id(value) in states else tree_leaves(value)
+            kept = (x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, torch.nn.Parameter))
+            shape = next((tuple(x.shape) for x in kept if x.shape in weights), None)
+            if shape is not None:
+                raise InputError(
+                    f"{type(optimizer).__name__} keeps tensors in the shapes of weights, such as {list(shape)}, in its "
+                    f"attribute {name!r}: these cannot shrink with the weights",
+                    remedy="keep them in the optimizer's state, by parameter: optimizer.state[p][name] = tensor",
+                )
 
 
 def wrappers_of(optimizers: Any, inner: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:

@@ -96,3 +96,50 @@ def test_state_of_all_parameters_together_is_refused(first: str) -> None:
     optimizer.step(closure)  # pyright: ignore[reportArgumentType]
     with pytest.raises(fxcat.InputError, match="LBFGS keeps"):
         controller.step()
+
+
+class Slow(torch.optim.Optimizer):
+    """Wrapped round another; it is never initialised as an optimizer itself."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:  # pyright: ignore[reportMissingSuperCall]
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.inner.step()
+
+
+def test_a_wrapper_that_was_never_initialised_is_none_itself() -> None:
+    torch.manual_seed(0)
+    x, y = batches(64).tensors
+    net = fxcat.prepare(Net(), x[:1], verbose=False).train()
+    optimizer = Slow(torch.optim.SGD(net.weight_parameters(), lr=0.02))
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=20)
+    for _ in range(20):
+        net.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        controller.step()
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+
+
+def _in_groups(optimizer: torch.optim.Optimizer) -> Any:
+    return [[p.detach().clone() for p in group["params"]] for group in optimizer.param_groups]
+
+
+def _by_parameter(optimizer: torch.optim.Optimizer) -> Any:
+    return {p: {"first": torch.zeros_like(p)} for group in optimizer.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("kept", [_in_groups, _by_parameter])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tensors_beside_the_state_are_refused(kept: Any, wrapped: bool) -> None:
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
+    optimizer: Any = torch.optim.SGD(net.weight_parameters(), lr=0.02)
+    optimizer = Slow(optimizer) if wrapped else optimizer
+    optimizer.weights = list(net.weight_parameters())  # the parameters themselves follow
+    options: dict[str, Any] = {"target": fxcat.Target(flops=0.5), "total_steps": 20}
+    optimizer.kept = kept(optimizer)
+    with pytest.raises(fxcat.InputError, match="in its attribute 'kept'"):
+        fxcat.GateController(net, optimizer, **options)
+    del optimizer.kept
+    fxcat.GateController(net, optimizer, **options)
