@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.decorators import skip
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -19,6 +20,20 @@ from fxcat.network.gates import SAMPLES, GateSamples, GateVector
 from fxcat.network.methods import Methods, Turns
 from fxcat.network.program import Program
 from fxcat.network.weight_checks import check_whole
+
+_PLAIN = "fxcat draws gates in plain Python: compile without fullgraph=True, the network is one graph anyway"
+
+
+def _around(method: Callable[..., Any]) -> Any:
+    """A method that torch.compile leaves as it is, unlike the network that it calls: compiled code of it would be made
+    anew for every structure and mode, so often that torch gives up, and with it whatever it calls."""
+    found: Any = skip(method)
+    found._torchdynamo_disable_msg = _PLAIN
+    return found
+
+
+# a random generator and generated code: torch.compile shall see the network alone
+_apart: Any = torch.compiler.disable(reason=_PLAIN)
 
 
 class CalledAsModel(nn.Module):
@@ -113,30 +128,42 @@ class CalledAsModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.run(args, kwargs)
 
+    @_around
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `forward` does, whatever signature it shows."""
         return self._run(self.network, args, kwargs)
 
+    @_around
     def _run(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.training and not torch.compiler.is_compiling():
+        if self.training:
             with self._turns:
                 return self._pass(network, args, kwargs)
         return self._pass(network, args, kwargs)
 
+    @_around
     def _pass(self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        values: torch.Tensor = self._draw((*args, *kwargs.values()))  # pyright: ignore[reportArgumentType, reportAssignmentType, reportCallIssue]
-        samples = self.network.get_submodule(SAMPLES)
-        assert isinstance(samples, GateSamples)
-        samples.fill(values, self.network)
+        self._fill((*args, *kwargs.values()))
         try:
             return network(*args, **kwargs)
         finally:
-            samples.clear()
+            self._clear()
 
-    # a random generator and generated code: torch.compile shall see the network alone
-    @torch.compiler.disable(  # pyright: ignore[reportUntypedFunctionDecorator]
-        reason="fxcat draws gates in plain Python: compile without fullgraph=True, the network is one graph anyway"
-    )
+    @_apart
+    def _fill(self, arguments: tuple[Any, ...]) -> None:
+        """Give the gates values for a pass."""
+        values = self._draw(arguments)
+        self._samples.fill(values, self.network)
+
+    @_apart
+    def _clear(self) -> None:
+        self._samples.clear()
+
+    @property
+    def _samples(self) -> GateSamples:
+        samples = self.network.get_submodule(SAMPLES)
+        assert isinstance(samples, GateSamples)
+        return samples
+
     def _draw(self, arguments: tuple[Any, ...]) -> torch.Tensor:
         if "_is_replica" in self.__dict__:
             raise InputError(

@@ -48,6 +48,7 @@ def _with_signature(base: type[nn.Module], hidden: tuple[str, ...]) -> type[Gate
     def forward(self: GatedModule, *args: Any, **kwargs: Any) -> Any:
         return self.run(args, kwargs)
 
+    forward.__code__ = forward.__code__.replace()  # torch.compile counts by code how often it has compiled something
     forward.__signature__ = inspect.signature(base.forward)  # pyright: ignore[reportFunctionMemberAccess]
     hide(forward, hidden)
     forward.__qualname__, forward.__doc__ = GatedModule.forward.__qualname__, base.forward.__doc__

@@ -207,6 +207,30 @@ def test_compiled_training_is_the_same(autocast: bool) -> None:
     assert plain[-1] < 0.5 * plain[0]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_all_structures_of_all_networks_are_compiled() -> None:
+    """torch compiles no code more often than its limit says."""
+    torch._dynamo.reset()
+    graphs: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for number in range(2):
+            net = fxcat.prepare(Net(), EXAMPLE, verbose=False)
+            compiled = torch.compile(net, backend=backend)
+            for structure in range(2):
+                for mode in (True, False):
+                    net.train(mode)
+                    compiled(torch.ones(2, 3, 8, 8))
+                    assert len(graphs) == 4 * number + 2 * structure + 1 + (not mode)
+                keep = torch.ones_like(net.gate_vector.theta)
+                keep[0] = 0
+                net.shrink(keep)
+
+
 def test_what_cannot_be_compiled_whole_says_so() -> None:
     torch._dynamo.reset()
     net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False)
