@@ -9,8 +9,10 @@ import torch
 from torch import fx
 
 from fxcat.errors import PlanError
+from fxcat.passes.analysis.chains import Chain
 from fxcat.passes.graph.invocations import stands_for
 from fxcat.passes.graph.meta import CALL, ENTRY, MADE, stand_beside, value_of
+from fxcat.passes.rewriting.numbers import paired_inputs
 from fxcat.passes.rewriting.setting import Setting
 from fxcat.passes.rules.boundary import owners
 from fxcat.passes.rules.selection import known_selection
@@ -23,7 +25,6 @@ def replace_broken_chains(
     """A shuffle whose surviving part is no rectangle becomes one index_select with the surviving permutation."""
     analysis = setting.analysis
     buffers: dict[str, torch.Tensor] = {}
-    selected: dict[fx.Node, fx.Node] = {}  # what stands for the end of a chain, where another one may begin
     remaining = set(graph.nodes)
     # an earlier shrink may have left some, and the chains that are left are numbered anew
     taken = {str(n.target) for n in analysis.graph.nodes if n.op == "get_attr"}
@@ -40,13 +41,18 @@ def replace_broken_chains(
         buffers[name] = _surviving_order(setting, chain.source, chain.sink, chain.axis, chain.order)
         with graph.inserting_before(sink):
             index = graph.create_node("get_attr", name)
-            source = selected.get(chain.source, copies[chain.source])
+            source = _entering(chain, copies)
             select = graph.call_function(torch.index_select, (source, chain.axis, index))
         stand_beside(select, sink)
         stands_for(select, sink)
         sink.replace_all_uses_with(select)
-        selected[chain.sink] = select
     return buffers
+
+
+def _entering(chain: Chain, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """What stands for a chain's source now: what an earlier chain has become, or the shortcut of a closed section."""
+    taking = next(n for n in chain.inner if chain.source in n.all_input_nodes)
+    return dict(paired_inputs(taking, copies[taking]))[chain.source]
 
 
 def _surviving_order(setting: Setting, source: fx.Node, sink: fx.Node, axis: int, order: torch.Tensor) -> torch.Tensor:

@@ -123,6 +123,31 @@ def test_halves_that_pass_blocks_by() -> None:
     assert not list(small.buffers())
 
 
+class BehindSection(nn.Module):
+    """A shuffle of what a section is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(shuffled(x + self.branch(F.relu(x)), 2).mean((2, 3)))
+
+
+def test_a_shuffle_behind_a_closed_section() -> None:
+    """What it takes is the shortcut then."""
+    net = fxcat.prepare(BehindSection().double(), X, verbose=False).eval()
+    for gate in net.gates.values():
+        gate.theta[[1, 5] if gate.kind == "units" else [0]] = 0.0
+    with torch.no_grad():
+        expected = net(X)
+        assert net.shrink()
+        assert difference(net(X), expected) <= 1e-14
+    assert not net.structure.sections
+
+
 def test_what_minds_the_order_of_channels_keeps_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fxcat.passes")
     net = fxcat.prepare(Groups().double(), X, verbose=False).eval()
