@@ -119,7 +119,7 @@ def check_integer(
     if optional and value is None:
         return
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if is_whole and abs(int(value)) > _LARGEST:
+    if is_whole and most is None and abs(int(value)) > _LARGEST:
         raise InputError(
             f"{_given(name, value)} is too large", remedy=remedy or "give an integer that a float can hold"
         )
