@@ -103,7 +103,7 @@ LAYERS = {
             || torch.matmul(t, <<par $c, 5>>) + <<par 5>>
             || torch.tensordot(t, <<par $c, 5>>, 1) || torch.tensordot(t, <<par 5, $c>>, dims=([-1], [1]))
                 || torch.einsum('...c,cd->...d', t, <<par $c, 5>>)]]
-        h = h.movedim(-1, 1).contiguous()
+        h = h.movedim(-1, 1).reshape(-1, 5, *$x.shape[2:])
         """,
         "5",
     ),
