@@ -77,10 +77,7 @@ def save_folder(
     """
     check_module(module, "save_folder()")
     check_instance(architecture, (Architecture, str), "architecture", optional=True)
-    check_instance(report, Report, "report", optional=True)
-    check_texts(results, "results", optional=True)
-    for name, text in (("title", title), ("license", license)):
-        check_text(text, name, optional=True)
+    _check_told(report, results, title=title, license=license)
     check_flag(onnx, "onnx")
     check_flag(source, "source")
     made = Architecture(architecture) if isinstance(architecture, str) else architecture
@@ -110,6 +107,14 @@ def save_folder(
             _replace(folder, files)
     except OSError as error:
         raise StorageError(f"the folder cannot be written: {error}", where=str(folder)) from error
+
+
+def _check_told(report: Report | None, results: Mapping[str, str] | None, **texts: str | None) -> None:
+    """Raise `InputError` for what a card cannot tell."""
+    check_instance(report, Report, "report", optional=True)
+    check_texts(results, "results", optional=True)
+    for name, text in texts.items():
+        check_text(text, name, optional=True)
 
 
 def _example(shape: Any) -> torch.Tensor:

@@ -111,7 +111,6 @@ def test_a_run_that_has_not_ended(here: Path, capsys: pytest.CaptureFixture[str]
 
 def test_what_takes_other_things_than_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their run knows what the network was prepared with."""
-    pytest.importorskip("onnxruntime")
     told(capsys, "prune", "command_nets:volumes", "--out", "a", "--quiet")
     text = told(capsys, "export", "a", "--source", "v.py", "--onnx", "v.onnx", "--folder", "f")
     assert "largest error" in text and json.loads((here / "f" / "config.json").read_text())["input_shape"][1:2] == [1]

@@ -29,6 +29,18 @@ CONTAINERS = [
 ]
 
 
+def train_to_half(net: fxcat.GatedModule, optimizer: torch.optim.Optimizer) -> None:
+    """A run to half of the FLOPs, in 20 steps."""
+    x, y = batches(64).tensors
+    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=20)
+    for _ in range(20):
+        net.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        controller.step()
+    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+
+
 @pytest.mark.parametrize("state", CONTAINERS, ids=lambda s: type(s).__name__)
 def test_containers_stay_what_they_are(state: Any) -> None:
     left = sliced(state, SHAPE, {0: torch.tensor([0, 2])})
@@ -63,16 +75,9 @@ class Delayed(torch.optim.Optimizer):
 
 def test_an_optimizer_that_keeps_a_queue_goes_on() -> None:
     torch.manual_seed(0)
-    x, y = batches(64).tensors
-    net = fxcat.prepare(Net(), x[:1], verbose=False).train()
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False).train()
     optimizer = Delayed(net.weight_parameters())
-    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=20)
-    for _ in range(20):
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-        controller.step()
-    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+    train_to_half(net, optimizer)
     assert all(past.shape == p.shape for p in net.weight_parameters() for past in optimizer.state[p]["past"])
 
 
@@ -110,16 +115,8 @@ class Slow(torch.optim.Optimizer):
 
 def test_a_wrapper_that_was_never_initialised_is_none_itself() -> None:
     torch.manual_seed(0)
-    x, y = batches(64).tensors
-    net = fxcat.prepare(Net(), x[:1], verbose=False).train()
-    optimizer = Slow(torch.optim.SGD(net.weight_parameters(), lr=0.02))
-    controller = fxcat.GateController(net, optimizer, target=fxcat.Target(flops=0.5), total_steps=20)
-    for _ in range(20):
-        net.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-        controller.step()
-    assert net.hard_cost().macs <= 0.5 * net.start_cost.macs
+    net = fxcat.prepare(Net(), torch.zeros(1, 3, 8, 8), verbose=False).train()
+    train_to_half(net, Slow(torch.optim.SGD(net.weight_parameters(), lr=0.02)))
 
 
 def _in_groups(optimizer: torch.optim.Optimizer) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -148,9 +149,6 @@ def test_removals_of_a_sensitivity(net: fxcat.GatedModule) -> None:
 
 def test_names_of_a_generator(tmp_path: Path) -> None:
     """They can be read once only."""
-    pytest.importorskip("onnx")
-    import onnx
-
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     fxcat.export_onnx(model, tmp_path / "a.onnx", X, input_names=(n for n in ["image"]), verify=False)
     assert [i.name for i in onnx.load(tmp_path / "a.onnx").graph.input] == ["image"]
