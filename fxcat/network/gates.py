@@ -77,10 +77,7 @@ class GateSamples(nn.Module):
         """Publish a sample of all gates, shape (gates,), for one forward pass of the network that they are of."""
         parameters = [_of_module(_at(network, path), name) for path, name in self._scaled]
         index = self._index.on(sample.device)
-        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (sample, *parameters))
-        # torch.compile cannot trace an autograd function with nothing to differentiate
-        differentiable |= not torch.compiler.is_compiling()
-        values = slot_values(sample, index, self._repeated, self._sizes, parameters, differentiable=differentiable)
+        values = slot_values(sample, index, self._repeated, self._sizes, parameters)
         place = self._place()
         for slot, value in zip(self._slots, values, strict=True):
             place[slot.name] = value if len(slot.shape) == 1 else value.reshape(slot.shape)
@@ -107,13 +104,11 @@ class GateSamples(nn.Module):
         own = self.__dict__
         for slot in self._slots:
             own.pop(slot.name, None)
-        if not torch.compiler.is_compiling():
-            self._filled.values.clear()  # another thread may have changed the mode meanwhile
+        self._filled.values.clear()  # another thread may have changed the mode meanwhile
 
     def _place(self) -> dict[str, Any]:
-        """Where the values are. In training those of all threads, which take turns, since attributes are read faster;
-        nor does torch.compile know of threads, and what it compiles has the values as inputs and results."""
-        return self.__dict__ if self.training or torch.compiler.is_compiling() else self._filled.values
+        """Where the values are. In training those of all threads, which take turns: attributes are read faster."""
+        return self.__dict__ if self.training else self._filled.values
 
 
 def _at(network: Any, path: list[str]) -> nn.Module:

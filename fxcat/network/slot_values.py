@@ -43,31 +43,18 @@ def slot_values(
     repeated: int,
     sizes: list[int],
     parameters: Sequence[torch.Tensor],
-    *,
-    differentiable: bool,
 ) -> tuple[torch.Tensor, ...]:
     """Values of all slots: products of gates, the first of them times parameters, each of these with one axis.
 
-    `index`, `repeated`: see `GateLayout`. `sizes`: entries of the slots. `differentiable`: with derivatives for sample
-    and parameters.
+    `index`, `repeated`: see `GateLayout`. `sizes`: entries of the slots.
     """
     count = len(parameters)
     flat = torch.cat(list(parameters)) if parameters else sample.new_empty(0)
-    scale = Scaled.apply if differentiable else scaled
-    values: tuple[torch.Tensor, torch.Tensor] = scale(sample, index, repeated, flat)
+    values: tuple[torch.Tensor, torch.Tensor] = Scaled.apply(sample, index, repeated, flat)
     products = values[0].split(sizes[:count])
     if any(p.dtype != values[0].dtype for p in parameters):
         products = [v.to(p.dtype) for v, p in zip(products, parameters, strict=True)]
     return (*products, *values[1].split(sizes[count:]))
-
-
-def scaled(
-    sample: torch.Tensor, index: torch.Tensor, repeated: int, flat: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Parameters, one behind the other, times their gates; and the gates that stand for themselves."""
-    gates = _product(_factors(sample, index))
-    end = flat.numel() - repeated
-    return flat * torch.cat([gates[:repeated], gates[:end]]), gates[end:].clone()
 
 
 def _factors(sample: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
@@ -81,7 +68,9 @@ def _product(factors: list[torch.Tensor]) -> torch.Tensor:
 
 
 class Scaled(torch.autograd.Function):
-    """`scaled`, with one node of the autograd graph: many small ones would cost a few percent of a step.
+    """Parameters, one behind the other, times their gates; and the gates that stand for themselves.
+
+    One node of the autograd graph: many small ones would cost a few percent of a step.
 
     Its backward pass is made of differentiable ops on its inputs, and so can be differentiated again.
     """
@@ -92,7 +81,9 @@ class Scaled(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         sample: torch.Tensor, index: torch.Tensor, repeated: int, flat: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return scaled(sample, index, repeated, flat)
+        gates = _product(_factors(sample, index))
+        end = flat.numel() - repeated
+        return flat * torch.cat([gates[:repeated], gates[:end]]), gates[end:].clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
